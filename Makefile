@@ -1,0 +1,56 @@
+# The torch build to install. A CUDA build is large; where pip is configured for CPU builds, the
+# exact version picks one of those. Example: make train TORCH=torch==2.12.0
+TORCH ?= torch==2.13.0
+PYTHON ?= python3
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+DECLARED := pyproject.toml distributed_ignn/__init__.py
+
+# Stamps: an installation is repeated when the declared dependencies or TORCH have changed.
+BUILD := $(subst =,_,$(TORCH))
+TRAIN_READY := $(VENV)/.train-$(BUILD)
+DEV_READY := $(VENV)/.dev-$(BUILD)
+
+.PHONY: help train test lint clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make train   two CPU processes train on a generated graph"
+	@echo "make test    all tests, cheapest first"
+	@echo "make lint    format, lint, types and import order"
+	@echo "make clean   remove the virtual environment and caches"
+
+train: $(TRAIN_READY)
+	$(BIN)/torchrun --standalone --nproc-per-node 2 launch/train.py --dataset chains --device cpu
+
+test: $(DEV_READY)
+	$(BIN)/python -m pytest
+
+lint: $(DEV_READY)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "error: $(PYTHON) is older than Python 3.11; name a newer one: make PYTHON=python3.12" >&2; \
+		exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) "$(TORCH)"
+
+# torch is named again so that no other requirement replaces the build chosen above.
+$(TRAIN_READY): $(DECLARED) | $(BIN)/python
+	$(PIP) "$(TORCH)" --editable ".[test]"
+	@rm -f $(VENV)/.train-* $(VENV)/.dev-*
+	@touch "$@"
+
+$(DEV_READY): $(DECLARED) | $(BIN)/python
+	$(PIP) "$(TORCH)" --editable ".[dev]"
+	@rm -f $(VENV)/.train-* $(VENV)/.dev-*
+	@touch "$(TRAIN_READY)" "$@"

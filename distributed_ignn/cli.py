@@ -1,0 +1,25 @@
+"""How a command ends: with 0, or with 2 and one line on what the user should change."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+
+from distributed_ignn.errors import UserError
+
+
+def run_main(main: Callable[[], None]) -> int:
+    """Run a command and return its exit code: 0, or 2 after a UserError.
+
+    The error is printed as ``error: ...`` to stderr, by rank 0 alone under torchrun, where every
+    rank raises the same one. Any other exception is a bug and passes
+    through with its stack trace.
+    """
+    try:
+        main()
+    except UserError as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        return 2
+    return 0

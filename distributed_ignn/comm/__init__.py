@@ -1,0 +1,1 @@
+"""Start and stop of the job, and everything that ranks send to each other."""

@@ -1,0 +1,207 @@
+"""Communicator: everything a rank may ask of the others, passed explicitly to whoever needs it.
+
+This package is the only one that touches ``torch.distributed``. A single process needs no process
+group: every call then answers at once. CUDA tensors over gloo are staged through pinned memory, so
+that several ranks may share one GPU.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from distributed_ignn.comm.traffic import Traffic
+from distributed_ignn.errors import UserError
+
+
+@dataclass(slots=True)
+class PendingRows:
+    """Rows on their way; ``wait`` hands them over."""
+
+    received: Tensor
+    work: dist.Work | None
+    device: torch.device
+    sent: Tensor  # kept alive until the transfer is over
+
+    def wait(self) -> Tensor:
+        """Block until the rows are here and return them, [sum of receive counts, D]."""
+        if self.work is not None:
+            self.work.wait()
+        return self.received.to(self.device, non_blocking=True)
+
+
+class Communicator:
+    """One rank's view of the job.
+
+    Args:
+        rank, world_size, local_rank: position of this process in the job and on its machine.
+        device: where this rank computes.
+        owns_group: whether ``close`` ends the process group.
+    """
+
+    def __init__(
+        self,
+        rank: int = 0,
+        world_size: int = 1,
+        local_rank: int = 0,
+        device: torch.device | None = None,
+        *,
+        owns_group: bool = False,
+    ) -> None:
+        self.rank = rank
+        self.world_size = world_size
+        self.local_rank = local_rank
+        self.device = device or torch.device("cpu")
+        self.traffic = Traffic()
+        self._owns_group = owns_group
+        self._staged = self.device.type == "cuda" and self.backend == "gloo"
+
+    @property
+    def backend(self) -> str:
+        """Name of the transport: ``gloo``, ``nccl`` or ``none`` for a single process."""
+        return str(dist.get_backend()) if self.world_size > 1 else "none"
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def start_exchange(
+        self, rows: Tensor, send_counts: Sequence[int], recv_counts: Sequence[int]
+    ) -> PendingRows:
+        """Begin an all-to-all of rows; every rank must call it.
+
+        Args:
+            rows: [sum(send_counts), D] contiguous, grouped by receiving rank.
+            send_counts, recv_counts: rows to and from each rank, world_size entries each.
+        """
+        self.traffic.exchanges += 1
+        self.traffic.exchange_bytes += rows.numel() * rows.element_size()
+        shape = (sum(recv_counts), rows.shape[1])
+        if self.world_size == 1:
+            return PendingRows(rows.new_empty(shape), None, self.device, rows)
+        sent = _to_pinned(rows) if self._staged else rows.contiguous()
+        received = torch.empty(
+            shape, dtype=rows.dtype, device=sent.device, pin_memory=self._staged
+        )
+        work = dist.all_to_all_single(
+            received, sent, list(recv_counts), list(send_counts), async_op=True
+        )
+        return PendingRows(received, work, self.device, sent)
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Sum over ranks, in place; returns ``tensor``."""
+        return self._all_reduce(tensor, dist.ReduceOp.SUM)
+
+    def max(self, tensor: Tensor) -> Tensor:
+        """Maximum over ranks, in place; returns ``tensor``."""
+        return self._all_reduce(tensor, dist.ReduceOp.MAX)
+
+    def _all_reduce(self, tensor: Tensor, op: dist.ReduceOp.RedOpType) -> Tensor:
+        self.traffic.reductions += 1
+        self.traffic.reduction_bytes += tensor.numel() * tensor.element_size()
+        if self.world_size == 1:
+            return tensor
+        needs_cpu = self._staged and tensor.device.type == "cuda"
+        needs_gpu = self.backend == "nccl" and tensor.device.type == "cpu"
+        if not (needs_cpu or needs_gpu):
+            dist.all_reduce(tensor, op)
+            return tensor
+        moved = tensor.to("cpu" if needs_cpu else self.device)
+        dist.all_reduce(moved, op)
+        return tensor.copy_(moved)
+
+    def barrier(self) -> None:
+        """Wait for every rank."""
+        self._all_reduce(torch.zeros(1), dist.ReduceOp.SUM)
+
+    def gather_json(self, value: Any) -> list[Any]:
+        """Every rank's ``value`` (anything JSON can hold), in rank order, on every rank."""
+        if self.world_size == 1:
+            return [json.loads(json.dumps(value))]
+        payload = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+        lengths = torch.zeros(self.world_size, dtype=torch.int64)
+        lengths[self.rank] = payload.numel()
+        self.sum(lengths)
+        table = torch.zeros(self.world_size, int(lengths.max()), dtype=torch.uint8)
+        table[self.rank, : payload.numel()] = payload
+        self.sum(table)
+        return [
+            json.loads(bytes(table[r, : int(lengths[r])].tolist())) for r in range(self.world_size)
+        ]
+
+    def agree(self, error: str | None) -> None:
+        """Raise the first rank's error message on every rank, or return if there is none.
+
+        Wrap rank-local work that a user's mistake can stop (reading files), so that no rank is
+        left waiting in the next collective.
+
+        Raises:
+            UserError: some rank reported an error.
+        """
+        for message in self.gather_json(error):
+            if message is not None:
+                raise UserError(message)
+
+    def close(self) -> None:
+        """End the process group if this communicator started it."""
+        if self._owns_group and dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def start_communicator(
+    *,
+    rank: int,
+    world_size: int,
+    local_rank: int,
+    device: torch.device,
+    backend: str = "auto",
+    init_method: str = "env://",
+    timeout_seconds: float = 1800.0,
+) -> Communicator:
+    """Join the job and return this rank's Communicator.
+
+    ``backend="auto"`` takes nccl when every rank has a GPU of its own, gloo otherwise. A process
+    group that somebody else started (Ray Train) is used as it is and left open on close.
+
+    Raises:
+        UserError: nccl was asked for without a GPU per rank.
+    """
+    if world_size == 1 and not dist.is_initialized():
+        return Communicator(rank, world_size, local_rank, device)
+    if dist.is_initialized():
+        return Communicator(rank, world_size, local_rank, device)
+    name = choose_backend(backend, device, local_rank)
+    dist.init_process_group(
+        name,
+        init_method=init_method,
+        rank=rank,
+        world_size=world_size,
+        timeout=timedelta(seconds=timeout_seconds),
+    )
+    return Communicator(rank, world_size, local_rank, device, owns_group=True)
+
+
+def choose_backend(backend: str, device: torch.device, local_rank: int) -> str:
+    """Resolve ``auto`` and refuse what cannot work."""
+    own_gpu = device.type == "cuda" and local_rank < torch.cuda.device_count()
+    if backend == "auto":
+        return "nccl" if own_gpu else "gloo"
+    if backend == "nccl" and not own_gpu:
+        raise UserError(
+            f"comm.backend nccl needs one GPU per rank, found {torch.cuda.device_count()} GPUs for "
+            f"local rank {local_rank} on {device.type}; use --comm.backend gloo"
+        )
+    return backend
+
+
+def _to_pinned(rows: Tensor) -> Tensor:
+    pinned = torch.empty(rows.shape, dtype=rows.dtype, pin_memory=True)
+    pinned.copy_(rows)
+    return pinned

@@ -1,0 +1,50 @@
+"""The argument parser of every command: strict, suggesting, and silent about stack traces."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from distributed_ignn.config.suggest import suggest
+from distributed_ignn.errors import UserError
+
+
+class CommandParser(argparse.ArgumentParser):
+    """An ArgumentParser that raises UserError and takes ``-`` and ``_`` in a flag as the same.
+
+    A command adds its own flags and either calls ``parse_args`` or, to accept the settings of a
+    run as well, hands the parser to ``parse_command``.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(allow_abbrev=False, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise what argparse would print."""
+        raise UserError(f"{message.removeprefix('argument ')}; --help lists all flags")
+
+    def parse_args(  # type: ignore[override]
+        self, args: Sequence[str], namespace: argparse.Namespace | None = None
+    ) -> argparse.Namespace:
+        """As argparse, but an unknown flag is answered with the closest known one."""
+        spelled = [self._spell(argument) for argument in args]
+        known, rest = self.parse_known_args(spelled, namespace)
+        if rest:
+            self.error(self._describe_unknown(rest[0]))
+        return known
+
+    def _spell(self, argument: str) -> str:
+        """The argument with its flag written as it was declared."""
+        flag, equals, value = argument.partition("=")
+        if not flag.startswith("--") or flag in self._option_string_actions:
+            return argument
+        folded = {known.replace("_", "-"): known for known in self._option_string_actions}
+        return folded.get(flag.replace("_", "-"), flag) + equals + value
+
+    def _describe_unknown(self, argument: str) -> str:
+        if not argument.startswith("-"):
+            return f"unexpected argument {argument!r}: a setting looks like --train.epochs 10"
+        flag = argument.partition("=")[0]
+        return f"unknown flag {flag}{suggest(flag, self._option_string_actions)}"

@@ -1,0 +1,59 @@
+"""Files that are either complete or absent, whatever interrupts their writing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import uuid
+from pathlib import Path
+from typing import Any
+
+
+def atomic_write_bytes(path: Path, data: bytes) -> None:
+    """Write a file that replaces ``path`` only once it is complete and on disk.
+
+    Raises:
+        OSError: the folder is missing or not writable, or the disk is full; ``path`` is as before.
+    """
+    temporary = temporary_sibling(path)
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync(path.parent)
+
+
+def atomic_write_text(path: Path, text: str) -> None:
+    """As ``atomic_write_bytes``, in UTF-8."""
+    atomic_write_bytes(path, text.encode("utf-8"))
+
+
+def atomic_write_json(path: Path, value: Any) -> None:
+    """As ``atomic_write_bytes``, indented and with a final line break; refuses NaN and infinity."""
+    atomic_write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def temporary_sibling(path: Path) -> Path:
+    """An unused hidden name in the folder of ``path``, from which a rename is atomic."""
+    return path.parent / f".{path.name}.{uuid.uuid4().hex}.tmp"
+
+
+def sync(path: Path) -> None:
+    """Bring a file, or the names in a folder, onto the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256_file(path: Path) -> str:
+    """Hexadecimal sha256 of a file, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

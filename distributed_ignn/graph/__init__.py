@@ -1,0 +1,1 @@
+"""Graphs: datasets, partitions, shards, halo exchange and propagation."""

@@ -1,0 +1,81 @@
+"""Named datasets: one function, one validated GraphData, whatever the source.
+
+Each source has its own module; this one only knows their names and what is common to all of
+them (feature scaling, the neighbour channel, the final validation).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+from distributed_ignn.config import DATASET_NAMES, DataConfig
+from distributed_ignn.config.sections import FILE_SUFFIXES
+from distributed_ignn.errors import UserError
+from distributed_ignn.graph.data import GraphData
+from distributed_ignn.graph.datasets.amazon import load_amazon
+from distributed_ignn.graph.datasets.amgcn import RELEASE, load_amgcn
+from distributed_ignn.graph.datasets.chains import make_chains
+from distributed_ignn.graph.datasets.checks import normalise_features, validate
+from distributed_ignn.graph.datasets.knn import add_knn_channel
+from distributed_ignn.graph.datasets.pyg_ogb import OGB_NAMES, load_ogb, load_reddit
+from distributed_ignn.graph.datasets.synthetic import make_products
+from distributed_ignn.graph.datasets.user_file import load_user_file
+
+__all__ = ["DATASET_NAMES", "load_dataset", "validate"]
+
+
+def _amgcn(name: str, data_root: Path, data: DataConfig) -> GraphData:
+    return load_amgcn(name, data_root, label_rate=data.label_rate, knn=data.knn)
+
+
+def _file(name: str, data_root: Path, data: DataConfig) -> GraphData:
+    if data.path is None:
+        raise UserError("data.path: dataset 'file' needs the path of a .pt or .npz file")
+    return load_user_file(Path(data.path))
+
+
+_Loader = Callable[[str, Path, DataConfig], GraphData]
+
+_LOADERS: dict[str, _Loader] = {
+    **dict.fromkeys(RELEASE, _amgcn),
+    "amazon-all": lambda name, root, data: load_amazon(root),
+    "reddit": lambda name, root, data: load_reddit(root),
+    **dict.fromkeys(OGB_NAMES, lambda name, root, data: load_ogb(name, root)),
+    "chains": lambda name, root, data: make_chains(data.chains),
+    "synthetic-products": lambda name, root, data: make_products(data.synthetic),
+    "file": _file,
+}
+
+
+def load_dataset(name: str, data_root: Path, data: DataConfig) -> GraphData:
+    """Load, scale and validate one dataset.
+
+    Args:
+        name: one of DATASET_NAMES, or the path of the user's own ``.pt`` or ``.npz`` file.
+        data_root: folder of the datasets' files; missing files are downloaded into it.
+        data: the ``data`` section of the configuration.
+
+    Returns:
+        The graph with features normalised as ``data.feature_norm`` says and, where ``data.knn`` is
+        not 0, a nearest-neighbour graph as channel 1.
+
+    Raises:
+        UserError: an unknown name, missing or malformed files, or a rule that the data breaks.
+    """
+    loader = _LOADERS.get(name)
+    if loader is not None:
+        loaded = loader(name, data_root, data)
+    elif name.endswith(FILE_SUFFIXES):
+        loaded = load_user_file(Path(name))
+    else:
+        raise UserError(
+            f"dataset {name!r} is not known; choose one of {', '.join(DATASET_NAMES)}, or give the "
+            "path of a PyG .pt file or of a .npz file"
+        )
+    loaded = validate(loaded, name)
+    if data.knn and name not in RELEASE:
+        loaded = add_knn_channel(loaded, data.knn)
+    features = normalise_features(loaded.features, data.feature_norm)
+    return dataclasses.replace(loaded, features=features)

@@ -1,0 +1,152 @@
+"""What every loader shares at its end: feature scaling, split sets and the final validation.
+
+Letters: n nodes, F features, C classes, E stored entries.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from distributed_ignn.errors import UserError
+from distributed_ignn.graph.data import CSRMatrix, GraphData
+
+
+def validate(data: GraphData, origin: str) -> GraphData:
+    """Return ``data`` if every rule of a training graph holds.
+
+    Args:
+        data: what a loader built.
+        origin: where it came from, the first words of any message.
+
+    Raises:
+        UserError: the first broken rule, in one line.
+    """
+    if data.num_nodes < 2:
+        raise UserError(f"{origin}: {data.num_nodes} node(s); a graph needs at least two")
+    for channel, graph in enumerate(data.graphs):
+        _check_graph(graph, data.num_nodes, f"{origin}: graph {channel}")
+    if data.features is not None:
+        _check_features(data.features, data.num_nodes, origin)
+    _check_labels(data, origin)
+    _check_splits(data, origin)
+    return data
+
+
+def brief(error: BaseException) -> str:
+    """An exception in one line, for use inside a message."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def check_ids(ids: Tensor, bound: int, what: str) -> None:
+    """Refuse ids outside [0, bound).
+
+    Raises:
+        UserError: naming the smallest or largest offender.
+    """
+    if ids.numel() == 0:
+        return
+    low, high = (int(value) for value in torch.aminmax(ids))
+    if low < 0 or high >= bound:
+        worst = low if low < 0 else high
+        raise UserError(f"{what}: id {worst} is outside 0..{bound - 1}; ids count nodes from 0")
+
+
+def _check_graph(graph: CSRMatrix, num_nodes: int, what: str) -> None:
+    if graph.num_rows != num_nodes or graph.num_cols != num_nodes:
+        raise UserError(
+            f"{what} is {graph.num_rows} x {graph.num_cols} but there are {num_nodes} nodes"
+        )
+    if graph.num_entries == 0:
+        raise UserError(
+            f"{what} has no edges besides self-loops; an implicit graph model needs some"
+        )
+    check_ids(graph.col, num_nodes, what)
+
+
+def _check_features(features: CSRMatrix | Tensor, num_nodes: int, origin: str) -> None:
+    sparse = isinstance(features, CSRMatrix)
+    rows = features.num_rows if isinstance(features, CSRMatrix) else features.shape[0]
+    width = features.num_cols if isinstance(features, CSRMatrix) else features.shape[1]
+    if rows != num_nodes:
+        raise UserError(f"{origin}: {rows} feature rows for {num_nodes} nodes; give one row a node")
+    if width == 0:
+        raise UserError(f"{origin}: features have no columns; leave them out to learn embeddings")
+    values = features.value if isinstance(features, CSRMatrix) else features
+    if isinstance(features, CSRMatrix):
+        check_ids(features.col, width, f"{origin}: feature columns")
+    # The sum is NaN or infinite whenever an entry is, and costs no mask of the size of X.
+    if (
+        values is not None
+        and values.numel()
+        and not torch.isfinite(values.sum(dtype=torch.float64))
+    ):
+        bad = (~torch.isfinite(values)).nonzero()[0]
+        row = int(features.rows()[bad[0]]) if isinstance(features, CSRMatrix) else int(bad[0])
+        kind = "sparse features" if sparse else "features"
+        raise UserError(
+            f"{origin}: {kind} hold NaN or infinity, first in node {row}; clean the data"
+        )
+
+
+def _check_labels(data: GraphData, origin: str) -> None:
+    labels = data.labels
+    if labels.shape[0] != data.num_nodes:
+        raise UserError(
+            f"{origin}: {labels.shape[0]} labels for {data.num_nodes} nodes; give one a node"
+        )
+    if data.task == "multilabel":
+        if labels.shape[1] != data.num_classes or not bool(((labels == 0) | (labels == 1)).all()):
+            raise UserError(
+                f"{origin}: multi-label targets must be 0 or 1, one column for each of the "
+                f"{data.num_classes} classes"
+            )
+        return
+    low, high = (int(value) for value in torch.aminmax(labels))
+    if low < -1 or high >= data.num_classes:
+        worst = low if low < -1 else high
+        raise UserError(
+            f"{origin}: label {worst} is outside 0..{data.num_classes - 1} (-1 means unlabelled)"
+        )
+    if data.num_classes < 2:
+        raise UserError(
+            f"{origin}: {data.num_classes} class(es) in the labels; at least two needed"
+        )
+
+
+def _check_splits(data: GraphData, origin: str) -> None:
+    splits = {"train": data.train_nodes, "validation": data.val_nodes, "test": data.test_nodes}
+    taken = torch.zeros(data.num_nodes, dtype=torch.bool)
+    for name, nodes in splits.items():
+        if nodes.numel() == 0:
+            raise UserError(f"{origin}: the {name} split is empty; every split needs nodes")
+        check_ids(nodes, data.num_nodes, f"{origin}: {name} split")
+        if bool((nodes[1:] <= nodes[:-1]).any()):
+            raise UserError(f"{origin}: the {name} split repeats a node or is not sorted")
+        if bool(taken[nodes].any()):
+            node = int(nodes[taken[nodes]][0])
+            raise UserError(
+                f"{origin}: node {node} is in the {name} split and in another; splits overlap"
+            )
+        taken[nodes] = True
+        if data.task == "multiclass" and bool((data.labels[nodes] < 0).any()):
+            node = int(nodes[data.labels[nodes] < 0][0])
+            raise UserError(f"{origin}: node {node} of the {name} split has no label")
+
+
+def normalise_features(features: CSRMatrix | Tensor | None, how: str) -> CSRMatrix | Tensor | None:
+    """Scale feature rows.
+
+    Args:
+        features: [n, F], or None.
+        how: "row" divides each row by its L1 norm (rows of zeros stay), "none" changes nothing.
+    """
+    if features is None or how == "none":
+        return features
+    if isinstance(features, Tensor):
+        return torch.nn.functional.normalize(features, p=1.0, dim=1)
+    rows = features.rows()
+    value = torch.ones(features.num_entries) if features.value is None else features.value
+    norm = torch.zeros(features.num_rows, dtype=value.dtype).index_add_(0, rows, value.abs())
+    scaled = value / norm.clamp_min(torch.finfo(value.dtype).tiny)[rows]
+    return CSRMatrix(features.rowptr, features.col, scaled, features.num_cols)

@@ -1,0 +1,127 @@
+"""Fetching published files: atomic, checked, and with one clear line when there is no network.
+
+Also says where derived files (caches) may be written. What a file means is left to its reader.
+"""
+
+from __future__ import annotations
+
+import http.client
+import logging
+import os
+import stat
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import torch
+
+from distributed_ignn.errors import UserError
+from distributed_ignn.files import sha256_file, sync, temporary_sibling
+from distributed_ignn.graph.datasets.checks import brief
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def atomic_path(target: Path) -> Iterator[Path]:
+    """A temporary path beside ``target`` that takes its place when the block ends without error."""
+    temporary = temporary_sibling(target)
+    try:
+        yield temporary
+        sync(temporary)
+        os.replace(temporary, target)
+        sync(target.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def fetch(url: str, target: Path, *, source: str, sha256: str | None = None) -> Path:
+    """``target`` if it exists, else a fresh download of ``url`` under that name.
+
+    Args:
+        url: address of the file.
+        target: where the file belongs.
+        source: what to name in the message as the publisher, such as a repository.
+        sha256: expected sum of a download; None logs the sum instead.
+
+    Raises:
+        UserError: no network, a folder that cannot be written, or a wrong sum.
+    """
+    if target.is_file():
+        return target
+    logger.info("downloading %s from %s", target.name, source)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(target) as temporary:
+            torch.hub.download_url_to_file(url, str(temporary), sha256, progress=False)
+            logger.info("%s has sha256 %s", target.name, sha256_file(temporary))
+    except (OSError, http.client.HTTPException) as error:
+        raise UserError(
+            f"{target.name} is neither in {target.parent} nor could it be downloaded from {source} "
+            f"({_reason(error)}); put the file into that folder or name another with --data-root"
+        ) from error
+    except RuntimeError as error:  # download_url_to_file's report of a wrong sum
+        raise UserError(
+            f"the download of {target.name} from {source} does not have its published content "
+            f"({brief(error)}); fetch it by hand and put it into {target.parent}"
+        ) from error
+    return target
+
+
+def _reason(error: BaseException) -> str:
+    reason = getattr(error, "reason", None)  # urllib wraps the cause
+    return brief(reason) if isinstance(reason, BaseException) else brief(error)
+
+
+def read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, limit: int) -> bytes:
+    """All bytes of one zip member, refused above ``limit`` bytes."""
+    check_member_size(archive, info, limit)
+    with archive.open(info) as stream:
+        return stream.read()
+
+
+def check_member_size(archive: zipfile.ZipFile, info: zipfile.ZipInfo, limit: int) -> None:
+    """Refuse a member whose declared size exceeds ``limit``; zipfile never yields more than that.
+
+    Raises:
+        UserError: the member is too large.
+    """
+    if info.file_size > limit:
+        raise UserError(
+            f"{archive.filename}: member {info.filename} unpacks to {info.file_size:,} bytes, at "
+            f"most {limit:,} are allowed; replace the zip by the published one"
+        )
+
+
+def cache_folder(preferred: Path, kind: str) -> Path:
+    """A folder for derived files: ``preferred`` where it can be written, else the user's cache.
+
+    Args:
+        preferred: folder beside the data.
+        kind: name of the folder under ``$XDG_CACHE_HOME/distributed_ignn`` (or ``~/.cache/...``).
+
+    Raises:
+        UserError: neither can be written.
+    """
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    fallback = home / "distributed_ignn" / kind
+    for folder in (preferred, fallback):
+        if _may_write(folder):
+            with suppress(OSError):
+                folder.mkdir(parents=True, exist_ok=True)
+                return folder
+    raise UserError(
+        f"neither {preferred} nor {fallback} can be written; set XDG_CACHE_HOME to a "
+        "writable folder"
+    )
+
+
+def _may_write(folder: Path) -> bool:
+    existing = next((path for path in (folder, *folder.parents) if path.exists()), None)
+    if existing is None:
+        return False
+    # The mode is asked too: to an administrator every folder looks writable, yet one without any
+    # write bit was made read-only on purpose.
+    marked = existing.stat().st_mode & (stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH)
+    return bool(marked) and os.access(existing, os.W_OK)

@@ -1,0 +1,257 @@
+"""Reddit and the ogbn graphs, read by PyTorch Geometric's and OGB's own dataset classes.
+
+Both libraries keep processed copies as pickles, which run code when they are loaded. These are
+neither read nor written here: only the raw files are read, and what takes long to parse is kept
+as plain arrays. OGB is imported only here, and only when asked for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import hashlib
+import logging
+import pickle
+import shutil
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from distributed_ignn.errors import UserError
+from distributed_ignn.files import temporary_sibling
+from distributed_ignn.graph.data import GraphData, csr_from_edges
+from distributed_ignn.graph.datasets.cache import Arrays, cached_arrays
+from distributed_ignn.graph.datasets.checks import brief, check_ids
+from distributed_ignn.graph.datasets.download import cache_folder, fetch
+
+logger = logging.getLogger(__name__)
+
+OGB_NAMES = ("ogbn-arxiv", "ogbn-products", "ogbn-papers100M")
+
+
+def load_reddit(data_root: Path) -> GraphData:
+    """Reddit (Hamilton et al., 2017) from ``data_root/reddit/raw/reddit_{data,graph}.npz``.
+
+    Raises:
+        UserError: files that are missing and cannot be downloaded, or are damaged.
+    """
+    from torch_geometric.data import Data
+    from torch_geometric.datasets import Reddit
+
+    class RawReddit(Reddit):
+        """PyG's reader of the raw files, without its pickled copy (2 GB, loaded unsafely)."""
+
+        def _process(self) -> None:
+            self.process()
+
+        def save(self, data_list: list[Data], path: str) -> None:
+            self.graph = data_list[0]
+
+        def load(self, path: str, data_cls: type = Data) -> None:
+            self.data, self.slices = self.collate([self.graph])
+
+    folder = data_root / "reddit"
+    if not all(
+        (folder / "raw" / name).is_file() for name in ("reddit_data.npz", "reddit_graph.npz")
+    ):
+        _fetch_unpacked(Reddit.url, folder / "raw", inner=None)
+    try:
+        data = RawReddit(str(folder))[0]
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"{folder / 'raw'} cannot be read ({brief(error)}); delete the folder"
+        ) from error
+    n = data.num_nodes
+    check_ids(data.edge_index, n, f"{folder}: edges")
+    return GraphData(
+        name="reddit",
+        graphs=(csr_from_edges(data.edge_index[0], data.edge_index[1], n),),
+        features=data.x,
+        labels=data.y,
+        num_classes=int(data.y.max()) + 1,
+        task="multiclass",
+        train_nodes=data.train_mask.nonzero().flatten(),
+        val_nodes=data.val_mask.nonzero().flatten(),
+        test_nodes=data.test_mask.nonzero().flatten(),
+    )
+
+
+def load_ogb(name: str, data_root: Path) -> GraphData:
+    """One of OGB_NAMES from ``data_root/ogbn_*``, with OGB's own split, symmetrised.
+
+    Args:
+        name: OGB's name; the folder has OGB's own layout, so an existing OGB root can be used.
+        data_root: OGB's ``root``.
+
+    Raises:
+        UserError: files that are missing and cannot be downloaded, are damaged or outdated.
+    """
+    info = _ogb_info(name)
+    folder = data_root / name.replace("-", "_")
+    if not folder.is_dir():
+        _fetch_unpacked(info["url"], folder, inner=info["download_name"])
+    release = f"RELEASE_v{info['version']}.txt"
+    raw = folder / "raw" / ("data.npz" if info["binary"] == "True" else "edge.csv.gz")
+    # OGB would ask on the terminal about an old release, and about a large download.
+    if not (folder / release).is_file() or not raw.is_file():
+        raise UserError(
+            f"{folder} lacks {release} or raw/{raw.name}; delete the folder to have {name} fetched "
+            "again"
+        )
+    graph, labels, split = _read_ogb(name, folder)
+    edges = _tensor(graph["edge_index"])
+    n = int(graph["num_nodes"])
+    check_ids(edges, n, f"{folder}: edges")
+    return GraphData(
+        name=name,
+        graphs=(csr_from_edges(edges[0], edges[1], n),),
+        features=_dense(graph.get("node_feat")),
+        labels=_labels(labels),
+        num_classes=int(info["num classes"]),
+        task="multiclass",
+        train_nodes=_sorted(split["train"]),
+        val_nodes=_sorted(split["valid"]),
+        test_nodes=_sorted(split["test"]),
+    )
+
+
+def _tensor(array: np.ndarray) -> Tensor:
+    # Arrays straight from pandas are read-only, which tensors cannot be.
+    return torch.from_numpy(np.require(array, requirements=["C", "W"]))
+
+
+def _dense(features: np.ndarray | None) -> Tensor | None:
+    return None if features is None else _tensor(features.astype(np.float32, copy=False))
+
+
+def _labels(labels: np.ndarray) -> Tensor:
+    """int64 [n]; OGB marks unlabelled nodes with NaN, we do with -1."""
+    flat = labels.reshape(-1)
+    if flat.dtype.kind == "f":
+        flat = np.where(np.isnan(flat), -1, flat)
+    return torch.from_numpy(flat.astype(np.int64))
+
+
+def _sorted(nodes: np.ndarray | Tensor) -> Tensor:
+    return torch.from_numpy(np.sort(np.asarray(nodes)).astype(np.int64))
+
+
+def _import_ogb() -> Any:
+    # OGB asks a package index for news in a thread that outlives the import, which delays the end
+    # of the process for minutes where there is no network; without this module it does not ask.
+    missing = object()
+    before = sys.modules.get("outdated", missing)
+    sys.modules["outdated"] = None  # type: ignore[assignment]
+    try:
+        import ogb.nodeproppred
+    except ImportError as error:
+        raise UserError(
+            f"this dataset needs the package ogb ({brief(error)}); install it"
+        ) from error
+    finally:
+        if before is missing:
+            del sys.modules["outdated"]
+        else:
+            sys.modules["outdated"] = before  # type: ignore[assignment]
+    return ogb.nodeproppred
+
+
+def _ogb_info(name: str) -> dict[str, str]:
+    """OGB's own record of a dataset: url, release version, file format, number of classes."""
+    folder = Path(_import_ogb().__file__).parent
+    with (folder / "master.csv").open(newline="", encoding="utf-8") as file:
+        table = list(csv.reader(file))
+    column = table[0].index(name)
+    return {row[0]: row[column] for row in table[1:]}
+
+
+def _read_ogb(name: str, folder: Path) -> tuple[Arrays, np.ndarray, dict[str, Any]]:
+    class RawDataset(_import_ogb().NodePropPredDataset):  # type: ignore[misc]
+        """OGB's class without its pickled copy, in a form that torch cannot load safely."""
+
+        def pre_process(self) -> None:
+            raw = Path(self.root) / "raw"
+            self.graph = _read_npz(raw) if self.binary else _read_csv(raw)
+            self.labels = self.graph.pop("labels")
+
+    # OGB reports its progress on stdout, where only results belong.
+    quiet = contextlib.redirect_stdout(sys.stderr)
+    try:
+        with quiet, torch.serialization.safe_globals(_array_types()):
+            dataset = RawDataset(name, root=str(folder.parent))
+            graph, labels = dataset[0]
+            return graph, labels, dataset.get_idx_split()
+    except (
+        *(OSError, ValueError, KeyError, IndexError, RuntimeError),
+        *(pickle.UnpicklingError, zipfile.BadZipFile),
+    ) as error:
+        raise UserError(
+            f"{folder} cannot be read ({brief(error)}); delete it to have {name} fetched again"
+        ) from error
+
+
+def _read_npz(raw: Path) -> Arrays:
+    from ogb.io.read_graph_raw import read_binary_graph_raw
+
+    graph = read_binary_graph_raw(str(raw))[0]
+    with np.load(raw / "node-label.npz") as file:
+        return _wanted(graph, file["node_label"])
+
+
+def _read_csv(raw: Path) -> Arrays:
+    """Text files of ogbn-products take minutes, so their arrays are kept."""
+
+    def build() -> Arrays:
+        import pandas  # type: ignore[import-untyped]
+        from ogb.io.read_graph_raw import read_csv_graph_raw
+
+        graph = read_csv_graph_raw(str(raw))[0]
+        return _wanted(graph, pandas.read_csv(raw / "node-label.csv.gz", header=None).to_numpy())
+
+    files = sorted(raw.glob("*.csv.gz"))
+    stamps = "".join(f"{f.resolve()} {f.stat().st_size} {f.stat().st_mtime_ns}\n" for f in files)
+    mark = hashlib.sha256(stamps.encode()).hexdigest()
+    folder = cache_folder(raw.parent / ".cache", "ogb")
+    return cached_arrays(folder / f"{raw.parent.name}-{mark[:16]}.npz", f"ogb 1 {mark}", build)
+
+
+def _wanted(graph: dict[str, Any], labels: np.ndarray) -> Arrays:
+    arrays = {"edge_index": graph["edge_index"], "num_nodes": np.array(graph["num_nodes"])}
+    if graph["node_feat"] is not None:
+        arrays["node_feat"] = graph["node_feat"]
+    return arrays | {"labels": labels}
+
+
+def _array_types() -> list[Any]:
+    """What a saved split of numpy arrays refers to, whichever version of numpy wrote it."""
+    types: list[Any] = [np.ndarray, np.dtype, type(np.dtype(np.int32)), type(np.dtype(np.int64))]
+    rebuild = np.empty(0).__reduce__()[0]
+    for module in ("numpy._core.multiarray", "numpy.core.multiarray"):
+        types.append((rebuild, f"{module}._reconstruct"))
+    return types
+
+
+def _fetch_unpacked(url: str, folder: Path, inner: str | None) -> None:
+    """Download a zip and unpack it as ``folder``, all or nothing.
+
+    Args:
+        inner: the folder inside the zip that becomes ``folder``; None takes the zip's top level.
+    """
+    host = url.split("/")[2]
+    archive = fetch(url, folder.parent / url.rsplit("/", 1)[1], source=host)
+    partial = temporary_sibling(folder)
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            opened.extractall(partial)  # zipfile drops absolute and parent parts of member names
+        shutil.rmtree(folder, ignore_errors=True)
+        (partial / inner if inner else partial).replace(folder)
+        archive.unlink()
+    except (OSError, zipfile.BadZipFile) as error:
+        raise UserError(f"{archive} cannot be unpacked ({brief(error)}); delete it") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

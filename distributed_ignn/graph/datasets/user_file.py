@@ -1,0 +1,246 @@
+"""The user's own graph: a PyG ``Data`` object (``.pt``) or named arrays (``.npz``).
+
+Both become one dictionary of arrays first, so that they share every check. Letters: n nodes,
+E edges, F features, C classes.
+"""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from torch import Tensor
+
+from distributed_ignn.config.sections import FILE_SUFFIXES
+from distributed_ignn.errors import UserError
+from distributed_ignn.graph.data import CSRMatrix, GraphData, Task, csr_from_edges, is_symmetric
+from distributed_ignn.graph.datasets.checks import brief, check_ids
+
+logger = logging.getLogger(__name__)
+
+_KEYS = (
+    *(
+        "indptr",
+        "indices",
+        "edge_index",
+        "x",
+        "x_indptr",
+        "x_indices",
+        "x_data",
+        "y",
+        "num_classes",
+    ),
+    *(f"{split}_{kind}" for split in ("train", "val", "test") for kind in ("mask", "idx")),
+)
+
+_Fields = dict[str, Tensor]
+
+
+def load_user_file(path: Path) -> GraphData:
+    """Read a graph from ``path``; a directed graph gets the missing directions.
+
+    A ``.pt`` file holds a ``torch_geometric.data.Data`` or a dictionary of tensors, a ``.npz`` file
+    named arrays. Keys: ``edge_index`` [2, E], or in an npz ``indptr`` [n + 1] and ``indices`` [E];
+    ``x`` [n, F], or ``x_indptr``, ``x_indices`` and ``x_data`` (optional: ones), or none of them;
+    ``y`` [n] (-1: unlabelled) or [n, C] of 0 and 1; ``train_mask``, ``val_mask``, ``test_mask`` [n]
+    or ``train_idx``, ``val_idx``, ``test_idx``; optionally ``num_classes``.
+
+    Raises:
+        UserError: the file cannot be read or breaks a rule.
+    """
+    if not path.is_file():
+        raise UserError(
+            f"{path} does not exist; give the path of a {' or '.join(FILE_SUFFIXES)} file"
+        )
+    if path.suffix not in FILE_SUFFIXES:
+        raise UserError(f"{path} must end in {' or '.join(FILE_SUFFIXES)}")
+    fields = _read_pt(path) if path.suffix == ".pt" else _read_npz(path)
+    labels, num_classes, task = _labels(fields, path)
+    n = labels.shape[0]
+    return GraphData(
+        name=path.stem,
+        graphs=(_graph(fields, n, path),),
+        features=_features(fields, n, path),
+        labels=labels,
+        num_classes=num_classes,
+        task=task,
+        train_nodes=_split(fields, "train", n, path),
+        val_nodes=_split(fields, "val", n, path),
+        test_nodes=_split(fields, "test", n, path),
+    )
+
+
+def _read_npz(path: Path) -> _Fields:
+    try:
+        with path.open("rb") as stream:
+            file = np.load(stream, allow_pickle=False)
+            if not isinstance(file, np.lib.npyio.NpzFile):
+                raise ValueError("it holds a single array")
+            return {key: _from_numpy(file[key]) for key in _KEYS if key in file.files}
+    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(
+            f"{path} is not a .npz file of plain number arrays ({brief(error)}); write it with "
+            "numpy.savez and without object arrays"
+        ) from error
+
+
+def _from_numpy(array: np.ndarray) -> Tensor:
+    return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))
+
+
+def _read_pt(path: Path) -> _Fields:
+    from torch_geometric.data import Data
+    from torch_geometric.data.data import DataEdgeAttr, DataTensorAttr
+    from torch_geometric.data.storage import GlobalStorage
+
+    allowed = [Data, DataEdgeAttr, DataTensorAttr, GlobalStorage]
+    advice = "save it again with torch.save(data.to_dict(), path)"
+    try:
+        with torch.serialization.safe_globals(allowed):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        if isinstance(content, Data):
+            content = content.to_dict()
+    except (pickle.UnpicklingError, OSError, RuntimeError, ValueError, EOFError, KeyError,
+            AttributeError, TypeError) as error:  # fmt: skip
+        raise UserError(
+            f"{path} holds something other than a PyG Data object ({brief(error)}); {advice}"
+        ) from error
+    if not isinstance(content, dict):
+        kind = type(content).__name__
+        raise UserError(f"{path} holds a {kind}, not a PyG Data object; {advice}")
+    return {key: _tensor(content[key], key, path) for key in _KEYS if content.get(key) is not None}
+
+
+def _tensor(value: Any, key: str, path: Path) -> Tensor:
+    if not isinstance(value, (Tensor, int)):
+        raise UserError(f"{path}: {key} is a {type(value).__name__}, a tensor is needed")
+    return torch.as_tensor(value).detach()
+
+
+def _integers(fields: _Fields, key: str, path: Path, *, dim: int = 1) -> Tensor:
+    value = fields[key]
+    if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
+        raise UserError(f"{path}: {key} has type {value.dtype}; whole numbers are needed")
+    if value.dim() != dim:
+        raise UserError(
+            f"{path}: {key} has shape {tuple(value.shape)}; {dim} dimension(s) are needed"
+        )
+    return value.to(torch.int64).contiguous()
+
+
+def _row_pointer(fields: _Fields, key: str, n: int, entries: int, path: Path) -> Tensor:
+    pointer = _integers(fields, key, path)
+    if pointer.numel() != n + 1 or int(pointer[0]) != 0 or int(pointer[-1]) != entries:
+        raise UserError(
+            f"{path}: {key} must have {n + 1} entries (one per node of y, and one) from 0 to "
+            f"{entries}, it has {pointer.numel()}"
+        )
+    if bool((pointer[1:] < pointer[:-1]).any()):
+        raise UserError(f"{path}: {key} decreases; it counts the entries before each row")
+    return pointer
+
+
+def _graph(fields: _Fields, n: int, path: Path) -> CSRMatrix:
+    if "edge_index" in fields:
+        edges = _integers(fields, "edge_index", path, dim=2)
+        if edges.shape[0] != 2:
+            raise UserError(f"{path}: edge_index has shape {tuple(edges.shape)}; [2, E] is needed")
+        source, target = edges
+    elif "indptr" in fields and "indices" in fields:
+        target = _integers(fields, "indices", path)
+        pointer = _row_pointer(fields, "indptr", n, target.numel(), path)
+        source = torch.repeat_interleave(torch.arange(n), pointer.diff())
+    else:
+        raise UserError(f"{path}: edges are missing; give edge_index [2, E] or indptr and indices")
+    for ends in (source, target):
+        check_ids(ends, n, f"{path}: edges ({n} nodes by y)")
+    graph = csr_from_edges(source, target, n, symmetric=False)
+    if is_symmetric(graph):
+        return graph
+    logger.info("%s: the graph is directed; adding the missing directions", path)
+    return csr_from_edges(source, target, n)
+
+
+def _features(fields: _Fields, n: int, path: Path) -> CSRMatrix | Tensor | None:
+    if "x_indptr" in fields or "x_indices" in fields:
+        return _sparse_features(fields, n, path)
+    if "x" not in fields:
+        logger.info("%s: no features; the model learns an embedding for each node", path)
+        return None
+    x = fields["x"]
+    if x.dim() != 2 or x.is_complex():
+        raise UserError(f"{path}: x has shape {tuple(x.shape)}; [nodes, features] is needed")
+    if x.layout is torch.strided:
+        return x.to(torch.float32).contiguous()
+    coo = x.to(torch.float32).to_sparse_coo().coalesce()
+    return _csr(sp.csr_array((coo.values().numpy(), tuple(coo.indices().numpy())), x.shape))
+
+
+def _sparse_features(fields: _Fields, n: int, path: Path) -> CSRMatrix:
+    if "x_indptr" not in fields or "x_indices" not in fields:
+        raise UserError(f"{path}: sparse features need both x_indptr and x_indices")
+    col = _integers(fields, "x_indices", path)
+    pointer = _row_pointer(fields, "x_indptr", n, col.numel(), path)
+    if col.numel() == 0 or int(col.min()) < 0:
+        raise UserError(f"{path}: x_indices must hold column numbers from 0, and at least one")
+    value = fields.get("x_data", torch.ones(col.numel())).to(torch.float32)
+    if value.shape != col.shape:
+        raise UserError(f"{path}: x_data has {value.numel()} entries, x_indices has {col.numel()}")
+    shape = (n, int(col.max()) + 1)
+    return _csr(sp.csr_array((value.numpy(), col.numpy(), pointer.numpy()), shape))
+
+
+def _csr(matrix: sp.csr_array) -> CSRMatrix:
+    matrix.sum_duplicates()  # sorts the columns too
+    value = None if (matrix.data == 1).all() else torch.from_numpy(matrix.data)
+    rowptr, col = (
+        torch.from_numpy(part.astype(np.int64)) for part in (matrix.indptr, matrix.indices)
+    )
+    return CSRMatrix(rowptr, col, value, matrix.shape[1])
+
+
+def _labels(fields: _Fields, path: Path) -> tuple[Tensor, int, Task]:
+    if "y" not in fields:
+        raise UserError(f"{path}: labels are missing; give y, one row a node")
+    y = fields["y"]
+    if y.dim() == 2 and y.shape[1] == 1:
+        y = y.flatten()
+    if y.dim() == 2:
+        return y.to(torch.float32), y.shape[1], "multilabel"
+    if y.dim() != 1 or y.numel() == 0:
+        raise UserError(
+            f"{path}: y has shape {tuple(y.shape)}; [nodes] or [nodes, classes] is needed"
+        )
+    if y.is_floating_point() and not torch.equal(y, y.round()):
+        raise UserError(f"{path}: y holds numbers that are no class; use whole numbers from 0")
+    labels = y.to(torch.int64)
+    num_classes = int(fields.get("num_classes", labels.max() + 1))
+    if num_classes > y.numel():
+        raise UserError(
+            f"{path}: {num_classes} classes (largest label + 1) for {y.numel()} nodes; number the "
+            "classes from 0 without gaps"
+        )
+    return labels, num_classes, "multiclass"
+
+
+def _split(fields: _Fields, split: str, n: int, path: Path) -> Tensor:
+    if f"{split}_idx" in fields:
+        nodes = _integers(fields, f"{split}_idx", path)
+        check_ids(nodes, n, f"{path}: {split}_idx")
+        return torch.sort(nodes).values
+    key = f"{split}_mask"
+    if key not in fields:
+        raise UserError(f"{path}: {split} nodes are missing; give {key} or {split}_idx")
+    mask = fields[key]
+    if mask.shape != (n,) or not bool(((mask == 0) | (mask == 1)).all()):
+        raise UserError(
+            f"{path}: {key} has shape {tuple(mask.shape)}; {n} values, true or false, are needed"
+        )
+    return mask.nonzero().flatten()

@@ -1,0 +1,270 @@
+"""Which part owns which node, and how good that division is.
+
+METIS comes from pyg-lib or from pymetis; both are imported only here and only when used. Cutting
+the graph along the assignment is left to ``graph/sharding.py``.
+Letters: n nodes, P parts, E stored entries of all channels.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import time
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from distributed_ignn.config import PartitionConfig
+from distributed_ignn.errors import UserError
+from distributed_ignn.graph.data import CSRMatrix, is_symmetric
+from distributed_ignn.graph.sharding import ShardPlan, plan_shards
+
+Provider = Literal["pyg-lib", "pymetis", "random", "contiguous"]
+Objective = Literal["volume", "cut", "none"]
+
+_MODULES = {"pyg-lib": "pyg_lib", "pymetis": "pymetis"}
+# pyg-lib passes no options, so METIS keeps its own default for k-way partitioning.
+_PYG_LIB_IMBALANCE = 1.03
+
+
+class PartitionStats(BaseModel):
+    """How good an assignment is; the balances are the largest part over the mean part.
+
+    Args:
+        nodes, entries: n and E (self-loops not counted).
+        cut_entries: entries whose row and column belong to different parts.
+        halo_rows, halo_rows_largest: remote rows read per exchange, of all parts and of the worst.
+        node_balance, entry_balance: 1 is perfect, P is everything in one part.
+        interior_fraction: share of nodes whose row reads no remote row.
+        empty_parts: parts without nodes.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    nodes: int
+    entries: int
+    cut_entries: int
+    halo_rows: int
+    halo_rows_largest: int
+    node_balance: float
+    entry_balance: float
+    interior_fraction: float
+    empty_parts: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Assignment:
+    """An owner for every node.
+
+    Args:
+        part: int64 [n] in [0, parts).
+        parts: P.
+        provider: what decided.
+        objective: what METIS minimised; "none" where it was not asked.
+        seconds: time that the decision took, without measuring it.
+        stats: its quality.
+        plan: the shards' common plan, from which they are cut.
+    """
+
+    part: Tensor
+    parts: int
+    provider: Provider
+    objective: Objective
+    seconds: float
+    stats: PartitionStats
+    plan: ShardPlan
+
+
+def assign_parts(graphs: tuple[CSRMatrix, ...], parts: int, config: PartitionConfig) -> Assignment:
+    """Divide the nodes among ``parts`` owners, the same way for the same arguments.
+
+    Args:
+        graphs: adjacencies [n, n]; METIS sees the union of their edges.
+        parts: P; with ``random`` and ``contiguous`` it may exceed n, leaving parts empty.
+
+    Raises:
+        UserError: METIS is not installed, or the graph or the number of parts does not suit it.
+    """
+    if parts < 1:
+        raise UserError(f"parts = {parts}: a graph is divided into at least 1 part")
+    _check_edges(graphs)
+    symmetric = tuple(is_symmetric(graph) for graph in graphs)
+    started = time.perf_counter()
+    provider, objective, part = _decide(graphs, parts, config, symmetric)
+    seconds = time.perf_counter() - started
+    plan = plan_shards(graphs, part, parts, symmetric=symmetric)
+    return Assignment(part, parts, provider, objective, seconds, measure(plan), plan)
+
+
+def measure(plan: ShardPlan) -> PartitionStats:
+    """The quality of the assignment behind ``plan``."""
+    nodes = torch.tensor([owned.numel() for owned in plan.owned_nodes])
+    halo = [rows.numel() for rows in plan.halo_nodes]
+    return PartitionStats(
+        nodes=int(nodes.sum()),
+        entries=int(plan.entries.sum()),
+        cut_entries=int(plan.cut_entries.sum()),
+        halo_rows=sum(halo),
+        halo_rows_largest=max(halo),
+        node_balance=_balance(nodes),
+        entry_balance=_balance(plan.entries),
+        interior_fraction=sum(plan.num_interior) / max(int(nodes.sum()), 1),
+        empty_parts=int((nodes == 0).sum()),
+    )
+
+
+def _balance(load: Tensor) -> float:
+    total = int(load.sum())
+    return int(load.max()) * load.numel() / total if total else 1.0
+
+
+def _decide(
+    graphs: tuple[CSRMatrix, ...],
+    parts: int,
+    config: PartitionConfig,
+    symmetric: tuple[bool, ...],
+) -> tuple[Provider, Objective, Tensor]:
+    nodes = graphs[0].num_rows
+    weights = _node_weights(graphs, config.balance)
+    if config.method == "random":
+        order = torch.from_numpy(np.random.default_rng(config.seed).permutation(nodes))
+        part = torch.empty(nodes, dtype=torch.int64)
+        part[order] = _split_evenly(weights[order], parts)
+        return "random", "none", part
+    if config.method == "contiguous" or parts == 1:
+        return "contiguous", "none", _split_evenly(weights, parts)
+    if parts > nodes:
+        raise UserError(
+            f"parts = {parts} exceeds the graph's {nodes} nodes; METIS needs a node for every part"
+        )
+    if not all(symmetric):
+        raise UserError(
+            f"channel {symmetric.index(False)} of the graph is directed and METIS divides "
+            "symmetric graphs only; choose --partition.method contiguous or random"
+        )
+    provider = _choose_provider(config)
+    union = _union(graphs)
+    if provider == "pymetis":
+        return provider, config.objective, _pymetis(union, parts, weights, config)
+    return provider, "cut", _pyg_lib(union, parts, weights)
+
+
+def _check_edges(graphs: tuple[CSRMatrix, ...]) -> None:
+    """METIS does not check its input: bad ids end the process."""
+    for channel, graph in enumerate(graphs):
+        if graph.num_entries == 0:
+            continue
+        low, high = (int(bound) for bound in torch.aminmax(graph.col))
+        if low < 0 or high >= graph.num_rows:
+            raise UserError(
+                f"channel {channel} of the graph names node {low if low < 0 else high}; "
+                f"the ids of its {graph.num_rows} nodes are 0..{graph.num_rows - 1}"
+            )
+        loops = graph.col[graph.col == graph.rows()]
+        if loops.numel():
+            raise UserError(
+                f"channel {channel} of the graph links node {int(loops[0])} to itself; leave such "
+                "edges out, they are added where they are needed"
+            )
+
+
+def _node_weights(graphs: tuple[CSRMatrix, ...], balance: str) -> Tensor:
+    """What each node adds to the load of its part, int64 [n], at least 1.
+
+    Neither provider passes several constraints to METIS (pymetis reads the first n weights and
+    fixes ncon = 1), so "both" adds the two loads, scaled to weigh the same on average.
+    """
+    nodes = graphs[0].num_rows
+    if balance == "nodes":
+        return torch.ones(nodes, dtype=torch.int64)
+    entries = torch.ones(nodes, dtype=torch.int64)
+    for graph in graphs:
+        entries += graph.rowptr[1:] - graph.rowptr[:-1]
+    if balance == "edges":
+        return entries
+    return entries + max(int(entries.sum()) // max(nodes, 1), 1)
+
+
+def _split_evenly(weights: Tensor, parts: int) -> Tensor:
+    """Cut the sequence of nodes into ``parts`` runs of nearly equal weight, int64 [n]."""
+    if weights.numel() == 0:
+        return weights
+    middle = 2 * torch.cumsum(weights, 0) - weights  # twice a node's centre: stays an integer
+    return middle * parts // (2 * int(weights.sum()))
+
+
+def _union(graphs: tuple[CSRMatrix, ...]) -> CSRMatrix:
+    """Edges that any channel has."""
+    if len(graphs) == 1:
+        return graphs[0]
+    nodes = graphs[0].num_rows
+    key = torch.unique(torch.cat([graph.rows() * nodes + graph.col for graph in graphs]))
+    rowptr = torch.zeros(nodes + 1, dtype=torch.int64)
+    torch.cumsum(torch.bincount(key // nodes, minlength=nodes), 0, out=rowptr[1:])
+    return CSRMatrix(rowptr, key % nodes, None, nodes)
+
+
+def _choose_provider(config: PartitionConfig) -> Literal["pyg-lib", "pymetis"]:
+    """The METIS library that is asked for, or the one that suits the other settings best."""
+    installed = {name for name, module in _MODULES.items() if _is_installed(module)}
+    if config.provider != "auto":
+        if config.provider not in installed:
+            raise UserError(
+                f"partition.provider = {config.provider} is not installed; install it, or choose "
+                "--partition.provider auto or --partition.method contiguous"
+            )
+        return config.provider
+    # pyg-lib offers neither the volume objective nor a seed nor a bound on the imbalance.
+    suffices = (
+        config.objective == "cut" and config.seed == 0 and config.imbalance >= _PYG_LIB_IMBALANCE
+    )
+    if "pymetis" in installed and not (suffices and "pyg-lib" in installed):
+        return "pymetis"
+    if "pyg-lib" in installed:
+        return "pyg-lib"
+    raise UserError(
+        "partition.method = metis needs METIS and none is installed; run pip install pymetis or "
+        "choose --partition.method contiguous"
+    )
+
+
+def _is_installed(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
+
+
+def _pymetis(graph: CSRMatrix, parts: int, weights: Tensor, config: PartitionConfig) -> Tensor:
+    import pymetis
+
+    index = pymetis.zero_copy_dtype()
+    options = pymetis.Options(
+        objtype=pymetis.ObjType.VOL if config.objective == "volume" else pymetis.ObjType.CUT,
+        ufactor=max(round((config.imbalance - 1) * 1000), 1),  # METIS counts in thousandths
+        # METIS seeds the C library, for which 0 and 1 are the same seed.
+        seed=config.seed % (2**31 - 1) + 1,
+    )
+    adjacency = pymetis.CSRAdjacency(
+        graph.rowptr.numpy().astype(index, copy=False), graph.col.numpy().astype(index, copy=False)
+    )
+    result = pymetis.part_graph(
+        parts,
+        adjacency,
+        vweights=weights.numpy().astype(index, copy=False),
+        options=options,
+        recursive=False,  # recursive bisection knows the cut objective only
+    )
+    return torch.from_numpy(np.asarray(result.vertex_part).astype(np.int64))
+
+
+def _pyg_lib(graph: CSRMatrix, parts: int, weights: Tensor) -> Tensor:
+    from pyg_lib.partition import metis
+
+    part = metis(
+        graph.rowptr.contiguous(), graph.col.contiguous(), parts, node_weight=weights.contiguous()
+    )
+    # It ignores METIS's error codes and would hand back uninitialised memory.
+    if part.numel() and not 0 <= int(part.min()) <= int(part.max()) < parts:
+        raise RuntimeError("METIS in pyg-lib failed; try --partition.provider pymetis")
+    return part

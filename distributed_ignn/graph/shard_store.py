@@ -1,0 +1,435 @@
+"""Shards on disk: a folder with one safetensors file per part and a manifest.
+
+A folder is written under a hidden name and renamed when complete, so a reader never sees half of
+one. Shards are memory-mapped when read. Nothing here is pickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from distributed_ignn.config import DataConfig, PartitionConfig
+from distributed_ignn.errors import UserError
+from distributed_ignn.files import atomic_write_json, sha256_file, sync, temporary_sibling
+from distributed_ignn.graph.data import CSRMatrix, GraphData
+from distributed_ignn.graph.partition import (
+    Assignment,
+    Objective,
+    PartitionStats,
+    Provider,
+    assign_parts,
+)
+from distributed_ignn.graph.shard import ChannelShard, GraphShard
+from distributed_ignn.graph.sharding import build_shard
+
+FORMAT_VERSION: Literal[1] = 1
+MANIFEST = "manifest.json"
+
+_COMMAND = "launch/partition.py"
+_TENSORS = (
+    "owned_nodes",
+    "halo_nodes",
+    "recv_counts",
+    "send_counts",
+    "send_index",
+    "labels",
+    "train_index",
+    "val_index",
+    "test_index",
+)
+_SCALARS = (
+    "part",
+    "parts",
+    "num_nodes",
+    "num_interior",
+    "num_features",
+    "num_classes",
+    "task",
+    "name",
+    "split_sizes",
+)
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class ShardFile(_Strict):
+    """One part's file: its name in the folder, its size in bytes and its sha256."""
+
+    name: str = Field(pattern=r"^part-\d+-of-\d+\.safetensors$")
+    size: int = Field(ge=0)
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+
+
+class Manifest(_Strict):
+    """What a folder of shards holds and where it came from.
+
+    Args:
+        version: of the format.
+        dataset, fingerprint: ``GraphData.name`` and ``GraphData.fingerprint()``.
+        settings: what the dataset was loaded with, see ``data_settings``.
+        parts: number of shards.
+        request: the partitioning that was asked for, see ``partition_request``.
+        provider, objective: what carried it out, and what that minimised.
+        statistics: its quality.
+        files: one per part, in order.
+    """
+
+    version: Literal[1]
+    dataset: str
+    fingerprint: str
+    settings: dict[str, JsonValue]
+    parts: int = Field(ge=1)
+    request: dict[str, JsonValue]
+    provider: Provider
+    objective: Objective
+    statistics: PartitionStats
+    files: tuple[ShardFile, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of all shards."""
+        return sum(file.size for file in self.files)
+
+
+def data_settings(dataset: str, data: DataConfig) -> dict[str, JsonValue]:
+    """The settings that decide what a dataset is, in the form that manifests store."""
+    return {"dataset": dataset, **_flat(data.model_dump(mode="json"))}
+
+
+def _flat(tree: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
+    """Leaves of nested mappings under dotted keys, so that a difference can be named."""
+    flat: dict[str, JsonValue] = {}
+    for key, value in tree.items():
+        below = _flat(value) if isinstance(value, Mapping) else {}
+        flat |= {f"{key}.{inner}": leaf for inner, leaf in below.items()} or {key: value}
+    return flat
+
+
+def partition_request(config: PartitionConfig) -> dict[str, JsonValue]:
+    """The settings that decide how a graph is divided, in the form that manifests store."""
+    return config.model_dump(mode="json", exclude={"dir"})
+
+
+def prepare_shards(
+    load: Callable[[], GraphData],
+    cache: Path,
+    parts: int,
+    config: PartitionConfig,
+    settings: Mapping[str, JsonValue],
+) -> tuple[Path, Manifest]:
+    """Find the shards of a run, or write them; to be called by one rank on each file system.
+
+    With ``config.dir`` the shards there are used if they were made from ``settings`` for as many
+    ranks; the dataset itself is not loaded. Otherwise it is, and shards of the same data and the
+    same partitioning are looked for in ``cache`` and written there if absent.
+
+    Args:
+        load: reads the dataset.
+        cache: folder of the folders of shards.
+        parts: ranks of the run.
+        settings: as ``data_settings`` gives them.
+
+    Returns:
+        The folder to call ``read_shard`` with, and its manifest.
+
+    Raises:
+        UserError: the shards in ``config.dir`` do not fit the run, the graph cannot be divided so,
+            or ``cache`` cannot be written.
+    """
+    if config.dir is not None:
+        manifest = read_manifest(config.dir, parts=parts)
+        _check_settings(config.dir, manifest.settings, settings, "data")
+        return config.dir, manifest
+    data = load()
+    fingerprint = data.fingerprint()
+    identity = [FORMAT_VERSION, fingerprint, parts, partition_request(config), dict(settings)]
+    key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+    name = re.sub(r"[^\w.-]+", "_", data.name)  # of the user's own file it may be a path
+    folder = cache / f"{name}-{parts}-{key}"
+    if folder.exists():
+        return folder, read_manifest(folder, parts=parts, fingerprint=fingerprint)
+    assignment = assign_parts(data.graphs, parts, config)
+    return folder, write_shards(folder, data, assignment, config, settings=settings)
+
+
+def write_shards(
+    folder: Path,
+    data: GraphData,
+    assignment: Assignment,
+    config: PartitionConfig,
+    *,
+    settings: Mapping[str, JsonValue] | None = None,
+) -> Manifest:
+    """Cut ``data`` and write every shard and the manifest, in one step that happens or does not.
+
+    Args:
+        folder: must not exist, be empty, or hold the same shards already, as when another process
+            was faster; those are kept.
+        settings: what ``data`` was loaded with, see ``data_settings``.
+
+    Returns:
+        The manifest now in ``folder``.
+
+    Raises:
+        UserError: ``folder`` holds something else, or cannot be written.
+    """
+    temporary = temporary_sibling(folder)
+    try:
+        temporary.mkdir(parents=True)
+        shards = (build_shard(data, assignment.plan, p) for p in range(assignment.parts))
+        manifest = Manifest(
+            version=FORMAT_VERSION,
+            dataset=data.name,
+            fingerprint=data.fingerprint(),
+            settings=dict(settings or {}),
+            parts=assignment.parts,
+            request=partition_request(config),
+            provider=assignment.provider,
+            objective=assignment.objective,
+            statistics=assignment.stats,
+            files=tuple(_write_shard(temporary, shard) for shard in shards),
+        )
+        atomic_write_json(temporary / MANIFEST, manifest.model_dump(mode="json"))
+        return _publish(temporary, folder, manifest)
+    except OSError as error:
+        raise UserError(f"cannot write shards to {folder}: {error.strerror}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def find_shards(
+    folder: Path, parts: int, config: PartitionConfig, settings: Mapping[str, JsonValue]
+) -> Manifest | None:
+    """The manifest of shards that are already in ``folder``; None where it is absent or empty.
+
+    Raises:
+        UserError: ``folder`` holds anything else.
+    """
+    try:
+        if not any(folder.iterdir()):
+            return None
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise UserError(f"cannot use {folder} for shards: {error.strerror}") from error
+    manifest = read_manifest(folder)
+    _check_same(folder, manifest, parts, settings, partition_request(config))
+    return manifest
+
+
+def read_manifest(
+    folder: Path, *, parts: int | None = None, fingerprint: str | None = None
+) -> Manifest:
+    """The checked manifest of a folder of shards.
+
+    Args:
+        parts: the number of ranks that are going to read them, if known.
+        fingerprint: of the dataset that they have to hold, if known.
+
+    Raises:
+        UserError: there are no shards, they are of another format, or they do not match.
+    """
+    path = folder / MANIFEST
+    try:
+        manifest = _parse_manifest(path, path.read_bytes())
+    except OSError as error:
+        raise UserError(
+            f"{folder} holds no shards ({MANIFEST}: {error.strerror}); write some with {_COMMAND} "
+            "--out to a new folder"
+        ) from error
+    if parts is not None and manifest.parts != parts:
+        raise UserError(
+            f"the shards in {folder} hold {manifest.parts} parts, the run has {parts} ranks; write "
+            f"new ones with {_COMMAND} --parts {parts}"
+        )
+    if fingerprint is not None and manifest.fingerprint != fingerprint:
+        raise UserError(
+            f"the shards in {folder} were cut from other data ({manifest.dataset} "
+            f"{manifest.fingerprint[:12]}, not {fingerprint[:12]}); write new ones with {_COMMAND}"
+        )
+    return manifest
+
+
+def read_shard(folder: Path, part: int, *, verify: bool = True) -> GraphShard:
+    """One shard, memory-mapped.
+
+    Args:
+        part: which, from 0.
+        verify: compare the file's checksum first, which reads it once.
+
+    Raises:
+        UserError: the manifest is unusable, there is no such part, or its file is damaged.
+    """
+    manifest = read_manifest(folder)
+    if not 0 <= part < manifest.parts:
+        raise UserError(
+            f"there is no part {part} in {folder}; it holds parts 0..{manifest.parts - 1}"
+        )
+    entry = manifest.files[part]
+    path = folder / entry.name
+    try:
+        intact = path.stat().st_size == entry.size
+        if intact and verify:
+            intact = sha256_file(path) == entry.sha256
+        if intact:
+            return _read_shard_file(path)
+    except OSError as error:
+        raise UserError(
+            f"part {part} of {manifest.parts} cannot be read: {path}: {error.strerror}; delete "
+            f"{folder} and write it again with {_COMMAND}"
+        ) from error
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise _damaged(path) from error
+    raise _damaged(path)
+
+
+def _damaged(path: Path) -> UserError:
+    return UserError(
+        f"{path} is damaged: it differs from its checksum in {MANIFEST}; delete {path.parent} and "
+        f"write it again with {_COMMAND}"
+    )
+
+
+def _parse_manifest(path: Path, content: bytes) -> Manifest:
+    advice = f"delete {path.parent} and write it again with {_COMMAND}"
+    try:
+        version = json.loads(content)["version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is not a manifest of shards; {advice}") from error
+    if version != FORMAT_VERSION:
+        raise UserError(
+            f"{path} has format version {version!r} and version {FORMAT_VERSION} is read; {advice}"
+        )
+    try:
+        manifest = Manifest.model_validate_json(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(step) for step in first["loc"])
+        raise UserError(f"{path} is damaged: {key}: {first['msg']}; {advice}") from error
+    if len(manifest.files) != manifest.parts:
+        raise UserError(
+            f"{path} is damaged: {manifest.parts} parts in {len(manifest.files)} files; {advice}"
+        )
+    return manifest
+
+
+def _check_same(
+    folder: Path,
+    found: Manifest,
+    parts: int,
+    settings: Mapping[str, Any],
+    request: Mapping[str, Any],
+) -> None:
+    """Shards that are already there must be the ones that were to be written."""
+    if found.parts != parts:
+        raise UserError(
+            f"{folder} already holds shards in {found.parts} parts, not {parts}; choose another "
+            "folder"
+        )
+    _check_settings(folder, found.settings, settings, "data")
+    _check_settings(folder, found.request, request, "partition")
+
+
+def _check_settings(
+    folder: Path, found: Mapping[str, Any], wanted: Mapping[str, Any], section: str
+) -> None:
+    """Name the first setting in which the shards differ from what is wanted."""
+    for key in [*wanted, *found]:
+        if found.get(key) != wanted.get(key):
+            name = key if key == "dataset" else f"{section}.{key}"
+            raise UserError(
+                f"the shards in {folder} were made with {name} = {found.get(key)}, not "
+                f"{wanted.get(key)}; write new ones with {_COMMAND} to another folder"
+            )
+
+
+def _publish(temporary: Path, folder: Path, manifest: Manifest) -> Manifest:
+    """Rename ``temporary`` to ``folder``, unless the same shards are there already."""
+    try:
+        os.rename(temporary, folder)  # replaces an empty folder, but no other
+    except OSError:
+        if not folder.exists():
+            raise
+        found = read_manifest(folder, fingerprint=manifest.fingerprint)
+        _check_same(folder, found, manifest.parts, manifest.settings, manifest.request)
+        return found
+    sync(folder.parent)
+    return manifest
+
+
+def _write_shard(folder: Path, shard: GraphShard) -> ShardFile:
+    tensors = {name: getattr(shard, name) for name in _TENSORS}
+    if isinstance(shard.features, CSRMatrix):
+        tensors |= _csr_tensors("features", shard.features)
+    elif shard.features is not None:
+        tensors["features"] = shard.features
+    for i, channel in enumerate(shard.channels):
+        tensors |= _csr_tensors(f"channel{i}.owned", channel.owned)
+        tensors |= _csr_tensors(f"channel{i}.boundary", channel.boundary)
+        tensors[f"channel{i}.degree_owned"] = channel.degree_owned
+        tensors[f"channel{i}.degree_halo"] = channel.degree_halo
+    scalars = {name: getattr(shard, name) for name in _SCALARS}
+    scalars["symmetric"] = [channel.symmetric for channel in shard.channels]
+    path = folder / f"part-{shard.part:05d}-of-{shard.parts:05d}.safetensors"
+    save_file(
+        {name: tensor.contiguous() for name, tensor in tensors.items()},
+        path,
+        {"shard": json.dumps(scalars)},  # one key: the order of several changes from run to run
+    )
+    path.chmod(folder.stat().st_mode & 0o666)  # save_file lets nobody else read it
+    sync(path)
+    return ShardFile(name=path.name, size=path.stat().st_size, sha256=sha256_file(path))
+
+
+def _read_shard_file(path: Path) -> GraphShard:
+    with safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        scalars = json.loads(file.metadata()["shard"])
+    symmetric = scalars.pop("symmetric")
+    scalars["split_sizes"] = tuple(scalars["split_sizes"])
+    owned, halo = tensors["owned_nodes"].numel(), tensors["halo_nodes"].numel()
+    channels = tuple(
+        ChannelShard(
+            owned=_csr_from_tensors(f"channel{i}.owned", tensors, owned),
+            boundary=_csr_from_tensors(f"channel{i}.boundary", tensors, halo),
+            degree_owned=tensors[f"channel{i}.degree_owned"],
+            degree_halo=tensors[f"channel{i}.degree_halo"],
+            symmetric=flag,
+        )
+        for i, flag in enumerate(symmetric)
+    )
+    features: CSRMatrix | Tensor | None = tensors.get("features")
+    if "features.rowptr" in tensors:
+        features = _csr_from_tensors("features", tensors, scalars["num_features"])
+    rest = {name: tensors[name] for name in _TENSORS}
+    return GraphShard(**scalars, **rest, channels=channels, features=features)
+
+
+def _csr_tensors(prefix: str, matrix: CSRMatrix) -> dict[str, Tensor]:
+    tensors = {f"{prefix}.rowptr": matrix.rowptr, f"{prefix}.col": matrix.col}
+    if matrix.value is not None:
+        tensors[f"{prefix}.value"] = matrix.value
+    return tensors
+
+
+def _csr_from_tensors(prefix: str, tensors: Mapping[str, Tensor], num_cols: int) -> CSRMatrix:
+    return CSRMatrix(
+        tensors[f"{prefix}.rowptr"],
+        tensors[f"{prefix}.col"],
+        tensors.get(f"{prefix}.value"),
+        num_cols,
+    )

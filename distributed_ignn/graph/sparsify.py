@@ -1,0 +1,204 @@
+"""The sparsified graph A_s that the learned solver reads, by the principle of relevant information.
+
+Yu et al. (UAI 2022) choose a subgraph with few relevant edges by minimising
+J = S(sigma) + beta D(sigma || rho), S the von Neumann entropy of the trace-normalised Laplacian of
+the subgraph (sigma) and D the quantum Jensen-Shannon divergence to that of the whole graph (rho).
+The exact entropy needs all eigenvalues. Here both terms use the quadratic entropy
+S_2(sigma) = 1 - tr(sigma^2), for which everything is a sum over nodes and edges:
+
+    tr(L_w^2) = sum_i d_i(w)^2 + sum_(entries) w^2,     tr(L_w) = sum_i d_i(w) = V
+    tr(L_w L_1) = sum_i d_i(w) d_i(1) + sum_(entries) w
+    D_2 = tr((sigma - rho)^2) / 4
+
+w in [0, 1] per edge is found by mirror descent under a budget on sum(w), then every edge is kept
+with probability w by a hash of its end points: linear time, one exchange of a one-column vector per
+iteration, the same subgraph however the graph is cut.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from distributed_ignn.comm.communicator import Communicator
+from distributed_ignn.graph.data import CSRMatrix
+from distributed_ignn.graph.halo import HaloExchange
+from distributed_ignn.graph.hashing import hash_uniform
+from distributed_ignn.graph.propagate import ChannelOperator, normalised_blocks
+from distributed_ignn.graph.shard import ChannelShard, GraphShard
+
+Sparsifier = Literal["pri", "degree", "random", "none"]
+
+_PRI_STEPS = 20
+_PRI_RATE = 2.0
+_BISECTIONS = 40
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Edges:
+    """Entries of channel 0 of one shard without self-loops, as a flat list.
+
+    Args:
+        row, col: int64 [E] global ids of the two ends.
+        own, other: int64 [E] positions of the ends in the vector (owned, halo), [L].
+        num_owned: O.
+    """
+
+    row: Tensor
+    col: Tensor
+    own: Tensor
+    other: Tensor
+    num_owned: int
+
+
+def list_edges(shard: GraphShard) -> Edges:
+    """Entries of channel 0, owned block first and then the boundary block, self-loops left out."""
+    channel = shard.channels[0]
+    row_o, col_o = channel.owned.rows(), channel.owned.col
+    keep = row_o != col_o
+    own = torch.cat([row_o[keep], channel.boundary.rows() + shard.num_interior])
+    other = torch.cat([col_o[keep], channel.boundary.col + shard.num_owned])
+    local = torch.cat([shard.owned_nodes, shard.halo_nodes])
+    return Edges(local[own], local[other], own, other, shard.num_owned)
+
+
+class _Scope:
+    """Sums over ranks and values of remote nodes, for the scores below."""
+
+    def __init__(self, edges: Edges, halo: HaloExchange, comm: Communicator) -> None:
+        self.edges = edges
+        self._halo = halo
+        self._comm = comm
+
+    def total(self, *values: Tensor) -> list[float]:
+        return self._comm.sum(torch.stack([v.sum() for v in values]).double()).tolist()
+
+    def degrees(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """d_i(w) of the owned nodes, and of owned and halo nodes together."""
+        own = torch.zeros(self.edges.num_owned, dtype=torch.float64)
+        own.index_add_(0, self.edges.own, weight)
+        halo = self._halo.start(own[:, None].to(self._comm.device)).wait()[:, 0]
+        return own, torch.cat([own, halo.cpu()])
+
+
+def _fit_budget(logits: Tensor, keep: float, scope: _Scope) -> Tensor:
+    """sigmoid(logits + shift) with the shift that makes the global mean ``keep``."""
+    low, high = -60.0, 60.0
+    ones = torch.ones_like(logits)
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        kept, count = scope.total(torch.sigmoid(logits + middle), ones)
+        low, high = (middle, high) if kept < keep * count else (low, middle)
+    return torch.sigmoid(logits + (low + high) / 2)
+
+
+def pri_weights(scope: _Scope, keep: float, beta: float) -> Tensor:
+    """Probability per entry that minimises J under the budget, float64 [E]."""
+    edges = scope.edges
+    full = torch.ones(edges.own.numel(), dtype=torch.float64)
+    own_full, all_full = scope.degrees(full)
+    (volume_full,) = scope.total(own_full)
+    logits = torch.zeros_like(full)
+    weight = _fit_budget(logits, keep, scope)
+    for _ in range(_PRI_STEPS):
+        own, everywhere = scope.degrees(weight)
+        (volume,) = scope.total(own)
+        if volume == 0.0:
+            return weight
+        # the budget fixes V, so only tr(L_w^2) and tr(L_w L_1) change
+        spread = (everywhere[edges.own] + everywhere[edges.other] + 2 * weight) / volume**2
+        match = (all_full[edges.own] + all_full[edges.other] + 2.0) / (2 * volume * volume_full)
+        gradient = (beta / 4 - 1) * spread - (beta / 2) * match
+        size, count = scope.total(gradient.square(), full)
+        logits -= _PRI_RATE * gradient / max(math.sqrt(size / count), 1e-300)
+        weight = _fit_budget(logits.clamp_(-30, 30), keep, scope)
+    return weight
+
+
+def _degree_weights(scope: _Scope, keep: float) -> Tensor:
+    """Edges between nodes of low degree are kept first: w ~ 1 / d_i + 1 / d_j, as effective
+    resistance would have it on an expander (Spielman & Srivastava 2008)."""
+    _, degree = scope.degrees(torch.ones(scope.edges.own.numel(), dtype=torch.float64))
+    score = 1.0 / degree[scope.edges.own] + 1.0 / degree[scope.edges.other].clamp_min(1.0)
+    return _fit_budget(torch.log(score), keep, scope)
+
+
+def edge_probabilities(
+    shard: GraphShard, comm: Communicator, method: Sparsifier, keep: float, beta: float = 8.0
+) -> tuple[Edges, Tensor]:
+    """Every entry of channel 0 and the probability with which it is kept, float64 [E]."""
+    edges = list_edges(shard)
+    scope = _Scope(edges, HaloExchange.from_shard(shard, comm), comm)
+    uniform = torch.full((edges.own.numel(),), keep, dtype=torch.float64)
+    choose: dict[Sparsifier, Callable[[], Tensor]] = {
+        "pri": lambda: pri_weights(scope, keep, beta),
+        "degree": lambda: _degree_weights(scope, keep),
+        "random": lambda: uniform,
+        "none": lambda: torch.ones_like(uniform),
+    }
+    return edges, choose[method]()
+
+
+def sparsify(
+    shard: GraphShard,
+    comm: Communicator,
+    method: Sparsifier,
+    keep: float,
+    dtype: torch.dtype,
+    seed: int = 0,
+) -> ChannelOperator:
+    """A_s, normalised like A_hat with its own degrees, ready to multiply; every rank must call it.
+
+    Args:
+        shard: this rank's part; channel 0 is sparsified.
+        comm: this rank's communicator.
+        method: ``pri``, ``degree``, ``random``, or ``none`` for the whole graph.
+        keep: fraction of the edges kept, in (0, 1].
+        dtype: of the values.
+        seed: of the hash that draws the edges.
+    """
+    edges, probability = edge_probabilities(shard, comm, method, keep)
+    low, high = torch.minimum(edges.row, edges.col), torch.maximum(edges.row, edges.col)
+    kept = hash_uniform(seed, low, high) < probability
+    channel = _subgraph(shard, edges, kept, HaloExchange.from_shard(shard, comm), comm)
+    return ChannelOperator.from_blocks(
+        *normalised_blocks(channel), channel.symmetric, dtype, comm.device
+    )
+
+
+def _subgraph(
+    shard: GraphShard, edges: Edges, kept: Tensor, halo: HaloExchange, comm: Communicator
+) -> ChannelShard:
+    """The kept entries as a ChannelShard with its own degrees."""
+    own, other = edges.own[kept], edges.other[kept]
+    degree = torch.bincount(own, minlength=shard.num_owned)
+    remote = other >= shard.num_owned
+    loops = torch.arange(shard.num_owned)
+    rows = torch.cat([own[~remote], loops])
+    cols = torch.cat([other[~remote], loops])
+    columns = degree[:, None].to(comm.device, torch.float64)
+    degree_halo = halo.start(columns).wait()[:, 0].cpu().to(torch.int64)
+    return ChannelShard(
+        owned=_sorted_csr(rows, cols, shard.num_owned, shard.num_owned),
+        boundary=_sorted_csr(
+            own[remote] - shard.num_interior,
+            other[remote] - shard.num_owned,
+            shard.num_owned - shard.num_interior,
+            shard.num_halo,
+        ),
+        degree_owned=degree,
+        degree_halo=degree_halo,
+        symmetric=shard.channels[0].symmetric,
+    )
+
+
+def _sorted_csr(row: Tensor, col: Tensor, num_rows: int, num_cols: int) -> CSRMatrix:
+    order = torch.argsort(row * max(num_cols, 1) + col)
+    rowptr = torch.zeros(num_rows + 1, dtype=torch.int64)
+    torch.cumsum(torch.bincount(row, minlength=num_rows), 0, out=rowptr[1:])
+    return CSRMatrix(rowptr, col[order], None, num_cols)

@@ -1,0 +1,49 @@
+"""Dropout whose masks belong to nodes and epochs, not to ranks.
+
+Every cut of the graph then trains on the same masks, and a resumed run draws the same ones again.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from distributed_ignn.graph.hashing import keep_mask
+
+_BLOCK_ENTRIES = 1 << 18  # hash in blocks that stay in the cache
+
+
+class NodeDropout:
+    """Inverted dropout on rows that belong to nodes.
+
+    Args:
+        probability: of zeroing an entry, in [0, 1).
+        stream: separates this use from others with the same seed.
+    """
+
+    def __init__(self, probability: float, stream: int) -> None:
+        self.probability = probability
+        self._stream = stream
+
+    def mask(self, seed: int, step: int, nodes: Tensor, width: int) -> Tensor:
+        """Boolean [len(nodes), width] for global node ids."""
+        key = self._key(seed, step)
+        cols = torch.arange(width, device=nodes.device)[None, :]
+        rows = max(1, _BLOCK_ENTRIES // max(width, 1))
+        blocks = [
+            keep_mask(key, block[:, None], cols, self.probability)
+            for block in torch.split(nodes, rows)
+        ]
+        return torch.cat(blocks) if blocks else nodes.new_empty((0, width), dtype=torch.bool)
+
+    def entry_mask(self, seed: int, step: int, rows: Tensor, cols: Tensor) -> Tensor:
+        """Boolean per entry for global row ids and column ids, as ``mask`` would have it there."""
+        return keep_mask(self._key(seed, step), rows, cols, self.probability)
+
+    @property
+    def scale(self) -> float:
+        """What kept entries are multiplied by."""
+        return 1.0 / (1.0 - self.probability)
+
+    def _key(self, seed: int, step: int) -> int:
+        return (seed * 1_000_003 + step) * 16 + self._stream * 2

@@ -1,0 +1,128 @@
+"""ImplicitGNN: encode, solve, read out.
+
+Z* = f(Z*) = relu(sum_c A_hat_c Z* W_c + b(X)); prediction = Linear(dropout(Z*)).
+Letters: O owned nodes, D hidden width, C classes.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from distributed_ignn.comm.communicator import Communicator
+from distributed_ignn.config import ModelConfig
+from distributed_ignn.graph.propagate import ChannelOperator, Propagation
+from distributed_ignn.graph.shard import GraphShard
+from distributed_ignn.models.constraints import growth_factor, project_columns_l1
+from distributed_ignn.models.dropout import NodeDropout
+from distributed_ignn.models.encoder import FeatureEncoder, FeatureStore, NodeEmbedding
+from distributed_ignn.models.implicit import ImplicitLayer, SolvePlan
+from distributed_ignn.solvers.base import Solution
+
+_OUTPUT_STREAM = 2
+
+
+class ImplicitGNN(nn.Module):
+    """The model on this rank's rows; parameters are replicated unless named by ``sharded_names``.
+
+    Args:
+        shard: this rank's part of the graph.
+        comm: this rank's communicator; every rank builds the model together.
+        config: the model section.
+        dtype: of parameters and state.
+        seed: of initial weights and dropout masks.
+        sparsified: A_s for the learned solver, or None.
+    """
+
+    def __init__(
+        self,
+        shard: GraphShard,
+        comm: Communicator,
+        config: ModelConfig,
+        dtype: torch.dtype,
+        seed: int,
+        sparsified: ChannelOperator | None = None,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self._seed = seed
+        self._nodes = shard.owned_nodes.to(comm.device)
+        self.propagation = Propagation(shard, comm, dtype)
+        self.layer = ImplicitLayer(self.propagation, comm.sum, sparsified)
+        self.contraction = config.kappa / self._growth(shard, comm, dtype)
+        torch.manual_seed(seed)
+        self.encoder = self._build_encoder(shard, comm, dtype)
+        self.weight = nn.Parameter(self._initial_weight())
+        self.head = nn.Linear(config.hidden, shard.num_classes)
+        self._dropout = NodeDropout(config.dropout, _OUTPUT_STREAM)
+        self.to(comm.device, dtype)
+        self.project()
+
+    def _growth(self, shard: GraphShard, comm: Communicator, dtype: torch.dtype) -> float:
+        start = (shard.channels[0].degree_owned + 1).to(comm.device, dtype).sqrt()
+        return growth_factor(self.propagation, start, comm)
+
+    def _initial_weight(self) -> Tensor:
+        """W [channels, D, D]; ``identity`` shares the contraction bound among the channels."""
+        width, channels = self.config.hidden, self.propagation.num_channels
+        if self.config.init == "identity":
+            return torch.eye(width).repeat(channels, 1, 1) * (self.contraction / channels)
+        return torch.stack(
+            [nn.init.xavier_uniform_(torch.empty(width, width)) for _ in range(channels)]
+        )
+
+    def _build_encoder(
+        self, shard: GraphShard, comm: Communicator, dtype: torch.dtype
+    ) -> FeatureEncoder | NodeEmbedding:
+        if shard.features is None:
+            return NodeEmbedding(shard, self.config, self._seed)
+        store = FeatureStore(shard, dtype, comm.device, self.config.input_dropout, self._seed)
+        return FeatureEncoder(store, shard.num_features, self.config, self.propagation)
+
+    def sharded_names(self) -> frozenset[str]:
+        """Parameters of which each rank holds its own nodes' rows (not summed over ranks)."""
+        return frozenset({"encoder.rows"} if isinstance(self.encoder, NodeEmbedding) else ())
+
+    def channel_weights(self) -> list[Tensor]:
+        """W_c [D, D], one per channel."""
+        return list(self.weight.unbind(0))
+
+    def injection(self, step: int | None = None) -> Tensor:
+        """b(X) [O, D]; ``step`` seeds the input dropout, None switches it off."""
+        result: Tensor = self.encoder(step)
+        return result
+
+    def forward(self, step: int, forward: SolvePlan, adjoint: SolvePlan) -> Tensor:
+        """Training logits [O, C] at the solved equilibrium, differentiable."""
+        state = self.layer(self.injection(step), self.channel_weights(), forward, adjoint)
+        return self.read_out(state, step)
+
+    def read_out(self, state: Tensor, step: int | None = None) -> Tensor:
+        """Logits [O, C] of a state [O, D]; ``step`` seeds the dropout, None switches it off."""
+        if step is not None and self.config.dropout > 0.0:
+            mask = self._dropout.mask(self._seed, step, self._nodes, state.shape[1])
+            state = state * mask * self._dropout.scale
+        result: Tensor = self.head(state)
+        return result
+
+    @torch.no_grad()
+    def solve(self, plan: SolvePlan) -> Solution:
+        """The equilibrium without dropout and without gradient."""
+        return self.layer.solve(self.injection(), self.channel_weights(), plan)
+
+    @torch.no_grad()
+    def project(self) -> bool:
+        """Bring the weights back inside the contraction bound; True if that is switched on."""
+        if self.config.constraint == "none":
+            return False
+        stacked = self.weight.data.flatten(0, 1)
+        self.weight.data.copy_(
+            project_columns_l1(stacked, self.contraction).view_as(self.weight)
+        )
+        return True
+
+    @torch.no_grad()
+    def spectral_radius(self) -> float:
+        """Largest |eigenvalue| of sum_c W_c: how much the equilibrium differs from one step."""
+        eigenvalues = torch.linalg.eigvals(self.weight.detach().double().sum(dim=0).cpu())
+        return float(eigenvalues.abs().max())

@@ -1,0 +1,117 @@
+"""ImplicitLayer: the equilibrium as a differentiable function of the injection and the weights.
+
+Forward: Z* = f(Z*). Backward (implicit function theorem, IGNN-Solver eq. 3): v solves
+v = m * (sum_c A_hat_c' v W_c' + g) with m = relu'(.) and g = dL/dZ*; then dL/db = v and
+dL/dW_c = (A_hat_c Z*)' v. Both are fixed points, so any solver serves either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distributed_ignn.graph.propagate import ChannelOperator, Propagation
+from distributed_ignn.models.cell import AdjointCell, EquilibriumCell
+from distributed_ignn.solvers.base import AnySolver, Reduce, Solution
+from distributed_ignn.solvers.solve import solve
+
+Start = Callable[[Tensor], Tensor]
+"""Starting point of a solve from the injection b (forward) or the incoming gradient g (adjoint)."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SolvePlan:
+    """How one direction is solved.
+
+    Args:
+        solver: the method.
+        start: from b or g to the first point.
+        tolerance, max_steps: see ``solve``.
+        done: told the record of each solve (metrics, warm start).
+    """
+
+    solver: AnySolver
+    start: Start
+    tolerance: float
+    max_steps: int
+    done: Callable[[Solution], None]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ImplicitLayer:
+    """The layer on this rank's rows.
+
+    Args:
+        propagation: normalised channels.
+        reduce: sums a float64 CPU vector over ranks.
+        sparsified: A_s for the learned solver, or None.
+    """
+
+    propagation: Propagation
+    reduce: Reduce
+    sparsified: ChannelOperator | None = None
+
+    def __call__(
+        self, injection: Tensor, weights: list[Tensor], forward: SolvePlan, adjoint: SolvePlan
+    ) -> Tensor:
+        """f(Z) at the solved Z, [O, D]; differentiable in ``injection`` [O, D] and ``weights``."""
+        result: Tensor = _Equilibrium.apply(self, forward, adjoint, injection, *weights)
+        return result
+
+    @torch.no_grad()
+    def solve(self, injection: Tensor, weights: list[Tensor], plan: SolvePlan) -> Solution:
+        """The record of a forward solve, without gradient."""
+        return self._solve_cell(self.cell(injection, weights), injection, plan)
+
+    def cell(self, injection: Tensor, weights: list[Tensor]) -> EquilibriumCell:
+        """The map f for these weights and this injection."""
+        detached = [weight.detach() for weight in weights]
+        return EquilibriumCell(self.propagation, detached, injection.detach(), self.sparsified)
+
+    def _solve_cell(
+        self, cell: EquilibriumCell | AdjointCell, driver: Tensor, plan: SolvePlan
+    ) -> Solution:
+        solution = solve(
+            cell,
+            plan.start(driver),
+            plan.solver,
+            self.reduce,
+            tolerance=plan.tolerance,
+            max_steps=plan.max_steps,
+        )
+        plan.done(solution)
+        return solution
+
+
+class _Equilibrium(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        layer: ImplicitLayer,
+        forward: SolvePlan,
+        adjoint: SolvePlan,
+        injection: Tensor,
+        *weights: Tensor,
+    ) -> Tensor:
+        cell = layer.cell(injection, list(weights))
+        solution = layer._solve_cell(cell, injection, forward)
+        ctx.layer, ctx.adjoint = layer, adjoint
+        products = cell.products_at(solution.point)
+        ctx.save_for_backward(solution.image > 0, *weights, *products)
+        # a copy: the caller must not be able to change what warm start keeps
+        return solution.image.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        layer: ImplicitLayer = ctx.layer
+        mask, *rest = ctx.saved_tensors
+        weights, products = rest[: len(rest) // 2], rest[len(rest) // 2 :]
+        incoming = grad.contiguous()
+        cell = AdjointCell(layer.propagation, weights, mask, incoming)
+        solution = layer._solve_cell(cell, incoming * mask, ctx.adjoint)
+        v = solution.image
+        return (None, None, None, v, *[product.T @ v for product in products])

@@ -1,0 +1,1 @@
+"""Fixed-point solvers, the one loop that runs them, and their gradients."""

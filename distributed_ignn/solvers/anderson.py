@@ -1,0 +1,109 @@
+"""Anderson acceleration with one vector of weights for the whole graph.
+
+Walker & Ni (2011), Algorithm AA, in the constrained form: alpha minimises ||sum_i alpha_i g_i||
+with sum(alpha) = 1, from one globally reduced Gram matrix, so that every rank mixes its rows the
+same way. A regularised, scale-free system; a restart instead of a crash when it is singular or
+when the residual grows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from distributed_ignn.solvers.base import Iterate, Reduce, relative_residual
+from distributed_ignn.solvers.history import History
+
+_LARGEST_WEIGHT = 1e4  # beyond it, cancellation eats the digits of float32
+_GROWTH_LIMIT = 2.0  # a residual this many times the best one means that the history misleads
+
+
+@dataclass(slots=True, eq=False)
+class AndersonState:
+    """History, last residual, and how often the method had to start over."""
+
+    history: History
+    residual: float = float("inf")
+    restarts: int = 0
+
+
+def anderson_weights(gram: Tensor, regularization: float) -> Tensor | None:
+    """Weights [m] that minimise alpha' (gram + lambda diag(gram)) alpha with sum(alpha) = 1.
+
+    Args:
+        gram: float64 [m, m], <g_i, g_j> summed over ranks.
+        regularization: lambda; relative to each residual's own square, hence scale-free.
+
+    Returns:
+        The weights, or None where the system is singular or its solution useless.
+    """
+    scale = gram.diagonal().clamp_min(torch.finfo(gram.dtype).tiny).sqrt()
+    correlation = gram / torch.outer(scale, scale)
+    correlation.diagonal().add_(regularization)
+    solution, info = torch.linalg.solve_ex(correlation, 1.0 / scale)
+    alpha = solution / scale
+    total = alpha.sum()
+    alpha = alpha / total
+    usable = int(info) == 0 and bool(torch.isfinite(alpha).all())
+    return alpha if usable and float(alpha.abs().max()) <= _LARGEST_WEIGHT else None
+
+
+class Anderson:
+    """z_{k+1} = sum_i alpha_i (z_i + beta g_i) over the last M + 1 iterates.
+
+    Args:
+        memory: M, at least 1.
+        beta: mixing of the residual, 1 is the plain method.
+        regularization: see ``anderson_weights``.
+    """
+
+    def __init__(self, memory: int = 5, beta: float = 1.0, regularization: float = 1e-10) -> None:
+        self.memory = memory
+        self.beta = beta
+        self.regularization = regularization
+
+    def init(self, z0: Tensor) -> AndersonState:
+        """An empty history."""
+        return AndersonState(History.empty(z0, self.memory))
+
+    def rider(self, state: AndersonState) -> None:
+        """Nothing travels."""
+
+    def observe(
+        self, state: AndersonState, z: Tensor, image: Tensor, ridden: Tensor | None, reduce: Reduce
+    ) -> tuple[AndersonState, float]:
+        """The new row of the Gram matrix and ||f(z)||^2, reduced together."""
+        dots = state.history.push(z, image)
+        sums = reduce(torch.cat([dots, image.square().sum()[None]]).double().cpu())
+        return state, self.record(state, sums[:-1], float(sums[-1]))
+
+    def record(self, state: AndersonState, dots: Tensor, image_square: float) -> float:
+        """Enter reduced numbers and return the relative residual."""
+        state.history.set_newest_gram(dots)
+        state.residual = relative_residual(float(dots[0]), image_square)
+        return state.residual
+
+    def advance(self, state: AndersonState, best: Iterate) -> tuple[AndersonState, Tensor]:
+        """The mixed point, or a restart from the best iterate's image."""
+        if self.must_restart(state, best):
+            return state, best.image
+        alpha = self.weights(state)
+        if alpha is None:
+            state.history.forget_all_but_newest()
+            state.restarts += 1
+            alpha = torch.ones(1, dtype=torch.float64)
+        return state, state.history.mix(alpha, self.beta)
+
+    def weights(self, state: AndersonState) -> Tensor | None:
+        """alpha of the current history, newest first."""
+        return anderson_weights(state.history.ordered_gram(), self.regularization)
+
+    def must_restart(self, state: AndersonState, best: Iterate) -> bool:
+        """Empty the history if the residual has grown well past the best one."""
+        if state.residual <= _GROWTH_LIMIT * best.residual:
+            return False
+        state.history.slots = []
+        state.restarts += 1
+        return True

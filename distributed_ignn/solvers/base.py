@@ -1,0 +1,106 @@
+"""What a fixed-point solver is: it starts, observes an evaluation, and proposes the next point.
+
+A solver never evaluates the map, never loops and never decides to stop; ``solve`` does. Per
+iteration it calls ``reduce`` once, on one vector of all the numbers it needs summed over ranks, so
+that every rank sees the same numbers and takes the same branch.
+
+Letters: O owned rows, D columns, N = O * D entries, M solver memory, R rider columns.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Generic, Protocol, TypeVar
+
+from torch import Tensor
+
+Reduce = Callable[[Tensor], Tensor]
+"""Sums a float64 CPU vector over ranks and returns it; the identity for one process."""
+
+
+class FixedPointMap(Protocol):
+    """The map f of z = f(z), on this rank's rows."""
+
+    def __call__(self, z: Tensor, rider: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """f(z) [O, D], and the rider [O, R] multiplied by the sparsified graph (None without)."""
+        ...
+
+
+class Outcome(enum.StrEnum):
+    """How a solve ended; the values are the messages."""
+
+    CONVERGED = "the relative residual is at or below the tolerance"
+    MAX_STEPS = "the step limit was reached before the tolerance"
+    DIVERGED = "the residual is not finite"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Iterate:
+    """A point, its image under the map, and the relative residual ||f(z) - z|| / ||f(z)||."""
+
+    point: Tensor
+    image: Tensor
+    residual: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Solution:
+    """The record of one solve.
+
+    Args:
+        point: best iterate z, [O, D].
+        image: f(z), already evaluated: the next iterate for free.
+        outcome: how the solve ended.
+        steps: evaluations of the map.
+        residual: relative residual of ``point``.
+        residuals: relative residual of every evaluated point.
+    """
+
+    point: Tensor
+    image: Tensor
+    outcome: Outcome
+    steps: int
+    residual: float
+    residuals: tuple[float, ...] = field(default=())
+
+    @property
+    def converged(self) -> bool:
+        return self.outcome is Outcome.CONVERGED
+
+
+State = TypeVar("State")
+
+
+class FixedPointSolver(Protocol, Generic[State]):
+    """One method. ``State`` belongs to the method; nothing is kept on the solver itself."""
+
+    def init(self, z0: Tensor) -> State:
+        """State before the first evaluation."""
+        ...
+
+    def rider(self, state: State) -> Tensor | None:
+        """Columns [O, R] that should travel with the next evaluation, or None."""
+        ...
+
+    def observe(
+        self, state: State, z: Tensor, image: Tensor, ridden: Tensor | None, reduce: Reduce
+    ) -> tuple[State, float]:
+        """Take in f(z) and return the state and the relative residual; reduces exactly once."""
+        ...
+
+    def advance(self, state: State, best: Iterate) -> tuple[State, Tensor]:
+        """State and the next point to evaluate, [O, D]; no communication."""
+        ...
+
+
+def relative_residual(residual_square: float, image_square: float) -> float:
+    """||g|| / ||f(z)|| from global sums of squares; 0 where both vanish, NaN kept."""
+    if residual_square == 0.0:
+        return 0.0
+    return math.sqrt(residual_square / image_square) if image_square != 0.0 else math.inf
+
+
+AnySolver = FixedPointSolver[Any]

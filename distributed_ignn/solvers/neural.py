@@ -1,0 +1,281 @@
+"""The learned solver (IGNN-Solver, Algorithm 1) on top of Anderson's weights.
+
+    Z0 = h(b);  g_k = f(Z_k) - Z_k;  alpha, beta = s(g history, A_s);
+    Z_{k+1} = sum_i alpha_i (Z_i + beta g_i)
+
+s sees the graph and the residuals: each residual row is divided by the global root mean square and
+compressed from D to p numbers; a graph layer on the sparsified graph A_s mixes them; the mean over
+all nodes, the normalised Gram matrix of the residuals and the step enter two small heads. The
+heads' output is a *correction* to Anderson's weights (zero-sum, so that sum(alpha) = 1 still holds)
+and to beta = 1; they start at zero, so an untrained solver is Anderson.
+
+One exchange and one reduction per iteration: the compressed residual of step k rides on the
+exchange of step k + 1, so the graph layer sees the neighbours' residuals one step late and the
+node's own at once; the residual is scaled by the root mean square of the step before. Both are the
+same however the graph is cut, so alpha and beta are too.
+
+Letters: O owned rows, n nodes, D columns, M memory, m <= M + 1 iterates held, p compressed width,
+H hidden width of s, K steps s is trained for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from distributed_ignn.solvers.anderson import Anderson, AndersonState
+from distributed_ignn.solvers.base import Iterate, Reduce
+
+_MAX_STRIKES = 2  # neural steps that may fail before Anderson finishes the solve alone
+
+
+@dataclass(frozen=True, slots=True)
+class NeuralShape:
+    """Sizes of the learned solver.
+
+    Args:
+        width: D, columns of the state.
+        memory: M.
+        steps: K; from step K on the weights are Anderson's.
+        compress: p.
+        hidden: H.
+    """
+
+    width: int
+    memory: int
+    steps: int
+    compress: int
+    hidden: int
+
+
+class WeightPredictor(nn.Module):
+    """s: residual history and sparsified graph in, correction of alpha and beta out."""
+
+    def __init__(self, shape: NeuralShape) -> None:
+        super().__init__()
+        self.shape = shape
+        slots = shape.memory + 1
+        self.compress = nn.Sequential(nn.Linear(shape.width, shape.compress), nn.Tanh())
+        self.own = nn.Linear(slots * shape.compress, shape.hidden)
+        self.neighbours = nn.Linear(slots * shape.compress, shape.hidden, bias=False)
+        summary = shape.hidden + slots * slots + 2
+        self.body = nn.Sequential(nn.Linear(summary, 2 * shape.hidden), nn.Tanh())
+        self.head_alpha = nn.Linear(2 * shape.hidden, slots)
+        self.head_beta = nn.Linear(2 * shape.hidden, 1)
+        for head in (self.head_alpha, self.head_beta):
+            nn.init.zeros_(head.weight)
+            nn.init.zeros_(head.bias)
+
+    def node_sum(self, own: list[Tensor], neighbours: list[Tensor]) -> Tensor:
+        """Sum over this rank's nodes of the graph layer, [H].
+
+        Args:
+            own: compressed residuals [O, p], newest first, at most M + 1.
+            neighbours: A_s times the compressed residuals [O, p], newest first; one fewer,
+                because the newest has not been exchanged yet.
+        """
+        mixed = self.own(self._padded(own)) + self.neighbours(self._padded(neighbours))
+        return torch.relu(mixed).sum(dim=0)
+
+    def _padded(self, blocks: list[Tensor]) -> Tensor:
+        missing = self.shape.memory + 1 - len(blocks)
+        if not blocks:
+            raise ValueError("the graph layer needs at least one compressed residual")
+        return torch.cat([*blocks, *[torch.zeros_like(blocks[0])] * missing], dim=1)
+
+    def correct(
+        self, node_mean: Tensor, gram: Tensor, step: int, decay: float, anderson: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """alpha [m] newest first and beta, from numbers that are the same on every rank.
+
+        Args:
+            node_mean: mean of the graph layer over all n nodes, [H].
+            gram: <g_i, g_j> over all ranks, float64 [m, m] newest first.
+            step: index k of the current iteration.
+            decay: ||g_k|| / ||g_{k-1}||.
+            anderson: the weights that Anderson would take, float64 [m].
+        """
+        held = anderson.numel()
+        context = torch.tensor([step / self.shape.steps, math.log(max(decay, 1e-12))])
+        summary = torch.cat([node_mean, self._correlation(gram).to(node_mean), context.to(node_mean)])
+        features = self.body(summary)
+        shift = self.head_alpha(features)[:held].double()
+        alpha = anderson.to(shift.device) + shift - shift.mean()
+        beta = 1.0 + torch.tanh(self.head_beta(features)[0]).double()
+        return alpha, beta
+
+    def _correlation(self, gram: Tensor) -> Tensor:
+        """Gram matrix scaled to unit diagonal and padded, [(M + 1)^2]; lengths as logarithms."""
+        slots, held = self.shape.memory + 1, gram.shape[0]
+        norms = gram.diagonal().clamp_min(1e-300).sqrt()
+        padded = gram.new_zeros(slots, slots)
+        padded[:held, :held] = gram / torch.outer(norms, norms)
+        padded.diagonal()[:held] = torch.log(norms / norms[0])
+        return padded.flatten()
+
+
+class Initialiser(nn.Module):
+    """h: a bottleneck MLP from the injection b(X) to a starting point.
+
+    Z0 = relu(b + relu(b V1) V2). V2 starts at zero, where Z0 = relu(b) = f(0), the point that
+    Picard from zero reaches after its first evaluation.
+    """
+
+    def __init__(self, width: int, bottleneck: int) -> None:
+        super().__init__()
+        self.down = nn.Linear(width, bottleneck)
+        self.up = nn.Linear(bottleneck, width)
+        nn.init.zeros_(self.up.weight)
+        nn.init.zeros_(self.up.bias)
+
+    def forward(self, injection: Tensor) -> Tensor:
+        """Z0 [O, D] from b [O, D]."""
+        return torch.relu(injection + self.up(torch.relu(self.down(injection))))
+
+
+@dataclass(slots=True, eq=False)
+class NeuralState:
+    """Anderson's state and the compressed residuals.
+
+    Args:
+        own: compressed residuals [O, p], newest first.
+        neighbours: A_s times them, newest first, one step behind ``own``.
+        node_mean: mean of the graph layer [H], or None at the first step.
+        norm: ||g_k|| over all ranks, 0 before the first evaluation.
+        decay: ||g_k|| / ||g_{k-1}||.
+        step: evaluations observed.
+        strikes: steps that did not reduce the residual.
+        trusted: whether the last step's residual went down.
+        alpha, beta: what the last ``advance`` used; beta is a float64 scalar.
+    """
+
+    base: AndersonState
+    own: list[Tensor] = field(default_factory=list)
+    neighbours: list[Tensor] = field(default_factory=list)
+    node_mean: Tensor | None = None
+    norm: float = 0.0
+    decay: float = 1.0
+    step: int = 0
+    strikes: int = 0
+    trusted: bool = True
+    alpha: Tensor | None = None
+    beta: Tensor | None = None
+
+
+class NeuralSolver:
+    """The learned solver as a method for ``solve``.
+
+    Safeguard: after a step that did not reduce the global residual the next one is Anderson's;
+    after two such steps, or from step K on, Anderson finishes the solve with the same history.
+
+    Args:
+        predictor: s.
+        num_nodes: n over all ranks.
+        regularization: of Anderson's system.
+        reduce_grad: differentiable sum over ranks, for training; None for inference.
+    """
+
+    def __init__(
+        self,
+        predictor: WeightPredictor,
+        num_nodes: int,
+        regularization: float = 1e-10,
+        reduce_grad: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        self.predictor = predictor
+        self.num_nodes = num_nodes
+        self.anderson = Anderson(predictor.shape.memory, 1.0, regularization)
+        self._reduce_grad = reduce_grad
+
+    def init(self, z0: Tensor) -> NeuralState:
+        """An empty history."""
+        return NeuralState(self.anderson.init(z0))
+
+    def is_learned_step(self, state: NeuralState) -> bool:
+        """Whether the network, not Anderson alone, decides the step after this observation."""
+        return state.step < self.predictor.shape.steps and state.strikes < _MAX_STRIKES
+
+    def rider(self, state: NeuralState) -> Tensor | None:
+        """The newest compressed residual, which has not been exchanged yet."""
+        if not state.own or not self.is_learned_step(state):
+            return None
+        return state.own[0].detach()
+
+    def observe(
+        self, state: NeuralState, z: Tensor, image: Tensor, ridden: Tensor | None, reduce: Reduce
+    ) -> tuple[NeuralState, float]:
+        """Gram row, ||f(z)||^2 and the graph layer's sum over nodes, reduced together."""
+        dots = state.base.history.push(z, image)
+        scalars = torch.cat([dots, image.square().sum()[None]]).double().cpu()
+        node_sum = self._graph_layer(state, ridden)
+        if node_sum is not None and self._reduce_grad is not None:
+            sums = reduce(scalars)
+            state.node_mean = self._reduce_grad(node_sum) / self.num_nodes
+        elif node_sum is not None:
+            sums = reduce(torch.cat([scalars, node_sum.double().cpu()]))
+            state.node_mean = (sums[scalars.numel() :] / self.num_nodes).to(node_sum)
+            sums = sums[: scalars.numel()]
+        else:
+            sums = reduce(scalars)
+            state.node_mean = None
+        residual = self.anderson.record(state.base, sums[:-1], float(sums[-1]))
+        self._judge(state, math.sqrt(max(float(sums[0]), 0.0)))
+        return state, residual
+
+    def _graph_layer(self, state: NeuralState, ridden: Tensor | None) -> Tensor | None:
+        """Sum over owned nodes [H]; None at the first step, where no scale is known yet."""
+        if not self.is_learned_step(state):
+            return None
+        keep = self.predictor.shape.memory + 1
+        newest = state.base.history.residuals[state.base.history.slots[0]]
+        if state.norm == 0.0:
+            return None
+        scale = state.norm / math.sqrt(self.num_nodes * newest.shape[1])
+        if ridden is not None:
+            state.neighbours = [ridden, *state.neighbours][:keep]
+        state.own = [self.predictor.compress(newest / scale), *state.own][:keep]
+        neighbours = state.neighbours or [torch.zeros_like(state.own[0])]
+        return self.predictor.node_sum(state.own, neighbours)
+
+    def _judge(self, state: NeuralState, norm: float) -> None:
+        """Compare the new residual with the one before; the numbers are global."""
+        state.decay = norm / state.norm if state.norm > 0.0 else 1.0
+        state.trusted = state.step == 0 or state.decay < 1.0
+        state.strikes += not state.trusted
+        state.norm = norm
+        state.step += 1
+
+    def advance(self, state: NeuralState, best: Iterate) -> tuple[NeuralState, Tensor]:
+        """The mixed point with corrected weights, or Anderson's step where it is safer."""
+        anderson = None
+        if not self.anderson.must_restart(state.base, best):
+            anderson = self.anderson.weights(state.base)
+        learned = state.node_mean is not None and state.trusted and state.strikes < _MAX_STRIKES
+        if anderson is None or not learned:
+            state.alpha, state.beta = anderson, None
+            return state, self._fall_back(state, anderson, best)
+        state.alpha, state.beta = self.weights(state, anderson)
+        return state, state.base.history.mix(state.alpha, float(state.beta))
+
+    def weights(self, state: NeuralState, anderson: Tensor) -> tuple[Tensor, Tensor]:
+        """Corrected alpha [m] and beta at the current state."""
+        if state.node_mean is None:
+            raise ValueError("the first step has no compressed residual to predict from")
+        return self.predictor.correct(
+            state.node_mean,
+            state.base.history.ordered_gram(),
+            state.step - 1,
+            state.decay,
+            anderson,
+        )
+
+    def _fall_back(self, state: NeuralState, anderson: Tensor | None, best: Iterate) -> Tensor:
+        if anderson is not None:
+            return state.base.history.mix(anderson, 1.0)
+        state.base.history.forget_all_but_newest()
+        state.base.restarts += 1
+        return best.image

@@ -1,0 +1,207 @@
+"""Checkpoints: everything a run needs to go on, as safetensors and JSON.
+
+    checkpoints/epoch-000010/
+        state.json                      epoch, schedule position, best so far, checksums
+        common.safetensors              replicated parameters, optimisers, best weights, RNG
+        rank-00000-of-00002.safetensors rows of this rank's nodes: warm starts, embeddings
+
+A folder is written under a hidden name and renamed by rank 0 when every rank has finished, so a
+reader never sees half of one. Rows carry global node ids, so another number of ranks can read them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from distributed_ignn.comm.communicator import Communicator
+from distributed_ignn.errors import UserError
+from distributed_ignn.files import atomic_write_json, sha256_file, sync
+
+FORMAT_VERSION = 1
+NODES = "nodes"
+_STATE = "state.json"
+_COMMON = "common.safetensors"
+_NAME = re.compile(r"epoch-(\d{6,})")
+
+TensorDict = dict[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Snapshot:
+    """What is saved.
+
+    Args:
+        state: JSON values.
+        common: tensors that are the same on every rank.
+        rows: tensors [O, ...] whose rows belong to this rank's nodes.
+        rank_only: tensors that make sense for this rank and this number of ranks alone.
+    """
+
+    state: dict[str, Any]
+    common: TensorDict
+    rows: TensorDict
+    rank_only: TensorDict
+
+
+class CheckpointStore:
+    """Reads and writes the checkpoints of one run; every rank calls it together.
+
+    Args:
+        folder: ``checkpoints`` of the run.
+        comm: this rank's communicator.
+        keep: how many of the newest to keep.
+    """
+
+    def __init__(self, folder: Path, comm: Communicator, keep: int) -> None:
+        self._folder = folder
+        self._comm = comm
+        self._keep = keep
+
+    def save(self, epoch: int, snapshot: Snapshot, nodes: Tensor) -> Path:
+        """Write the checkpoint of ``epoch`` epochs done; ``nodes`` are the owned global ids.
+
+        Raises:
+            UserError: the folder cannot be written (on every rank).
+        """
+        final = self._folder / f"epoch-{epoch:06d}"
+        temporary = self._folder / f".{final.name}.tmp"
+        rank_file = temporary / _rank_name(self._comm.rank, self._comm.world_size)
+        self._together(lambda: _fresh(temporary), main_only=True)
+        self._together(lambda: _write_rank(rank_file, snapshot, nodes))
+        self._together(lambda: self._finish(temporary, final, snapshot), main_only=True)
+        return final
+
+    def _finish(self, temporary: Path, final: Path, snapshot: Snapshot) -> None:
+        _write_tensors(temporary / _COMMON, snapshot.common)
+        files = sorted(path for path in temporary.iterdir() if path.suffix == ".safetensors")
+        state = {
+            "version": FORMAT_VERSION,
+            "world_size": self._comm.world_size,
+            "sha256": {path.name: sha256_file(path) for path in files},
+            **snapshot.state,
+        }
+        atomic_write_json(temporary / _STATE, state)
+        if final.exists():
+            shutil.rmtree(final)
+        temporary.rename(final)
+        sync(self._folder)
+        for old in list_checkpoints(self._folder)[: -self._keep]:
+            shutil.rmtree(old)
+
+    def _together(self, action: Callable[[], None], *, main_only: bool = False) -> None:
+        """Run ``action`` (on rank 0 only if asked), and fail on every rank if it fails on one."""
+        problem = None
+        if self._comm.is_main or not main_only:
+            try:
+                action()
+            except OSError as error:
+                problem = f"cannot write the checkpoint in {self._folder}: {error.strerror or error}"
+        self._comm.agree(problem)
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Complete checkpoints, oldest first."""
+    if not folder.is_dir():
+        return []
+    found = [path for path in folder.iterdir() if _NAME.fullmatch(path.name) and path.is_dir()]
+    return sorted(found, key=lambda path: int(path.name.split("-")[1]))
+
+
+def load_checkpoint(path: Path, comm: Communicator, nodes: Tensor) -> Snapshot:
+    """Read a checkpoint for the nodes of this rank, whatever number of ranks wrote it.
+
+    Args:
+        path: one folder of ``list_checkpoints``.
+        comm: this rank's communicator.
+        nodes: owned global ids [O].
+
+    Raises:
+        UserError: a file is missing, damaged, or of another format.
+    """
+    state = _read_state(path)
+    common = _read_tensors(path / _COMMON, state)
+    writers = int(state["world_size"])
+    if writers == comm.world_size:
+        own = _read_tensors(path / _rank_name(comm.rank, writers), state)
+        rank_only = {k[5:]: v for k, v in own.items() if k.startswith("rank/")}
+        if torch.equal(own[NODES], nodes.cpu()):
+            rows = {k[4:]: v for k, v in own.items() if k.startswith("row/")}
+            return Snapshot(state, common, rows, rank_only)
+    return Snapshot(state, common, _gather_rows(path, state, writers, nodes.cpu()), {})
+
+
+def _gather_rows(path: Path, state: Mapping[str, Any], writers: int, nodes: Tensor) -> TensorDict:
+    """Rows of ``nodes`` from all writers' files."""
+    result: TensorDict = {}
+    order = torch.argsort(nodes)
+    ordered = nodes[order]
+    for writer in range(writers):
+        tensors = _read_tensors(path / _rank_name(writer, writers), state)
+        theirs = tensors[NODES]
+        place = torch.searchsorted(ordered, theirs).clamp_max(max(nodes.numel() - 1, 0))
+        mine = ordered[place] == theirs if nodes.numel() else torch.zeros(0, dtype=torch.bool)
+        for key, value in tensors.items():
+            if not key.startswith("row/"):
+                continue
+            target = result.setdefault(key[4:], value.new_zeros((nodes.numel(), *value.shape[1:])))
+            if nodes.numel():
+                target[order[place[mine]]] = value[mine]
+    return result
+
+
+def _rank_name(rank: int, world_size: int) -> str:
+    return f"rank-{rank:05d}-of-{world_size:05d}.safetensors"
+
+
+def _fresh(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+
+
+def _write_rank(path: Path, snapshot: Snapshot, nodes: Tensor) -> None:
+    tensors = {NODES: nodes}
+    tensors |= {f"row/{key}": value for key, value in snapshot.rows.items()}
+    tensors |= {f"rank/{key}": value for key, value in snapshot.rank_only.items()}
+    _write_tensors(path, tensors)
+
+
+def _write_tensors(path: Path, tensors: TensorDict) -> None:
+    # a copy each: safetensors refuses tensors that share memory
+    save_file({key: value.detach().cpu().clone() for key, value in tensors.items()}, path)
+    sync(path)
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    try:
+        state = json.loads((path / _STATE).read_bytes())
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path} is not a complete checkpoint ({_STATE} cannot be read); choose another one"
+        ) from error
+    if not isinstance(state, dict) or state.get("version") != FORMAT_VERSION:
+        raise UserError(
+            f"{path} has an unknown format, this release reads version {FORMAT_VERSION}; choose "
+            "another checkpoint"
+        )
+    return state
+
+
+def _read_tensors(path: Path, state: Mapping[str, Any]) -> TensorDict:
+    try:
+        if sha256_file(path) != state["sha256"][path.name]:
+            raise UserError(f"{path} is damaged, its checksum differs; choose another checkpoint")
+        with safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (OSError, KeyError, SafetensorError) as error:
+        raise UserError(f"{path} is missing or damaged; choose another checkpoint") from error

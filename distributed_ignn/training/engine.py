@@ -1,0 +1,100 @@
+"""Who holds the optimiser and takes its step: plain torch here, DeepSpeed in its own file."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from distributed_ignn.comm.communicator import Communicator
+from distributed_ignn.config import TrainConfig
+from distributed_ignn.models.ignn import ImplicitGNN
+from distributed_ignn.training.gradients import sum_gradients
+
+TensorDict = dict[str, Tensor]
+
+
+class Engine(Protocol):
+    """One optimiser step of the model, and the optimiser's state as named tensors."""
+
+    def step(self, loss_share: Tensor) -> None:
+        """Backward of this rank's share of the loss, sum over ranks, update, constraint."""
+        ...
+
+    def common_state(self) -> TensorDict:
+        """Optimiser tensors that are the same on every rank."""
+        ...
+
+    def row_state(self) -> TensorDict:
+        """Optimiser tensors [O, ...] whose rows belong to this rank's nodes."""
+        ...
+
+    def rank_state(self) -> TensorDict:
+        """Optimiser tensors that only this rank of this number of ranks can use."""
+        ...
+
+    def load_state(self, common: TensorDict, rows: TensorDict, rank: TensorDict) -> None:
+        """Inverse of the three above."""
+        ...
+
+
+class TorchEngine:
+    """Adam on every rank, replicated: after the gradient sum all ranks take the same step.
+
+    Args:
+        model: whose parameters are stepped.
+        config: learning rate and weight decay.
+        comm: sums gradients.
+    """
+
+    def __init__(self, model: ImplicitGNN, config: TrainConfig, comm: Communicator) -> None:
+        self._model = model
+        self._comm = comm
+        self._sharded = model.sharded_names()
+        self._named = dict(model.named_parameters())
+        self.optimizer = torch.optim.Adam(
+            self._named.values(), lr=config.lr, weight_decay=config.weight_decay
+        )
+
+    def step(self, loss_share: Tensor) -> None:
+        """See ``Engine``."""
+        self.optimizer.zero_grad()
+        loss_share.backward()  # type: ignore[no-untyped-call]
+        sum_gradients(
+            (p for name, p in self._named.items() if name not in self._sharded), self._comm
+        )
+        self.optimizer.step()
+        self._model.project()
+
+    def common_state(self) -> TensorDict:
+        """Adam's moments of the replicated parameters and all step counters."""
+        return {key: value for key, value in self._state().items() if not self._is_row(key, value)}
+
+    def row_state(self) -> TensorDict:
+        """Adam's moments of this rank's rows."""
+        return {key: value for key, value in self._state().items() if self._is_row(key, value)}
+
+    def rank_state(self) -> TensorDict:
+        """Nothing: every tensor is either replicated or has rows."""
+        return {}
+
+    def _state(self) -> TensorDict:
+        """Adam's tensors as ``parameter|moment``."""
+        return {
+            f"{name}|{key}": value
+            for name, parameter in self._named.items()
+            for key, value in self.optimizer.state.get(parameter, {}).items()
+        }
+
+    def _is_row(self, key: str, value: Tensor) -> bool:
+        return key.rsplit("|", 1)[0] in self._sharded and value.dim() > 0
+
+    def load_state(self, common: TensorDict, rows: TensorDict, rank: TensorDict) -> None:
+        """See ``Engine``."""
+        for key, value in (common | rows).items():
+            name, moment = key.rsplit("|", 1)
+            parameter = self._named[name]
+            # Adam keeps its step counter on the CPU
+            device = value.device if moment == "step" else parameter.device
+            self.optimizer.state[parameter][moment] = value.to(device)

@@ -1,0 +1,85 @@
+"""The training command: decide who starts the ranks, run this rank, close, report mistakes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import torch
+
+from distributed_ignn.cli import run_main
+from distributed_ignn.comm.communicator import Communicator, start_communicator
+from distributed_ignn.config import CommConfig, RunConfig, parse_args
+from distributed_ignn.errors import UserError
+from distributed_ignn.training.run import run_training
+
+T = TypeVar("T")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Exit code of the training command: 0, or 2 after one line about a mistake."""
+    return run_main(lambda: train(parse_args(argv)))
+
+
+def train(config: RunConfig) -> None:
+    """Train as one rank of torchrun, on Ray, or as a single process."""
+    if "RANK" not in os.environ and (config.workers or config.gpus):
+        from distributed_ignn.training.ray_launch import train_on_ray
+
+        train_on_ray(config)
+        return
+    on_this_rank(lambda comm: run_training(config, comm), config.device, config.comm)
+
+
+def on_this_rank(
+    action: Callable[[Communicator], T], device: str, config: CommConfig | None = None
+) -> T:
+    """Join the job that the environment describes, act, and leave it."""
+    settings = config or CommConfig()
+    rank, world_size, local_rank = _position()
+    comm = start_communicator(
+        rank=rank,
+        world_size=world_size,
+        local_rank=local_rank,
+        device=choose_device(device, local_rank),
+        backend=settings.backend,
+        timeout_seconds=settings.timeout_seconds,
+    )
+    try:
+        return action(comm)
+    finally:
+        comm.close()
+
+
+def choose_device(name: str, local_rank: int) -> torch.device:
+    """The device of a rank; ranks share GPUs when there are fewer of them.
+
+    Raises:
+        UserError: cuda was asked for and there is none.
+    """
+    count = torch.cuda.device_count()
+    if name == "cpu" or (name == "auto" and count == 0):
+        return torch.device("cpu")
+    if count == 0:
+        raise UserError("device = cuda but no GPU was found; use --device cpu")
+    return torch.device("cuda", local_rank % count)
+
+
+def _position() -> tuple[int, int, int]:
+    """Rank, world size and local rank from torchrun's environment, or a single process.
+
+    Raises:
+        UserError: a variable is missing or not a number.
+    """
+    if "RANK" not in os.environ:
+        return 0, 1, 0
+    values = []
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        text = os.environ.get(name, "")
+        if not text.isdigit():
+            raise UserError(
+                f"{name} = {text!r} in the environment is not a rank; start with torchrun"
+            )
+        values.append(int(text))
+    return values[0], values[1], values[2]

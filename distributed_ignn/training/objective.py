@@ -1,0 +1,79 @@
+"""Loss and metric of a node-classification task, as global numbers on every rank.
+
+Letters: O owned nodes, C classes, T training nodes of this rank.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from distributed_ignn.comm.communicator import Communicator
+from distributed_ignn.graph.shard import GraphShard
+
+Loss = Literal["auto", "cross_entropy", "bce"]
+
+
+class Objective:
+    """What is minimised and what is reported.
+
+    Multi-class: cross-entropy, or binary cross-entropy on one-hot labels as the IGNN-Solver paper
+    prints it; metric accuracy. Multi-label: binary cross-entropy; metric micro-F1.
+
+    Args:
+        shard: this rank's labels and splits.
+        comm: sums counts over ranks.
+        loss: ``auto`` takes cross-entropy for one label a node and bce for several.
+    """
+
+    def __init__(self, shard: GraphShard, comm: Communicator, loss: Loss) -> None:
+        device = comm.device
+        self._comm = comm
+        self._multilabel = shard.task == "multilabel"
+        self._bce = loss == "bce" or self._multilabel
+        self._labels = shard.labels.to(device)
+        self._classes = shard.num_classes
+        self.metric_name = "micro_f1" if self._multilabel else "accuracy"
+        self._splits = {
+            "train": shard.train_index.to(device),
+            "val": shard.val_index.to(device),
+            "test": shard.test_index.to(device),
+        }
+        self._train_total = max(shard.split_sizes[0], 1)
+
+    def loss(self, logits: Tensor) -> Tensor:
+        """This rank's share of the mean training loss; the shares of all ranks sum to it.
+
+        Args:
+            logits: [O, C].
+        """
+        index = self._splits["train"]
+        chosen, labels = logits[index], self._labels[index]
+        if not self._bce:
+            return functional.cross_entropy(chosen, labels, reduction="sum") / self._train_total
+        target = labels if self._multilabel else functional.one_hot(labels, self._classes)
+        total = functional.binary_cross_entropy_with_logits(
+            chosen, target.to(chosen), reduction="sum"
+        )
+        return total / (self._train_total * self._classes)
+
+    @torch.no_grad()
+    def metrics(self, logits: Tensor, splits: tuple[str, ...]) -> dict[str, float]:
+        """Global metric per split from logits [O, C]; one reduction for all of them."""
+        counts = torch.stack([self._counts(logits, self._splits[name]) for name in splits])
+        table = self._comm.sum(counts.double()).tolist()
+        return {name: row[0] / max(row[1], 1.0) for name, row in zip(splits, table, strict=True)}
+
+    def _counts(self, logits: Tensor, index: Tensor) -> Tensor:
+        """Numerator and denominator of the metric."""
+        chosen, labels = logits[index], self._labels[index]
+        if not self._multilabel:
+            hits = (chosen.argmax(dim=1) == labels).sum()
+            return torch.stack([hits, hits.new_tensor(index.numel())]).cpu()
+        predicted, actual = chosen > 0, labels > 0.5
+        # micro-F1 = 2 TP / (2 TP + FP + FN)
+        twice_hits = 2 * (predicted & actual).sum()
+        return torch.stack([twice_hits, predicted.sum() + actual.sum()]).cpu()

@@ -1,0 +1,179 @@
+"""Predictions of a finished run, rebuilt from its folder alone.
+
+Settings from config.yaml, the graph from the run's shards (merged and cut again when the number of
+ranks differs), weights and learned solver from the newest checkpoint, at the epoch that validation
+chose. Nothing is kept from the training solves: the equilibrium is found from the initialiser.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from distributed_ignn.comm.communicator import Communicator
+from distributed_ignn.config import RunConfig, load_yaml
+from distributed_ignn.errors import UserError
+from distributed_ignn.files import sync, temporary_sibling
+from distributed_ignn.graph.merging import merge_shards
+from distributed_ignn.graph.shard import GraphShard
+from distributed_ignn.graph.shard_store import MANIFEST, read_manifest, read_shard
+from distributed_ignn.graph.sharding import build_shards
+from distributed_ignn.solvers.base import Solution
+from distributed_ignn.training.checkpoint import list_checkpoints, load_checkpoint
+from distributed_ignn.training.run import CHECKPOINTS, SETTINGS, SHARDS
+from distributed_ignn.training.trainer import Trainer
+
+
+@dataclass(frozen=True, slots=True)
+class PredictOptions:
+    """What the user asked for.
+
+    Args:
+        run: output folder of a training run.
+        out: parquet file to write.
+        tolerance: relative residual to solve to; None takes the run's own.
+        steps: exactly so many evaluations instead, whatever the residual.
+    """
+
+    run: Path
+    out: Path
+    tolerance: float | None = None
+    steps: int | None = None
+
+
+def load_run(run: Path, comm: Communicator) -> Trainer:
+    """The trainer of a finished run at its best epoch, without warm starts.
+
+    Raises:
+        UserError: the folder holds no run, no checkpoint or no shards (on every rank alike).
+    """
+    problem, loaded = None, None
+    try:
+        config = load_run_config(run)
+        checkpoints = list_checkpoints(run / CHECKPOINTS)
+        if not checkpoints:
+            raise UserError(f"{run} holds no checkpoint; train it first with --output {run}")
+        loaded = config, checkpoints[-1], load_run_shard(config, run, comm)
+    except UserError as error:
+        problem = str(error)
+    comm.agree(problem)
+    if loaded is None:
+        raise RuntimeError("a rank without shard must have reported a problem")
+    config, checkpoint, shard = loaded
+    trainer = Trainer(config, shard, comm)
+    trainer.restore(load_checkpoint(checkpoint, comm, shard.owned_nodes))
+    trainer.use_best_weights()
+    trainer.planner.states.clear()
+    return trainer
+
+
+def load_run_config(run: Path) -> RunConfig:
+    """The settings of a run, with the plain engine: nothing will be stepped."""
+    if not (run / SETTINGS).is_file():
+        raise UserError(f"{run} is not a run folder, it has no {SETTINGS}; name the --output of one")
+    config = load_yaml(run / SETTINGS)
+    return config.model_copy(update={"engine": "torch", "deepspeed_config": None})
+
+
+def load_run_shard(config: RunConfig, run: Path, comm: Communicator) -> GraphShard:
+    """This rank's shard: as it lies in the run folder, or from all shards merged and cut again."""
+    folders = [config.partition.dir] if config.partition.dir else _shard_folders(run)
+    manifests = {folder: read_manifest(folder) for folder in folders}
+    for folder, manifest in manifests.items():
+        if manifest.parts == comm.world_size:
+            return read_shard(folder, comm.rank)
+    folder, manifest = next(iter(manifests.items()))
+    data = merge_shards([read_shard(folder, part) for part in range(manifest.parts)])
+    part = torch.arange(data.num_nodes) * comm.world_size // data.num_nodes
+    return list(build_shards(data, part, comm.world_size))[comm.rank]
+
+
+def _shard_folders(run: Path) -> list[Path]:
+    found = sorted(path.parent for path in (run / SHARDS).glob(f"*/{MANIFEST}"))
+    if not found:
+        raise UserError(f"{run / SHARDS} holds no shards; train the run again")
+    return found
+
+
+@torch.no_grad()
+def predict(options: PredictOptions, comm: Communicator) -> Solution:
+    """Solve, read out, and write one row per node; every rank calls it.
+
+    Raises:
+        UserError: see ``load_run``; or the file cannot be written.
+    """
+    started = time.perf_counter()
+    trainer = load_run(options.run, comm)
+    trainer.model.eval()
+    tolerance = 0.0 if options.steps is not None else options.tolerance
+    solution = trainer.model.solve(trainer.planner.evaluate(tolerance, options.steps))
+    logits = trainer.model.read_out(solution.image)
+    multilabel = trainer.shard.task == "multilabel"
+    probability = torch.sigmoid(logits) if multilabel else torch.softmax(logits, dim=1)
+    whole = _gather_nodes(trainer.shard, probability, comm)
+    problem = None
+    if comm.is_main:
+        try:
+            _write(options.out, whole, multilabel)
+        except OSError as error:
+            problem = f"cannot write {options.out}: {error.strerror or error}"
+    comm.agree(problem)
+    if comm.is_main:
+        _show(options, solution, whole, time.perf_counter() - started)
+    return solution
+
+
+def _gather_nodes(shard: GraphShard, rows: Tensor, comm: Communicator) -> Tensor:
+    """Rows of all ranks at their global ids, [n, C] float32 on the CPU."""
+    whole = torch.zeros(shard.num_nodes, rows.shape[1])
+    whole[shard.owned_nodes] = rows.detach().float().cpu()
+    return comm.sum(whole)
+
+
+def _write(path: Path, probability: Tensor, multilabel: bool) -> None:
+    nodes, classes = probability.shape
+    flat = pa.array(probability.reshape(-1).numpy())
+    columns = {
+        "node": pa.array(range(nodes), pa.int64()),
+        "prediction": _labels(probability, multilabel),
+        "probabilities": pa.FixedSizeListArray.from_arrays(flat, classes),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_sibling(path)
+    try:
+        pq.write_table(pa.table(columns), temporary)
+        sync(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _labels(probability: Tensor, multilabel: bool) -> pa.Array:
+    """The likeliest class, or the list of classes above one half."""
+    if not multilabel:
+        return pa.array(probability.argmax(dim=1).numpy())
+    chosen = [row.nonzero()[:, 0].tolist() for row in probability > 0.5]
+    return pa.array(chosen, pa.list_(pa.int64()))
+
+
+def _show(options: PredictOptions, solution: Solution, whole: Tensor, seconds: float) -> None:
+    table = Table(title=f"predictions of {options.run}", show_header=False)
+    table.add_row("nodes, classes", f"{whole.shape[0]:,}, {whole.shape[1]}")
+    table.add_row("map evaluations", str(solution.steps))
+    table.add_row("relative residual", f"{solution.residual:.1e}")
+    table.add_row("outcome", str(solution.outcome))
+    table.add_row("seconds", f"{seconds:.1f}")
+    console = Console(highlight=False)
+    console.print(table)
+    if not solution.converged and options.steps is None:
+        console.print("[yellow]the solve did not reach its tolerance; see the residual[/yellow]")
+    console.print(f"written: {options.out}", soft_wrap=True)

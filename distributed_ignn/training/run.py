@@ -1,0 +1,258 @@
+"""One rank's whole run, from its settings to its summary; the same under torchrun and Ray Train.
+
+Output folder: config.yaml, metrics.jsonl, summary.json, checkpoints/, shards/ and TensorBoard
+events. Rank 0 writes; every rank fails together when one of them cannot go on.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from distributed_ignn.comm.communicator import Communicator
+from distributed_ignn.config import RunConfig, dump_yaml
+from distributed_ignn.errors import UserError
+from distributed_ignn.files import atomic_write_text
+from distributed_ignn.graph.datasets import load_dataset
+from distributed_ignn.graph.shard import GraphShard
+from distributed_ignn.graph.shard_store import (
+    data_settings,
+    prepare_shards,
+    read_shard,
+)
+from distributed_ignn.training.checkpoint import CheckpointStore, list_checkpoints, load_checkpoint
+from distributed_ignn.training.progress import Progress
+from distributed_ignn.training.records import EpochRecord, RunRecorder, read_metrics
+from distributed_ignn.training.trainer import Trainer
+
+CHECKPOINTS = "checkpoints"
+SHARDS = "shards"
+SETTINGS = "config.yaml"
+
+EpochHook = Callable[[EpochRecord, Path | None], None]
+"""Told each epoch's record and the checkpoint just written, if one was; called on every rank."""
+
+
+def run_training(
+    config: RunConfig, comm: Communicator, hook: EpochHook | None = None
+) -> dict[str, Any]:
+    """Prepare shards, train, evaluate once on the test nodes, and write everything down.
+
+    Args:
+        config: the run.
+        comm: this rank's communicator.
+        hook: told every epoch, or None.
+
+    Returns:
+        The summary, on every rank.
+
+    Raises:
+        UserError: the same line on every rank.
+    """
+    started = time.perf_counter()
+    _set_threads(config)
+    _claim_output(config, comm)
+    progress = Progress(config.train.epochs, enabled=comm.is_main)
+    shard = load_shard(config, comm, progress)
+    progress.status("building the model")
+    trainer = Trainer(config, shard, comm)
+    store = CheckpointStore(config.output / CHECKPOINTS, comm, config.train.keep_checkpoints)
+    _resume(config, trainer, comm, progress)
+    recorder = RunRecorder(config.output, trainer.epoch) if comm.is_main else None
+
+    def on_epoch(record: EpochRecord) -> None:
+        if recorder is not None:
+            recorder.epoch(record)
+        progress.epoch(record)
+        last = record.epoch == config.train.epochs
+        due = last or record.epoch % config.train.checkpoint_every == 0
+        path = None
+        if due:
+            path = store.save(record.epoch, trainer.snapshot(), shard.owned_nodes)
+        if hook is not None:
+            hook(record, path)
+
+    try:
+        trainer.fit(on_epoch)
+        summary = _summarise(trainer, time.perf_counter() - started)
+        if recorder is not None:
+            recorder.summary(summary)
+    finally:
+        progress.close()
+        if recorder is not None:
+            recorder.close()
+    progress.table(summary, config.output)
+    return summary
+
+
+def load_shard(config: RunConfig, comm: Communicator, progress: Progress) -> GraphShard:
+    """This rank's shard; the first rank of each machine finds or writes all of them."""
+    folder, problem = None, None
+    if comm.local_rank == 0:
+        try:
+            folder, _ = prepare_shards(
+                lambda: _load(config, progress),
+                config.output / SHARDS,
+                comm.world_size,
+                config.partition,
+                data_settings(config.dataset, config.data),
+            )
+        except UserError as error:
+            problem = str(error)
+    comm.agree(problem)
+    folders = comm.gather_json(None if folder is None else str(folder))
+    # ranks of one machine are consecutive, and its first rank named the folder
+    own = Path(next(name for name in reversed(folders[: comm.rank + 1]) if name is not None))
+    shard, problem = None, None
+    try:
+        shard = read_shard(own, comm.rank)
+    except UserError as error:
+        problem = str(error)
+    comm.agree(problem)
+    if shard is None:
+        raise RuntimeError("a rank without shard must have reported a problem")
+    return shard
+
+
+def _load(config: RunConfig, progress: Progress) -> Any:
+    progress.status(f"loading {config.dataset}")
+    data = load_dataset(config.dataset, config.data_root, config.data)
+    progress.status("partitioning")
+    return data
+
+
+def _set_threads(config: RunConfig) -> None:
+    """Share the cores among the ranks of this machine unless a number is given."""
+    local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    cores = len(os.sched_getaffinity(0))
+    torch.set_num_threads(config.train.threads or max(1, cores // local_ranks))
+
+
+def _claim_output(config: RunConfig, comm: Communicator) -> None:
+    """Create the output folder, or refuse one that holds another run."""
+    problem = None
+    if comm.is_main:
+        try:
+            _claim(config)
+        except UserError as error:
+            problem = str(error)
+        except OSError as error:
+            problem = f"cannot write to output = {config.output}: {error.strerror}"
+    comm.agree(problem)
+
+
+def _claim(config: RunConfig) -> None:
+    settings = config.output / SETTINGS
+    if settings.exists() and config.resume is None:
+        raise UserError(
+            f"output = {config.output} already holds a run; choose another --output, or continue "
+            "it with --resume auto"
+        )
+    config.output.mkdir(parents=True, exist_ok=True)
+    atomic_write_text(settings, dump_yaml(config))
+
+
+def _resume(config: RunConfig, trainer: Trainer, comm: Communicator, progress: Progress) -> None:
+    """Load the newest checkpoint (``auto``) or the named one, if the run asks for it."""
+    if config.resume is None:
+        return
+    if config.resume == "auto":
+        found = list_checkpoints(config.output / CHECKPOINTS)
+        if not found:
+            return
+        path = found[-1]
+    else:
+        path = Path(config.resume)
+    problem = None
+    try:
+        trainer.restore(load_checkpoint(path, comm, trainer.shard.owned_nodes))
+    except UserError as error:
+        problem = str(error)
+    comm.agree(problem)
+    progress.resumed(trainer.epoch)
+
+
+def _summarise(trainer: Trainer, seconds: float) -> dict[str, Any]:
+    """The contract's keys; test nodes are read here and nowhere else."""
+    config, comm, shard = trainer.config, trainer.comm, trainer.shard
+    last = trainer.evaluate(("test",))
+    trainer.use_best_weights()
+    best = trainer.evaluate(("val", "test"))
+    residual = trainer.planner.log.residual("evaluate")
+    at_zero = trainer.evaluate_at_zero(("val", "test"))
+    records = read_metrics(config.output / "metrics.jsonl") if comm.is_main else []
+    width, item = config.model.hidden, trainer.model.weight.element_size()
+    exchange = comm.sum(torch.tensor([shard.send_index.numel()]) * width * item)
+    peak = comm.max(torch.tensor([_peak_memory(comm)], dtype=torch.int64))
+    return {
+        "dataset": config.dataset,
+        "nodes": shard.num_nodes,
+        "edges": _count_edges(shard, comm),
+        "classes": shard.num_classes,
+        "metric": trainer.objective.metric_name,
+        "world_size": comm.world_size,
+        "device": comm.device.type,
+        "seed": config.seed,
+        "epochs": trainer.epoch,
+        "best_epoch": trainer.best.epoch,
+        "best_val": best["val"],
+        "test_at_best_val": best["test"],
+        "test_last": last["test"],
+        "val_at_f0": at_zero["val"],
+        "test_at_f0": at_zero["test"],
+        "spectral_radius": trainer.model.spectral_radius(),
+        "seconds_total": seconds,
+        "seconds_solver_training": trainer.seconds_solver_training,
+        "evaluations_forward_mean": _mean(records, "evaluations_forward"),
+        "evaluations_adjoint_mean": _mean(records, "evaluations_adjoint"),
+        "evaluations_validation_mean": _mean(records, "evaluations_validation"),
+        "residual_last": residual,
+        "halo_bytes_per_exchange": int(exchange),
+        "peak_memory_bytes": int(peak),
+        "parameters": _parameters(trainer),
+    }
+
+
+def _count_edges(shard: GraphShard, comm: Communicator) -> int:
+    """Undirected edges of the dataset's own graph (its entries, if it is directed)."""
+    channel = shard.channels[0]
+    entries = channel.owned.num_entries - shard.num_owned + channel.boundary.num_entries
+    total = int(comm.sum(torch.tensor([entries])))
+    return total // 2 if channel.symmetric else total
+
+
+def _parameters(trainer: Trainer) -> dict[str, int]:
+    """Numbers of parameters; an embedding counts the rows of all ranks."""
+    sharded = trainer.model.sharded_names()
+    counts = torch.zeros(2, dtype=torch.int64)
+    for name, parameter in trainer.model.named_parameters():
+        counts[int(name in sharded)] += parameter.numel()
+    rows = int(trainer.comm.sum(counts[1:].clone()))
+    learned = trainer.learned
+    return {
+        "model": int(counts[0]) + rows,
+        "solver": _count(learned.predictor) if learned else 0,
+        "initialiser": _count(learned.initialiser) if learned else 0,
+    }
+
+
+def _count(module: torch.nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def _mean(records: list[dict[str, Any]], key: str) -> float:
+    values = [r[key] for r in records if r[key] is not None]
+    return sum(values) / len(values) if values else 0.0
+
+
+def _peak_memory(comm: Communicator) -> int:
+    """Bytes: of the GPU where there is one, else the process's largest resident size."""
+    if comm.device.type == "cuda":
+        return torch.cuda.max_memory_allocated(comm.device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

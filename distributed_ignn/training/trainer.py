@@ -1,0 +1,260 @@
+"""Trainer: builds model, learned solver and optimisers in order, and runs the epochs.
+
+One epoch: solver phase if the schedule says so, forward solve, loss, backward solve, one gradient
+sum, step, constraint, validation. Whatever decides a branch is a global number, so that every rank
+takes the same one.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distributed_ignn.comm.communicator import Communicator
+from distributed_ignn.config import RunConfig
+from distributed_ignn.errors import UserError
+from distributed_ignn.graph.shard import GraphShard
+from distributed_ignn.graph.sparsify import sparsify
+from distributed_ignn.models.ignn import ImplicitGNN
+from distributed_ignn.training.checkpoint import Snapshot
+from distributed_ignn.training.engine import Engine, TorchEngine
+from distributed_ignn.training.objective import Objective
+from distributed_ignn.training.plans import ADJOINT, EVALUATE, TRAIN, SolvePlanner
+from distributed_ignn.training.records import EpochRecord
+from distributed_ignn.training.schedule import Schedule
+from distributed_ignn.training.solver_training import SolverTrainer, build_learned_solver
+
+TensorDict = dict[str, Tensor]
+
+
+@dataclass(slots=True)
+class Best:
+    """The epoch that validation has chosen so far, and its weights."""
+
+    epoch: int = 0
+    val_metric: float = -1.0
+    weights: TensorDict | None = None
+
+
+class Trainer:
+    """Trains one model on one graph; every rank builds one and calls it in step.
+
+    Args:
+        config: the whole run.
+        shard: this rank's part of the graph.
+        comm: this rank's communicator.
+    """
+
+    def __init__(self, config: RunConfig, shard: GraphShard, comm: Communicator) -> None:
+        self.config = config
+        self.shard = shard
+        self.comm = comm
+        dtype = torch.float64 if config.train.dtype == "float64" else torch.float32
+        neural = config.forward.method == "neural"
+        self.schedule = Schedule(config.schedule, config.train.epochs, active=neural)
+        sparsified = None
+        if neural:
+            solver = config.solver
+            sparsified = sparsify(shard, comm, solver.sparsifier, solver.keep, dtype, config.seed)
+        self.model = ImplicitGNN(shard, comm, config.model, dtype, config.seed, sparsified)
+        self.learned = (
+            build_learned_solver(config, shard.num_nodes, comm.device, dtype) if neural else None
+        )
+        self.planner = SolvePlanner(config, self.learned)
+        self.engine = self._build_engine()
+        self.solver_trainer = self._build_solver_trainer()
+        self.objective = Objective(shard, comm, config.train.loss)
+        self.epoch = 0
+        self.best = Best()
+        self.seconds_solver_training = 0.0
+        self.stale_validations = 0
+
+    def _build_engine(self) -> Engine:
+        if self.config.engine == "torch":
+            return TorchEngine(self.model, self.config.train, self.comm)
+        from distributed_ignn.training.deepspeed_engine import DeepSpeedEngine
+
+        return DeepSpeedEngine(self.model, self.config, self.comm)
+
+    def _build_solver_trainer(self) -> SolverTrainer | None:
+        if self.learned is None:
+            return None
+        return SolverTrainer(self.learned, self.config.solver, self.schedule, self.comm)
+
+    def fit(self, on_epoch: Callable[[EpochRecord], None]) -> None:
+        """Run the remaining epochs; ``on_epoch`` is told each record, on every rank."""
+        while self.epoch < self.config.train.epochs and not self._out_of_patience():
+            on_epoch(self.train_epoch())
+
+    def train_epoch(self) -> EpochRecord:
+        """One model step, with the solver phase before it and the validation after it."""
+        started, traffic = time.perf_counter(), self.comm.traffic.snapshot()
+        self.planner.log.solutions.clear()
+        solver_steps, solver_loss, solver_seconds = self._train_solver()
+        loss = self._train_model()
+        self.epoch += 1
+        metrics = self._validate()
+        sent = self.comm.traffic.since(traffic)
+        totals = self.comm.sum(
+            torch.tensor([sent.exchange_bytes + sent.reduction_bytes], dtype=torch.int64)
+        )
+        log = self.planner.log
+        return EpochRecord(
+            epoch=self.epoch,
+            loss=loss,
+            train_metric=metrics.get("train"),
+            val_metric=metrics.get("val"),
+            seconds=time.perf_counter() - started,
+            evaluations_forward=log.steps(TRAIN),
+            evaluations_adjoint=log.steps(ADJOINT),
+            evaluations_validation=log.steps(EVALUATE),
+            residual=log.residual(EVALUATE if metrics else TRAIN),
+            residual_adjoint=log.residual(ADJOINT),
+            bytes_sent=int(totals[0]),
+            exchanges=sent.exchanges,
+            solver_steps=solver_steps,
+            solver_loss=solver_loss,
+            solver_seconds=solver_seconds,
+        )
+
+    def _train_solver(self) -> tuple[int, float | None, float]:
+        steps = self.schedule.solver_steps_before(self.epoch)
+        if self.solver_trainer is None or steps == 0:
+            return 0, None, 0.0
+        started = time.perf_counter()
+        loss = self.solver_trainer.phase(self.model, self.planner, steps)
+        seconds = time.perf_counter() - started
+        self.seconds_solver_training += seconds
+        return steps, loss, seconds
+
+    def _train_model(self) -> float:
+        """Forward, backward, step; the global loss before the step."""
+        self.model.train()
+        logits = self.model(self.epoch, self.planner.train(), self.planner.adjoint())
+        share = self.objective.loss(logits)
+        loss = float(self.comm.sum(share.detach().double().cpu().reshape(1)))
+        if not math.isfinite(loss):
+            raise UserError(
+                f"the training loss is {loss} in epoch {self.epoch + 1}; lower train.lr = "
+                f"{self.config.train.lr} or model.kappa = {self.config.model.kappa}, and keep "
+                "model.constraint projection"
+            )
+        self.engine.step(share)
+        return loss
+
+    def _validate(self) -> dict[str, float]:
+        """Training and validation metric, when this epoch is one for it; keeps the best weights."""
+        last = self.epoch == self.config.train.epochs
+        if self.epoch % self.config.train.eval_every and not last:
+            return {}
+        metrics = self.evaluate(("train", "val"))
+        if metrics["val"] > self.best.val_metric:
+            self.best = Best(self.epoch, metrics["val"], self._weights())
+            self.stale_validations = 0
+        else:
+            self.stale_validations += 1
+        return metrics
+
+    def _out_of_patience(self) -> bool:
+        patience = self.config.train.patience
+        return patience > 0 and self.stale_validations >= patience
+
+    @torch.no_grad()
+    def evaluate(self, splits: tuple[str, ...]) -> dict[str, float]:
+        """Metric per split at the equilibrium of the current weights."""
+        self.model.eval()
+        solution = self.model.solve(self.planner.evaluate())
+        return self.objective.metrics(self.model.read_out(solution.image), splits)
+
+    @torch.no_grad()
+    def evaluate_at_zero(self, splits: tuple[str, ...]) -> dict[str, float]:
+        """Metric per split at f(0) = relu(b): what the model knows without an equilibrium."""
+        self.model.eval()
+        state = torch.relu(self.model.injection())
+        return self.objective.metrics(self.model.read_out(state), splits)
+
+    def _weights(self) -> TensorDict:
+        return {k: v.detach().cpu().clone() for k, v in self.model.state_dict().items()}
+
+    def use_best_weights(self) -> None:
+        """Put the weights of the epoch that validation chose into the model."""
+        if self.best.weights is not None:
+            self.model.load_state_dict(self.best.weights)
+
+    def snapshot(self) -> Snapshot:
+        """Everything that a resumed run needs to go on bit for bit."""
+        sharded = self.model.sharded_names()
+        weights = self._weights()
+        best = self.best.weights or {}
+        common = {f"model/{k}": v for k, v in weights.items() if k not in sharded}
+        common |= {f"best/{k}": v for k, v in best.items() if k not in sharded}
+        common |= {f"optimizer/{k}": v for k, v in self.engine.common_state().items()}
+        common["rng/torch"] = torch.get_rng_state()
+        rows = {f"warm/{k}": v for k, v in self.planner.states.items()}
+        rows |= {f"optimizer/{k}": v for k, v in self.engine.row_state().items()}
+        rows |= {f"model/{k}": v for k, v in weights.items() if k in sharded}
+        rows |= {f"best/{k}": v for k, v in best.items() if k in sharded}
+        state: dict[str, Any] = {
+            "epoch": self.epoch,
+            "best_epoch": self.best.epoch,
+            "best_val": self.best.val_metric,
+            "stale_validations": self.stale_validations,
+            "seconds_solver_training": self.seconds_solver_training,
+            "solver_steps_done": 0,
+            "solver_ready": False,
+        }
+        if self.solver_trainer is not None and self.learned is not None:
+            common |= {f"solver/{k}": v for k, v in self.solver_trainer.state().items()}
+            state["solver_steps_done"] = self.solver_trainer.steps_done
+            state["solver_ready"] = self.learned.ready
+        return Snapshot(state, common, rows, self.engine.rank_state())
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Inverse of ``snapshot``.
+
+        Raises:
+            UserError: the checkpoint belongs to a model of another shape.
+        """
+        everything = snapshot.common | snapshot.rows
+        self._load_weights(_under(everything, "model/"))
+        best = _under(everything, "best/")
+        state = snapshot.state
+        self.best = Best(state["best_epoch"], state["best_val"], best or None)
+        self.engine.load_state(
+            _under(snapshot.common, "optimizer/"),
+            _under(snapshot.rows, "optimizer/"),
+            snapshot.rank_only,
+        )
+        device = self.comm.device
+        self.planner.states = {
+            k: v.to(device) for k, v in _under(snapshot.rows, "warm/").items()
+        }
+        if self.solver_trainer is not None and self.learned is not None:
+            self.solver_trainer.load_state(_under(snapshot.common, "solver/"))
+            self.solver_trainer.steps_done = state["solver_steps_done"]
+            self.learned.ready = state["solver_ready"]
+        torch.set_rng_state(snapshot.common["rng/torch"])
+        self.epoch = state["epoch"]
+        self.stale_validations = state["stale_validations"]
+        self.seconds_solver_training = state["seconds_solver_training"]
+
+    def _load_weights(self, weights: TensorDict) -> None:
+        try:
+            self.model.load_state_dict(weights)
+        except RuntimeError as error:
+            raise UserError(
+                "the checkpoint belongs to a model of another shape "
+                f"({' '.join(str(error).split())[:200]}); resume with the settings it was "
+                "written with"
+            ) from error
+
+
+def _under(tensors: TensorDict, prefix: str) -> TensorDict:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+

@@ -1,0 +1,1 @@
+"""Commands: train, partition, predict and benchmark."""

@@ -1,0 +1,122 @@
+"""Divide the graph of a dataset once, into shards that training reads with --partition.dir."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.filesize import decimal
+from rich.table import Table
+
+from distributed_ignn.config import CommandParser, RunConfig, parse_command
+from distributed_ignn.errors import UserError
+from distributed_ignn.graph.datasets import load_dataset
+from distributed_ignn.graph.partition import assign_parts
+from distributed_ignn.graph.shard_store import (
+    Manifest,
+    data_settings,
+    find_shards,
+    read_manifest,
+    write_shards,
+)
+
+_EXAMPLES = """\
+examples:
+  python launch/partition.py --dataset acm --parts 4 --out shards/acm-4
+  torchrun --nproc-per-node 4 launch/train.py --dataset acm --partition.dir shards/acm-4
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; 0, or 2 after a user's mistake."""
+    try:
+        args, run = _parse(sys.argv[1:] if argv is None else argv)
+        seconds: dict[str, float] = {}
+        manifest = _partition(run, args.parts, args.out, seconds)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    state = "already in" if "compare" in seconds else "written to"
+    print(f"{manifest.dataset}: {manifest.parts} shards {state} {args.out}")
+    Console().print(_table(manifest, seconds))
+    return 0
+
+
+def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, RunConfig]:
+    parser = CommandParser(prog="partition.py", description=__doc__, epilog=_EXAMPLES)
+    parser.add_argument("--parts", type=int, required=True, help="number of ranks of the training")
+    parser.add_argument("--out", type=Path, required=True, help="new folder for the shards")
+    parser.add_argument(
+        "--method",
+        choices=("metis", "random", "contiguous"),
+        help="short for --partition.method, and stronger",
+    )
+    args, run = parse_command(parser, argv)
+    if args.parts < 1:
+        raise UserError(f"parts = {args.parts}: a graph is divided into at least 1 part")
+    if args.method is not None:
+        partition = run.partition.model_copy(update={"method": args.method})
+        run = run.model_copy(update={"partition": partition})
+    return args, run
+
+
+def _partition(run: RunConfig, parts: int, out: Path, seconds: dict[str, float]) -> Manifest:
+    """Write the shards, or recognise those in ``out``; ``seconds`` receives the time of each step.
+
+    Reading the dataset is not avoided for existing shards: its files may have changed since.
+    """
+    settings = data_settings(run.dataset, run.data)
+    found = find_shards(out, parts, run.partition, settings)
+    with _step("load", seconds):
+        data = load_dataset(run.dataset, run.data_root, run.data)
+    if found is not None:
+        with _step("compare", seconds):
+            return read_manifest(out, fingerprint=data.fingerprint())
+    with _step("partition", seconds):
+        assignment = assign_parts(data.graphs, parts, run.partition)
+    with _step("write", seconds):
+        return write_shards(out, data, assignment, run.partition, settings=settings)
+
+
+@contextmanager
+def _step(name: str, seconds: dict[str, float]) -> Iterator[None]:
+    started = time.perf_counter()
+    with Console(stderr=True).status(f"{name} ..."):
+        yield
+    seconds[name] = time.perf_counter() - started
+
+
+def _table(manifest: Manifest, seconds: dict[str, float]) -> Table:
+    stats = manifest.statistics
+    table = Table()
+    table.add_column("quantity")
+    table.add_column("value", justify="right")
+    cut = stats.cut_entries / max(stats.entries, 1)
+    rows = {
+        "method": str(manifest.request["method"]),
+        "provider": manifest.provider,
+        "objective": manifest.objective,
+        "parts": f"{manifest.parts} ({stats.empty_parts} empty)",
+        "nodes": f"{stats.nodes:,}",
+        "entries": f"{stats.entries:,}",
+        "cut entries": f"{stats.cut_entries:,} ({cut:.1%})",
+        "halo rows, total": f"{stats.halo_rows:,}",
+        "halo rows, largest part": f"{stats.halo_rows_largest:,}",
+        "balance of nodes": f"{stats.node_balance:.3f}",
+        "balance of entries": f"{stats.entry_balance:.3f}",
+        "interior nodes": f"{stats.interior_fraction:.1%}",
+        "size on disk": decimal(manifest.num_bytes),
+        **{f"seconds, {name}": f"{spent:.2f}" for name, spent in seconds.items()},
+    }
+    for row in rows.items():
+        table.add_row(*row)
+    return table
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,47 @@
+"""What all tests share: their order, fixed seeds, and the real datasets where they are at hand."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+_BESIDE_REPOSITORY = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+# What a folder's tests need, cheapest first: one process; several ranks; whole programs. Files
+# beside this one and folders that are not listed come before all of these.
+_TIERS = ("graph", "solvers", "models", "comm", "training", "parity", "launch")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run cheap tests first, so that a mistake shows as early as possible."""
+    items.sort(key=_cost)
+
+
+def _cost(item: pytest.Item) -> tuple[bool, int]:
+    folder = item.path.relative_to(Path(__file__).parent).parts[0]
+    tier = _TIERS.index(folder) if folder in _TIERS else -1
+    return item.get_closest_marker("slow") is not None, tier
+
+
+@pytest.fixture(autouse=True)
+def _reproducible() -> None:
+    """The same random numbers for each test, whatever ran before it."""
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002 - libraries under test use the global generator
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder of the real datasets; the test is skipped where it is absent."""
+    override = os.environ.get("IGNN_SHARED_DATA")
+    folder = Path(override) if override else _BESIDE_REPOSITORY
+    if not folder.is_dir():
+        pytest.skip(f"real datasets are not at {folder}; set IGNN_SHARED_DATA to their folder")
+    return folder

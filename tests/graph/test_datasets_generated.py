@@ -1,0 +1,212 @@
+"""Generated datasets (chains, synthetic-products) and the computed neighbour channel."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+import torch
+
+from distributed_ignn.config import ChainsConfig, DataConfig, SyntheticConfig
+from distributed_ignn.errors import UserError
+from distributed_ignn.graph.data import CSRMatrix, GraphData, is_symmetric
+from distributed_ignn.graph.datasets import knn as knn_module
+from distributed_ignn.graph.datasets import load_dataset
+from distributed_ignn.graph.datasets.chains import make_chains
+from distributed_ignn.graph.datasets.knn import cosine_knn
+from distributed_ignn.graph.datasets.synthetic import make_products
+
+
+def _neighbour_mean(data: GraphData) -> torch.Tensor:
+    graph = data.graphs[0]
+    ones = np.ones(graph.num_entries, np.float32)
+    n = data.num_nodes
+    matrix = sp.csr_array((ones, graph.col.numpy(), graph.rowptr.numpy()), (n, n))
+    assert isinstance(data.features, torch.Tensor)
+    mean = matrix @ data.features.numpy() / np.maximum(1, np.diff(graph.rowptr.numpy()))[:, None]
+    return torch.from_numpy(mean).float()
+
+
+def _nearest_class_accuracy(features: torch.Tensor, data: GraphData) -> float:
+    train, test = data.train_nodes, data.test_nodes
+    sums = torch.zeros(data.num_classes, features.shape[1])
+    sums.index_add_(0, data.labels[train], features[train])
+    counts = torch.bincount(data.labels[train], minlength=data.num_classes).clamp_min(1)
+    predicted = torch.cdist(features[test], sums / counts[:, None]).argmin(1)
+    return float((predicted == data.labels[test]).float().mean())
+
+
+def test_chains_are_separate_lines() -> None:
+    data = make_chains(ChainsConfig(length=5, chains_per_class=3, classes=2))
+    dense = data.graphs[0].to_dense()
+    assert data.num_nodes == 30
+    expected = torch.zeros(30, 30, dtype=torch.float64)
+    for chain in range(6):
+        for step in range(4):
+            a = 5 * chain + step
+            expected[a, a + 1] = expected[a + 1, a] = 1
+    assert torch.equal(dense, expected)
+
+
+def test_only_the_first_node_of_a_chain_tells_its_class() -> None:
+    data = make_chains(ChainsConfig(length=4, chains_per_class=2, classes=3, features=7))
+    assert isinstance(data.features, CSRMatrix)
+    features = data.features.to_dense()
+    assert data.labels.tolist() == [c for c in range(3) for _ in range(8)]
+    first = torch.arange(0, 24, 4)
+    assert features.sum() == first.numel()
+    assert torch.equal(features[first].argmax(1), data.labels[first])
+    assert features.shape == (24, 7)
+
+
+def test_chain_noise_is_added_to_the_class_signal() -> None:
+    settings = {"length": 10, "chains_per_class": 20, "features": 50}
+    clean = make_chains(ChainsConfig(**settings)).features
+    noisy = make_chains(ChainsConfig(**settings, noise=0.3)).features
+    assert isinstance(clean, CSRMatrix)
+    assert isinstance(noisy, torch.Tensor)
+    noise = noisy - clean.to_dense(torch.float32)
+    assert float(noise.std()) == pytest.approx(0.3, rel=0.05)
+    assert abs(float(noise.mean())) < 0.01
+
+
+def test_chain_split_sizes_and_seed() -> None:
+    def split(seed: int) -> tuple[list[int], ...]:
+        data = make_chains(ChainsConfig(chains_per_class=50, seed=seed))
+        return tuple(x.tolist() for x in (data.train_nodes, data.val_nodes, data.test_nodes))
+
+    one, again, other = split(1), split(1), split(2)
+    assert [len(part) for part in one] == [100, 200, 1700]
+    assert sorted(one[0] + one[1] + one[2]) == list(range(2000))
+    assert one == again
+    assert one != other
+
+
+def test_chains_too_few_for_a_split_are_refused(tmp_path: Path) -> None:
+    tiny = DataConfig(chains=ChainsConfig(length=2, chains_per_class=1))
+    with pytest.raises(UserError, match="split is empty"):
+        load_dataset("chains", tmp_path, tiny)
+
+
+@pytest.mark.parametrize("scale", [0.0005, 0.002])
+def test_products_keep_the_statistics(tmp_path: Path, scale: float) -> None:
+    data = load_dataset(
+        "synthetic-products", tmp_path, DataConfig(synthetic=SyntheticConfig(scale=scale))
+    )
+    n = round(2_449_029 * scale)
+    assert data.num_nodes == n
+    assert data.num_undirected_edges == pytest.approx(61_859_140 * scale, rel=0.03)
+    assert (data.num_features, data.num_classes) == (100, 47)
+    assert isinstance(data.features, torch.Tensor)
+    assert data.features.dtype == torch.float32
+    sizes = np.array([x.numel() for x in (data.train_nodes, data.val_nodes, data.test_nodes)])
+    assert sizes.sum() == n
+    assert np.abs(sizes - scale * np.array([196_615, 39_323, 2_213_091])).max() <= 1.5
+    assert torch.unique(data.labels).numel() == 47
+    assert is_symmetric(data.graphs[0])
+
+
+def test_products_degrees_are_heavy_tailed() -> None:
+    data = make_products(SyntheticConfig(scale=0.01))
+    degree = data.graphs[0].rowptr.diff().double()
+    assert float(degree.mean()) == pytest.approx(50.5, rel=0.03)
+    assert float(degree.median()) < 0.75 * float(degree.mean())
+    assert float(degree.max()) > 15 * float(degree.mean())
+    flat = make_products(SyntheticConfig(scale=0.01, exponent=6.0))
+    assert int(flat.graphs[0].rowptr.diff().max()) < 0.5 * float(degree.max())
+
+
+def test_products_edges_stay_inside_classes_as_asked() -> None:
+    def inside(homophily: float) -> float:
+        data = make_products(SyntheticConfig(scale=0.01, homophily=homophily))
+        graph = data.graphs[0]
+        same = data.labels[graph.rows()] == data.labels[graph.col]
+        return float(same.float().mean())
+
+    # Half of the edges that leave their community stay in the class.
+    assert 0.75 < inside(0.8) < 0.92
+    assert 0.45 < inside(0.2) < 0.65
+
+
+def test_products_neighbours_tell_more_than_features() -> None:
+    data = make_products(SyntheticConfig(scale=0.005))
+    assert isinstance(data.features, torch.Tensor)
+    alone = _nearest_class_accuracy(data.features, data)
+    with_graph = _nearest_class_accuracy(_neighbour_mean(data), data)
+    assert alone > 2 / 47
+    assert with_graph > alone + 0.3
+
+
+def test_products_depend_on_the_seed_only() -> None:
+    prints = [make_products(SyntheticConfig(scale=0.0005, seed=s)).fingerprint() for s in (0, 0, 1)]
+    assert prints[0] == prints[1] != prints[2]
+
+
+def test_products_node_order_hides_the_communities() -> None:
+    data = make_products(SyntheticConfig(scale=0.001))
+    assert float((data.labels[1:] == data.labels[:-1]).float().mean()) < 0.2
+
+
+def test_products_communities_can_be_cut() -> None:
+    data = make_products(
+        SyntheticConfig(scale=0.002, classes=2, communities=4, homophily=0.95, features=3)
+    )
+    graph = data.graphs[0]
+    crossing = data.labels[graph.rows()] != data.labels[graph.col]
+    assert float(crossing.float().mean()) < 0.05
+    assert data.num_features == 3
+
+
+def test_products_scale_too_small_is_refused() -> None:
+    with pytest.raises(UserError, match=r"scale: 1e-05 gives 24 nodes.*use at least 4e-05"):
+        make_products(SyntheticConfig(scale=1e-5))
+
+
+def _naive_knn(features: np.ndarray, k: int) -> np.ndarray:
+    norms = np.linalg.norm(features, axis=1, keepdims=True)
+    unit = features / np.maximum(norms, 1e-12)
+    similar = np.round(unit @ unit.T, 6)
+    n = len(features)
+    adjacency = np.zeros((n, n))
+    for i in range(n):
+        others = sorted((-similar[i, j], j) for j in range(n) if j != i and similar[i, j] > 0)
+        for _, j in others[:k]:
+            adjacency[i, j] = adjacency[j, i] = 1
+    return adjacency
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("block_bytes", [1, 2**20])
+def test_knn_agrees_with_the_definition(
+    monkeypatch: pytest.MonkeyPatch, sparse: bool, block_bytes: int
+) -> None:
+    generator = np.random.default_rng(3)
+    features = (generator.random((40, 6)) < 0.4) * generator.integers(1, 3, (40, 6))
+    features[7] = 0
+    monkeypatch.setattr(knn_module, "_BLOCK_BYTES", block_bytes)
+    given: CSRMatrix | torch.Tensor = torch.from_numpy(features.astype(np.float32))
+    if sparse:
+        csr = sp.csr_array(features.astype(np.float32))
+        rowptr, col = (torch.from_numpy(a.astype(np.int64)) for a in (csr.indptr, csr.indices))
+        given = CSRMatrix(rowptr, col, torch.from_numpy(csr.data), 6)
+    result = cosine_knn(given, 4).to_dense().numpy()
+    assert np.array_equal(result, _naive_knn(features.astype(np.float64), 4))
+    assert result[7].sum() == 0
+
+
+def test_knn_is_added_where_no_ready_graph_exists(tmp_path: Path) -> None:
+    settings = ChainsConfig(length=5, chains_per_class=4, noise=0.1, train_fraction=0.2)
+    data = load_dataset("chains", tmp_path, DataConfig(knn=3, chains=settings))
+    assert len(data.graphs) == 2
+    assert int(data.graphs[1].rowptr.diff().min()) >= 3
+    assert is_symmetric(data.graphs[1])
+
+
+def test_knn_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=r"5 neighbours are not possible among 5 nodes"):
+        cosine_knn(torch.eye(5), 5)
+    monkeypatch.setattr(knn_module, "MAX_NODES", 100)
+    with pytest.raises(UserError, match="4,000 nodes are too many"):
+        load_dataset("chains", tmp_path, DataConfig(knn=3))

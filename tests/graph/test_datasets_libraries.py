@@ -1,0 +1,330 @@
+"""Datasets read by other libraries' classes, or in other projects' formats, from tiny raw files."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+import torch
+
+from distributed_ignn.config import DataConfig
+from distributed_ignn.errors import UserError
+from distributed_ignn.graph.datasets import amazon, load_dataset, pyg_ogb
+from distributed_ignn.graph.datasets.amazon import load_amazon
+
+# PyTorch Geometric compiles a class on import in a way that newer torch versions deprecate.
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
+
+DIRECTED = np.array([[0, 1, 2, 5, 3, 0], [1, 2, 0, 4, 3, 5]])
+FEATURES = np.arange(18, dtype=np.float32).reshape(6, 3) / 8
+LABELS = np.array([0, 39, 2, 0, 1, 2])
+SPLIT = {"train": [3, 0], "valid": [2, 1], "test": [5]}
+
+
+def _expected(edges: np.ndarray, n: int) -> np.ndarray:
+    dense = np.zeros((n, n))
+    dense[edges[0], edges[1]] = dense[edges[1], edges[0]] = 1
+    np.fill_diagonal(dense, 0)
+    return dense
+
+
+def _write_csv(path: Path, table: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = np.asarray(table)
+    rows = rows[:, None] if rows.ndim == 1 else rows
+    with gzip.open(path, "wt") as file:
+        file.writelines(",".join(str(value) for value in row) + "\n" for row in rows)
+
+
+def _write_arxiv(folder: Path) -> None:
+    raw = folder / "raw"
+    _write_csv(raw / "edge.csv.gz", DIRECTED.T)
+    _write_csv(raw / "num-node-list.csv.gz", [6])
+    _write_csv(raw / "num-edge-list.csv.gz", [6])
+    _write_csv(raw / "node-feat.csv.gz", FEATURES)
+    _write_csv(raw / "node_year.csv.gz", np.full(6, 2015))
+    _write_csv(raw / "node-label.csv.gz", LABELS)
+    for name, nodes in SPLIT.items():
+        _write_csv(folder / "split" / "time" / f"{name}.csv.gz", nodes)
+    (folder / "RELEASE_v1.txt").write_text("")
+
+
+def _write_papers(folder: Path, labels: np.ndarray) -> None:
+    raw = folder / "raw"
+    raw.mkdir(parents=True)
+    np.savez(
+        raw / "data.npz",
+        edge_index=DIRECTED,
+        num_nodes_list=np.array([6]),
+        num_edges_list=np.array([6]),
+        node_feat=FEATURES.astype(np.float16),
+        node_year=np.full((6, 1), 2015),
+    )
+    np.savez(raw / "node-label.npz", node_label=labels)
+    for name, nodes in SPLIT.items():
+        _write_csv(folder / "split" / "time" / f"{name}.csv.gz", nodes)
+    (folder / "RELEASE_v1.txt").write_text("")
+
+
+@pytest.fixture(autouse=True)
+def _no_questions(monkeypatch: pytest.MonkeyPatch) -> None:
+    def asked(*_: Any) -> str:
+        raise AssertionError("a question on the terminal")
+
+    monkeypatch.setattr("builtins.input", asked)
+
+
+def _check_ogb(data: Any, classes: int) -> None:
+    assert np.array_equal(data.graphs[0].to_dense().numpy(), _expected(DIRECTED, 6))
+    assert torch.equal(data.features, torch.from_numpy(FEATURES))
+    assert data.features.dtype == torch.float32
+    assert data.num_classes == classes
+    assert data.train_nodes.tolist() == [0, 3]
+    assert data.val_nodes.tolist() == [1, 2]
+    assert data.test_nodes.tolist() == [5]
+
+
+def test_arxiv_raw_files_then_the_kept_arrays(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _write_arxiv(tmp_path / "ogbn_arxiv")
+    first = load_dataset("ogbn-arxiv", tmp_path, DataConfig())
+    _check_ogb(first, 40)
+    assert first.labels.tolist() == LABELS.tolist()
+    assert capsys.readouterr().out == ""
+
+    def parsed(*_: Any, **__: Any) -> None:
+        raise ValueError("parsed again")
+
+    monkeypatch.setattr("ogb.io.read_graph_raw.read_csv_graph_raw", parsed)
+    again = load_dataset("ogbn-arxiv", tmp_path, DataConfig())
+    assert again.fingerprint() == first.fingerprint()
+    _write_csv(tmp_path / "ogbn_arxiv" / "raw" / "node-label.csv.gz", LABELS[::-1])
+    with pytest.raises(UserError, match="parsed again"):  # other files, other arrays
+        load_dataset("ogbn-arxiv", tmp_path, DataConfig())
+
+
+def test_products_get_both_directions_and_their_own_split(tmp_path: Path) -> None:
+    folder = tmp_path / "ogbn_products"
+    _write_arxiv(folder)
+    (folder / "split" / "time").rename(folder / "split" / "sales_ranking")
+    _check_ogb(load_dataset("ogbn-products", tmp_path, DataConfig()), 47)
+
+
+def test_papers_read_npz_and_keep_unlabelled_nodes(tmp_path: Path) -> None:
+    labels = LABELS.astype(np.float32)[:, None]
+    labels[4] = np.nan
+    _write_papers(tmp_path / "ogbn_papers100M", labels)
+    data = load_dataset("ogbn-papers100M", tmp_path, DataConfig())
+    _check_ogb(data, 172)
+    assert data.labels.tolist() == [0, 39, 2, 0, -1, 2]
+
+
+def test_ogb_saved_split_is_read(tmp_path: Path) -> None:
+    folder = tmp_path / "ogbn_arxiv"
+    _write_arxiv(folder)
+    shutil.rmtree(folder / "split")
+    (folder / "split" / "time").mkdir(parents=True)
+    split = {name: np.array(nodes) for name, nodes in SPLIT.items()}
+    torch.save(split, folder / "split" / "time" / "split_dict.pt")
+    _check_ogb(load_dataset("ogbn-arxiv", tmp_path, DataConfig()), 40)
+
+
+@pytest.mark.parametrize("place", ["processed/data_processed", "split/time/split_dict.pt"])
+def test_ogb_pickles_run_no_code(tmp_path: Path, place: str) -> None:
+    class Attack:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    path = tmp_path / "ogbn_arxiv" / place
+    _write_arxiv(tmp_path / "ogbn_arxiv")
+    path.parent.mkdir(exist_ok=True)
+    torch.save({"graph": Attack(), "labels": 0}, path)
+    if place.startswith("processed"):
+        _check_ogb(load_dataset("ogbn-arxiv", tmp_path, DataConfig()), 40)
+    else:
+        with pytest.raises(UserError, match="cannot be read"):
+            load_dataset("ogbn-arxiv", tmp_path, DataConfig())
+    assert not (tmp_path / "ran").exists()
+    pickle.loads(pickle.dumps(Attack()))
+    assert (tmp_path / "ran").exists()  # the trap itself works
+
+
+def test_ogb_read_only_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    folder = tmp_path / "data" / "ogbn_arxiv"
+    _write_arxiv(folder)
+    before = sorted(folder.rglob("*"))
+    folder.chmod(0o555)
+    try:
+        _check_ogb(load_dataset("ogbn-arxiv", tmp_path / "data", DataConfig()), 40)
+    finally:
+        folder.chmod(0o755)
+    assert sorted(folder.rglob("*")) == before
+    assert len(list((tmp_path / "xdg").rglob("*.npz"))) == 1
+
+
+def test_ogb_old_or_broken_folders_are_refused_without_a_question(tmp_path: Path) -> None:
+    folder = tmp_path / "ogbn_arxiv"
+    _write_arxiv(folder)
+    (folder / "RELEASE_v1.txt").rename(folder / "RELEASE_v0.txt")
+    with pytest.raises(UserError, match=r"lacks RELEASE_v1\.txt or raw/edge\.csv\.gz"):
+        load_dataset("ogbn-arxiv", tmp_path, DataConfig())
+    (folder / "RELEASE_v0.txt").rename(folder / "RELEASE_v1.txt")
+    (folder / "raw" / "edge.csv.gz").write_bytes(b"not gzip")
+    with pytest.raises(UserError, match=r"cannot be read.*fetched again"):
+        load_dataset("ogbn-arxiv", tmp_path, DataConfig())
+
+
+def test_ogb_is_fetched_unpacked_and_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _write_arxiv(tmp_path / "published" / "arxiv")
+    origin = tmp_path / "arxiv.zip"
+    with zipfile.ZipFile(origin, "w") as archive:
+        for path in (tmp_path / "published").rglob("*"):
+            archive.write(path, path.relative_to(tmp_path / "published"))
+    info = pyg_ogb._ogb_info("ogbn-arxiv") | {"url": origin.as_uri()}
+    monkeypatch.setattr(pyg_ogb, "_ogb_info", lambda name: info)
+    root = tmp_path / "root"
+    _check_ogb(load_dataset("ogbn-arxiv", root, DataConfig()), 40)
+    assert os.listdir(root) == ["ogbn_arxiv"]  # neither the zip nor a partial folder is left
+
+
+def test_ogb_info_is_the_libraries_own() -> None:
+    info = pyg_ogb._ogb_info("ogbn-papers100M")
+    assert info["binary"] == "True"
+    assert info["num classes"] == "172"
+    assert info["url"].endswith("papers100M-bin.zip")
+
+
+def test_missing_ogb_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ogb", None)
+    monkeypatch.delitem(sys.modules, "ogb.nodeproppred", raising=False)
+    with pytest.raises(UserError, match="needs the package ogb"):
+        load_dataset("ogbn-arxiv", tmp_path, DataConfig())
+
+
+def test_the_loaders_import_no_optional_library() -> None:
+    code = (
+        "import sys, distributed_ignn.graph.datasets; "
+        "print([m for m in ('ogb', 'ray', 'deepspeed', 'pymetis', 'pandas') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def _write_reddit(folder: Path) -> None:
+    raw = folder / "raw"
+    raw.mkdir(parents=True)
+    np.savez(
+        raw / "reddit_data.npz",
+        feature=FEATURES.astype(np.float64),
+        label=np.array([0, 1, 2, 0, 1, 2]),
+        node_types=np.array([1, 2, 3, 1, 2, 3]),
+    )
+    both = np.concatenate([DIRECTED, DIRECTED[::-1]], axis=1)
+    sp.save_npz(raw / "reddit_graph.npz", sp.coo_matrix((np.ones(12), tuple(both)), (6, 6)))
+
+
+def test_reddit_raw_files(tmp_path: Path) -> None:
+    _write_reddit(tmp_path / "reddit")
+    before = sorted(tmp_path.rglob("*"))
+    data = load_dataset("reddit", tmp_path, DataConfig())
+    assert np.array_equal(data.graphs[0].to_dense().numpy(), _expected(DIRECTED, 6))
+    assert torch.equal(torch.as_tensor(data.features), torch.from_numpy(FEATURES))
+    assert data.labels.tolist() == [0, 1, 2, 0, 1, 2]
+    assert data.train_nodes.tolist() == [0, 3]
+    assert data.val_nodes.tolist() == [1, 4]
+    assert data.test_nodes.tolist() == [2, 5]
+    assert sorted(tmp_path.rglob("*")) == before  # no pickled copy is left behind
+
+
+def test_reddit_damaged_file(tmp_path: Path) -> None:
+    _write_reddit(tmp_path / "reddit")
+    (tmp_path / "reddit" / "raw" / "reddit_graph.npz").write_bytes(b"x")
+    with pytest.raises(UserError, match="cannot be read"):
+        load_dataset("reddit", tmp_path, DataConfig())
+
+
+def _write_amazon(root: Path, communities: list[list[int]]) -> list[int]:
+    """A ring of 40 products with scattered ids, in SNAP's format."""
+    folder = root / "amazon-all"
+    folder.mkdir(parents=True)
+    ids = [7 * i + 3 for i in range(40)]
+    with gzip.open(folder / amazon.GRAPH_FILE, "wt") as file:
+        file.write("# Undirected graph: tiny\n# FromNodeId\tToNodeId\n")
+        file.writelines(f"{ids[i]}\t{ids[(i + 1) % 40]}\n" for i in range(40))
+    with gzip.open(folder / amazon.COMMUNITY_FILE, "wt") as file:
+        file.writelines("\t".join(str(ids[i]) for i in members) + "\n" for members in communities)
+    return ids
+
+
+COMMUNITIES = [list(range(0, 20)), [39, 38], list(range(10, 35)), list(range(5, 15))]
+
+
+def test_amazon_keeps_large_communities_as_classes(tmp_path: Path) -> None:
+    _write_amazon(tmp_path, COMMUNITIES)
+    data = load_amazon(tmp_path, min_community=20, train_fraction=0.09)
+    expected = torch.zeros(40, 2)
+    expected[0:20, 0] = expected[10:35, 1] = 1
+    assert torch.equal(data.labels, expected)
+    assert data.task == "multilabel"
+    assert data.features is None
+    assert (data.num_nodes, data.num_undirected_edges, data.num_classes) == (40, 40, 2)
+    ring = np.array([range(40), [*range(1, 40), 0]])
+    assert np.array_equal(data.graphs[0].to_dense().numpy(), _expected(ring, 40))
+
+
+def test_amazon_split_counts_and_fixed_test_nodes(tmp_path: Path) -> None:
+    _write_amazon(tmp_path, [list(range(40))])
+    five, nine = (
+        load_amazon(tmp_path, min_community=5, train_fraction=share) for share in (0.05, 0.09)
+    )
+    assert [five.train_nodes.numel(), five.val_nodes.numel(), five.test_nodes.numel()] == [2, 4, 4]
+    assert nine.train_nodes.numel() == 3
+    assert torch.equal(five.test_nodes, nine.test_nodes)
+    assert torch.isin(five.train_nodes, nine.train_nodes).all()
+    other = load_amazon(tmp_path, min_community=5, seed=1)
+    assert not torch.equal(other.test_nodes, five.test_nodes)
+
+
+def test_amazon_split_at_the_papers_size() -> None:
+    labelled = torch.arange(282_847)  # the number behind the paper's 16,970 and 28,285
+    train, val, test = amazon._split(labelled, amazon.TRAIN_FRACTION, 0)
+    assert (train.numel(), val.numel(), test.numel()) == (16_970, 28_285, 28_285)
+    assert torch.unique(torch.cat([train, val, test])).numel() == 16_970 + 2 * 28_285
+
+
+def test_amazon_only_labelled_nodes_are_split(tmp_path: Path) -> None:
+    _write_amazon(tmp_path, COMMUNITIES)
+    data = load_amazon(tmp_path, min_community=20, train_fraction=0.7)
+    sizes = [x.numel() for x in (data.train_nodes, data.val_nodes, data.test_nodes)]
+    used = torch.cat([data.train_nodes, data.val_nodes, data.test_nodes])
+    assert sizes == [24, 4, 4]  # of the 35 products in a kept community
+    assert int(used.max()) < 35
+
+
+def test_amazon_malformed_files(tmp_path: Path) -> None:
+    _write_amazon(tmp_path, COMMUNITIES)
+    with pytest.raises(UserError, match="no community has 5,000 nodes"):
+        load_dataset("amazon-all", tmp_path, DataConfig())
+    folder = tmp_path / "amazon-all"
+    with gzip.open(folder / amazon.COMMUNITY_FILE, "wt") as file:
+        file.write("3\t10\t4\n")
+    with pytest.raises(UserError, match="names a node that is not in"):
+        load_amazon(tmp_path, min_community=2)
+    content = (folder / amazon.GRAPH_FILE).read_bytes()
+    (folder / amazon.GRAPH_FILE).write_bytes(content[: len(content) // 2])
+    with pytest.raises(UserError, match="is not an edge list"):
+        load_amazon(tmp_path, min_community=2)

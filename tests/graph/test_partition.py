@@ -1,0 +1,291 @@
+"""Assignments: complete, repeatable, balanced, and much better than chance where METIS decides."""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from distributed_ignn.config import PartitionConfig
+from distributed_ignn.errors import UserError
+from distributed_ignn.graph import partition
+from distributed_ignn.graph.data import CSRMatrix, csr_from_edges
+from distributed_ignn.graph.partition import assign_parts
+
+needs_pymetis = pytest.mark.skipif(
+    not partition._is_installed("pymetis"), reason="pymetis is not installed"
+)
+
+
+def random_graph(nodes: int, edges: int, *, symmetric: bool = True) -> CSRMatrix:
+    ends = torch.randint(0, nodes, (2, edges))
+    return csr_from_edges(ends[0], ends[1], nodes, symmetric=symmetric)
+
+
+def communities(nodes: int = 400, inside: int = 2000, between: int = 40) -> CSRMatrix:
+    """Two random communities, whose nodes have shuffled ids, with few edges between them."""
+    half = nodes // 2
+    a = torch.randint(0, half, (2, inside))
+    b = torch.randint(half, nodes, (2, inside))
+    link = torch.stack([torch.randint(0, half, (between,)), torch.randint(half, nodes, (between,))])
+    shuffled = torch.randperm(nodes)
+    source, target = shuffled[torch.cat([a, b, link], 1)]
+    return csr_from_edges(source, target, nodes)
+
+
+def star_and_ring(leaves: int = 300, ring: int = 300) -> CSRMatrix:
+    """Twenty hubs that all leaves are linked to, and a ring: very uneven degrees."""
+    hub, leaf = torch.meshgrid(torch.arange(20), 20 + torch.arange(leaves), indexing="ij")
+    first = 20 + leaves
+    around = first + torch.arange(ring)
+    source = torch.cat([hub.flatten(), around, torch.tensor([20])])
+    target = torch.cat([leaf.flatten(), around.roll(-1), torch.tensor([first])])
+    return csr_from_edges(source, target, first + ring)
+
+
+def config(**settings: Any) -> PartitionConfig:
+    return PartitionConfig(**settings)
+
+
+@pytest.mark.parametrize("method", ["metis", "random", "contiguous"])
+@pytest.mark.parametrize("parts", [1, 2, 5])
+def test_every_node_gets_a_part(method: str, parts: int) -> None:
+    if method == "metis":
+        pytest.importorskip("pymetis")
+    found = assign_parts((random_graph(200, 500),), parts, config(method=method))
+    assert found.part.shape == (200,)
+    assert found.part.dtype == torch.int64
+    assert torch.equal(found.part.unique(), torch.arange(parts))
+    assert found.plan.parts == found.parts == parts
+    assert found.seconds >= 0
+
+
+@pytest.mark.parametrize("method", ["metis", "random"])
+def test_same_seed_same_parts_and_other_seed_others(method: str) -> None:
+    if method == "metis":
+        pytest.importorskip("pymetis")
+    graph = random_graph(300, 900)
+    parts = [assign_parts((graph,), 4, config(method=method, seed=s)).part for s in (0, 0, 1)]
+    assert torch.equal(parts[0], parts[1])
+    assert not torch.equal(parts[0], parts[2])
+
+
+@needs_pymetis
+@pytest.mark.parametrize("objective", ["volume", "cut"])
+def test_metis_finds_planted_communities(objective: str) -> None:
+    graph = communities()
+    found = assign_parts((graph,), 2, config(objective=objective))
+    chance = assign_parts((graph,), 2, config(method="random"))
+    assert (found.provider, found.objective) == ("pymetis", objective)
+    assert found.stats.cut_entries <= 2 * 40
+    assert found.stats.cut_entries < 0.1 * chance.stats.cut_entries
+    assert found.stats.halo_rows < 0.3 * chance.stats.halo_rows
+
+
+@needs_pymetis
+def test_volume_objective_reads_fewer_halo_rows_than_cut() -> None:
+    # Heavy-tailed degrees: a hub has many cut entries, but is sent to each part only once.
+    source = (torch.rand(12000) ** 2 * 3000).long()
+    target = (source + 30 * torch.randn(12000)).long() % 3000
+    graph = csr_from_edges(source, target, 3000)
+    volume, cut = (
+        assign_parts((graph,), 16, config(objective=objective)).stats
+        for objective in ("volume", "cut")
+    )
+    assert volume.halo_rows < 0.97 * cut.halo_rows
+    assert volume.cut_entries > cut.cut_entries
+
+
+@pytest.mark.parametrize("method", ["metis", "contiguous"])
+def test_balance_names_what_is_balanced(method: str) -> None:
+    if method == "metis":
+        pytest.importorskip("pymetis")
+    graph = star_and_ring()
+    nodes, edges, both = (
+        assign_parts((graph,), 2, config(method=method, balance=balance)).stats
+        for balance in ("nodes", "edges", "both")
+    )
+    assert nodes.node_balance < 1.06 < edges.node_balance
+    assert edges.entry_balance < 1.15 < nodes.entry_balance
+    assert both.node_balance < edges.node_balance
+    assert both.entry_balance < nodes.entry_balance
+
+
+@needs_pymetis
+def test_imbalance_bounds_the_largest_part() -> None:
+    graph = random_graph(1000, 3000)
+    tight = assign_parts((graph,), 4, config(imbalance=1.001, balance="nodes"))
+    loose = assign_parts((graph,), 4, config(imbalance=1.3, balance="nodes"))
+    assert tight.stats.node_balance <= 1.004 + 1e-9  # one node more than a quarter
+    assert tight.stats.node_balance < loose.stats.node_balance <= 1.3
+
+
+@needs_pymetis
+def test_metis_divides_the_union_of_the_channels() -> None:
+    graph = communities()
+    ring = csr_from_edges(torch.arange(400), torch.arange(400).roll(1), 400)
+    one = assign_parts((graph,), 2, config())
+    union = assign_parts((ring, graph), 2, config())
+    # The ring alone is cut by halves; only the second channel knows the communities.
+    assert union.stats.cut_entries < one.stats.cut_entries + ring.num_entries
+    agreement = (union.part == one.part).double().mean()
+    assert max(agreement, 1 - agreement) > 0.9
+
+
+@needs_pymetis
+@pytest.mark.parametrize("isolated", [10, 300])
+def test_metis_places_isolated_nodes(isolated: int) -> None:
+    linked = random_graph(100, 300)
+    nodes = 100 + isolated
+    graph = CSRMatrix(
+        torch.cat([linked.rowptr, torch.full((isolated,), linked.num_entries)]),
+        linked.col,
+        None,
+        nodes,
+    )
+    found = assign_parts((graph,), 4, config(balance="nodes"))
+    assert found.stats.empty_parts == 0
+    assert found.stats.node_balance < 1.3
+
+
+def test_a_graph_without_edges_can_be_divided() -> None:
+    empty = torch.zeros(0, dtype=torch.int64)
+    found = assign_parts((csr_from_edges(empty, empty, 9),), 3, config(method="contiguous"))
+    assert found.part.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert found.stats.entry_balance == 1.0
+    assert found.stats.interior_fraction == 1.0
+
+
+@pytest.mark.parametrize("method", ["random", "contiguous"])
+def test_baselines_leave_parts_empty_when_there_are_too_few_nodes(method: str) -> None:
+    found = assign_parts((random_graph(3, 4),), 8, config(method=method))
+    assert found.stats.empty_parts == 5
+    assert found.stats.node_balance == pytest.approx(8 / 3)
+
+
+def test_directed_graphs_work_without_metis() -> None:
+    found = assign_parts((random_graph(50, 99, symmetric=False),), 3, config(method="contiguous"))
+    assert found.plan.symmetric == (False,)
+    assert found.stats.cut_entries > 0
+
+
+def test_stats_by_hand() -> None:
+    # 0 - 1 - 2 - 3 divided in the middle: one edge is cut, two rows travel, two nodes are interior.
+    graph = csr_from_edges(torch.tensor([0, 1, 2]), torch.tensor([1, 2, 3]), 4)
+    stats = assign_parts((graph,), 2, config(method="contiguous")).stats
+    assert (stats.nodes, stats.entries, stats.cut_entries) == (4, 6, 2)
+    assert (stats.halo_rows, stats.halo_rows_largest, stats.empty_parts) == (2, 1, 0)
+    assert (stats.node_balance, stats.entry_balance, stats.interior_fraction) == (1.0, 1.0, 0.5)
+
+
+def looped() -> CSRMatrix:
+    return CSRMatrix(torch.tensor([0, 1, 2]), torch.tensor([0, 0]), None, 2)
+
+
+def out_of_range() -> CSRMatrix:
+    return CSRMatrix(torch.tensor([0, 1, 2]), torch.tensor([1, 7]), None, 2)
+
+
+def negative() -> CSRMatrix:
+    return CSRMatrix(torch.tensor([0, 1, 2]), torch.tensor([-1, 0]), None, 2)
+
+
+def directed() -> CSRMatrix:
+    return csr_from_edges(torch.tensor([0, 1]), torch.tensor([1, 2]), 3, symmetric=False)
+
+
+@pytest.mark.parametrize(
+    ("graph", "parts", "message"),
+    [
+        (looped, 2, "links node 0 to itself"),
+        (out_of_range, 2, r"names node 7; the ids of its 2 nodes are 0\.\.1"),
+        (negative, 2, "names node -1"),
+        (directed, 2, "channel 0 of the graph is directed.*--partition.method contiguous"),
+        (lambda: random_graph(3, 9), 4, "parts = 4 exceeds the graph's 3 nodes"),
+        (lambda: random_graph(3, 9), 0, "parts = 0"),
+    ],
+)
+def test_what_would_end_metis_is_refused_in_one_line(graph: Any, parts: int, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        assign_parts((graph(),), parts, config())
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_metis_is_one_line_with_two_ways_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(partition, "_is_installed", lambda module: False)
+    graph = random_graph(9, 20)
+    with pytest.raises(UserError, match=r"pip install pymetis .*--partition\.method contiguous"):
+        assign_parts((graph,), 2, config())
+    with pytest.raises(UserError, match=r"partition\.provider = pyg-lib is not installed"):
+        assign_parts((graph,), 2, config(provider="pyg-lib"))
+    assert assign_parts((graph,), 1, config()).provider == "contiguous"
+
+
+@pytest.mark.parametrize(
+    ("installed", "settings", "expected"),
+    [
+        ({"pyg_lib", "pymetis"}, {}, "pymetis"),
+        ({"pyg_lib", "pymetis"}, {"objective": "cut"}, "pyg-lib"),
+        ({"pyg_lib", "pymetis"}, {"objective": "cut", "seed": 3}, "pymetis"),
+        ({"pyg_lib", "pymetis"}, {"objective": "cut", "imbalance": 1.01}, "pymetis"),
+        ({"pyg_lib", "pymetis"}, {"objective": "cut", "provider": "pymetis"}, "pymetis"),
+        ({"pyg_lib", "pymetis"}, {"provider": "pyg-lib"}, "pyg-lib"),
+        ({"pyg_lib"}, {}, "pyg-lib"),
+        ({"pymetis"}, {"objective": "cut"}, "pymetis"),
+    ],
+)
+def test_auto_prefers_the_library_that_offers_the_settings(
+    installed: set[str], settings: dict, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(partition, "_is_installed", installed.__contains__)
+    assert partition._choose_provider(config(**settings)) == expected
+
+
+@pytest.fixture
+def fake_pyg_lib(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
+    """A pyg_lib with the signature of the real one, which records its calls."""
+    calls: list[tuple] = []
+
+    def metis(
+        rowptr: Tensor,
+        col: Tensor,
+        num_partitions: int,
+        node_weight: Tensor | None = None,
+        edge_weight: Tensor | None = None,
+        recursive: bool = False,
+    ) -> Tensor:
+        calls.append((rowptr, col, num_partitions, node_weight, edge_weight, recursive))
+        return torch.arange(rowptr.numel() - 1) % num_partitions
+
+    module = ModuleType("pyg_lib.partition")
+    module.metis = metis  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "pyg_lib", ModuleType("pyg_lib"))
+    monkeypatch.setitem(sys.modules, "pyg_lib.partition", module)
+    monkeypatch.setattr(partition, "_is_installed", {"pyg_lib"}.__contains__)
+    return calls
+
+
+def test_pyg_lib_gets_contiguous_int64_arrays(fake_pyg_lib: list[tuple]) -> None:
+    graph = random_graph(30, 90)
+    found = assign_parts((graph,), 3, config(balance="edges"))
+    assert (found.provider, found.objective) == ("pyg-lib", "cut")
+    [(rowptr, col, parts, weights, edge_weight, recursive)] = fake_pyg_lib
+    assert (parts, edge_weight, recursive) == (3, None, False)
+    assert torch.equal(rowptr, graph.rowptr)
+    assert torch.equal(col, graph.col)
+    assert torch.equal(weights, graph.rowptr.diff() + 1)
+    assert all(t.dtype == torch.int64 and t.is_contiguous() for t in (rowptr, col, weights))
+    assert torch.equal(found.part, torch.arange(30) % 3)
+
+
+def test_garbage_from_pyg_lib_is_noticed(
+    fake_pyg_lib: list[tuple], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    garbage = lambda rowptr, *args, **kwargs: torch.full((rowptr.numel() - 1,), 9)  # noqa: E731
+    monkeypatch.setattr(sys.modules["pyg_lib.partition"], "metis", garbage)
+    with pytest.raises(RuntimeError, match=r"--partition\.provider pymetis"):
+        assign_parts((random_graph(30, 90),), 3, config())

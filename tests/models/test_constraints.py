@@ -1,0 +1,79 @@
+"""The bound on the weights and the graph's growth factor make the map a contraction."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from distributed_ignn.comm.communicator import Communicator
+from distributed_ignn.graph.propagate import Propagation
+from distributed_ignn.graph.sharding import build_shards
+from distributed_ignn.models.constraints import (
+    growth_factor,
+    largest_column_sum,
+    project_columns_l1,
+)
+from tests.parity.cases import assign, make_data
+
+
+def _propagation(case: str) -> tuple[Propagation, torch.Tensor]:
+    shard = next(iter(build_shards(make_data(case), assign(case, 1), 1)))
+    start = (shard.channels[0].degree_owned + 1).double().sqrt()
+    return Propagation(shard, Communicator(), torch.float64), start
+
+
+def test_projection_reaches_the_bound_and_leaves_small_columns_alone() -> None:
+    weight = torch.tensor([[3.0, 0.1], [-1.0, -0.2], [0.5, 0.0]], dtype=torch.float64)
+    projected = project_columns_l1(weight, 1.0)
+    assert projected[:, 0].tolist() == [1.0, 0.0, 0.0]
+    assert torch.equal(projected[:, 1], weight[:, 1])
+
+
+def test_projection_is_the_nearest_point_of_the_ball() -> None:
+    weight = torch.randn(6, 4, dtype=torch.float64)
+    projected = project_columns_l1(weight, 0.8)
+    assert largest_column_sum(projected) <= 0.8 + 1e-12
+    distance = (projected - weight).norm()
+    for _ in range(200):
+        other = project_columns_l1(projected + 0.1 * torch.randn_like(weight), 0.8)
+        assert (other - weight).norm() >= distance - 1e-12
+
+
+def test_one_symmetric_channel_grows_by_one() -> None:
+    propagation, start = _propagation("plain")
+    assert growth_factor(propagation, start, Communicator()) == pytest.approx(1.0, abs=1e-12)
+
+
+def test_several_channels_still_contract_at_the_certified_rate() -> None:
+    """Distances shrink by kappa in the weighted norm that the factor was computed for."""
+    propagation, start = _propagation("channels")
+    rho = growth_factor(propagation, start, Communicator())
+    assert rho >= 1.0
+    kappa = 0.9
+    stacked = project_columns_l1(torch.randn(10, 5, dtype=torch.float64) * 3, kappa / rho)
+    first, second = stacked[:5], stacked[5:]
+
+    def apply(z: torch.Tensor) -> torch.Tensor:
+        one, two = propagation.apply(z)[0]
+        return torch.relu(one @ first + two @ second + 0.3)
+
+    points = [torch.randn(start.numel(), 5, dtype=torch.float64) for _ in range(2)]
+    spread = []
+    for _ in range(200):
+        points = [apply(z) for z in points]
+        spread.append(float((points[0] - points[1]).abs().max()))
+    # the norms differ by a constant factor, so the rate shows over many steps
+    assert spread[120] <= 50 * kappa**120 * spread[0] + 1e-14
+
+
+def test_the_factor_is_the_joint_growth_of_the_channels() -> None:
+    """A long power iteration of w -> max_c A_c w neither exceeds it nor stays far below."""
+    propagation, start = _propagation("channels")
+    rho = growth_factor(propagation, start, Communicator())
+    w, growth = start, 0.0
+    for _ in range(400):
+        image = torch.stack(propagation.apply(w[:, None])[0]).amax(dim=0)[:, 0]
+        growth = float((image / w).max())
+        w = image / image.max()
+    assert 1.0 < growth <= rho + 1e-9
+    assert rho <= 1.01 * growth

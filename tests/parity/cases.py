@@ -1,0 +1,219 @@
+"""Small graphs with every awkward part, and what each rank reports about a run on them.
+
+``report`` runs the same code on any number of ranks. Rows are put at their global ids and the other
+rows are zero, so that the sum over ranks is the whole, whatever the cut.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from distributed_ignn.comm.communicator import Communicator
+from distributed_ignn.config import RunConfig
+from distributed_ignn.graph.data import CSRMatrix, GraphData, csr_from_edges
+from distributed_ignn.graph.propagate import Propagation
+from distributed_ignn.graph.shard import GraphShard
+from distributed_ignn.graph.sharding import build_shards
+from distributed_ignn.graph.sparsify import sparsify
+from distributed_ignn.models.ignn import ImplicitGNN
+from distributed_ignn.solvers.anderson import Anderson
+from distributed_ignn.solvers.base import Iterate
+from distributed_ignn.solvers.neural import NeuralShape, NeuralSolver, WeightPredictor
+from distributed_ignn.training.objective import Objective
+from distributed_ignn.training.plans import SolvePlanner
+from distributed_ignn.training.trainer import Trainer
+
+NODES, FEATURES, CLASSES, WIDTH = 60, 12, 3, 8
+CASES = ("plain", "awkward", "directed", "channels", "embedding")
+
+
+def make_data(case: str) -> GraphData:
+    """A random graph; nodes 50 to 59 form an island, nodes 45 to 49 are isolated in ``awkward``."""
+    generator = torch.Generator().manual_seed(3)
+    source = torch.randint(0, 45, (150,), generator=generator)
+    target = torch.randint(0, 45, (150,), generator=generator)
+    island = torch.arange(50, 59)
+    source, target = torch.cat([source, island]), torch.cat([target, island + 1])
+    if case != "awkward":
+        linked = torch.arange(45, 50)
+        source, target = torch.cat([source, linked]), torch.cat([target, linked - 40])
+    graphs = [csr_from_edges(source, target, NODES, symmetric=case != "directed")]
+    if case == "channels":
+        other = torch.randint(0, NODES, (2, 80), generator=generator)
+        graphs.append(csr_from_edges(other[0], other[1], NODES))
+    order = torch.randperm(NODES, generator=generator)
+    return GraphData(
+        name=case,
+        graphs=tuple(graphs),
+        features=None if case == "embedding" else _features(case, generator),
+        labels=torch.randint(0, CLASSES, (NODES,), generator=generator),
+        num_classes=CLASSES,
+        task="multiclass",
+        train_nodes=order[:20].sort().values,
+        val_nodes=order[20:40].sort().values,
+        test_nodes=order[40:].sort().values,
+    )
+
+
+def _features(case: str, generator: torch.Generator) -> CSRMatrix | Tensor:
+    dense = torch.rand(NODES, FEATURES, generator=generator, dtype=torch.float64)
+    if case == "directed":
+        return dense
+    mask = dense > 0.7
+    rowptr = torch.zeros(NODES + 1, dtype=torch.int64)
+    torch.cumsum(mask.sum(dim=1), 0, out=rowptr[1:])
+    return CSRMatrix(rowptr, mask.nonzero()[:, 1], dense[mask], FEATURES)
+
+
+def assign(case: str, parts: int) -> Tensor:
+    """Random parts; in ``awkward`` one part is an island without halo, and of four the last is
+    empty."""
+    generator = torch.Generator().manual_seed(5)
+    if case != "awkward" or parts == 1:
+        return torch.randint(0, parts, (NODES,), generator=generator)
+    island = max(parts - 2, 1)
+    part = torch.randint(0, island, (NODES,), generator=generator)
+    part[50:] = island
+    return part
+
+
+def config_for(dtype: str) -> RunConfig:
+    """Three epochs that meet everything: both dropouts, warm starts, a solver phase."""
+    tight = {"tolerance": 1e-12 if dtype == "float64" else 1e-6, "max_steps": 200}
+    return RunConfig.model_validate(
+        {
+            "dataset": "chains",
+            "model": {"hidden": WIDTH, "kappa": 0.9, "input_dropout": 0.2},
+            "forward": {"method": "neural", **tight},
+            "adjoint": tight,
+            "solver": {"steps": 6, "compress": 3, "hidden": 4, "bottleneck": 4, "keep": 0.5},
+            "schedule": {"warmup_epochs": 1, "warmup_solver_steps": 2, "model_steps": 1},
+            "train": {"epochs": 3, "lr": 0.01, "dtype": dtype},
+        }
+    )
+
+
+def report(comm: Communicator, case: str, dtype: str) -> dict[str, Tensor]:
+    """Everything that must not depend on the cut, by name."""
+    data = make_data(case)
+    shard = list(build_shards(data, assign(case, comm.world_size), comm.world_size))[comm.rank]
+    config = config_for(dtype)
+    kind = getattr(torch, dtype)
+    found = _propagation(shard, comm, kind)
+    found |= _gradients(shard, comm, config, kind)
+    found |= _learned_weights(shard, comm, config, kind)
+    found |= _training(shard, comm, config)
+    return found
+
+
+def report_all(comm: Communicator, dtype: str) -> dict[str, dict[str, Tensor]]:
+    """``report`` of every case, in one start of the ranks."""
+    return {case: report(comm, case, dtype) for case in CASES}
+
+
+def spread(shard: GraphShard, rows: Tensor) -> Tensor:
+    """Rows [O, ...] at their global ids, the others zero: [n, ...]."""
+    whole = rows.new_zeros((shard.num_nodes, *rows.shape[1:]))
+    whole[shard.owned_nodes] = rows.detach()
+    return whole
+
+
+def _rows(shard: GraphShard, width: int, kind: torch.dtype, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    whole = torch.randn(NODES, width, generator=generator, dtype=torch.float64)
+    return whole[shard.owned_nodes].to(kind)
+
+
+def _propagation(shard: GraphShard, comm: Communicator, kind: torch.dtype) -> dict[str, Tensor]:
+    propagation = Propagation(shard, comm, kind)
+    x = _rows(shard, 4, kind, 1)
+    ys = [_rows(shard, 4, kind, 2 + c) for c in range(propagation.num_channels)]
+    forward, _ = propagation.apply(x)
+    back = propagation.apply_transpose(ys)
+    left = sum((y * f).sum() for y, f in zip(ys, forward, strict=True))
+    identity = comm.sum(torch.stack([torch.as_tensor(left), (x * back).sum()]).double())
+    found = {f"propagate {c}": spread(shard, f) for c, f in enumerate(forward)}
+    return found | {
+        "transpose": spread(shard, back),
+        "<Ax, y> - <x, A'y>": (identity[0] - identity[1]) / comm.world_size,
+    }
+
+
+def _gradients(
+    shard: GraphShard, comm: Communicator, config: RunConfig, kind: torch.dtype
+) -> dict[str, Tensor]:
+    """Fixed point and gradient of every parameter."""
+    model = ImplicitGNN(shard, comm, config.model, kind, 0)
+    planner = SolvePlanner(config, None)
+    Objective(shard, comm, "auto").loss(
+        model(0, planner.train(), planner.adjoint())
+    ).backward()
+    found = {"fixed point": spread(shard, planner.states["train"])}
+    for name, parameter in model.named_parameters():
+        grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        rows = name in model.sharded_names()
+        # a replicated parameter's gradient is the sum of the ranks' shares, like rows of nodes
+        found[f"grad {name}"] = spread(shard, grad) if rows else grad.clone()
+    return found
+
+
+def _learned_weights(
+    shard: GraphShard, comm: Communicator, config: RunConfig, kind: torch.dtype
+) -> dict[str, Tensor]:
+    """alpha and beta of Anderson and of a learned solver whose heads are not zero."""
+    section = config.solver
+    sparsified = sparsify(shard, comm, section.sparsifier, section.keep, kind)
+    model = ImplicitGNN(shard, comm, config.model, kind, 0, sparsified)
+    torch.manual_seed(7)
+    predictor = WeightPredictor(NeuralShape(WIDTH, 4, 6, 3, 4)).to(kind)
+    for head in (predictor.head_alpha, predictor.head_beta):
+        torch.nn.init.normal_(head.weight, std=0.05)
+    injection = model.injection().detach()
+    cell = model.layer.cell(injection, model.channel_weights())
+    found: dict[str, Tensor] = {}
+    share = 1.0 / comm.world_size  # every rank has the same numbers, and ranks are summed
+    with torch.no_grad():
+        anderson, z = Anderson(4), torch.relu(injection)
+        state = anderson.init(z)
+        for k in range(5):
+            image, _ = cell(z, None)
+            state, residual = anderson.observe(state, z, image, None, comm.sum)
+            found[f"anderson {k}"] = anderson.weights(state) * share
+            state, z = anderson.advance(state, Iterate(z, image, residual))
+        learned, z = NeuralSolver(predictor, shard.num_nodes), torch.relu(injection)
+        run = learned.init(z)
+        for k in range(6):
+            image, ridden = cell(z, learned.rider(run))
+            run, residual = learned.observe(run, z, image, ridden, comm.sum)
+            run, z = learned.advance(run, Iterate(z, image, residual))
+            if run.alpha is not None and run.beta is not None:
+                found[f"learned alpha {k}"] = run.alpha * share
+                found[f"learned beta {k}"] = run.beta.reshape(1) * share
+    return found
+
+
+def _training(shard: GraphShard, comm: Communicator, config: RunConfig) -> dict[str, Tensor]:
+    """Losses and weights of three epochs with a solver phase."""
+    trainer = Trainer(config, shard, comm)
+    losses, residuals = [], []
+    for _ in range(3):
+        record = trainer.train_epoch()
+        losses.append(record.loss)
+        residuals.append(record.val_metric or 0.0)
+    share = 1.0 / comm.world_size
+    found = {
+        "losses": torch.tensor(losses, dtype=torch.float64) * share,
+        "validation": torch.tensor(residuals, dtype=torch.float64) * share,
+    }
+    sharded = trainer.model.sharded_names()
+    for name, parameter in trainer.model.named_parameters():
+        if name in sharded:
+            found[f"trained {name}"] = spread(shard, parameter)
+        else:
+            found[f"trained {name}"] = parameter.detach() * share
+    if trainer.learned is None:
+        raise AssertionError("the run must have a learned solver")
+    for index, parameter in enumerate(trainer.learned.parameters()):
+        found[f"solver {index}"] = parameter.detach() * share
+    return found

@@ -1,0 +1,84 @@
+"""k ranks give what one process gives: values, gradients, mixing weights, trained parameters."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from distributed_ignn.comm.communicator import Communicator
+from tests.parity.cases import CASES, report_all
+from tests.ranks import run_ranks
+
+Reports = dict[str, dict[str, Tensor]]
+
+
+def _sum_ranks(reports: list[Reports]) -> Reports:
+    return {
+        case: {
+            name: torch.stack([report[case][name] for report in reports]).sum(dim=0)
+            for name in reports[0][case]
+        }
+        for case in reports[0]
+    }
+
+
+def _largest_difference(left: Tensor, right: Tensor) -> float:
+    """Largest entry difference over the largest entry."""
+    scale = max(float(left.abs().max()), float(right.abs().max()), 1e-30)
+    return float((left - right).abs().max()) / scale
+
+
+@pytest.fixture(scope="module")
+def whole() -> Reports:
+    """One process, float64."""
+    return report_all(Communicator(), "float64")
+
+
+@pytest.fixture(scope="module")
+def two_ranks() -> list[Reports]:
+    """Two ranks' own reports, float64."""
+    return run_ranks(report_all, 2, "float64", timeout=110)
+
+
+def _assert_equal(whole: Reports, cut: Reports) -> None:
+    assert set(whole) == set(cut) == set(CASES)
+    for case, values in whole.items():
+        assert set(cut[case]) == set(values)
+        for name, value in values.items():
+            # Adam divides by the gradient's own size, which turns the last digit of a gradient
+            # that is nearly zero, as the untrained solver's are, into a visible one
+            tolerance = 1e-6 if name.startswith("solver") else 1e-10
+            if not name.startswith("<"):
+                assert _largest_difference(value, cut[case][name]) <= tolerance, (case, name)
+
+
+def test_two_ranks_agree_with_one_process(whole: Reports, two_ranks: list[Reports]) -> None:
+    _assert_equal(whole, _sum_ranks(two_ranks))
+
+
+def test_four_ranks_agree_with_one_process(whole: Reports) -> None:
+    _assert_equal(whole, _sum_ranks(run_ranks(report_all, 4, "float64", timeout=110)))
+
+
+def test_ranks_agree_with_one_process_in_float32() -> None:
+    whole = report_all(Communicator(), "float32")
+    cut = _sum_ranks(run_ranks(report_all, 2, "float32", timeout=110))
+    for case, values in whole.items():
+        for name, value in values.items():
+            # training amplifies the last digit through Adam's division; single solves do not
+            if name.startswith(("propagate", "transpose", "fixed point", "grad", "losses")):
+                assert _largest_difference(value, cut[case][name]) <= 1e-5, (case, name)
+
+
+def test_transpose_identity_holds(whole: Reports) -> None:
+    for values in whole.values():
+        assert abs(float(values["<Ax, y> - <x, A'y>"])) <= 1e-12
+
+
+def test_the_comparison_can_fail(whole: Reports, two_ranks: list[Reports]) -> None:
+    """A missing rank is noticed in every case."""
+    missing = _sum_ranks(two_ranks[:1])
+    for case, values in whole.items():
+        difference = _largest_difference(values["fixed point"], missing[case]["fixed point"])
+        assert difference > 1e-3, case

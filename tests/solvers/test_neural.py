@@ -1,0 +1,168 @@
+"""The learned solver: what its weights depend on, and that it never does worse than Anderson."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from distributed_ignn.solvers.anderson import Anderson
+from distributed_ignn.solvers.base import Iterate
+from distributed_ignn.solvers.neural import (
+    Initialiser,
+    NeuralShape,
+    NeuralSolver,
+    NeuralState,
+    WeightPredictor,
+)
+from distributed_ignn.solvers.solve import solve
+
+NODES, WIDTH = 30, 6
+SHAPE = NeuralShape(width=WIDTH, memory=3, steps=8, compress=3, hidden=5)
+
+
+class RingMap:
+    """relu(A z W + b) on a ring; riders are multiplied by ``thin``."""
+
+    def __init__(self, thin: Tensor | None = None, scale: float = 1.0) -> None:
+        generator = torch.Generator().manual_seed(1)
+        ring = torch.roll(torch.eye(NODES, dtype=torch.float64), 1, 0)
+        self.graph = (ring + ring.T + torch.eye(NODES, dtype=torch.float64)) / 3
+        self.thin = self.graph if thin is None else thin
+        weight = torch.rand(WIDTH, WIDTH, generator=generator, dtype=torch.float64)
+        self.weight = 0.95 * weight / weight.sum(dim=0)
+        self.offset = scale * torch.randn(
+            NODES, WIDTH, generator=generator, dtype=torch.float64
+        )
+        self.riders = 0
+
+    def __call__(self, z: Tensor, rider: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        self.riders += rider is not None
+        image = torch.relu(self.graph @ z @ self.weight + self.offset)
+        return image, None if rider is None else self.thin @ rider
+
+
+def _predictor(head_scale: float) -> WeightPredictor:
+    torch.manual_seed(2)
+    predictor = WeightPredictor(SHAPE).double()
+    for head in (predictor.head_alpha, predictor.head_beta):
+        torch.nn.init.normal_(head.weight, std=head_scale)
+    return predictor.requires_grad_(False)
+
+
+class WatchedSolver(NeuralSolver):
+    """Remembers alpha and beta of every step; beta is None where Anderson decided."""
+
+    def __init__(self, predictor: WeightPredictor) -> None:
+        super().__init__(predictor, NODES)
+        self.seen: list[tuple[Tensor | None, Tensor | None]] = []
+
+    def advance(self, state: NeuralState, best: Iterate) -> tuple[NeuralState, Tensor]:
+        state, z = super().advance(state, best)
+        self.seen.append((state.alpha, state.beta))
+        return state, z
+
+
+def _watch(
+    fixed_point_map: RingMap, predictor: WeightPredictor, steps: int
+) -> list[tuple[Tensor | None, Tensor | None]]:
+    """alpha and beta of every step from relu(b)."""
+    solver = WatchedSolver(predictor)
+    solve(
+        fixed_point_map,
+        torch.relu(fixed_point_map.offset),
+        solver,
+        lambda sums: sums,
+        tolerance=0.0,
+        max_steps=steps,
+    )
+    return solver.seen
+
+
+def _learned(
+    fixed_point_map: RingMap, predictor: WeightPredictor, steps: int
+) -> list[tuple[Tensor, Tensor]]:
+    """alpha and beta of the steps that the network decided."""
+    return [
+        (alpha, beta)
+        for alpha, beta in _watch(fixed_point_map, predictor, steps)
+        if alpha is not None and beta is not None
+    ]
+
+
+def test_untrained_it_is_anderson() -> None:
+    predictor = WeightPredictor(SHAPE).double().requires_grad_(False)
+    start = torch.relu(RingMap().offset)
+    runs = [
+        solve(RingMap(), start, solver, lambda s: s, tolerance=1e-9, max_steps=100)
+        for solver in (NeuralSolver(predictor, NODES), Anderson(SHAPE.memory))
+    ]
+    assert runs[0].steps == runs[1].steps
+    assert torch.allclose(runs[0].point, runs[1].point, rtol=0, atol=1e-12)
+
+
+def test_weights_sum_to_one_and_beta_is_positive() -> None:
+    steps = _learned(RingMap(), _predictor(0.1), 6)
+    assert len(steps) >= 3
+    for alpha, beta in steps:
+        assert abs(float(alpha.sum()) - 1.0) < 1e-12
+        assert 0.0 < float(beta) < 2.0
+
+
+def test_an_edge_of_the_sparsified_graph_changes_alpha_and_beta() -> None:
+    """The map is the same; only what riders are multiplied by differs."""
+    changed = RingMap().graph.clone()
+    changed[0, 15] = changed[15, 0] = 0.5
+    plain = _learned(RingMap(), _predictor(0.05), 5)
+    other = _learned(RingMap(thin=changed), _predictor(0.05), 5)
+    # the first learned step has seen no neighbour yet: its residual is exchanged one step later
+    assert torch.equal(plain[0][0], other[0][0])
+    assert not torch.equal(plain[1][0], other[1][0])
+    assert not torch.equal(plain[1][1], other[1][1])
+
+
+def test_weights_do_not_depend_on_the_scale_of_the_state() -> None:
+    plain = _learned(RingMap(), _predictor(0.05), 5)
+    large = _learned(RingMap(scale=1000.0), _predictor(0.05), 5)
+    assert len(plain) == len(large) >= 3
+    for (alpha, beta), (alpha_large, beta_large) in zip(plain, large, strict=True):
+        assert torch.allclose(alpha, alpha_large, atol=1e-9)
+        assert torch.allclose(beta, beta_large, atol=1e-9)
+
+
+def test_a_harmful_network_is_switched_off_and_the_solve_still_converges() -> None:
+    harmful = _predictor(3.0)
+    start = torch.relu(RingMap().offset)
+    solution = solve(
+        RingMap(), start, NeuralSolver(harmful, NODES), lambda s: s, tolerance=1e-8, max_steps=100
+    )
+    anderson = solve(
+        RingMap(), start, Anderson(SHAPE.memory), lambda s: s, tolerance=1e-8, max_steps=100
+    )
+    assert solution.converged
+    # two failed steps and the restarts after them, then Anderson
+    assert solution.steps <= anderson.steps + 8
+
+
+def test_it_hands_over_to_anderson_after_its_trained_steps() -> None:
+    seen = _watch(RingMap(), _predictor(0.01), SHAPE.steps + 6)
+    assert all(beta is None for _, beta in seen[SHAPE.steps :])
+    assert any(beta is not None for _, beta in seen[: SHAPE.steps])
+
+
+def test_nothing_rides_once_the_network_is_out() -> None:
+    ring = RingMap()
+    solve(
+        ring,
+        torch.relu(ring.offset),
+        NeuralSolver(_predictor(0.01), NODES),
+        lambda s: s,
+        tolerance=0.0,
+        max_steps=SHAPE.steps + 6,
+    )
+    assert 0 < ring.riders <= SHAPE.steps
+
+
+def test_the_untrained_initialiser_is_the_first_picard_iterate() -> None:
+    injection = torch.randn(NODES, WIDTH, dtype=torch.float64)
+    initialiser = Initialiser(WIDTH, 4).double()
+    assert torch.equal(initialiser(injection), torch.relu(injection))

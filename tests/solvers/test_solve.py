@@ -1,0 +1,140 @@
+"""The loop, Picard and Anderson on maps whose fixed point is known."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from distributed_ignn.solvers.anderson import Anderson, anderson_weights
+from distributed_ignn.solvers.base import AnySolver, Iterate, Outcome, Solution
+from distributed_ignn.solvers.picard import Picard
+from distributed_ignn.solvers.solve import solve
+
+
+class AffineMap:
+    """z -> z S + c with a symmetric S of known spectrum; counts its evaluations."""
+
+    def __init__(self, eigenvalues: list[float], rows: int = 7) -> None:
+        width = len(eigenvalues)
+        basis, _ = torch.linalg.qr(torch.randn(width, width, dtype=torch.float64))
+        self.slope = basis @ torch.diag(torch.tensor(eigenvalues, dtype=torch.float64)) @ basis.T
+        self.offset = torch.randn(rows, width, dtype=torch.float64)
+        self.evaluations = 0
+
+    def __call__(self, z: Tensor, rider: Tensor | None) -> tuple[Tensor, None]:
+        self.evaluations += 1
+        return z @ self.slope + self.offset, None
+
+    @property
+    def fixed_point(self) -> Tensor:
+        identity = torch.eye(self.slope.shape[0], dtype=torch.float64)
+        return torch.linalg.solve(identity - self.slope, self.offset, left=False)
+
+
+def _run(
+    fixed_point_map: AffineMap, solver: AnySolver, tolerance: float = 1e-10, max_steps: int = 2000
+) -> Solution:
+    return solve(
+        fixed_point_map,
+        torch.zeros_like(fixed_point_map.offset),
+        solver,
+        lambda sums: sums,
+        tolerance=tolerance,
+        max_steps=max_steps,
+    )
+
+
+SLOW = [0.95, 0.9, 0.5, -0.3, 0.1]
+
+
+@pytest.mark.parametrize("solver", [Picard(), Picard(0.7), Anderson(4), Anderson(4, beta=0.8)])
+def test_finds_the_fixed_point(solver: AnySolver) -> None:
+    affine = AffineMap(SLOW)
+    solution = _run(affine, solver)
+    assert solution.outcome is Outcome.CONVERGED
+    assert torch.allclose(solution.image, affine.fixed_point, atol=1e-7)
+    assert solution.steps == affine.evaluations == len(solution.residuals)
+
+
+def test_anderson_needs_far_fewer_evaluations_than_picard() -> None:
+    affine = AffineMap(SLOW)
+    assert 5 * _run(affine, Anderson(5)).steps < _run(affine, Picard()).steps
+
+
+def test_anderson_is_exact_once_its_history_spans_the_modes() -> None:
+    """On an affine map with k distinct modes, k + 1 residuals determine the fixed point."""
+    solution = _run(AffineMap(SLOW), Anderson(6, regularization=0.0), tolerance=1e-8)
+    assert solution.steps <= len(SLOW) + 3
+
+
+def test_running_out_of_steps_is_not_success() -> None:
+    solution = _run(AffineMap(SLOW), Picard(), max_steps=3)
+    assert solution.outcome is Outcome.MAX_STEPS
+    assert not solution.converged
+    assert solution.steps == 3
+
+
+def test_zero_steps_are_refused() -> None:
+    with pytest.raises(ValueError, match="max_steps is 0"):
+        _run(AffineMap(SLOW), Picard(), max_steps=0)
+
+
+def test_an_expanding_map_ends_as_diverged_and_keeps_the_best_iterate() -> None:
+    solution = _run(AffineMap([1e40, 1e40]), Picard(), max_steps=100)
+    assert solution.outcome is Outcome.DIVERGED
+    assert torch.isfinite(solution.point).all()
+
+
+def test_the_best_iterate_is_returned_when_the_last_one_is_worse() -> None:
+    """Residuals of z -> -1.5 z + c grow, so the first point stays the best."""
+    solution = _run(AffineMap([-1.5, -1.5]), Picard(), max_steps=10)
+    assert solution.residual == min(solution.residuals)
+    assert solution.residual < solution.residuals[-1]
+
+
+def test_a_start_at_the_fixed_point_takes_one_evaluation() -> None:
+    affine = AffineMap(SLOW)
+    solution = solve(
+        affine, affine.fixed_point, Anderson(3), lambda s: s, tolerance=1e-8, max_steps=9
+    )
+    assert solution.steps == 1
+
+
+def test_weights_sum_to_one_and_minimise_the_mixed_residual() -> None:
+    residuals = torch.randn(4, 50, dtype=torch.float64)
+    gram = residuals @ residuals.T
+    alpha = anderson_weights(gram, 1e-14)
+    assert alpha is not None
+    assert float(alpha.sum()) == pytest.approx(1.0)
+    best = torch.dot(alpha, gram @ alpha)
+    for _ in range(20):
+        other = alpha + 0.1 * (shift := torch.randn(4, dtype=torch.float64)) - 0.1 * shift.mean()
+        assert torch.dot(other, gram @ other) >= best * (1 - 1e-9)
+
+
+def test_a_singular_history_restarts_instead_of_crashing() -> None:
+    """Two identical residuals make the unregularised system singular."""
+    assert anderson_weights(torch.ones(2, 2, dtype=torch.float64), 0.0) is None
+    constant = AffineMap([0.0, 0.0])
+    solver = Anderson(3, regularization=0.0)
+    state = solver.init(torch.zeros_like(constant.offset))
+    for _ in range(3):  # the same point again and again
+        z = torch.zeros_like(constant.offset)
+        state, residual = solver.observe(state, z, constant(z, None)[0], None, lambda s: s)
+
+    state, point = solver.advance(state, Iterate(z, constant.offset, residual))
+    assert state.restarts == 1
+    assert torch.isfinite(point).all()
+
+
+def test_growth_of_the_residual_restarts_from_the_best_iterate() -> None:
+
+    affine = AffineMap(SLOW)
+    solver = Anderson(3)
+    state = solver.init(affine.offset)
+    state, _ = solver.observe(state, affine.offset, affine(affine.offset, None)[0], None, lambda s: s)
+    best = Iterate(affine.fixed_point, affine.fixed_point, 1e-6)
+    state, point = solver.advance(state, best)
+    assert point is best.image
+    assert len(state.history) == 0

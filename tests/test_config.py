@@ -1,0 +1,306 @@
+"""Settings: precedence, round trip, and one clear line for every mistake."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel, ValidationError
+
+from distributed_ignn.cli import run_main
+from distributed_ignn.config import (
+    DATASET_NAMES,
+    CommandParser,
+    RunConfig,
+    dump_yaml,
+    load_yaml,
+    parse,
+    parse_args,
+    parse_command,
+)
+from distributed_ignn.errors import UserError
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+
+
+@pytest.fixture
+def run_file(tmp_path: Path) -> Path:
+    path = tmp_path / "run.yaml"
+    path.write_text("dataset: chains\nmodel:\n  hidden: 7\n  kappa: 1e-1\ntrain:\n  epochs: 3\n")
+    return path
+
+
+def _error(line: str) -> str:
+    with pytest.raises(UserError) as caught:
+        parse_args(shlex.split(line))
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_defaults_then_file_then_command_line(run_file: Path) -> None:
+    run = parse_args(["--config", str(run_file), "--model.hidden", "9", "--seed=4"])
+    assert run.model.hidden == 9  # command line over file
+    assert run.model.kappa == 0.1  # file over default; YAML reads 1e-1 as text
+    assert run.train.epochs == 3
+    assert run.model.dropout == RunConfig(dataset="chains").model.dropout
+    assert run.output == Path("runs/chains-seed4")
+
+
+def test_dataset_chooses_its_shipped_file() -> None:
+    run = parse_args(["--dataset", "flickr"])
+    assert run == load_yaml(CONFIGS / "flickr.yaml")
+    assert run != RunConfig(dataset="flickr")
+
+
+def test_dataset_without_shipped_file_gets_defaults(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert parse_args(["--dataset", "dir/own.npz"]) == RunConfig(dataset="dir/own.npz")
+    assert parse_args(["--dataset", "dir/own.npz"]).output == Path("runs/own-seed0")
+    monkeypatch.setattr(parse, "CONFIG_FOLDER", tmp_path)
+    assert parse_args(["--dataset", "flickr"]) == RunConfig(dataset="flickr")
+
+
+def test_command_line_spellings() -> None:
+    line = "--dataset chains --data-root a --model.input_dropout .5 --forward.max-steps 60"
+    line += " --data.chains.length=5 --model.bias false --data.label-rate 40 --gpus null"
+    run = parse_args(line.split())
+    assert (run.data_root, run.model.input_dropout, run.forward.max_steps) == (Path("a"), 0.5, 60)
+    assert (run.data.chains.length, run.model.bias, run.data.label_rate) == (5, False, 40)
+    assert run.gpus is None
+    underscores = parse_args(line.replace("--data-root", "--data_root").split())
+    assert underscores == run
+
+
+def test_null_on_the_command_line_unsets_a_value_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("dataset: chains\nworkers: 2\n")
+    assert parse_args(["--config", str(path)]).workers == 2
+    assert parse_args(["--config", str(path), "--workers", "null", "--gpus", "1"]).workers is None
+
+
+@pytest.mark.parametrize(
+    ("line", "parts"),
+    [
+        ("", ["dataset", "--dataset NAME"]),
+        ("--dataset BlogCatalog", ["BlogCatalog", "did you mean 'blogcatalog'?", "ogbn-arxiv"]),
+        ("--dataset chains --model.hiddn 3", ["--model.hiddn", "did you mean '--model.hidden'?"]),
+        ("--dataset chains --modle.hidden=3", ["--modle.hidden", "'--model.hidden'"]),
+        ("--dataset chains --model.hid 3", ["unknown flag --model.hid"]),
+        ("--dataset chains 7", ["unexpected argument '7'"]),
+        ("--dataset chains --model.hidden", ["--model.hidden", "expected one argument"]),
+        ("--dataset chains --model.hidden wide", ["model.hidden = 'wide'", "valid integer"]),
+        ("--dataset chains --model.hidden 0", ["model.hidden = '0'", "greater than or equal to 1"]),
+        ("--dataset chains --model.kappa 1", ["model.kappa = '1'", "less than 1"]),
+        ("--dataset chains --train.lr nan", ["train.lr = 'nan'", "finite"]),
+        ("--dataset chains --train.lr -1e-3", ["--train.lr"]),
+        ("--dataset chains --model.bias maybe", ["model.bias = 'maybe'", "boolean"]),
+        ("--dataset chains --data.label-rate 41", ["data.label_rate = 41", "20, 40 or 60"]),
+        ("--dataset chains --device tpu", ["device = 'tpu'", "'auto', 'cpu' or 'cuda'"]),
+        ("--dataset chains --config no.yaml", ["no.yaml", "No such file"]),
+        ("--dataset chains --resume no/where", ["resume = no/where", "does not exist"]),
+    ],
+)
+def test_mistake_is_told_in_one_line(line: str, parts: list[str]) -> None:
+    message = _error(line)
+    for part in parts:
+        assert part in message
+    assert " more)" not in message
+
+
+@pytest.mark.parametrize(
+    ("line", "parts"),
+    [
+        ("--gpus 2 --device cpu", ["gpus = 2", "device = cpu", "--workers"]),
+        ("--gpus 2 --workers 2", ["gpus = 2", "workers = 2"]),
+        ("--comm.backend nccl --device cpu", ["comm.backend = nccl", "device = cpu"]),
+        ("--deepspeed-config pyproject.toml", ["deepspeed_config", "--engine deepspeed"]),
+        ("--adjoint.method neural", ["adjoint.method = 'neural'", "'picard' or 'anderson'"]),
+        (
+            "--forward.method neural --forward.max-steps 4 --solver.steps 5",
+            ["solver.steps = 5", "forward.max_steps = 4"],
+        ),
+        ("--data.path graph.npz", ["data.path = graph.npz", "chains"]),
+        ("--dataset file", ["dataset = file", "--data.path"]),
+        ("--data.chains.features 1", ["data.chains", "features = 1", "classes = 2"]),
+        ("--data.chains.val-fraction 0.97", ["train_fraction = 0.05", "val_fraction = 0.97"]),
+    ],
+)
+def test_settings_that_contradict_each_other(line: str, parts: list[str]) -> None:
+    message = _error(f"--dataset chains {line}")
+    for part in parts:
+        assert part in message
+
+
+def test_mistake_in_a_file_names_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("dataset: chains\nmodel:\n  hiddn: 3\n")
+    message = _error(f"--config {path}")
+    assert "unknown key 'model.hiddn' (did you mean 'hidden'?)" in message
+    assert "kappa" in message
+    assert f"(in {path})" in message
+
+
+def test_mistake_on_the_command_line_is_not_blamed_on_the_file(run_file: Path) -> None:
+    assert str(run_file) not in _error(f"--config {run_file} --model.hidden 0")
+
+
+def test_several_mistakes_are_counted() -> None:
+    assert _error("--dataset chains --model.hidden 0 --model.kappa 2").endswith("(and 1 more)")
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        ("model: [", "not valid YAML"),
+        ("- chains\n", "must hold sections"),
+        ("dataset: chains\nseed: 1\nseed: 2\n", "key 'seed' is written twice, again in line 3"),
+        ("dataset: chains\nmodel:\n", "model is a section"),
+        ("dataset: chains\nresume: [1]\n", "resume = [1]"),
+        ("{}\n", "dataset is missing"),
+    ],
+)
+def test_malformed_file(tmp_path: Path, content: str, part: str) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(content)
+    with pytest.raises(UserError) as caught:
+        load_yaml(path)
+    assert part in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def _changed(section: type[BaseModel]) -> dict[str, Any]:
+    """A value other than the default for every setting of a section and of those inside it."""
+    special: dict[str, Any] = {
+        "dataset": "file",
+        "path": "graph.npz",
+        "label_rate": 20,
+        "gpus": None,
+        "workers": 3,
+        "device": "cpu",
+        "backend": "gloo",
+        "engine": "deepspeed",
+        "resume": "auto",
+        "dir": "a/b",
+        "deepspeed_config": "ds.json",
+        "exponent": 3.25,
+        "imbalance": 1.5,
+    }
+    values: dict[str, Any] = {}
+    for name, field in section.model_fields.items():
+        annotation, default = field.annotation, field.default
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            values[name] = _changed(annotation)
+        elif name in special:
+            values[name] = special[name]
+        elif isinstance(default, bool):
+            values[name] = not default
+        elif isinstance(default, int):
+            values[name] = default + 1
+        elif isinstance(default, float):
+            values[name] = default / 3 + 1e-17
+        elif isinstance(default, str):
+            values[name] = [choice for choice in annotation.__args__ if choice != default][-1]  # type: ignore[union-attr]
+        else:
+            values[name] = "some/where"
+    return values
+
+
+def test_yaml_round_trip_is_exact_for_every_setting(tmp_path: Path) -> None:
+    run = RunConfig.model_validate(_changed(RunConfig))
+    path = tmp_path / "config.yaml"
+    path.write_text(dump_yaml(run))
+    assert load_yaml(path) == run
+    assert load_yaml(path).model.kappa.hex() == run.model.kappa.hex()
+    default = RunConfig(dataset="chains")
+    for name in set(RunConfig.model_fields) - {"gpus"}:
+        assert getattr(run, name) != getattr(default, name)
+
+
+def test_every_setting_is_described() -> None:
+    def check(section: type[BaseModel]) -> int:
+        count = 0
+        for name, field in section.model_fields.items():
+            annotation = field.annotation
+            if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+                count += check(annotation)
+            else:
+                assert field.description, f"{section.__name__}.{name} has no description"
+                count += 1
+        return count
+
+    assert check(RunConfig) > 70
+
+
+def test_sections_are_frozen_and_strict() -> None:
+    run = RunConfig(dataset="chains")
+    with pytest.raises(ValidationError, match="frozen"):
+        run.model.hidden = 3  # type: ignore[misc]
+    with pytest.raises(ValidationError, match="Extra inputs"):
+        type(run.model).model_validate({"width": 3})
+
+
+def test_help_teaches(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit) as stopped:
+        parse_args(["--help"])
+    assert stopped.value.code == 0
+    text = capsys.readouterr().out
+    assert text.startswith("usage: train.py --dataset NAME")
+    assert "torchrun --standalone" in text
+    assert "solver options:\n  The learned solver" in text
+    assert "most steps of one solve (default: 50)" in text
+    for name in DATASET_NAMES:
+        assert name in text
+    for word in ("factory", "None)", "Path", " int "):
+        assert word not in text
+
+
+def test_examples_of_the_help_parse() -> None:
+    examples = [line for line in parse.EXAMPLES.splitlines() if "launch/train.py" in line]
+    assert len(examples) == 2
+    for example in examples:
+        parse_args(shlex.split(example.split("launch/train.py")[1]))
+
+
+def test_command_with_flags_of_its_own() -> None:
+    parser = CommandParser(prog="partition.py")
+    parser.add_argument("--parts", type=int, required=True)
+    parser.add_argument("--list-rows", action="store_true")
+    line = "--dataset chains --parts 4 --list_rows --partition.seed 5"
+    values, run = parse_command(parser, line.split())
+    assert (values.parts, values.list_rows, run.partition.seed) == (4, True, 5)
+    parser = CommandParser(prog="partition.py")
+    parser.add_argument("--parts", type=int, required=True)
+    with pytest.raises(UserError, match="--parts: invalid int value: 'many'"):
+        parse_command(parser, ["--parts", "many"])
+
+
+def test_shipped_configs_are_all_valid() -> None:
+    paths = sorted(CONFIGS.rglob("*.yaml"))
+    names = {path.stem for path in paths}
+    assert names == set(DATASET_NAMES) - {"file"} | {"debug_cpu"}
+    for path in paths:
+        run = load_yaml(path)
+        assert run.dataset == ("chains" if path.stem == "debug_cpu" else path.stem)
+
+
+def test_shipped_deepspeed_config_is_zero_stage_one() -> None:
+    settings = json.loads((CONFIGS / "deepspeed" / "zero1.json").read_text())
+    assert settings["zero_optimization"]["stage"] == 1
+
+
+def test_run_main_prints_user_errors_only(capsys: pytest.CaptureFixture[str]) -> None:
+    def fail() -> None:
+        raise UserError("seed = -1: must be at least 0")
+
+    assert run_main(fail) == 2
+    assert capsys.readouterr().err == "error: seed = -1: must be at least 0\n"
+    assert run_main(lambda: None) == 0
+    with pytest.raises(ZeroDivisionError):
+        run_main(lambda: print(1 / 0))
