@@ -19,7 +19,13 @@ def run_main(main: Callable[[], None]) -> int:
     try:
         main()
     except UserError as error:
-        if os.environ.get("RANK", "0") == "0":
+        if not _is_other_rank():
             print(f"error: {error}", file=sys.stderr, flush=True)
         return 2
     return 0
+
+
+def _is_other_rank() -> bool:
+    """Whether a rank 0 reports for this process; one with a meaningless RANK reports itself."""
+    rank, world_size = (os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE"))
+    return rank.isdecimal() and world_size.isdecimal() and 0 < int(rank) < int(world_size)

@@ -17,7 +17,7 @@ class _AllReduceSum(torch.autograd.Function):
         return comm.sum(tensor.clone())
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return ctx.comm.sum(grad.clone()), None
 
 

@@ -87,9 +87,7 @@ class Communicator:
         if self.world_size == 1:
             return PendingRows(rows.new_empty(shape), None, self.device, rows)
         sent = _to_pinned(rows) if self._staged else rows.contiguous()
-        received = torch.empty(
-            shape, dtype=rows.dtype, device=sent.device, pin_memory=self._staged
-        )
+        received = torch.empty(shape, dtype=rows.dtype, device=sent.device, pin_memory=self._staged)
         work = dist.all_to_all_single(
             received, sent, list(recv_counts), list(send_counts), async_op=True
         )
@@ -105,9 +103,9 @@ class Communicator:
 
     def _all_reduce(self, tensor: Tensor, op: dist.ReduceOp.RedOpType) -> Tensor:
         self.traffic.reductions += 1
-        self.traffic.reduction_bytes += tensor.numel() * tensor.element_size()
         if self.world_size == 1:
             return tensor
+        self.traffic.reduction_bytes += tensor.numel() * tensor.element_size()
         needs_cpu = self._staged and tensor.device.type == "cuda"
         needs_gpu = self.backend == "nccl" and tensor.device.type == "cpu"
         if not (needs_cpu or needs_gpu):

@@ -1,4 +1,4 @@
-"""What one rank has sent: counted where it is sent, so that claims about messages can be checked."""
+"""What one rank has sent, counted where it is sent, so that claims about it can be checked."""
 
 from __future__ import annotations
 

@@ -136,9 +136,14 @@ class GraphData:
         return int(torch.unique(low * self.num_nodes + high).numel())
 
     def fingerprint(self) -> str:
-        """sha256 over every array: shards of another dataset, or of other settings, do not match."""
+        """sha256 over every array: shards of other data, or of other settings, do not match."""
         digest = hashlib.sha256(f"{self.task}:{self.num_classes}".encode())
-        tensors: list[Tensor | None] = [self.labels, self.train_nodes, self.val_nodes, self.test_nodes]
+        tensors: list[Tensor | None] = [
+            self.labels,
+            self.train_nodes,
+            self.val_nodes,
+            self.test_nodes,
+        ]
         for matrix in (*self.graphs, self.features):
             if isinstance(matrix, CSRMatrix):
                 tensors += [matrix.rowptr, matrix.col, matrix.value]

@@ -79,7 +79,7 @@ class _Exchange(torch.autograd.Function):
         return halo.start(owned).wait()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         halo: HaloExchange = ctx.halo
         home = halo.start_transpose(grad.contiguous()).wait()
         owned = grad.new_zeros(halo.num_owned, grad.shape[1])

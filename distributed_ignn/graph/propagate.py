@@ -148,5 +148,5 @@ class _Propagate(torch.autograd.Function):
         return tuple(propagation.apply(x)[0])
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         return ctx.propagation.apply_transpose([g.contiguous() for g in grads]), None

@@ -87,11 +87,14 @@ class GraphShard:
         checks = {
             "recv_counts sum to the halo": int(self.recv_counts.sum()) == halo,
             "send_counts sum to send_index": int(self.send_counts.sum()) == self.send_index.numel(),
-            "one count per part": self.recv_counts.numel() == self.send_counts.numel() == self.parts,
+            "one count per part": self.recv_counts.numel()
+            == self.send_counts.numel()
+            == self.parts,
             "send_index names owned nodes": _within(self.send_index, owned),
             "labels cover owned nodes": self.labels.shape[0] == owned,
             "interior is part of owned": 0 <= self.num_interior <= owned,
-            "no rows to oneself": int(self.send_counts[self.part] + self.recv_counts[self.part]) == 0,
+            "no rows to oneself": int(self.send_counts[self.part] + self.recv_counts[self.part])
+            == 0,
         }
         for i, channel in enumerate(self.channels):
             checks |= {

@@ -28,9 +28,7 @@ class SparseMatrix:
     num_entries: int
 
     @classmethod
-    def from_csr(
-        cls, matrix: CSRMatrix, dtype: torch.dtype, device: torch.device
-    ) -> SparseMatrix:
+    def from_csr(cls, matrix: CSRMatrix, dtype: torch.dtype, device: torch.device) -> SparseMatrix:
         """Values of ``matrix`` (ones if it has none) in ``dtype`` on ``device``."""
         value = matrix.value
         if value is None:
@@ -106,7 +104,7 @@ class _SparseLinear(torch.autograd.Function):
         return matrix @ weight
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         return ctx.flipped @ grad.contiguous(), None, None
 
 

@@ -36,6 +36,7 @@ Sparsifier = Literal["pri", "degree", "random", "none"]
 
 _PRI_STEPS = 20
 _PRI_RATE = 2.0
+_PRI_DECREASE = 1e-9
 _BISECTIONS = 40
 
 
@@ -97,33 +98,67 @@ def _fit_budget(logits: Tensor, keep: float, scope: _Scope) -> Tensor:
     return torch.sigmoid(logits + (low + high) / 2)
 
 
-def pri_weights(scope: _Scope, keep: float, beta: float) -> Tensor:
-    """Probability per entry that minimises J under the budget, float64 [E]."""
-    edges = scope.edges
-    full = torch.ones(edges.own.numel(), dtype=torch.float64)
-    own_full, all_full = scope.degrees(full)
-    (volume_full,) = scope.total(own_full)
-    logits = torch.zeros_like(full)
-    weight = _fit_budget(logits, keep, scope)
-    for _ in range(_PRI_STEPS):
-        own, everywhere = scope.degrees(weight)
-        (volume,) = scope.total(own)
+class _Relevance:
+    """J and its gradient; the budget fixes V, so only tr(L_w^2) and tr(L_w L_1) change."""
+
+    def __init__(self, scope: _Scope, beta: float) -> None:
+        self._scope = scope
+        self._own_full, self._all_full = scope.degrees(_ones(scope.edges))
+        (self._volume_full,) = scope.total(self._own_full)
+        self._factors = beta / 4 - 1, -beta / 2
+
+    def evaluate(self, weight: Tensor) -> tuple[float, Tensor]:
+        """J without its constant terms, and dJ/dw [E]; one exchange."""
+        edges, full = self._scope.edges, self._all_full
+        own, everywhere = self._scope.degrees(weight)
+        sums = own, own.square(), own * self._own_full, weight.square(), weight
+        volume, degrees, degrees_full, squares, total = self._scope.total(*sums)
         if volume == 0.0:
-            return weight
-        # the budget fixes V, so only tr(L_w^2) and tr(L_w L_1) change
+            return 0.0, torch.zeros_like(weight)
+        both = volume * self._volume_full
         spread = (everywhere[edges.own] + everywhere[edges.other] + 2 * weight) / volume**2
-        match = (all_full[edges.own] + all_full[edges.other] + 2.0) / (2 * volume * volume_full)
-        gradient = (beta / 4 - 1) * spread - (beta / 2) * match
-        size, count = scope.total(gradient.square(), full)
-        logits -= _PRI_RATE * gradient / max(math.sqrt(size / count), 1e-300)
-        weight = _fit_budget(logits.clamp_(-30, 30), keep, scope)
+        match = (full[edges.own] + full[edges.other] + 2.0) / (2 * both)
+        values = (degrees + squares) / volume**2, (degrees_full + total) / both
+        value = self._factors[0] * values[0] + self._factors[1] * values[1]
+        return value, self._factors[0] * spread + self._factors[1] * match
+
+
+def _ones(edges: Edges) -> Tensor:
+    return torch.ones(edges.own.numel(), dtype=torch.float64)
+
+
+def pri_weights(scope: _Scope, keep: float, beta: float) -> Tensor:
+    """Probability per entry that lowers J under the budget, float64 [E].
+
+    Mirror descent; a step that does not lower J is taken back and the next one is shorter.
+    """
+    relevance, rate = _Relevance(scope, beta), _PRI_RATE
+    ones = _ones(scope.edges)
+    logits = torch.zeros_like(ones)
+    weight = _fit_budget(logits, keep, scope)
+    value, gradient = relevance.evaluate(weight)
+    for _ in range(_PRI_STEPS):
+        size, count = scope.total(gradient.square(), ones)
+        if size == 0.0:
+            break
+        moved = (logits - rate * gradient / math.sqrt(size / count)).clamp_(-30, 30)
+        candidate = _fit_budget(moved, keep, scope)
+        next_value, next_gradient = relevance.evaluate(candidate)
+        # more than rounding, which differs from cut to cut
+        if next_value < value - _PRI_DECREASE * abs(value):
+            logits, weight, value, gradient = moved, candidate, next_value, next_gradient
+            rate *= 2
+        else:
+            rate /= 4
     return weight
 
 
 def _degree_weights(scope: _Scope, keep: float) -> Tensor:
-    """Edges between nodes of low degree are kept first: w ~ 1 / d_i + 1 / d_j, as effective
-    resistance would have it on an expander (Spielman & Srivastava 2008)."""
-    _, degree = scope.degrees(torch.ones(scope.edges.own.numel(), dtype=torch.float64))
+    """Edges between nodes of low degree are kept first: w ~ 1 / d_i + 1 / d_j.
+
+    That is the effective resistance on an expander (Spielman & Srivastava 2008).
+    """
+    _, degree = scope.degrees(_ones(scope.edges))
     score = 1.0 / degree[scope.edges.own] + 1.0 / degree[scope.edges.other].clamp_min(1.0)
     return _fit_budget(torch.log(score), keep, scope)
 

@@ -94,8 +94,8 @@ class AdjointCell:
         self._incoming = incoming
         self.evaluations = 0
 
-    def __call__(self, v: Tensor, rider: Tensor | None) -> tuple[Tensor, None]:
-        """One application; nothing rides on the adjoint's exchange."""
+    def __call__(self, z: Tensor, rider: Tensor | None) -> tuple[Tensor, None]:
+        """One application to v = ``z``; nothing rides on the adjoint's exchange."""
         self.evaluations += 1
-        total = self._propagation.apply_transpose([v @ weight for weight in self._transposed])
+        total = self._propagation.apply_transpose([z @ weight for weight in self._transposed])
         return total.add_(self._incoming).mul_(self._mask), None

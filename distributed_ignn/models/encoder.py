@@ -53,7 +53,9 @@ class FeatureStore:
         """X @ weight [O, D], differentiable in ``weight``; ``step`` None means no dropout."""
         active = step is not None and self._dropout.probability > 0.0
         if self._dense is not None:
-            return (self._dropped_dense(step) if active and step is not None else self._dense) @ weight
+            return (
+                self._dropped_dense(step) if active and step is not None else self._dense
+            ) @ weight
         if not active or step is None:
             return sparse_linear(self._matrix, self._flipped, weight)
         keep = self._dropout.entry_mask(self._seed, step, self._rows, self._cols)

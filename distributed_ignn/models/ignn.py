@@ -116,9 +116,7 @@ class ImplicitGNN(nn.Module):
         if self.config.constraint == "none":
             return False
         stacked = self.weight.data.flatten(0, 1)
-        self.weight.data.copy_(
-            project_columns_l1(stacked, self.contraction).view_as(self.weight)
-        )
+        self.weight.data.copy_(project_columns_l1(stacked, self.contraction).view_as(self.weight))
         return True
 
     @torch.no_grad()

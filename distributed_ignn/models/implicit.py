@@ -106,7 +106,7 @@ class _Equilibrium(torch.autograd.Function):
         return solution.image.clone()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         layer: ImplicitLayer = ctx.layer
         mask, *rest = ctx.saved_tensors
         weights, products = rest[: len(rest) // 2], rest[len(rest) // 2 :]

@@ -101,7 +101,9 @@ class WeightPredictor(nn.Module):
         """
         held = anderson.numel()
         context = torch.tensor([step / self.shape.steps, math.log(max(decay, 1e-12))])
-        summary = torch.cat([node_mean, self._correlation(gram).to(node_mean), context.to(node_mean)])
+        summary = torch.cat(
+            [node_mean, self._correlation(gram).to(node_mean), context.to(node_mean)]
+        )
         features = self.body(summary)
         shift = self.head_alpha(features)[:held].double()
         alpha = anderson.to(shift.device) + shift - shift.mean()

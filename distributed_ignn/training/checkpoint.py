@@ -96,8 +96,15 @@ class CheckpointStore:
             shutil.rmtree(final)
         temporary.rename(final)
         sync(self._folder)
-        for old in list_checkpoints(self._folder)[: -self._keep]:
-            shutil.rmtree(old)
+        self._retain(final)
+
+    def _retain(self, newest: Path) -> None:
+        """Remove all but the newest few, and what was written before the run went back."""
+        found = list_checkpoints(self._folder)
+        place = found.index(newest) + 1
+        # later epochs are of a run that was resumed from before them and now takes another course
+        for path in [*found[: max(place - self._keep, 0)], *found[place:]]:
+            shutil.rmtree(path)
 
     def _together(self, action: Callable[[], None], *, main_only: bool = False) -> None:
         """Run ``action`` (on rank 0 only if asked), and fail on every rank if it fails on one."""
@@ -105,8 +112,9 @@ class CheckpointStore:
         if self._comm.is_main or not main_only:
             try:
                 action()
-            except OSError as error:
-                problem = f"cannot write the checkpoint in {self._folder}: {error.strerror or error}"
+            except (OSError, SafetensorError) as error:
+                reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+                problem = f"cannot write the checkpoint in {self._folder}: {reason}"
         self._comm.agree(problem)
 
 
@@ -144,6 +152,7 @@ def load_checkpoint(path: Path, comm: Communicator, nodes: Tensor) -> Snapshot:
 def _gather_rows(path: Path, state: Mapping[str, Any], writers: int, nodes: Tensor) -> TensorDict:
     """Rows of ``nodes`` from all writers' files."""
     result: TensorDict = {}
+    found = torch.zeros(nodes.numel(), dtype=torch.bool)
     order = torch.argsort(nodes)
     ordered = nodes[order]
     for writer in range(writers):
@@ -151,12 +160,18 @@ def _gather_rows(path: Path, state: Mapping[str, Any], writers: int, nodes: Tens
         theirs = tensors[NODES]
         place = torch.searchsorted(ordered, theirs).clamp_max(max(nodes.numel() - 1, 0))
         mine = ordered[place] == theirs if nodes.numel() else torch.zeros(0, dtype=torch.bool)
+        found[order[place[mine]]] = True
         for key, value in tensors.items():
             if not key.startswith("row/"):
                 continue
             target = result.setdefault(key[4:], value.new_zeros((nodes.numel(), *value.shape[1:])))
             if nodes.numel():
                 target[order[place[mine]]] = value[mine]
+    if not found.all():
+        raise UserError(
+            f"{path} belongs to another graph, it lacks node {int(nodes[~found][0])}; choose "
+            "another checkpoint"
+        )
     return result
 
 
@@ -189,7 +204,8 @@ def _read_state(path: Path) -> dict[str, Any]:
         raise UserError(
             f"{path} is not a complete checkpoint ({_STATE} cannot be read); choose another one"
         ) from error
-    if not isinstance(state, dict) or state.get("version") != FORMAT_VERSION:
+    known = isinstance(state, dict) and state.get("version") == FORMAT_VERSION
+    if not known or not {"world_size", "sha256", "epoch"} <= state.keys():
         raise UserError(
             f"{path} has an unknown format, this release reads version {FORMAT_VERSION}; choose "
             "another checkpoint"

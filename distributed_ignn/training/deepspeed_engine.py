@@ -52,6 +52,7 @@ _ZERO_KEYS: dict[str, type] = {
     "overlap_comm": bool,
     "contiguous_gradients": bool,
 }
+_KINDS = {int: "a whole number", bool: "true or false"}
 _STAGES = (1, 2)
 _PRECISIONS = ("fp16", "bf16", "bfloat16")
 _BATCH = "the whole graph is the one batch"
@@ -242,6 +243,8 @@ def _quiet_start(comm: Communicator) -> Iterator[None]:
         for name in set(os.environ) - set(environment):
             del os.environ[name]
         os.environ |= environment
+        # Raised by DeepSpeed's own calls in every step; nobody who runs a training can act on it.
+        warnings.filterwarnings("ignore", r".*all_gather_into_tensor", FutureWarning)
 
 
 def _agreed_settings(model: ImplicitGNN, config: RunConfig, comm: Communicator) -> dict[str, Any]:
@@ -294,8 +297,9 @@ def _join_group(comm: Communicator) -> None:
     import deepspeed
     from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
 
-    # DeepSpeed compiles it on sight where there is a compiler, but only inference calls it.
-    deepspeed.ops.__compatible_ops__[ShareMemCommBuilder.NAME] = False
+    if comm.device.type == "cpu":
+        # DeepSpeed compiles it on sight where there is a compiler, but only inference calls it.
+        deepspeed.ops.__compatible_ops__[ShareMemCommBuilder.NAME] = False
     backend = "nccl" if comm.device.type == "cuda" else "gloo"
     if comm.world_size > 1 or deepspeed.comm.is_initialized():
         deepspeed.init_distributed(backend, auto_mpi_discovery=False)
@@ -362,18 +366,23 @@ def _check_keys(settings: dict[str, Any], path: Path) -> None:
 
 def _check_zero(zero: dict[str, Any], path: Path) -> None:
     for key, value in zero.items():
-        kind = _ZERO_KEYS.get(key)
-        if kind is None:
+        if key not in _ZERO_KEYS:
             raise UserError(
                 f"{_ZERO}.{key} in {path} is not known here; allowed: {', '.join(_ZERO_KEYS)}"
             )
-        if type(value) is not kind or (kind is int and value < 1):
-            rule = "true or false" if kind is bool else "a whole number of at least 1"
-            raise UserError(f"{_ZERO}.{key} = {json.dumps(value)} in {path}: must be {rule}")
-        if key == "allgather_bucket_size" and value % 2:
-            raise UserError(f"{_ZERO}.{key} = {value} in {path}: must be even; use {value + 1}")
-    if zero["stage"] not in _STAGES:
-        raise UserError(
-            f"{_ZERO}.stage = {zero['stage']} in {path}: this engine does 1 and 2, as the weights "
-            "stay whole on every rank; set it to 1"
-        )
+        problem = _problem(key, value)
+        if problem is not None:
+            raise UserError(f"{_ZERO}.{key} = {json.dumps(value)} in {path}: {problem}")
+
+
+def _problem(key: str, value: Any) -> str | None:
+    """What is wrong with a value of the section ``zero_optimization``."""
+    if type(value) is not _ZERO_KEYS[key]:
+        return f"must be {_KINDS[_ZERO_KEYS[key]]}"
+    if key == "stage" and value not in _STAGES:
+        return "this engine does 1 and 2, as the weights stay whole on every rank; set it to 1"
+    if key.endswith("size") and value < 1:
+        return "must be at least 1; drop it for DeepSpeed's own size"
+    if key == "allgather_bucket_size" and value % 2:
+        return f"must be even; use {value + 1}"
+    return None

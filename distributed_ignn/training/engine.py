@@ -60,7 +60,7 @@ class TorchEngine:
     def step(self, loss_share: Tensor) -> None:
         """See ``Engine``."""
         self.optimizer.zero_grad()
-        loss_share.backward()  # type: ignore[no-untyped-call]
+        loss_share.backward()
         sum_gradients(
             (p for name, p in self._named.items() if name not in self._sharded), self._comm
         )

@@ -70,16 +70,25 @@ def _position() -> tuple[int, int, int]:
     """Rank, world size and local rank from torchrun's environment, or a single process.
 
     Raises:
-        UserError: a variable is missing or not a number.
+        UserError: a variable is missing, not a number, or too large.
     """
     if "RANK" not in os.environ:
         return 0, 1, 0
     values = []
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         text = os.environ.get(name, "")
-        if not text.isdigit():
+        if not text.isdecimal():
             raise UserError(
                 f"{name} = {text!r} in the environment is not a rank; start with torchrun"
             )
         values.append(int(text))
-    return values[0], values[1], values[2]
+    rank, world_size, local_rank = values
+    if rank >= world_size:
+        raise UserError(
+            f"RANK = {rank} in the environment is not below WORLD_SIZE = {world_size}; start with "
+            "torchrun"
+        )
+    for name in ("MASTER_ADDR", "MASTER_PORT") if world_size > 1 else ():
+        if not os.environ.get(name):
+            raise UserError(f"{name} is missing in the environment; start with torchrun")
+    return rank, world_size, local_rank

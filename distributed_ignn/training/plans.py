@@ -1,8 +1,8 @@
 """How each solve of a run is done: method, starting point, tolerance, and what is kept of it.
 
 Warm start: full-graph training visits the same nodes every epoch, so the last Z* and v are good
-starting points. Kept per rank: the training solve's Z, the evaluation solve's Z, and the adjoint's v.
-Without input dropout the first two solve the same map, so they share one state: the validation
+starting points. Kept per rank: the training solve's Z, the evaluation solve's Z, and the adjoint's
+v. Without input dropout the first two solve the same map, so they share one state: the validation
 after a step leaves the next step's forward solve already done.
 """
 
@@ -100,9 +100,7 @@ class SolvePlanner:
             if config.warm_start and solution.outcome is not Outcome.DIVERGED:
                 self.states[state] = solution.image
 
-        return SolvePlan(
-            self.method(config), start, config.tolerance, config.max_steps, done
-        )
+        return SolvePlan(self.method(config), start, config.tolerance, config.max_steps, done)
 
     @torch.no_grad()
     def _first_guess(self, injection: Tensor) -> Tensor:

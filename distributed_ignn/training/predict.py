@@ -70,7 +70,11 @@ def load_run(run: Path, comm: Communicator) -> Trainer:
         raise RuntimeError("a rank without shard must have reported a problem")
     config, checkpoint, shard = loaded
     trainer = Trainer(config, shard, comm)
-    trainer.restore(load_checkpoint(checkpoint, comm, shard.owned_nodes))
+    try:
+        trainer.restore(load_checkpoint(checkpoint, comm, shard.owned_nodes))
+    except UserError as error:
+        problem = str(error)
+    comm.agree(problem)
     trainer.use_best_weights()
     trainer.planner.states.clear()
     return trainer
@@ -79,7 +83,9 @@ def load_run(run: Path, comm: Communicator) -> Trainer:
 def load_run_config(run: Path) -> RunConfig:
     """The settings of a run, with the plain engine: nothing will be stepped."""
     if not (run / SETTINGS).is_file():
-        raise UserError(f"{run} is not a run folder, it has no {SETTINGS}; name the --output of one")
+        raise UserError(
+            f"{run} is not a run folder, it has no {SETTINGS}; name the --output of one"
+        )
     config = load_yaml(run / SETTINGS)
     return config.model_copy(update={"engine": "torch", "deepspeed_config": None})
 

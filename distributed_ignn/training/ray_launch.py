@@ -11,6 +11,7 @@ import io
 import logging
 import os
 import shutil
+import socket
 import sys
 from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from dataclasses import asdict
@@ -34,6 +35,7 @@ RESTARTS = 2
 # which a later start on the same output would take for damage.
 _SNAPSHOT = "checkpoint_manager_snapshot.json"
 _POLL_SECONDS = "0.5"  # a report waits until the one before was fetched; Ray's 2 s is long
+_REACH_SECONDS = 10.0
 
 _SectionT = TypeVar("_SectionT", bound=Section)
 
@@ -91,10 +93,8 @@ def choose_gpu_share(config: RunConfig, found: int) -> float:
         UserError: GPUs were asked for and there are too few, or this torch cannot use them.
     """
     if config.gpus and config.gpus > found:
-        raise UserError(
-            f"gpus = {config.gpus} but Ray found {_count(found, 'GPU')}; ask for at most that "
-            "many, or use --workers N --device cpu"
-        )
+        fewer = f"use --gpus {found} or less" if found else "use --workers N --device cpu"
+        raise UserError(f"gpus = {config.gpus} but Ray found {_count(found, 'GPU')}; {fewer}")
     if config.device == "cpu" or (found == 0 and config.device == "auto"):
         return 0.0
     if found == 0:
@@ -137,8 +137,6 @@ def _check_installed() -> None:
     """Import Ray Train once, so that a missing part shows here and as one line."""
     os.environ["RAY_TRAIN_V2_ENABLED"] = "1"  # the default since Ray 2.51
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", _POLL_SECONDS)
-    # Ray's future default, and a warning about it in each start otherwise.
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
         import ray.train.torch  # noqa: F401
     except ImportError as error:
@@ -187,6 +185,8 @@ def _connect() -> None:
             f"RAY_ADDRESS = {address} reaches a cluster from outside; send the run there with ray "
             "job submit, or unset RAY_ADDRESS"
         )
+    if ":" in address:
+        _check_reachable(address)
     try:
         ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
     except (ConnectionError, ValueError, ray.exceptions.RayError) as error:
@@ -194,6 +194,18 @@ def _connect() -> None:
         raise UserError(
             f"cannot join the Ray cluster{f' at RAY_ADDRESS = {address}' * bool(address)} "
             f"({reason}); end it with ray stop, or name another one in RAY_ADDRESS"
+        ) from error
+
+
+def _check_reachable(address: str) -> None:
+    """Ray itself tries for more than a minute before it gives up."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _REACH_SECONDS).close()
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"no Ray cluster answers at RAY_ADDRESS = {address} ({error}); correct it, or unset "
+            "it to start a local one"
         ) from error
 
 
@@ -222,7 +234,6 @@ def _fit(config: RunConfig, resources: dict[str, float]) -> None:
     from ray.train import CheckpointConfig, FailureConfig, ScalingConfig
     from ray.train import RunConfig as RayRunConfig
     from ray.train.torch import TorchConfig, TorchTrainer
-    from ray.train.v2.api.config import LoggingConfig
 
     screen = _Screen()
     share = resources.get("GPU", 0.0)
@@ -247,7 +258,6 @@ def _fit(config: RunConfig, resources: dict[str, float]) -> None:
             failure_config=FailureConfig(max_failures=RESTARTS),
             checkpoint_config=CheckpointConfig(num_to_keep=None),  # we remove old ones ourselves
             worker_runtime_env={"env_vars": {"PYTHONPATH": _search_path()}},
-            logging_config=LoggingConfig(log_level="CRITICAL"),
         ),
     )
     print(f"starting {_count(_processes(config), 'worker')} on Ray ...", flush=True)
@@ -255,8 +265,8 @@ def _fit(config: RunConfig, resources: dict[str, float]) -> None:
         trainer.fit()
     finally:
         screen.close()
-    if screen.mistake is not None:
-        raise UserError(screen.mistake)
+        if screen.mistake is not None:
+            raise UserError(screen.mistake)
 
 
 def _search_path() -> str:
@@ -281,9 +291,7 @@ class _Screen:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         # Beside the driver: it must outlive any machine that the run can lose.
-        here = NodeAffinitySchedulingStrategy(
-            ray.get_runtime_context().get_node_id(), soft=False
-        )
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self.lines = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
         self.mistake: str | None = None
         self._thread = Thread(target=self._show, daemon=True)
@@ -351,12 +359,12 @@ def _train_worker(settings: dict[str, Any]) -> None:
         "LOCAL_WORLD_SIZE": str(context.get_local_world_size()),
         "COLUMNS": str(settings["columns"]),
     }
-    config = _continue_own_run(RunConfig.model_validate(settings["run"]), rank)
     screen: AbstractContextManager[Any] = nullcontext()
     if rank == 0:
         screen = redirect_stdout(_Lines(settings["lines"], settings["encoding"]))
-    # A mistake is known to all ranks, so they all return. Raising it would make Ray try again.
     with screen:
+        config = _continue_own_run(RunConfig.model_validate(settings["run"]), rank)
+        # A mistake is known to all ranks, so they all return. Raising it would make Ray try again.
         try:
             on_this_rank(
                 lambda comm: run_training(config, comm, _report), config.device, config.comm
@@ -373,8 +381,12 @@ def _continue_own_run(config: RunConfig, rank: int) -> RunConfig:
     again = ray.train.get_checkpoint() is not None
     if rank == 0 and config.resume is None:
         again = again or (config.output / SETTINGS).exists()
-    again = broadcast_from_rank_zero(again)
-    return config.model_copy(update={"resume": "auto"}) if again else config
+    if not broadcast_from_rank_zero(again):
+        return config
+    if rank == 0:
+        # not print, which Ray replaces by one that also writes to its own log
+        sys.stdout.write("a worker failed; starting again ...\n")
+    return config.model_copy(update={"resume": "auto"})
 
 
 def _report(record: EpochRecord, checkpoint: Path | None) -> None:

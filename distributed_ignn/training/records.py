@@ -10,7 +10,7 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
-from distributed_ignn.files import atomic_write_json
+from distributed_ignn.files import atomic_write_json, atomic_write_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +62,9 @@ class RunRecorder:
         self._folder = folder
         self._path = folder / "metrics.jsonl"
         kept = [r for r in read_metrics(self._path) if r["epoch"] <= epochs_done]
-        self._file = self._path.open("w", encoding="utf-8")
-        for record in kept:
-            self._write_line(record)
-        self._board = SummaryWriter(str(folder), purge_step=epochs_done + 1)  # type: ignore[no-untyped-call]
+        atomic_write_text(self._path, "".join(_line(record) for record in kept))
+        self._file = self._path.open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(folder), purge_step=epochs_done + 1)
 
     def epoch(self, record: EpochRecord) -> None:
         """Append one epoch."""
@@ -73,20 +72,20 @@ class RunRecorder:
         self._write_line(values)
         for key, value in values.items():
             if key != "epoch" and value is not None:
-                self._board.add_scalar(key, value, record.epoch)  # type: ignore[no-untyped-call]
+                self._board.add_scalar(key, value, record.epoch)
 
     def summary(self, values: dict[str, Any]) -> None:
         """Write summary.json."""
         atomic_write_json(self._folder / "summary.json", {k: _finite(v) for k, v in values.items()})
 
     def _write_line(self, values: dict[str, Any]) -> None:
-        self._file.write(json.dumps({k: _finite(v) for k, v in values.items()}) + "\n")
+        self._file.write(_line(values))
         self._file.flush()
 
     def close(self) -> None:
         """Flush everything."""
         self._file.close()
-        self._board.close()  # type: ignore[no-untyped-call]
+        self._board.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -100,6 +99,10 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         except ValueError:
             break
     return records
+
+
+def _line(values: dict[str, Any]) -> str:
+    return json.dumps({k: _finite(v) for k, v in values.items()}) + "\n"
 
 
 def _finite(value: Any) -> Any:

@@ -70,8 +70,7 @@ def run_training(
         if recorder is not None:
             recorder.epoch(record)
         progress.epoch(record)
-        last = record.epoch == config.train.epochs
-        due = last or record.epoch % config.train.checkpoint_every == 0
+        due = trainer.finished or record.epoch % config.train.checkpoint_every == 0
         path = None
         if due:
             path = store.save(record.epoch, trainer.snapshot(), shard.owned_nodes)
@@ -154,28 +153,38 @@ def _claim(config: RunConfig) -> None:
             f"output = {config.output} already holds a run; choose another --output, or continue "
             "it with --resume auto"
         )
-    config.output.mkdir(parents=True, exist_ok=True)
-    atomic_write_text(settings, dump_yaml(config))
+    if not settings.exists():
+        config.output.mkdir(parents=True, exist_ok=True)
+        atomic_write_text(settings, dump_yaml(config))
 
 
 def _resume(config: RunConfig, trainer: Trainer, comm: Communicator, progress: Progress) -> None:
-    """Load the newest checkpoint (``auto``) or the named one, if the run asks for it."""
+    """Load the newest checkpoint (``auto``) or the named one, if the run asks for it.
+
+    The settings of the folder change only now, when the checkpoint is known to fit the new ones.
+    """
     if config.resume is None:
         return
-    if config.resume == "auto":
-        found = list_checkpoints(config.output / CHECKPOINTS)
-        if not found:
-            return
-        path = found[-1]
-    else:
-        path = Path(config.resume)
+    path = _resume_path(config)
     problem = None
     try:
-        trainer.restore(load_checkpoint(path, comm, trainer.shard.owned_nodes))
+        if path is not None:
+            trainer.restore(load_checkpoint(path, comm, trainer.shard.owned_nodes))
     except UserError as error:
         problem = str(error)
     comm.agree(problem)
-    progress.resumed(trainer.epoch)
+    if comm.is_main:
+        atomic_write_text(config.output / SETTINGS, dump_yaml(config))
+    if path is not None:
+        progress.resumed(trainer.epoch)
+
+
+def _resume_path(config: RunConfig) -> Path | None:
+    """The checkpoint to go on from; None for ``auto`` where there is none yet."""
+    if config.resume != "auto":
+        return None if config.resume is None else Path(config.resume)
+    found = list_checkpoints(config.output / CHECKPOINTS)
+    return found[-1] if found else None
 
 
 def _summarise(trainer: Trainer, seconds: float) -> dict[str, Any]:
@@ -183,6 +192,8 @@ def _summarise(trainer: Trainer, seconds: float) -> dict[str, Any]:
     config, comm, shard = trainer.config, trainer.comm, trainer.shard
     last = trainer.evaluate(("test",))
     trainer.use_best_weights()
+    # as the predict command does, so that it finds the same equilibrium
+    trainer.planner.states.clear()
     best = trainer.evaluate(("val", "test"))
     residual = trainer.planner.log.residual("evaluate")
     at_zero = trainer.evaluate_at_zero(("val", "test"))

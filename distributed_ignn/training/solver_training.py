@@ -22,6 +22,7 @@ from torch import Tensor
 from distributed_ignn.comm.collectives import all_reduce_sum
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import NeuralSolverConfig, RunConfig
+from distributed_ignn.errors import UserError
 from distributed_ignn.models.cell import EquilibriumCell
 from distributed_ignn.models.ignn import ImplicitGNN
 from distributed_ignn.models.implicit import SolvePlan
@@ -100,11 +101,21 @@ class SolverTrainer:
 
     @torch.no_grad()
     def load_state(self, tensors: dict[str, Tensor]) -> None:
-        """Inverse of ``state``."""
+        """Inverse of ``state``.
+
+        Raises:
+            UserError: the tensors belong to a solver of another shape.
+        """
         named = self._named()
         for key, value in tensors.items():
             kind, name = key.split("|", 1)
             parameter = named[name]
+            if kind == "weight" and value.shape != parameter.shape:
+                raise UserError(
+                    f"the checkpoint belongs to a learned solver of another shape ({name} is "
+                    f"{list(value.shape)}, not {list(parameter.shape)}); resume with the solver "
+                    "settings it was written with"
+                )
             if kind == "weight":
                 parameter.copy_(value)
             else:
@@ -141,7 +152,7 @@ class SolverTrainer:
         rollout = _Rollout(self._learned, self._config, self._comm, target, target_norm)
         steps_loss, steps_value = rollout.run(cell, guess.detach(), progress)
         # the rollout's loss is the same on every rank: each differentiates its share
-        (first + steps_loss / self._comm.world_size).backward()  # type: ignore[no-untyped-call]
+        (first + steps_loss / self._comm.world_size).backward()
         sum_gradients(self._learned.parameters(), self._comm)
         self.optimizer.step()
         self.steps_done += 1
@@ -220,7 +231,7 @@ class _Rollout:
     def _distance(
         self, history: History, alpha: Tensor, beta: Tensor, point: Tensor
     ) -> tuple[Tensor, float]:
-        """log(||y - Z*|| / ||Z*||): a surrogate with its gradient in alpha and beta, and its value."""
+        """log(||y - Z*|| / ||Z*||): a surrogate with its gradient in alpha, beta; and its value."""
         error = (point - self._target).flatten()
         slots = torch.tensor(history.slots, device=error.device)
         with_points = torch.mv(history.points.flatten(1), error)[slots]
@@ -244,4 +255,3 @@ def _mixed_residual(gram: Tensor, alpha: Tensor) -> Tensor:
 def _detach_history(state: NeuralState) -> None:
     """Later steps see earlier compressed residuals as constants."""
     state.own = [block.detach() for block in state.own]
-

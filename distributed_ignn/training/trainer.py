@@ -89,8 +89,15 @@ class Trainer:
 
     def fit(self, on_epoch: Callable[[EpochRecord], None]) -> None:
         """Run the remaining epochs; ``on_epoch`` is told each record, on every rank."""
-        while self.epoch < self.config.train.epochs and not self._out_of_patience():
+        while not self.finished:
             on_epoch(self.train_epoch())
+
+    @property
+    def finished(self) -> bool:
+        """Whether all epochs are done, or validation has not improved for too long."""
+        patience = self.config.train.patience
+        out_of_patience = patience > 0 and self.stale_validations >= patience
+        return self.epoch >= self.config.train.epochs or out_of_patience
 
     def train_epoch(self) -> EpochRecord:
         """One model step, with the solver phase before it and the validation after it."""
@@ -161,10 +168,6 @@ class Trainer:
             self.stale_validations += 1
         return metrics
 
-    def _out_of_patience(self) -> bool:
-        patience = self.config.train.patience
-        return patience > 0 and self.stale_validations >= patience
-
     @torch.no_grad()
     def evaluate(self, splits: tuple[str, ...]) -> dict[str, float]:
         """Metric per split at the equilibrium of the current weights."""
@@ -219,7 +222,7 @@ class Trainer:
         """Inverse of ``snapshot``.
 
         Raises:
-            UserError: the checkpoint belongs to a model of another shape.
+            UserError: the checkpoint belongs to a model of another shape or number format.
         """
         everything = snapshot.common | snapshot.rows
         self._load_weights(_under(everything, "model/"))
@@ -232,9 +235,7 @@ class Trainer:
             snapshot.rank_only,
         )
         device = self.comm.device
-        self.planner.states = {
-            k: v.to(device) for k, v in _under(snapshot.rows, "warm/").items()
-        }
+        self.planner.states = {k: v.to(device) for k, v in _under(snapshot.rows, "warm/").items()}
         if self.solver_trainer is not None and self.learned is not None:
             self.solver_trainer.load_state(_under(snapshot.common, "solver/"))
             self.solver_trainer.steps_done = state["solver_steps_done"]
@@ -245,6 +246,12 @@ class Trainer:
         self.seconds_solver_training = state["seconds_solver_training"]
 
     def _load_weights(self, weights: TensorDict) -> None:
+        own, found = self.model.weight.dtype, weights.get("weight", self.model.weight).dtype
+        if own is not found:
+            raise UserError(
+                f"the checkpoint was written with train.dtype = {str(found)[6:]}, not "
+                f"{str(own)[6:]}; resume with that"
+            )
         try:
             self.model.load_state_dict(weights)
         except RuntimeError as error:
@@ -257,4 +264,3 @@ class Trainer:
 
 def _under(tensors: TensorDict, prefix: str) -> TensorDict:
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-

@@ -88,9 +88,7 @@ def _count_messages(comm: Communicator) -> dict[str, tuple[int, int, int]]:
     shard = list(build_shards(data, assign("channels", comm.world_size), comm.world_size))
     mine = shard[comm.rank]
     propagation = Propagation(mine, comm, torch.float64)
-    layer = ImplicitLayer(
-        propagation, comm.sum, sparsify(mine, comm, "random", 0.5, torch.float64)
-    )
+    layer = ImplicitLayer(propagation, comm.sum, sparsify(mine, comm, "random", 0.5, torch.float64))
     torch.manual_seed(0)
     weights = list(project_columns_l1(torch.randn(2 * WIDTH, WIDTH).double(), 0.4).chunk(2))
     injection = torch.ones(mine.num_owned, WIDTH, dtype=torch.float64)

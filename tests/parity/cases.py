@@ -146,9 +146,7 @@ def _gradients(
     """Fixed point and gradient of every parameter."""
     model = ImplicitGNN(shard, comm, config.model, kind, 0)
     planner = SolvePlanner(config, None)
-    Objective(shard, comm, "auto").loss(
-        model(0, planner.train(), planner.adjoint())
-    ).backward()
+    Objective(shard, comm, "auto").loss(model(0, planner.train(), planner.adjoint())).backward()
     found = {"fixed point": spread(shard, planner.states["train"])}
     for name, parameter in model.named_parameters():
         grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad

@@ -30,9 +30,7 @@ class RingMap:
         self.thin = self.graph if thin is None else thin
         weight = torch.rand(WIDTH, WIDTH, generator=generator, dtype=torch.float64)
         self.weight = 0.95 * weight / weight.sum(dim=0)
-        self.offset = scale * torch.randn(
-            NODES, WIDTH, generator=generator, dtype=torch.float64
-        )
+        self.offset = scale * torch.randn(NODES, WIDTH, generator=generator, dtype=torch.float64)
         self.riders = 0
 
     def __call__(self, z: Tensor, rider: Tensor | None) -> tuple[Tensor, Tensor | None]:

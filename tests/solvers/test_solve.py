@@ -133,7 +133,9 @@ def test_growth_of_the_residual_restarts_from_the_best_iterate() -> None:
     affine = AffineMap(SLOW)
     solver = Anderson(3)
     state = solver.init(affine.offset)
-    state, _ = solver.observe(state, affine.offset, affine(affine.offset, None)[0], None, lambda s: s)
+    state, _ = solver.observe(
+        state, affine.offset, affine(affine.offset, None)[0], None, lambda s: s
+    )
     best = Iterate(affine.fixed_point, affine.fixed_point, 1e-6)
     state, point = solver.advance(state, best)
     assert point is best.image

@@ -1,0 +1,152 @@
+"""Solvers on a trained run: evaluations and seconds until the residual is small.
+
+Each method starts from zero and from the learned initialiser. Baseline: Anderson with one vector
+of weights for the whole graph, from zero; b(X) is computed once for all of them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from distributed_ignn.benchmarks.report import Figure, Report, compare
+from distributed_ignn.comm.communicator import Communicator
+from distributed_ignn.errors import UserError
+from distributed_ignn.solvers.anderson import Anderson
+from distributed_ignn.solvers.base import AnySolver, Solution
+from distributed_ignn.solvers.neural import NeuralSolver
+from distributed_ignn.solvers.picard import Picard
+from distributed_ignn.solvers.solve import solve
+from distributed_ignn.training.predict import load_run
+from distributed_ignn.training.trainer import Trainer
+
+BASELINE = "anderson from zero"
+
+
+@dataclass(frozen=True, slots=True)
+class SolverOptions:
+    """What is measured.
+
+    Args:
+        run: output folder of a training run with a learned solver.
+        rounds: interleaved rounds; the median time counts.
+        tolerances: relative residuals to reach.
+    """
+
+    run: Path
+    rounds: int = 5
+    tolerances: tuple[float, ...] = (1e-1, 1e-2, 1e-3, 1e-4)
+    max_steps: int = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Contestant:
+    """A method with its starting point; the time of making the start counts."""
+
+    solver: AnySolver
+    start: Callable[[], Tensor]
+
+
+@torch.no_grad()
+def run(options: SolverOptions, comm: Communicator) -> Report:
+    """Measure on all ranks of the job; every rank calls it.
+
+    Raises:
+        UserError: the run has no learned solver, or see ``load_run``.
+    """
+    trainer = load_run(options.run, comm)
+    if trainer.learned is None:
+        raise UserError(
+            f"{options.run} was trained with forward.method = "
+            f"{trainer.config.forward.method}; this benchmark needs a run with neural"
+        )
+    trainer.model.eval()
+    injection = trainer.model.injection()
+    contestants = _contestants(trainer, injection)
+    figures: list[Figure] = []
+    for tolerance in options.tolerances:
+        steps, seconds = _measure(trainer, injection, contestants, tolerance, options, comm)
+        for unit, values in (("evaluations", steps), ("seconds", seconds)):
+            named = {f"{name} to {tolerance:g}": value for name, value in values.items()}
+            figures += compare(named, unit, f"{BASELINE} to {tolerance:g}")
+    settings = {
+        "run": str(options.run),
+        "dataset": trainer.config.dataset,
+        "ranks": comm.world_size,
+        "threads": torch.get_num_threads(),
+        "device": comm.device.type,
+        "spectral_radius": round(trainer.model.spectral_radius(), 4),
+    }
+    return Report("solver", settings, tuple(figures))
+
+
+def _contestants(trainer: Trainer, injection: Tensor) -> dict[str, Contestant]:
+    learned = trainer.learned
+    if learned is None:
+        raise ValueError("no learned solver")
+
+    def zero() -> Tensor:
+        return torch.zeros_like(injection)
+
+    def guess() -> Tensor:
+        start: Tensor = learned.initialiser(injection)
+        return start
+
+    neural = NeuralSolver(learned.predictor, learned.num_nodes)
+    return {
+        "picard from zero": Contestant(Picard(), zero),
+        BASELINE: Contestant(Anderson(), zero),
+        "picard from initialiser": Contestant(Picard(), guess),
+        "anderson from initialiser": Contestant(Anderson(), guess),
+        "learned solver": Contestant(neural, guess),
+    }
+
+
+def _measure(
+    trainer: Trainer,
+    injection: Tensor,
+    contestants: dict[str, Contestant],
+    tolerance: float,
+    options: SolverOptions,
+    comm: Communicator,
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Evaluations and median seconds per contestant; infinite where the tolerance is not met."""
+    times: dict[str, list[float]] = {name: [] for name in contestants}
+    steps: dict[str, float] = {}
+    for _ in range(options.rounds):
+        for name, contestant in contestants.items():
+            comm.barrier()
+            started = time.perf_counter()
+            solution = _solve(trainer, injection, contestant, tolerance, options.max_steps, comm)
+            elapsed = torch.tensor([time.perf_counter() - started], dtype=torch.float64)
+            times[name].append(float(comm.max(elapsed)))
+            steps[name] = solution.steps if solution.converged else float("inf")
+    seconds = {
+        name: float(torch.tensor(found).median()) if steps[name] < float("inf") else float("inf")
+        for name, found in times.items()
+    }
+    return steps, seconds
+
+
+def _solve(
+    trainer: Trainer,
+    injection: Tensor,
+    contestant: Contestant,
+    tolerance: float,
+    max_steps: int,
+    comm: Communicator,
+) -> Solution:
+    cell = trainer.model.layer.cell(injection, trainer.model.channel_weights())
+    return solve(
+        cell,
+        contestant.start(),
+        contestant.solver,
+        comm.sum,
+        tolerance=tolerance,
+        max_steps=max_steps,
+    )

@@ -1,0 +1,56 @@
+"""Benchmarks agree with what they measure; no test depends on time."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from distributed_ignn.benchmarks import iteration
+from distributed_ignn.benchmarks.report import Report, compare, interleave
+from distributed_ignn.comm.communicator import Communicator
+from tests.ranks import run_ranks
+
+_SMALL = iteration.IterationOptions(scale=0.0005, width=8, rounds=1)
+
+
+def test_ratios_are_baseline_over_value() -> None:
+    figures = compare({"slow": 2.0, "fast": 0.5, "never": math.inf}, "seconds", "slow")
+    assert [figure.ratio for figure in figures] == [1.0, 4.0, 0.0]
+
+
+def test_every_variant_runs_once_per_round_and_once_to_warm_up() -> None:
+    calls: list[str] = []
+    variants = {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}
+    found = interleave(variants, 3, Communicator())
+    assert calls == ["a", "b"] * 4
+    assert set(found) == {"a", "b"}
+
+
+def test_a_variant_that_never_arrives_is_null_in_json(tmp_path: Path) -> None:
+    report = Report("solver", {}, compare({"a": 1.0, "b": math.inf}, "seconds", "a"))
+    report.write(tmp_path / "report.json")
+    stored = json.loads((tmp_path / "report.json").read_text())
+    assert [figure["value"] for figure in stored["figures"]] == [1.0, None]
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_iteration_compares_equal_results_and_counts_bytes(world_size: int) -> None:
+    if world_size == 1:
+        report = _iteration(Communicator())
+    else:
+        report = run_ranks(_iteration, 2, timeout=100)[0]
+    settings = report.settings
+    assert settings["ranks"] == world_size
+    assert settings["bytes_per_exchange"] == settings["halo_rows"] * 8 * 4
+    names = {figure.name for figure in report.figures}
+    assert {"yardstick", "overlapped"} <= names
+    assert ("one process" in names) == (world_size == 2)
+    report.show(Console(quiet=True))
+
+
+def _iteration(comm: Communicator) -> Report:
+    return iteration.run(_SMALL, comm)

@@ -1,0 +1,139 @@
+"""The injection b(X) against dense matrices, with and without input dropout; node embeddings."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from distributed_ignn.comm.communicator import Communicator
+from distributed_ignn.config import ModelConfig
+from distributed_ignn.graph.data import CSRMatrix, GraphData
+from distributed_ignn.graph.propagate import Propagation
+from distributed_ignn.graph.shard import GraphShard
+from distributed_ignn.graph.sharding import build_shards
+from distributed_ignn.models.dropout import NodeDropout
+from distributed_ignn.models.encoder import (
+    _INPUT_STREAM,
+    FeatureEncoder,
+    FeatureStore,
+    NodeEmbedding,
+)
+from tests.parity.cases import FEATURES, NODES, assign, make_data
+
+SEED, DROP = 4, 0.4
+
+
+def _shards(data: GraphData, parts: int = 1) -> list[GraphShard]:
+    return list(build_shards(data, assign(data.name, parts), parts))
+
+
+def _dense_twin(data: GraphData) -> GraphData:
+    assert isinstance(data.features, CSRMatrix)
+    return replace(data, features=data.features.to_dense())
+
+
+def _encoder(data: GraphData, drop: float, **settings: object) -> FeatureEncoder:
+    (shard,) = _shards(data)
+    config = ModelConfig.model_validate({"hidden": 5, **settings})
+    store = FeatureStore(shard, torch.float64, torch.device("cpu"), drop, SEED)
+    propagation = Propagation(shard, Communicator(), torch.float64)
+    torch.manual_seed(0)
+    return FeatureEncoder(store, FEATURES, config, propagation).double()
+
+
+def _input(data: GraphData, step: int | None) -> Tensor:
+    """X [n, F] as the encoder should see it in training step ``step``."""
+    features = data.features
+    assert features is not None
+    dense = features.to_dense() if isinstance(features, CSRMatrix) else features
+    if step is None:
+        return dense
+    drop = NodeDropout(DROP, _INPUT_STREAM)
+    return dense * drop.mask(SEED, step, torch.arange(NODES), FEATURES) * drop.scale
+
+
+def _a_hat(data: GraphData, channel: int) -> Tensor:
+    adjacency = data.graphs[channel].to_dense() + torch.eye(NODES, dtype=torch.float64)
+    scale = adjacency.sum(dim=1).rsqrt()
+    return scale[:, None] * adjacency * scale[None, :]
+
+
+@pytest.mark.parametrize("step", [None, 3])
+@pytest.mark.parametrize("injection", ["features", "propagated", "both"])
+@pytest.mark.parametrize("case", ["plain", "channels", "directed"])
+def test_injection_is_what_dense_matrices_give(
+    case: str, injection: str, step: int | None
+) -> None:
+    """Values and the gradient of every parameter; ``directed`` has dense features."""
+    data = make_data(case)
+    encoder = _encoder(data, DROP, injection=injection)
+    x = _input(data, step)
+    # one process owns every node, interior ones first: all of them, so in the order of their ids
+    expected = torch.zeros(NODES, 5, dtype=torch.float64)
+    if encoder.own is not None:
+        expected = expected + x @ encoder.own
+    assert len(encoder.spread) == (0 if injection == "features" else len(data.graphs))
+    for channel, weight in enumerate(encoder.spread):
+        expected = expected + _a_hat(data, channel) @ x @ weight
+    assert encoder.bias is not None
+    expected = expected + encoder.bias
+    found = encoder(step)
+    assert torch.allclose(found, expected, rtol=0, atol=1e-12)
+    probe = torch.randn(NODES, 5, dtype=torch.float64)
+    parameters = list(encoder.parameters())
+    mine = torch.autograd.grad((found * probe).sum(), parameters)
+    theirs = torch.autograd.grad((expected * probe).sum(), parameters)
+    for left, right in zip(mine, theirs, strict=True):
+        assert float(right.abs().max()) > 0.0
+        assert torch.allclose(left, right, rtol=0, atol=1e-10)
+
+
+def test_sparse_and_dense_features_drop_the_same_entries() -> None:
+    data = make_data("plain")
+    weight = torch.randn(FEATURES, 4, dtype=torch.float64)
+    outputs = []
+    for twin in (data, _dense_twin(data)):
+        (shard,) = _shards(twin)
+        store = FeatureStore(shard, torch.float64, torch.device("cpu"), DROP, SEED)
+        outputs.append([store.linear(weight, step) for step in (None, 0, 1)])
+    for sparse, dense in zip(*outputs, strict=True):
+        assert torch.allclose(sparse, dense, rtol=0, atol=1e-13)
+    without, first, second = outputs[0]
+    assert not torch.allclose(first, without)
+    assert not torch.allclose(first, second)
+
+
+def test_no_bias_and_no_dropout_when_they_are_off() -> None:
+    data = make_data("plain")
+    encoder = _encoder(data, 0.0, bias=False)
+    assert encoder.bias is None
+    assert torch.equal(encoder(7), encoder(None))
+
+
+def test_embeddings_do_not_depend_on_the_cut() -> None:
+    data = make_data("embedding")
+    config = ModelConfig(hidden=16)
+    (whole,) = (NodeEmbedding(shard, config, 3).rows for shard in _shards(data))
+    for shard in _shards(data, 4):
+        rows = NodeEmbedding(shard, config, 3).rows
+        assert torch.equal(rows, whole[shard.owned_nodes])
+    other = NodeEmbedding(_shards(data)[0], config, 4).rows
+    assert not torch.allclose(whole, other)
+
+
+def test_embeddings_start_normal_with_unit_rows() -> None:
+    (shard,) = _shards(make_data("embedding"))
+    rows = NodeEmbedding(shard, ModelConfig(hidden=400), 0).rows.detach() * 400**0.5
+    assert abs(float(rows.mean())) < 0.04
+    assert abs(float(rows.std()) - 1.0) < 0.03
+    # a normal number is below one standard deviation in absolute value in 68.3 % of all cases
+    assert abs(float((rows.abs() < 1).double().mean()) - 0.683) < 0.02
+
+
+def test_features_are_needed_where_they_are_asked_for() -> None:
+    (shard,) = _shards(make_data("embedding"))
+    with pytest.raises(ValueError, match="has no features; use NodeEmbedding"):
+        FeatureStore(shard, torch.float32, torch.device("cpu"), 0.0, 0)
