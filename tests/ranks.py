@@ -31,7 +31,11 @@ _Report = tuple[int, bool, bytes]
 
 
 def run_ranks(
-    fn: Callable[..., Any], world_size: int, *args: Any, timeout: float = 60
+    fn: Callable[..., Any],
+    world_size: int,
+    *args: Any,
+    timeout: float = 60,
+    device: torch.device | None = None,
 ) -> list[Any]:
     """Call ``fn(comm, *args)`` on ``world_size`` ranks.
 
@@ -40,6 +44,7 @@ def run_ranks(
         world_size: number of processes.
         args: passed to every rank; they and the results must pickle.
         timeout: seconds for everything, start included; then all ranks are killed.
+        device: of every rank; the CPU by default, or one GPU that the ranks share.
 
     Returns:
         The results in the order of the ranks.
@@ -51,7 +56,7 @@ def run_ranks(
     reports: Any = context.Queue()
     with tempfile.TemporaryDirectory() as folder:
         init_method = (Path(folder) / "rendezvous").as_uri()
-        settings = (world_size, init_method, timeout)
+        settings = (world_size, init_method, timeout, device or torch.device("cpu"))
         ranks = [
             context.Process(target=_rank_main, args=(rank, *settings, reports, fn, args))
             for rank in range(world_size)
@@ -71,6 +76,7 @@ def _rank_main(
     world_size: int,
     init_method: str,
     timeout: float,
+    device: torch.device,
     reports: Any,
     fn: Callable[..., Any],
     args: tuple[Any, ...],
@@ -81,7 +87,7 @@ def _rank_main(
             rank=rank,
             world_size=world_size,
             local_rank=rank,
-            device=torch.device("cpu"),
+            device=device,
             backend="gloo",
             init_method=init_method,
             timeout_seconds=timeout,

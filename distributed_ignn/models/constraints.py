@@ -39,7 +39,7 @@ def project_columns_l1(weight: Tensor, radius: float) -> Tensor:
     ordered, _ = torch.sort(magnitude, dim=0, descending=True)
     excess = torch.cumsum(ordered, dim=0) - radius
     count = torch.arange(1, weight.shape[0] + 1, device=weight.device, dtype=weight.dtype)[:, None]
-    active = (ordered * count > excess).sum(dim=0, keepdim=True)
+    active = (ordered * count > excess).sum(dim=0, keepdim=True).clamp_min(1)
     threshold = torch.gather(excess, 0, active - 1) / active
     inside = magnitude.sum(dim=0, keepdim=True) <= radius
     shrunk = torch.sign(weight) * (magnitude - threshold).clamp_min(0.0)

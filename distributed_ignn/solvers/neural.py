@@ -278,6 +278,7 @@ class NeuralSolver:
     def _fall_back(self, state: NeuralState, anderson: Tensor | None, best: Iterate) -> Tensor:
         if anderson is not None:
             return state.base.history.mix(anderson, 1.0)
-        state.base.history.forget_all_but_newest()
-        state.base.restarts += 1
+        if len(state.base.history):  # a singular system; a restart has emptied it already
+            state.base.history.forget_all_but_newest()
+            state.base.restarts += 1
         return best.image

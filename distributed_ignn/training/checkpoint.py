@@ -159,14 +159,15 @@ def _gather_rows(path: Path, state: Mapping[str, Any], writers: int, nodes: Tens
         tensors = _read_tensors(path / _rank_name(writer, writers), state)
         theirs = tensors[NODES]
         place = torch.searchsorted(ordered, theirs).clamp_max(max(nodes.numel() - 1, 0))
-        mine = ordered[place] == theirs if nodes.numel() else torch.zeros(0, dtype=torch.bool)
+        mine = torch.zeros_like(theirs, dtype=torch.bool)
+        if nodes.numel():
+            mine = ordered[place] == theirs
         found[order[place[mine]]] = True
         for key, value in tensors.items():
             if not key.startswith("row/"):
                 continue
             target = result.setdefault(key[4:], value.new_zeros((nodes.numel(), *value.shape[1:])))
-            if nodes.numel():
-                target[order[place[mine]]] = value[mine]
+            target[order[place[mine]]] = value[mine]
     if not found.all():
         raise UserError(
             f"{path} belongs to another graph, it lacks node {int(nodes[~found][0])}; choose "
@@ -218,6 +219,7 @@ def _read_tensors(path: Path, state: Mapping[str, Any]) -> TensorDict:
         if sha256_file(path) != state["sha256"][path.name]:
             raise UserError(f"{path} is damaged, its checksum differs; choose another checkpoint")
         with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            # copies: a file's bytes are not aligned, and products of unaligned rows round differently
+            return {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
     except (OSError, KeyError, SafetensorError) as error:
         raise UserError(f"{path} is missing or damaged; choose another checkpoint") from error

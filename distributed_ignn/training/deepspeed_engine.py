@@ -100,7 +100,11 @@ class DeepSpeedEngine:
         self._numel = sum(p.numel() for p in self._replicated.values())
 
     def step(self, loss_share: Tensor) -> None:
-        """See ``Engine``."""
+        """See ``Engine``.
+
+        Raises:
+            UserError: a gradient of some rank is not finite (on every rank).
+        """
         parameters = [*self._replicated.values(), *self._sharded.values()]
         grads = torch.autograd.grad(loss_share, parameters, allow_unused=True)
         count = len(self._replicated)
@@ -117,6 +121,13 @@ class DeepSpeedEngine:
         ]
         self._engine.backward(self._engine(*whole))
         self._engine.step()
+        # Newer releases skip such a step without a word, older ones take it; all ranks alike.
+        finite = all(bool(p.isfinite().all()) for p in self._replicated.values())
+        if not (finite and self._engine.was_step_applied()):
+            raise UserError(
+                "the gradients are not finite; lower train.lr or model.kappa, and keep "
+                "model.constraint projection"
+            )
         traffic = self._comm.traffic
         traffic.reductions += 1
         # the sum of all gradients, then this rank's part of the new weights to the others
@@ -377,8 +388,11 @@ def _check_zero(zero: dict[str, Any], path: Path) -> None:
 
 def _problem(key: str, value: Any) -> str | None:
     """What is wrong with a value of the section ``zero_optimization``."""
-    if type(value) is not _ZERO_KEYS[key]:
-        return f"must be {_KINDS[_ZERO_KEYS[key]]}"
+    kind = _ZERO_KEYS[key]
+    # isinstance alone would not do: true is an int to Python
+    right_kind = type(value) is kind
+    if not right_kind:
+        return f"must be {_KINDS[kind]}"
     if key == "stage" and value not in _STAGES:
         return "this engine does 1 and 2, as the weights stay whole on every rank; set it to 1"
     if key.endswith("size") and value < 1:

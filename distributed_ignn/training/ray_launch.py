@@ -17,7 +17,7 @@ from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 from threading import Thread
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -51,7 +51,7 @@ def train_on_ray(config: RunConfig) -> None:
     """
     _check_installed()
     run = absolute_paths(config)
-    _check_output(run)
+    check_output(run)
     import ray
 
     _connect()
@@ -146,7 +146,7 @@ def _check_installed() -> None:
         ) from error
 
 
-def _check_output(config: RunConfig) -> None:
+def check_output(config: RunConfig) -> None:
     """Refuse an output folder that holds another run or cannot be written.
 
     Workers take settings that they find in the folder for those of a crashed attempt of their own.
@@ -231,10 +231,11 @@ def _announce_wait(config: RunConfig, each: dict[str, float], free: dict[str, fl
 
 def _fit(config: RunConfig, resources: dict[str, float]) -> None:
     """Start the workers, show what rank 0 says, and wait for the end."""
+    import ray.train
     from ray.train import CheckpointConfig, FailureConfig, ScalingConfig
-    from ray.train import RunConfig as RayRunConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    ray_run_config: Any = ray.train.RunConfig  # type checkers see the old API's
     screen = _Screen()
     share = resources.get("GPU", 0.0)
     trainer = TorchTrainer(
@@ -252,7 +253,7 @@ def _fit(config: RunConfig, resources: dict[str, float]) -> None:
             num_workers=_processes(config), use_gpu=share > 0, resources_per_worker=resources
         ),
         # Its folder is the run's own, so that Ray refers to our checkpoints and copies none.
-        run_config=RayRunConfig(
+        run_config=ray_run_config(
             storage_path=str(config.output.parent),
             name=config.output.name,
             failure_config=FailureConfig(max_failures=RESTARTS),
@@ -275,11 +276,9 @@ def _search_path() -> str:
     return os.pathsep.join(filter(None, folders))
 
 
-class _Message(NamedTuple):
-    """From a worker to the driver."""
-
-    kind: str  # "output", "mistake" or "end"
-    text: str
+# Workers send the driver pairs of kind and text. Plain ones, because the process between them that
+# holds the queue would have to import this package, and torch with it, to read a class of ours.
+_OUTPUT, _MISTAKE, _END = "output", "mistake", "end"
 
 
 class _Screen:
@@ -302,22 +301,22 @@ class _Screen:
 
         while True:
             try:
-                message = self.lines.get()
+                kind, text = self.lines.get()
             except ray.exceptions.RayError:
                 return
-            if message.kind == "end":
+            if kind == _END:
                 return
-            if message.kind == "mistake":
-                self.mistake = self.mistake or message.text
+            if kind == _MISTAKE:
+                self.mistake = self.mistake or text
             else:
-                print(message.text, end="", flush=True)
+                print(text, end="", flush=True)
 
     def close(self) -> None:
         """Return when everything sent before has been shown."""
         import ray
 
         try:
-            self.lines.put(_Message("end", ""))
+            self.lines.put((_END, ""))
         except ray.exceptions.RayError:
             return
         self._thread.join()
@@ -342,7 +341,7 @@ class _Lines(io.TextIOBase):
     def write(self, text: str) -> int:
         whole, newline, self._pending = (self._pending + text).rpartition("\n")
         if newline:
-            self._lines.put(_Message("output", whole + newline))
+            self._lines.put((_OUTPUT, whole + newline))
         return len(text)
 
 
@@ -370,7 +369,7 @@ def _train_worker(settings: dict[str, Any]) -> None:
                 lambda comm: run_training(config, comm, _report), config.device, config.comm
             )
         except UserError as error:
-            settings["lines"].put(_Message("mistake", str(error)))
+            settings["lines"].put((_MISTAKE, str(error)))
 
 
 def _continue_own_run(config: RunConfig, rank: int) -> RunConfig:

@@ -42,7 +42,7 @@ def test_iteration_compares_equal_results_and_counts_bytes(world_size: int) -> N
     if world_size == 1:
         report = _iteration(Communicator())
     else:
-        report = run_ranks(_iteration, 2, timeout=100)[0]
+        report = run_ranks(_iteration, 2, timeout=200)[0]
     settings = report.settings
     assert settings["ranks"] == world_size
     assert settings["bytes_per_exchange"] == settings["halo_rows"] * 8 * 4

@@ -108,14 +108,28 @@ def report(comm: Communicator, case: str, dtype: str) -> dict[str, Tensor]:
 
 
 def report_all(comm: Communicator, dtype: str) -> dict[str, dict[str, Tensor]]:
-    """``report`` of every case, in one start of the ranks."""
-    return {case: report(comm, case, dtype) for case in CASES}
+    """``report`` of every case, in one start of the ranks, on the CPU."""
+    return {
+        case: {name: value.detach().cpu() for name, value in report(comm, case, dtype).items()}
+        for case in CASES
+    }
+
+
+def sum_reports(reports: list[dict[str, dict[str, Tensor]]]) -> dict[str, dict[str, Tensor]]:
+    """The whole from all ranks' reports."""
+    return {
+        case: {
+            name: torch.stack([report[case][name] for report in reports]).sum(dim=0)
+            for name in reports[0][case]
+        }
+        for case in reports[0]
+    }
 
 
 def spread(shard: GraphShard, rows: Tensor) -> Tensor:
-    """Rows [O, ...] at their global ids, the others zero: [n, ...]."""
-    whole = rows.new_zeros((shard.num_nodes, *rows.shape[1:]))
-    whole[shard.owned_nodes] = rows.detach()
+    """Rows [O, ...] at their global ids, the others zero: [n, ...] on the CPU."""
+    whole = torch.zeros((shard.num_nodes, *rows.shape[1:]), dtype=rows.dtype)
+    whole[shard.owned_nodes] = rows.detach().cpu()
     return whole
 
 
@@ -127,12 +141,14 @@ def _rows(shard: GraphShard, width: int, kind: torch.dtype, seed: int) -> Tensor
 
 def _propagation(shard: GraphShard, comm: Communicator, kind: torch.dtype) -> dict[str, Tensor]:
     propagation = Propagation(shard, comm, kind)
-    x = _rows(shard, 4, kind, 1)
-    ys = [_rows(shard, 4, kind, 2 + c) for c in range(propagation.num_channels)]
+    x = _rows(shard, 4, kind, 1).to(comm.device)
+    ys = [
+        _rows(shard, 4, kind, 2 + c).to(comm.device) for c in range(propagation.num_channels)
+    ]
     forward, _ = propagation.apply(x)
     back = propagation.apply_transpose(ys)
     left = sum((y * f).sum() for y, f in zip(ys, forward, strict=True))
-    identity = comm.sum(torch.stack([torch.as_tensor(left), (x * back).sum()]).double())
+    identity = comm.sum(torch.stack([torch.as_tensor(left), (x * back).sum()]).double().cpu())
     found = {f"propagate {c}": spread(shard, f) for c, f in enumerate(forward)}
     return found | {
         "transpose": spread(shard, back),
@@ -164,7 +180,7 @@ def _learned_weights(
     sparsified = sparsify(shard, comm, section.sparsifier, section.keep, kind)
     model = ImplicitGNN(shard, comm, config.model, kind, 0, sparsified)
     torch.manual_seed(7)
-    predictor = WeightPredictor(NeuralShape(WIDTH, 4, 6, 3, 4)).to(kind)
+    predictor = WeightPredictor(NeuralShape(WIDTH, 4, 6, 3, 4)).to(comm.device, kind)
     for head in (predictor.head_alpha, predictor.head_beta):
         torch.nn.init.normal_(head.weight, std=0.05)
     injection = model.injection().detach()

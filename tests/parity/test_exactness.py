@@ -7,20 +7,12 @@ import torch
 from torch import Tensor
 
 from distributed_ignn.comm.communicator import Communicator
-from tests.parity.cases import CASES, report_all
+from tests.parity.cases import CASES, report_all, sum_reports
 from tests.ranks import run_ranks
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
 Reports = dict[str, dict[str, Tensor]]
-
-
-def _sum_ranks(reports: list[Reports]) -> Reports:
-    return {
-        case: {
-            name: torch.stack([report[case][name] for report in reports]).sum(dim=0)
-            for name in reports[0][case]
-        }
-        for case in reports[0]
-    }
 
 
 def _largest_difference(left: Tensor, right: Tensor) -> float:
@@ -38,7 +30,7 @@ def whole() -> Reports:
 @pytest.fixture(scope="module")
 def two_ranks() -> list[Reports]:
     """Two ranks' own reports, float64."""
-    return run_ranks(report_all, 2, "float64", timeout=110)
+    return run_ranks(report_all, 2, "float64", timeout=200)
 
 
 def _assert_equal(whole: Reports, cut: Reports) -> None:
@@ -54,16 +46,16 @@ def _assert_equal(whole: Reports, cut: Reports) -> None:
 
 
 def test_two_ranks_agree_with_one_process(whole: Reports, two_ranks: list[Reports]) -> None:
-    _assert_equal(whole, _sum_ranks(two_ranks))
+    _assert_equal(whole, sum_reports(two_ranks))
 
 
 def test_four_ranks_agree_with_one_process(whole: Reports) -> None:
-    _assert_equal(whole, _sum_ranks(run_ranks(report_all, 4, "float64", timeout=110)))
+    _assert_equal(whole, sum_reports(run_ranks(report_all, 4, "float64", timeout=200)))
 
 
 def test_ranks_agree_with_one_process_in_float32() -> None:
     whole = report_all(Communicator(), "float32")
-    cut = _sum_ranks(run_ranks(report_all, 2, "float32", timeout=110))
+    cut = sum_reports(run_ranks(report_all, 2, "float32", timeout=200))
     for case, values in whole.items():
         for name, value in values.items():
             # training amplifies the last digit through Adam's division; single solves do not
@@ -78,7 +70,7 @@ def test_transpose_identity_holds(whole: Reports) -> None:
 
 def test_the_comparison_can_fail(whole: Reports, two_ranks: list[Reports]) -> None:
     """A missing rank is noticed in every case."""
-    missing = _sum_ranks(two_ranks[:1])
+    missing = sum_reports(two_ranks[:1])
     for case, values in whole.items():
         difference = _largest_difference(values["fixed point"], missing[case]["fixed point"])
         assert difference > 1e-3, case

@@ -149,6 +149,7 @@ def all_cases(comm: Communicator, folder: Path) -> TensorDict:
     for features in (True, False):
         check_resume(comm, graph_data(features=features))
     check_traffic(comm)
+    check_infinite_gradient_on_one_rank(comm)
     check_broken_on_one_rank(comm, folder)
     return weights
 
@@ -214,6 +215,14 @@ def check_traffic(comm: Communicator) -> None:
     assert sent.reduction_bytes <= 4 * (numel * (1 + 1 / comm.world_size) + 4)
 
 
+def check_infinite_gradient_on_one_rank(comm: Communicator) -> None:
+    """The weights would otherwise stay as they are for ever, without a word."""
+    run = Run(comm, DeepSpeedEngine, graph_data(), run_config())
+    scale = float("inf") if comm.rank == 0 else 1.0
+    with pytest.raises(UserError, match="gradients are not finite"):
+        run.engine.step((run.model.weight * scale).sum())
+
+
 def check_broken_on_one_rank(comm: Communicator, folder: Path) -> None:
     """All ranks report the mistake of one, instead of waiting for it."""
     path = folder / ("stage3.json" if comm.rank else "zero2.json")
@@ -222,11 +231,13 @@ def check_broken_on_one_rank(comm: Communicator, folder: Path) -> None:
 
 
 @needs_deepspeed
+@pytest.mark.slow
+@pytest.mark.timeout(240)
 def test_same_as_plain_torch_on_one_and_two_ranks(tmp_path: Path) -> None:
     write(tmp_path / "zero2.json", {"zero_optimization": {"stage": 2, "reduce_bucket_size": 40}})
     write(tmp_path / "stage3.json", {"zero_optimization": {"stage": 3}})
-    alone = run_ranks(all_cases, 1, tmp_path)
-    ranks = run_ranks(all_cases, 2, tmp_path)
+    alone = run_ranks(all_cases, 1, tmp_path, timeout=110)
+    ranks = run_ranks(all_cases, 2, tmp_path, timeout=110)
     assert_equal(ranks[0], ranks[1])
     torch.testing.assert_close(alone[0], ranks[0], rtol=1e-3, atol=1e-4)
 

@@ -1,0 +1,226 @@
+"""Ray Train as launcher: the same numbers as torchrun, and one line for each mistake."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from distributed_ignn.config import RunConfig
+from distributed_ignn.errors import UserError
+from distributed_ignn.training import ray_launch
+
+ROOT = Path(__file__).resolve().parents[2]
+TRAIN = str(ROOT / "launch" / "train.py")
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+TINY = shlex.split(
+    "--dataset chains --device cpu --data.chains.length 5 --data.chains.chains-per-class 20 "
+    "--data.chains.features 4 --data.chains.noise 0.1 --partition.method random --model.hidden 8 "
+    "--train.epochs 4 --train.checkpoint-every 2"
+)
+
+needs_ray = pytest.mark.skipif(
+    importlib.util.find_spec("ray") is None,
+    reason="Ray is not installed; pip install 'distributed-ignn[ray]'",
+)
+
+
+class Program:
+    """A command in a process group of its own, killed as a whole when its time is up.
+
+    Args:
+        arguments: of Python.
+        folder: where it runs.
+    """
+
+    def __init__(self, arguments: list[str], folder: Path) -> None:
+        own = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+        environment = {k: v for k, v in os.environ.items() if k not in own}
+        environment |= {
+            "PYTHONPATH": str(ROOT),
+            "OMP_NUM_THREADS": "1",
+            "RAY_ADDRESS": "local",  # never join a cluster that happens to run here
+            "RAY_AUTH_MODE": "disabled",  # and leave no token in the home folder
+        }
+        self._process = subprocess.Popen(
+            [sys.executable, *arguments],
+            cwd=folder,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def finish(self, timeout: float) -> tuple[int, str, str]:
+        """Exit code, standard output and standard error."""
+        try:
+            output, errors = self._process.communicate(timeout=timeout)
+        finally:
+            self.kill()
+        return self._process.returncode, output, errors
+
+    def kill(self) -> None:
+        if self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+
+
+def _losses(folder: Path) -> list[float]:
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["loss"] for line in lines]
+
+
+@needs_ray
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_ray_gives_the_numbers_of_torchrun(tmp_path: Path) -> None:
+    reference = Program([*TORCHRUN, TRAIN, *TINY, "--output", "torchrun"], tmp_path)
+    try:
+        ray = Program([TRAIN, *TINY, "--workers", "2", "--output", "ray"], tmp_path)
+        code, output, errors = ray.finish(150)
+    finally:
+        expected = reference.finish(60)
+    assert expected[0] == 0, expected[2]
+    assert code == 0, errors
+    losses = _losses(tmp_path / "ray")
+    assert len(losses) == 4
+    assert losses == _losses(tmp_path / "torchrun")
+    # what a person sees is what torchrun shows: rank 0's lines, once and without a prefix
+    assert output.count("chains: finished") == 1
+    assert "\nepoch 4/4  loss" in output
+    summary = json.loads((tmp_path / "ray" / "summary.json").read_text())
+    assert summary["world_size"] == 2
+    assert summary["halo_bytes_per_exchange"] > 0
+    # Ray refers to our checkpoints and has copied none
+    reported = json.loads((tmp_path / "ray" / "checkpoint_manager_snapshot.json").read_text())
+    names = [result["checkpoint_dir_name"] for result in reported["checkpoint_results"]]
+    assert names == ["checkpoints/epoch-000002", "checkpoints/epoch-000004"]
+    assert len(list((tmp_path / "ray").rglob("common.safetensors"))) == 2
+
+
+@needs_ray
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_a_mistake_found_by_workers_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "broken.npz").write_bytes(b"not an archive")
+    code, _, errors = Program(
+        [TRAIN, "--dataset", "broken.npz", "--workers", "1", "--device", "cpu"], tmp_path
+    ).finish(150)
+    assert code == 2, errors
+    assert len(errors.splitlines()) == 1
+    assert errors.startswith("error: ")
+    # made absolute by the driver: workers run elsewhere
+    assert str(tmp_path / "broken.npz") in errors
+
+
+@needs_ray
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_more_gpus_than_there_are_is_one_line(tmp_path: Path) -> None:
+    code, _, errors = Program(
+        [TRAIN, "--dataset", "chains", "--gpus", "99", "--output", "run"], tmp_path
+    ).finish(150)
+    assert code == 2, errors
+    assert len(errors.splitlines()) == 1
+    assert errors.startswith("error: gpus = 99 but Ray found ")
+
+
+def test_without_ray_the_way_out_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)  # makes its import fail
+    monkeypatch.setenv("RAY_TRAIN_V2_ENABLED", "1")  # both are put back after the test
+    monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "2")
+    config = RunConfig(dataset="chains", output=tmp_path / "run", workers=2)
+    with pytest.raises(UserError, match=r"pip install 'distributed-ignn\[ray\]'.*torchrun"):
+        ray_launch.train_on_ray(config)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_output_of_another_run_is_refused_before_ray_starts(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").touch()
+    config = RunConfig(dataset="chains", output=tmp_path, workers=2)
+    with pytest.raises(UserError, match="already holds a run"):
+        ray_launch.check_output(config)
+    ray_launch.check_output(config.model_copy(update={"resume": "auto"}))
+
+
+def test_paths_no_longer_depend_on_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    raw = {"dataset": "mine.npz", "output": "out", "partition": {"dir": "parts"}, "resume": "auto"}
+    run = ray_launch.absolute_paths(RunConfig.model_validate(raw))
+    assert run.dataset == str(tmp_path / "mine.npz")
+    assert run.output == tmp_path / "out"
+    assert run.data_root == tmp_path / "data"
+    assert run.partition.dir == tmp_path / "parts"
+    assert (run.resume, run.deepspeed_config) == ("auto", None)
+    named = ray_launch.absolute_paths(RunConfig(dataset="chains"))
+    assert named.dataset == "chains"
+
+
+@pytest.fixture
+def _cuda_build(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+
+
+@pytest.mark.usefixtures("_cuda_build")
+@pytest.mark.parametrize(
+    ("settings", "found", "share"),
+    [
+        ({"gpus": 2}, 2, 1.0),
+        ({"workers": 2}, 8, 1.0),
+        ({"workers": 3, "device": "cuda"}, 2, 0.5),
+        ({"workers": 4}, 1, 0.25),
+        ({"workers": 2}, 0, 0.0),
+        ({"workers": 2, "device": "cpu"}, 8, 0.0),
+    ],
+)
+def test_gpu_share_of_a_process(settings: dict[str, object], found: int, share: float) -> None:
+    config = RunConfig.model_validate({"dataset": "chains", **settings})
+    assert ray_launch.choose_gpu_share(config, found) == share
+    backend = ray_launch.choose_group_backend(config, share)
+    assert backend == ("nccl" if share == 1 else "gloo")
+
+
+@pytest.mark.usefixtures("_cuda_build")
+@pytest.mark.parametrize(
+    ("settings", "found", "message"),
+    [
+        ({"gpus": 8}, 2, "gpus = 8 but Ray found 2 GPUs; use --gpus 2"),
+        ({"gpus": 1}, 0, "gpus = 1 but Ray found 0 GPUs; use --workers N --device cpu"),
+        ({"workers": 2, "device": "cuda"}, 0, "device = cuda but Ray found no GPU"),
+    ],
+)
+def test_too_few_gpus_are_refused(settings: dict[str, object], found: int, message: str) -> None:
+    config = RunConfig.model_validate({"dataset": "chains", **settings})
+    with pytest.raises(UserError) as caught:
+        ray_launch.choose_gpu_share(config, found)
+    assert str(caught.value).startswith(message)
+
+
+def test_gpus_need_a_torch_that_can_use_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.version, "cuda", None)
+    monkeypatch.setattr(torch.version, "hip", None)
+    with pytest.raises(UserError, match="built without GPU support"):
+        ray_launch.choose_gpu_share(RunConfig(dataset="chains", gpus=1), 1)
+    assert ray_launch.choose_gpu_share(RunConfig(dataset="chains", workers=1), 1) == 0.0
+
+
+def test_nccl_is_refused_where_processes_share_a_gpu() -> None:
+    config = RunConfig.model_validate(
+        {"dataset": "chains", "workers": 2, "comm": {"backend": "nccl"}}
+    )
+    with pytest.raises(UserError, match="one GPU for each of the 2 processes"):
+        ray_launch.choose_group_backend(config, 0.5)

@@ -1,0 +1,67 @@
+"""One optimiser step: the bound on W, Adam against torch's own, which parameters move."""
+
+from __future__ import annotations
+
+import torch
+
+from distributed_ignn.comm.communicator import Communicator
+from distributed_ignn.models.constraints import largest_column_sum
+from distributed_ignn.training.engine import TorchEngine
+from tests.training.runs import small_config, small_trainer
+
+# ten times what a step needs to leave the bound
+FAST = {"train": {"lr": 0.1, "weight_decay": 0.0}}
+
+
+def test_every_step_ends_inside_the_bound() -> None:
+    for case in ("plain", "channels"):
+        trainer = small_trainer(Communicator(), small_config(FAST), case)
+        bound = trainer.model.contraction
+        reached = []
+        for _ in range(6):
+            trainer.train_epoch()
+            reached.append(largest_column_sum(trainer.model.weight.flatten(0, 1)))
+        assert max(reached) <= bound * (1 + 1e-12)
+        assert max(reached) > 0.999 * bound, "the bound was never active"
+
+
+def test_without_the_constraint_the_same_steps_leave_it() -> None:
+    config = small_config({**FAST, "model": {"constraint": "none"}})
+    trainer = small_trainer(Communicator(), config)
+    for _ in range(6):
+        trainer.train_epoch()
+    assert largest_column_sum(trainer.model.weight.flatten(0, 1)) > trainer.model.contraction
+
+
+def test_a_step_is_adam_and_then_the_projection() -> None:
+    trainer = small_trainer(Communicator(), small_config({"train": {"weight_decay": 0.02}}))
+    model, config = trainer.model, trainer.config.train
+    assert isinstance(trainer.engine, TorchEngine)
+    twins = {name: p.detach().clone().requires_grad_() for name, p in model.named_parameters()}
+    adam = torch.optim.Adam(twins.values(), lr=config.lr, weight_decay=config.weight_decay)
+    for step in range(4):
+        logits = model(step, trainer.planner.train(), trainer.planner.adjoint())
+        trainer.engine.step(trainer.objective.loss(logits))
+        for name, parameter in model.named_parameters():
+            assert parameter.grad is not None
+            assert bool(parameter.grad.any()), f"{name} has no gradient"
+            twins[name].grad = parameter.grad.clone()
+        adam.step()
+        with torch.no_grad():
+            projected = model.weight.clone()
+            model.weight.copy_(twins["weight"])
+            model.project()
+            assert torch.equal(model.weight, projected)
+            twins["weight"].copy_(projected)
+        for name, parameter in model.named_parameters():
+            assert torch.equal(parameter, twins[name]), name
+
+
+def test_gradients_do_not_pile_up() -> None:
+    trainer = small_trainer(Communicator(), small_config())
+    seen = []
+    for _ in range(2):
+        trainer.engine.step(trainer.model.head.bias.sum())
+        assert trainer.model.head.bias.grad is not None
+        seen.append(trainer.model.head.bias.grad.tolist())
+    assert seen[0] == seen[1] == [1.0] * len(seen[0])

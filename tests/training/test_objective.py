@@ -1,0 +1,105 @@
+"""Loss and metric against formulas written out, for one and for several labels a node."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from distributed_ignn.comm.communicator import Communicator
+from distributed_ignn.graph.data import GraphData
+from distributed_ignn.training.objective import Loss, Objective
+from tests.parity.cases import CLASSES, NODES, make_data
+from tests.training.runs import own_shard
+
+
+def _objective(data: GraphData, loss: Loss = "auto") -> Objective:
+    comm = Communicator()
+    return Objective(own_shard(comm, data), comm, loss)
+
+
+def _multilabel() -> GraphData:
+    return replace(
+        make_data("plain"), labels=(torch.rand(NODES, CLASSES) > 0.6).float(), task="multilabel"
+    )
+
+
+def _log_sigmoid_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """Mean over entries of -t log s(x) - (1 - t) log(1 - s(x)), with s written out."""
+    probability = 1 / (1 + torch.exp(-logits))
+    return -(target * probability.log() + (1 - target) * (1 - probability).log()).mean()
+
+
+def test_cross_entropy_is_the_mean_over_training_nodes() -> None:
+    data = make_data("plain")
+    logits = torch.randn(NODES, CLASSES, dtype=torch.float64, requires_grad=True)
+    found = _objective(data).loss(logits)
+    nodes = data.train_nodes
+    probability = logits.exp() / logits.exp().sum(dim=1, keepdim=True)
+    expected = -probability[nodes, data.labels[nodes]].log().mean()
+    assert float(found.detach()) == pytest.approx(float(expected.detach()), rel=1e-12)
+    found.backward()
+    assert logits.grad is not None
+    others = torch.ones(NODES, dtype=torch.bool)
+    others[nodes] = False
+    assert not logits.grad[others].any()
+    assert bool((logits.grad[nodes] != 0).all())
+
+
+def test_bce_takes_one_hot_labels_or_the_labels_themselves() -> None:
+    logits = torch.randn(NODES, CLASSES, dtype=torch.float64)
+    single, several = make_data("plain"), _multilabel()
+    nodes = single.train_nodes
+    one_hot = torch.eye(CLASSES, dtype=torch.float64)[single.labels[nodes]]
+    found = float(_objective(single, "bce").loss(logits))
+    assert found == pytest.approx(float(_log_sigmoid_loss(logits[nodes], one_hot)), rel=1e-12)
+    assert found != pytest.approx(float(_objective(single).loss(logits)), rel=1e-2)
+    labels = several.labels[nodes].double()
+    for loss in ("auto", "bce", "cross_entropy"):
+        value = float(_objective(several, loss).loss(logits))  # type: ignore[arg-type]
+        expected = float(_log_sigmoid_loss(logits[nodes], labels))
+        assert value == pytest.approx(expected, rel=1e-6), loss
+
+
+def test_accuracy_counts_the_likeliest_class_of_each_split() -> None:
+    data = make_data("plain")
+    logits = torch.full((NODES, CLASSES), -1.0)
+    logits[torch.arange(NODES), data.labels] = 1.0
+    wrong = data.val_nodes[:5]
+    logits[wrong] = -logits[wrong]
+    objective = _objective(data)
+    assert objective.metric_name == "accuracy"
+    found = objective.metrics(logits, ("train", "val", "test"))
+    assert found == {"train": 1.0, "val": 15 / 20, "test": 1.0}
+
+
+def test_micro_f1_is_computed_over_all_entries() -> None:
+    data = _multilabel()
+    logits = torch.randn(NODES, CLASSES)
+    objective = _objective(data)
+    assert objective.metric_name == "micro_f1"
+    nodes = data.test_nodes
+    hits = false_alarms = misses = 0
+    for node in nodes.tolist():
+        for predicted, actual in zip(logits[node] > 0, data.labels[node] == 1, strict=True):
+            hits += bool(predicted and actual)
+            false_alarms += bool(predicted and not actual)
+            misses += bool(actual and not predicted)
+    expected = 2 * hits / (2 * hits + false_alarms + misses)
+    assert 0.1 < expected < 0.9
+    assert objective.metrics(logits, ("test",)) == {"test": pytest.approx(expected, abs=1e-12)}
+
+
+def test_an_empty_split_is_zero_and_not_an_error() -> None:
+    none = torch.zeros(0, dtype=torch.int64)
+    for data in (make_data("plain"), _multilabel()):
+        objective = _objective(replace(data, train_nodes=none, val_nodes=none))
+        logits = torch.randn(NODES, CLASSES, requires_grad=True)
+        loss = objective.loss(logits)
+        loss.backward()
+        assert float(loss.detach()) == 0.0
+        assert logits.grad is not None
+        assert not logits.grad.any()
+        assert objective.metrics(logits, ("val",)) == {"val": 0.0}

@@ -1,0 +1,190 @@
+"""Solver phases: what moves, what stays, and that the solver gets better."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from distributed_ignn.comm.communicator import Communicator
+from distributed_ignn.config import RunConfig
+from distributed_ignn.graph.data import GraphData, csr_from_edges
+from distributed_ignn.solvers.anderson import Anderson
+from distributed_ignn.solvers.solve import solve
+from distributed_ignn.training.solver_training import SolverTrainer
+from distributed_ignn.training.trainer import Trainer
+from tests.parity.cases import NODES, make_data
+from tests.training.runs import assert_equal, small_config, small_trainer, train
+
+
+def _solver_trainer(trainer: Trainer) -> SolverTrainer:
+    assert trainer.solver_trainer is not None
+    return trainer.solver_trainer
+
+
+def _weights(trainer: Trainer) -> dict[str, Tensor]:
+    return {k: v.clone() for k, v in trainer.model.state_dict().items()}
+
+
+def _solver_weights(trainer: Trainer) -> dict[str, Tensor]:
+    state = _solver_trainer(trainer).state()
+    return {k: v.clone() for k, v in state.items() if k.startswith("weight|")}
+
+
+def _fixed_point(trainer: Trainer) -> tuple[Tensor, Tensor]:
+    """b and Z* of the present weights."""
+    model = trainer.model
+    injection = model.injection().detach()
+    cell = model.layer.cell(injection, model.channel_weights())
+    solution = solve(
+        cell,
+        torch.relu(injection),
+        Anderson(),
+        lambda sums: sums,
+        tolerance=1e-12,
+        max_steps=2000,
+    )
+    assert solution.converged
+    return injection, solution.image
+
+
+def _chain() -> tuple[GraphData, RunConfig]:
+    """One long chain, whose slowest modes need hundreds of Picard steps."""
+    source = torch.arange(NODES - 1)
+    data = replace(make_data("plain"), graphs=(csr_from_edges(source, source + 1, NODES),))
+    changes = {
+        "model": {"kappa": 0.99, "init": "identity", "input_dropout": 0.0},
+        "forward": {"warm_start": False, "tolerance": 1e-2, "memory": 2},
+        "solver": {"memory": 2, "steps": 15, "lr": 0.02, "hidden": 8, "bottleneck": 8}
+        | {"target_tolerance": 1e-9, "target_max_steps": 2000},
+        "schedule": {"warmup_epochs": 0, "warmup_solver_steps": 60},
+    }
+    return data, small_config(changes)
+
+
+def test_a_phase_moves_the_solver_alone() -> None:
+    trainer = small_trainer(Communicator(), small_config())
+    train(trainer, 1)
+    assert trainer.learned is not None
+    model, solver = _weights(trainer), _solver_weights(trainer)
+    warm = {k: v.clone() for k, v in trainer.planner.states.items()}
+    gradients = [None if p.grad is None else p.grad.clone() for p in trainer.model.parameters()]
+    assert not trainer.learned.ready
+    _solver_trainer(trainer).phase(trainer.model, trainer.planner, 3)
+    assert trainer.learned.ready
+    assert _solver_trainer(trainer).steps_done == 3
+    assert_equal(_weights(trainer), model)
+    assert_equal(trainer.planner.states, warm)
+    for parameter, before in zip(trainer.model.parameters(), gradients, strict=True):
+        assert (parameter.grad is None) == (before is None)
+        if before is not None and parameter.grad is not None:
+            assert torch.equal(parameter.grad, before)
+    for name, weight in _solver_weights(trainer).items():
+        assert not torch.equal(weight, solver[name]), f"{name} did not move"
+
+
+def test_model_steps_leave_the_solver_alone() -> None:
+    trainer = small_trainer(Communicator(), small_config())
+    train(trainer, 3)
+    model, solver = _weights(trainer), _solver_weights(trainer)
+    (record,) = train(trainer, 1)
+    assert record.solver_steps == 0
+    assert_equal(_solver_weights(trainer), solver)
+    assert not torch.equal(_weights(trainer)["weight"], model["weight"])
+
+
+def test_the_initialiser_moves_towards_the_fixed_point() -> None:
+    trainer = small_trainer(Communicator(), small_config({"solver": {"lr": 0.02}}))
+    train(trainer, 2)
+    assert trainer.learned is not None
+    initialiser = trainer.learned.initialiser
+    injection, target = _fixed_point(trainer)
+    before = _distance(initialiser(injection), target)
+    _solver_trainer(trainer).phase(trainer.model, trainer.planner, 40)
+    assert _distance(initialiser(injection), target) < 0.7 * before
+
+
+def _distance(point: Tensor, target: Tensor) -> float:
+    return float((point - target).norm().detach() / target.norm())
+
+
+def test_a_trained_solver_needs_fewer_evaluations() -> None:
+    data, config = _chain()
+    counts = []
+    for steps in (0, 60):
+        trainer = small_trainer(Communicator(), config, data)
+        assert trainer.learned is not None
+        if steps:
+            _solver_trainer(trainer).phase(trainer.model, trainer.planner, steps)
+        trainer.learned.ready = True
+        solution = trainer.model.solve(trainer.planner.evaluate())
+        assert solution.converged
+        counts.append(solution.steps)
+    assert counts[1] <= 0.75 * counts[0], counts
+
+
+def test_gradients_of_the_weights_are_the_slope_of_the_loss() -> None:
+    """With two steps, where no history is held constant, against finite differences."""
+    solver = {"steps": 2, "lambda1": 2.0, "lambda2": 0.0, "lambda3": 0.5, "lr": 1e-12}
+    trainer = small_trainer(Communicator(), small_config({"solver": solver}))
+    train(trainer, 2)
+    assert trainer.learned is not None
+    predictor = trainer.learned.predictor
+    for head in (predictor.head_alpha, predictor.head_beta):
+        torch.nn.init.normal_(head.weight, std=0.1)
+    solver_trainer = _solver_trainer(trainer)
+
+    def loss() -> float:
+        solver_trainer.steps_done = 0
+        return solver_trainer.phase(trainer.model, trainer.planner, 1)
+
+    loss()
+    named = dict(predictor.named_parameters())
+    gradients = {name: p.grad.clone() for name, p in named.items() if p.grad is not None}
+    assert gradients.keys() == named.keys()
+    for name, parameter in named.items():
+        direction = torch.randn_like(parameter)
+        values = []
+        for sign in (1.0, -1.0):
+            parameter.data.add_(direction, alpha=sign * 1e-5)
+            values.append(loss())
+            parameter.data.sub_(direction, alpha=sign * 1e-5)
+        slope = float((gradients[name] * direction).sum())
+        assert (values[0] - values[1]) / 2e-5 == pytest.approx(slope, rel=1e-4, abs=1e-8), name
+    assert abs(slope) > 1e-6
+
+
+def test_the_loss_is_the_printed_sum_of_logarithms() -> None:
+    """At lambda1 = lambda3 = 0 it is lambda2 log(||h - Z*|| / ||Z*||)."""
+    config = small_config({"solver": {"lambda1": 0.0, "lambda3": 0.0, "lambda2": 3.0}})
+    trainer = small_trainer(Communicator(), config)
+    train(trainer, 2)
+    assert trainer.learned is not None
+    injection, target = _fixed_point(trainer)
+    with torch.no_grad():
+        guess = trainer.learned.initialiser(injection)
+    expected = 3.0 * torch.log((guess - target).norm() / target.norm())
+    loss = _solver_trainer(trainer).phase(trainer.model, trainer.planner, 1)
+    # the phase's own Z* has a relative residual of 1e-6
+    assert loss == pytest.approx(float(expected), abs=1e-4)
+
+
+def test_gradients_of_the_initialiser_are_those_of_its_loss() -> None:
+    config = small_config(
+        {"solver": {"lambda1": 0.0, "lambda3": 0.0, "target_tolerance": 1e-12}}
+    )
+    trainer = small_trainer(Communicator(), config)
+    train(trainer, 2)
+    assert trainer.learned is not None
+    initialiser = trainer.learned.initialiser
+    injection, target = _fixed_point(trainer)
+    distance = (initialiser(injection) - target).norm() / target.norm()
+    loss = config.solver.lambda2 * torch.log(distance)
+    expected = torch.autograd.grad(loss, list(initialiser.parameters()), allow_unused=True)
+    _solver_trainer(trainer).phase(trainer.model, trainer.planner, 1)
+    for parameter, gradient in zip(initialiser.parameters(), expected, strict=True):
+        assert parameter.grad is not None
+        assert gradient is not None
+        assert torch.allclose(parameter.grad, gradient, rtol=1e-6, atol=1e-9)
