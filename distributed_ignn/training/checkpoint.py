@@ -219,7 +219,7 @@ def _read_tensors(path: Path, state: Mapping[str, Any]) -> TensorDict:
         if sha256_file(path) != state["sha256"][path.name]:
             raise UserError(f"{path} is damaged, its checksum differs; choose another checkpoint")
         with safe_open(path, framework="pt") as file:
-            # copies: a file's bytes are not aligned, and products of unaligned rows round differently
+            # copies: rows mapped from a file are not aligned, and their products round differently
             return {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
     except (OSError, KeyError, SafetensorError) as error:
         raise UserError(f"{path} is missing or damaged; choose another checkpoint") from error

@@ -26,7 +26,7 @@ from distributed_ignn.config.sections import FILE_SUFFIXES, Section
 from distributed_ignn.errors import UserError
 from distributed_ignn.training.entry import on_this_rank
 from distributed_ignn.training.records import EpochRecord
-from distributed_ignn.training.run import SETTINGS, run_training
+from distributed_ignn.training.run import SETTINGS, claim_output, run_training
 
 RESTARTS = 2
 """How often the workers are started again after one of them has crashed."""
@@ -60,7 +60,7 @@ def train_on_ray(config: RunConfig) -> None:
         share = choose_gpu_share(run, int(ray.cluster_resources().get("GPU", 0)))
         resources = {"CPU": 1.0} | ({"GPU": share} if share else {})
         _check_size(run, resources, ray.cluster_resources())
-        _announce_wait(run, resources, ray.available_resources())
+        announce_wait(run, resources, ray.available_resources())
         if not share:
             run = run.model_copy(update={"device": "cpu"})
         _fit(run, resources)
@@ -151,13 +151,8 @@ def check_output(config: RunConfig) -> None:
 
     Workers take settings that they find in the folder for those of a crashed attempt of their own.
     """
-    if config.resume is None and (config.output / SETTINGS).exists():
-        raise UserError(
-            f"output = {config.output} already holds a run; choose another --output, or continue "
-            "it with --resume auto"
-        )
     try:
-        config.output.mkdir(parents=True, exist_ok=True)
+        claim_output(config)
         (config.output / _SNAPSHOT).unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"cannot write to output = {config.output}: {error.strerror}") from error
@@ -191,9 +186,10 @@ def _connect() -> None:
         ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
     except (ConnectionError, ValueError, ray.exceptions.RayError) as error:
         reason = str(error).strip().splitlines()[0]
+        named = f" at RAY_ADDRESS = {address}" if address else ""
         raise UserError(
-            f"cannot join the Ray cluster{f' at RAY_ADDRESS = {address}' * bool(address)} "
-            f"({reason}); end it with ray stop, or name another one in RAY_ADDRESS"
+            f"cannot join the Ray cluster{named} ({reason}); give this shell the cluster's token, "
+            "or end it with ray stop and start it again"
         ) from error
 
 
@@ -219,7 +215,7 @@ def _check_size(config: RunConfig, each: dict[str, float], found: dict[str, floa
         )
 
 
-def _announce_wait(config: RunConfig, each: dict[str, float], free: dict[str, float]) -> None:
+def announce_wait(config: RunConfig, each: dict[str, float], free: dict[str, float]) -> None:
     """Say why nothing happens while other programs use the cluster."""
     for kind, amount in each.items():
         wanted, left = _processes(config) * amount, free.get(kind, 0.0)

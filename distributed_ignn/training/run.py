@@ -10,6 +10,7 @@ import os
 import resource
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -59,11 +60,16 @@ def run_training(
     _set_threads(config)
     _claim_output(config, comm)
     progress = Progress(config.train.epochs, enabled=comm.is_main)
-    shard = load_shard(config, comm, progress)
-    progress.status("building the model")
-    trainer = Trainer(config, shard, comm)
+    try:
+        shard = load_shard(config, comm, progress)
+        progress.status("building the model")
+        trainer = Trainer(config, shard, comm)
+        _resume(config, trainer, comm, progress)
+    except UserError:
+        _leave_output(config, comm)
+        raise
+    _write_settings(config, comm)
     store = CheckpointStore(config.output / CHECKPOINTS, comm, config.train.keep_checkpoints)
-    _resume(config, trainer, comm, progress)
     recorder = RunRecorder(config.output, trainer.epoch) if comm.is_main else None
 
     def on_epoch(record: EpochRecord) -> None:
@@ -134,11 +140,11 @@ def _set_threads(config: RunConfig) -> None:
 
 
 def _claim_output(config: RunConfig, comm: Communicator) -> None:
-    """Create the output folder, or refuse one that holds another run."""
+    """``claim_output`` on rank 0; the others hear of its mistake."""
     problem = None
     if comm.is_main:
         try:
-            _claim(config)
+            claim_output(config)
         except UserError as error:
             problem = str(error)
         except OSError as error:
@@ -146,23 +152,36 @@ def _claim_output(config: RunConfig, comm: Communicator) -> None:
     comm.agree(problem)
 
 
-def _claim(config: RunConfig) -> None:
-    settings = config.output / SETTINGS
-    if settings.exists() and config.resume is None:
+def claim_output(config: RunConfig) -> None:
+    """Create the output folder, or refuse one that holds another run.
+
+    Raises:
+        UserError: the folder holds a run that is not to be resumed.
+        OSError: it cannot be created.
+    """
+    if (config.output / SETTINGS).exists() and config.resume is None:
         raise UserError(
             f"output = {config.output} already holds a run; choose another --output, or continue "
             "it with --resume auto"
         )
-    if not settings.exists():
-        config.output.mkdir(parents=True, exist_ok=True)
-        atomic_write_text(settings, dump_yaml(config))
+    config.output.mkdir(parents=True, exist_ok=True)
+
+
+def _leave_output(config: RunConfig, comm: Communicator) -> None:
+    """Remove the output folder if nothing was put into it, so that the next try finds it free."""
+    if comm.is_main:
+        with suppress(OSError):  # not empty: an earlier run, or shards that are still of use
+            config.output.rmdir()
+
+
+def _write_settings(config: RunConfig, comm: Communicator) -> None:
+    """From here on the folder holds a run; a resumed one with the settings that now apply."""
+    if comm.is_main:
+        atomic_write_text(config.output / SETTINGS, dump_yaml(config))
 
 
 def _resume(config: RunConfig, trainer: Trainer, comm: Communicator, progress: Progress) -> None:
-    """Load the newest checkpoint (``auto``) or the named one, if the run asks for it.
-
-    The settings of the folder change only now, when the checkpoint is known to fit the new ones.
-    """
+    """Load the newest checkpoint (``auto``) or the named one, if the run asks for it."""
     if config.resume is None:
         return
     path = _resume_path(config)
@@ -173,8 +192,6 @@ def _resume(config: RunConfig, trainer: Trainer, comm: Communicator, progress: P
     except UserError as error:
         problem = str(error)
     comm.agree(problem)
-    if comm.is_main:
-        atomic_write_text(config.output / SETTINGS, dump_yaml(config))
     if path is not None:
         progress.resumed(trainer.epoch)
 

@@ -99,9 +99,7 @@ def _counts(rank: int) -> tuple[list[int], list[int]]:
 def _exchange(comm: Communicator) -> tuple[Tensor, Tensor]:
     """Rows that name sender and receiver, and the same rows sent back."""
     send, receive = _counts(comm.rank)
-    rows = [
-        torch.full((count, 2), 10.0 * comm.rank + other) for other, count in enumerate(send)
-    ]
+    rows = [torch.full((count, 2), 10.0 * comm.rank + other) for other, count in enumerate(send)]
     arrived = comm.start_exchange(torch.cat(rows), send, receive).wait()
     back = comm.start_exchange(arrived, receive, send).wait()
     return arrived, back - torch.cat(rows)

@@ -224,3 +224,13 @@ def test_nccl_is_refused_where_processes_share_a_gpu() -> None:
     )
     with pytest.raises(UserError, match="one GPU for each of the 2 processes"):
         ray_launch.choose_group_backend(config, 0.5)
+
+
+def test_waiting_for_a_busy_cluster_is_announced(capsys: pytest.CaptureFixture[str]) -> None:
+    config = RunConfig(dataset="chains", gpus=4)
+    each = {"CPU": 1.0, "GPU": 1.0}
+    ray_launch.announce_wait(config, each, {"CPU": 8.0, "GPU": 4.0})
+    assert capsys.readouterr().out == ""
+    # Ray leaves a resource out when nothing of it is free
+    ray_launch.announce_wait(config, each, {"CPU": 8.0})
+    assert capsys.readouterr().out == "waiting for 4 GPUs of the Ray cluster, 0 free ...\n"

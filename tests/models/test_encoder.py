@@ -64,9 +64,7 @@ def _a_hat(data: GraphData, channel: int) -> Tensor:
 @pytest.mark.parametrize("step", [None, 3])
 @pytest.mark.parametrize("injection", ["features", "propagated", "both"])
 @pytest.mark.parametrize("case", ["plain", "channels", "directed"])
-def test_injection_is_what_dense_matrices_give(
-    case: str, injection: str, step: int | None
-) -> None:
+def test_injection_is_what_dense_matrices_give(case: str, injection: str, step: int | None) -> None:
     """Values and the gradient of every parameter; ``directed`` has dense features."""
     data = make_data(case)
     encoder = _encoder(data, DROP, injection=injection)

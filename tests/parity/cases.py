@@ -142,9 +142,7 @@ def _rows(shard: GraphShard, width: int, kind: torch.dtype, seed: int) -> Tensor
 def _propagation(shard: GraphShard, comm: Communicator, kind: torch.dtype) -> dict[str, Tensor]:
     propagation = Propagation(shard, comm, kind)
     x = _rows(shard, 4, kind, 1).to(comm.device)
-    ys = [
-        _rows(shard, 4, kind, 2 + c).to(comm.device) for c in range(propagation.num_channels)
-    ]
+    ys = [_rows(shard, 4, kind, 2 + c).to(comm.device) for c in range(propagation.num_channels)]
     forward, _ = propagation.apply(x)
     back = propagation.apply_transpose(ys)
     left = sum((y * f).sum() for y, f in zip(ys, forward, strict=True))

@@ -56,7 +56,10 @@ def test_a_resumed_run_continues_bit_for_bit(
     found = train(resumed, EPOCHS - cut)
     assert [numbers(r) for r in found] == [numbers(r) for r in expected[cut:]]
     assert_equal(everything(resumed), everything(whole))
-    assert (resumed.best.epoch, resumed.best.val_metric) == (whole.best.epoch, whole.best.val_metric)
+    assert (resumed.best.epoch, resumed.best.val_metric) == (
+        whole.best.epoch,
+        whole.best.val_metric,
+    )
     assert resumed.stale_validations == whole.stale_validations
 
 

@@ -1,0 +1,171 @@
+"""The predict command: the run's own numbers again, on any number of ranks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from distributed_ignn.comm.communicator import Communicator
+from distributed_ignn.config import load_yaml, parse_args
+from distributed_ignn.graph.data import GraphData
+from distributed_ignn.graph.datasets import load_dataset
+from distributed_ignn.training.predict import PredictOptions, predict
+from distributed_ignn.training.run import run_training
+from launch.predict import main
+from tests.launch.test_train_command import SMALL
+from tests.ranks import run_ranks
+
+# a patience that ends the run between two checkpoints
+HASTY = ["--train.epochs", "40", "--train.patience", "3", "--train.checkpoint-every", "25"]
+
+
+def _train_and_predict(comm: Communicator, folder: Path) -> dict[str, Any]:
+    run_training(parse_args([*SMALL, "--output", str(folder / "two")]), comm)
+    options = PredictOptions(folder / "two", folder / "two.parquet")
+    solution = predict(options, comm)
+    return {"steps": solution.steps, "converged": solution.converged}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs of one and of two ranks, and the predictions of the two ranks."""
+    folder = tmp_path_factory.mktemp("predict")
+    reports = run_ranks(_train_and_predict, 2, folder, timeout=110)
+    assert reports[0] == reports[1]
+    assert reports[0]["converged"]
+    for name, arguments in (("one", []), ("hasty", HASTY)):
+        config = parse_args([*SMALL, *arguments, "--output", str(folder / name)])
+        run_training(config, Communicator())
+    return folder
+
+
+def _predict(run: Path, out: Path, *arguments: str) -> dict[str, np.ndarray]:
+    options: Sequence[str] = ["--run", str(run), "--out", str(out), "--device", "cpu"]
+    assert main([*options, *arguments]) == 0
+    return _read(out)
+
+
+def _read(path: Path) -> dict[str, np.ndarray]:
+    table = pq.read_table(path)
+    assert table.column_names == ["node", "prediction", "probabilities"]
+    return {
+        "node": table["node"].to_numpy(),
+        "prediction": table["prediction"].to_numpy(),
+        "probabilities": np.stack(table["probabilities"].to_numpy()),
+    }
+
+
+def _data(run: Path) -> GraphData:
+    config = load_yaml(run / "config.yaml")
+    return load_dataset(config.dataset, config.data_root, config.data)
+
+
+@pytest.mark.parametrize("name", ["one", "two", "hasty"])
+def test_predictions_repeat_the_summary(folder: Path, tmp_path: Path, name: str) -> None:
+    run = folder / name
+    summary = json.loads((run / "summary.json").read_text())
+    if name == "hasty":
+        assert summary["best_epoch"] < summary["epochs"] < 25
+    assert 0.5 < summary["test_at_best_val"] < 1.0
+    data = _data(run)
+    found = _predict(run, tmp_path / "new" / "p.parquet")
+    assert found["node"].tolist() == list(range(data.num_nodes))
+    probabilities = found["probabilities"]
+    assert probabilities.shape == (data.num_nodes, 2)
+    assert np.allclose(probabilities.sum(axis=1), 1.0, rtol=0, atol=1e-6)
+    assert probabilities.min() >= 0.0
+    assert probabilities.std(axis=0).min() > 1e-3
+    assert np.array_equal(found["prediction"], probabilities.argmax(axis=1))
+    hits = found["prediction"] == data.labels.numpy()
+    for split, key in ((data.test_nodes, "test_at_best_val"), (data.val_nodes, "best_val")):
+        assert hits[split.numpy()].mean() == summary[key]
+
+
+def test_one_rank_predicts_from_the_shards_of_two(folder: Path, tmp_path: Path) -> None:
+    merged = _predict(folder / "two", tmp_path / "merged.parquet")
+    two, one = _read(folder / "two.parquet"), _predict(folder / "one", tmp_path / "one.parquet")
+    for other in (two, one):
+        assert np.array_equal(merged["node"], other["node"])
+        assert np.allclose(merged["probabilities"], other["probabilities"], rtol=0, atol=1e-6)
+    assert not np.allclose(merged["probabilities"][0], merged["probabilities"][-1])
+
+
+@pytest.mark.parametrize("steps", [1, 3, 7])
+def test_steps_are_exactly_so_many_evaluations(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], steps: int
+) -> None:
+    options = PredictOptions(folder / "one", tmp_path / "p.parquet", steps=steps)
+    assert predict(options, Communicator()).steps == steps
+    printed = capsys.readouterr().out
+    assert "did not reach its tolerance" not in printed
+
+
+def test_tolerance_decides_how_far_a_solve_goes(folder: Path, tmp_path: Path) -> None:
+    steps = []
+    for tolerance in (1e-1, 1e-6):
+        options = PredictOptions(folder / "one", tmp_path / "p.parquet", tolerance=tolerance)
+        solution = predict(options, Communicator())
+        assert solution.converged
+        assert solution.residual <= tolerance
+        steps.append(solution.steps)
+    assert steps[0] < steps[1]
+
+
+def test_an_unconverged_solve_says_so(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _predict(folder / "one", tmp_path / "p.parquet")
+    assert "did not reach its tolerance" not in capsys.readouterr().out
+    _predict(folder / "one", tmp_path / "p.parquet", "--tolerance", "1e-300")
+    assert "the solve did not reach its tolerance" in capsys.readouterr().out
+
+
+def _refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    assert main([str(argument) for argument in arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1
+    return captured.err
+
+
+def test_a_folder_without_a_run_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = _refused(capsys, "--run", tmp_path, "--out", tmp_path / "p.parquet")
+    assert f"{tmp_path} is not a run folder" in line
+    (tmp_path / "config.yaml").write_text("dataset: chains\n")
+    line = _refused(capsys, "--run", tmp_path, "--out", tmp_path / "p.parquet")
+    assert "holds no checkpoint" in line
+    assert not (tmp_path / "p.parquet").exists()
+
+
+def test_a_file_that_cannot_be_written_is_one_line(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    options = ["--run", folder / "one", "--device", "cpu", "--out"]
+    line = _refused(capsys, *options, tmp_path / "file" / "p.parquet")
+    assert "cannot write" in line
+    assert "p.parquet" in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--out", "p"], "--run"),
+        (["--run", "r", "--out", "p", "--steps", "0"], "--steps 0 must be at least 1"),
+        (["--run", "r", "--out", "p", "--tolerance", "2"], "between 0 and 1"),
+        (["--run", "r", "--out", "p", "--tolerance", "0.1", "--steps", "2"], "one of them"),
+        (["--run", "r", "--out", "p", "--stepz", "2"], "--steps"),
+    ],
+)
+def test_wrong_arguments_are_one_line(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], expected: str
+) -> None:
+    assert expected in _refused(capsys, *arguments)
