@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
-from rich.table import Table
+from rich.table import Column, Table
 
 from distributed_ignn.training.records import EpochRecord
 
@@ -54,10 +54,9 @@ class Progress:
     def _started_bar(self) -> RichProgress:
         if self._bar is None:
             self._bar = RichProgress(
-                TextColumn("epoch"),
-                MofNCompleteColumn(),
-                BarColumn(bar_width=20),
-                TimeRemainingColumn(),
+                MofNCompleteColumn(table_column=Column(min_width=2 * len(str(self._epochs)) + 1)),
+                BarColumn(bar_width=8),
+                TimeRemainingColumn(compact=True, table_column=Column(min_width=5)),
                 TextColumn("{task.fields[text]}"),
                 console=self._console,
             )
@@ -87,9 +86,9 @@ def _describe(record: EpochRecord) -> str:
         parts.append(f"val {record.val_metric:.4f}")
     evaluations = record.evaluations_forward + record.evaluations_validation
     parts.append(f"evals {evaluations}+{record.evaluations_adjoint}")
-    parts.append(f"residual {record.residual:.1e}")
+    parts.append(f"residual {record.residual:.0e}")
     parts.append(f"{record.seconds:.2f} s")
-    return "  ".join(parts)
+    return " ".join(parts)
 
 
 def _rows(summary: dict[str, Any]) -> list[tuple[str, str]]:

@@ -28,7 +28,7 @@ def test_a_single_process_answers_at_once() -> None:
     assert torch.equal(comm.max(values), torch.tensor([1.0, 2.0]))
     comm.barrier()
     comm.agree(None)
-    with pytest.raises(UserError, match="^the file is gone$"):
+    with pytest.raises(UserError, match=r"^the file is gone$"):
         comm.agree("the file is gone")
     rows = comm.start_exchange(torch.zeros(0, 4), [0], [0]).wait()
     assert rows.shape == (0, 4)
@@ -106,7 +106,7 @@ def _exchange(comm: Communicator) -> tuple[Tensor, Tensor]:
 
 
 def _gradient(comm: Communicator) -> float:
-    """d/dx of (sum over ranks of x * (rank + 1))^2 at x = 2, each rank differentiating its share."""
+    """d/dx of (sum over ranks of x * (rank + 1))^2 at x = 2, each rank taking its share."""
     x = torch.tensor([2.0], dtype=torch.float64, requires_grad=True)
     total = all_reduce_sum(x * (comm.rank + 1), comm)
     (total.square() / comm.world_size).sum().backward()

@@ -18,7 +18,7 @@ def _correlation(left: Tensor, right: Tensor) -> float:
 
 
 def _draws() -> dict[str, Tensor]:
-    """COUNT numbers from consecutive ids, from strided ids, and from pairs with few distinct ids."""
+    """COUNT numbers from consecutive ids, from strided ids, and from pairs of few ids."""
     ids = torch.arange(COUNT)
     return {
         "consecutive": hash_uniform(0, ids),
@@ -31,7 +31,7 @@ def _draws() -> dict[str, Tensor]:
 def test_draws_are_uniform(name: str) -> None:
     draws = _draws()[name]
     assert draws.dtype == torch.float64
-    assert 0.0 <= float(draws.min())
+    assert float(draws.min()) >= 0.0
     assert float(draws.max()) < 1.0
     # five standard deviations of the mean and of the variance of COUNT uniform numbers
     assert abs(float(draws.mean()) - 1 / 2) < 5 * math.sqrt(1 / 12 / COUNT)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -20,20 +21,18 @@ from distributed_ignn.training.entry import main
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 100
 
-SMALL = (
-    ["--dataset", "chains", "--device", "cpu", "--partition.method", "contiguous"]
-    + ["--data.chains.length", "6", "--data.chains.chains-per-class", "15"]
-    + ["--data.chains.features", "5", "--data.chains.train-fraction", "0.2"]
-    + ["--data.chains.noise", "0.5"]
-    + ["--model.hidden", "8", "--model.dropout", "0", "--forward.method", "neural"]
-    + ["--solver.steps", "4", "--solver.hidden", "4", "--solver.compress", "2"]
-    + ["--solver.bottleneck", "4", "--schedule.warmup-epochs", "2"]
-    + ["--schedule.warmup-solver-steps", "2", "--schedule.model-steps", "2"]
-    + ["--train.checkpoint-every", "2", "--train.threads", "1"]
-    + ["--forward.tolerance", "1e-11", "--adjoint.tolerance", "1e-11"]
-    + ["--forward.max-steps", "300", "--adjoint.max-steps", "300"]
-    + ["--solver.target-tolerance", "1e-12", "--train.dtype", "float64", "--train.epochs", "5"]
-)
+SMALL = shlex.split("""
+    --dataset chains --device cpu --partition.method contiguous
+    --data.chains.length 6 --data.chains.chains-per-class 15 --data.chains.features 5
+    --data.chains.noise 0.5 --data.chains.train-fraction 0.2
+    --model.hidden 8 --model.dropout 0 --forward.method neural
+    --forward.tolerance 1e-11 --forward.max-steps 300
+    --adjoint.tolerance 1e-11 --adjoint.max-steps 300
+    --solver.steps 4 --solver.hidden 4 --solver.compress 2 --solver.bottleneck 4
+    --solver.target-tolerance 1e-12
+    --schedule.warmup-epochs 2 --schedule.warmup-solver-steps 2 --schedule.model-steps 2
+    --train.dtype float64 --train.epochs 5 --train.checkpoint-every 2 --train.threads 1
+""")
 METRICS = {
     "epoch",
     "loss",

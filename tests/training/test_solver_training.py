@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -54,7 +55,7 @@ def _chain() -> tuple[GraphData, RunConfig]:
     """One long chain, whose slowest modes need hundreds of Picard steps."""
     source = torch.arange(NODES - 1)
     data = replace(make_data("plain"), graphs=(csr_from_edges(source, source + 1, NODES),))
-    changes = {
+    changes: dict[str, dict[str, Any]] = {
         "model": {"kappa": 0.99, "init": "identity", "input_dropout": 0.0},
         "forward": {"warm_start": False, "tolerance": 1e-2, "memory": 2},
         "solver": {"memory": 2, "steps": 15, "lr": 0.02, "hidden": 8, "bottleneck": 8}
@@ -71,9 +72,9 @@ def test_a_phase_moves_the_solver_alone() -> None:
     model, solver = _weights(trainer), _solver_weights(trainer)
     warm = {k: v.clone() for k, v in trainer.planner.states.items()}
     gradients = [None if p.grad is None else p.grad.clone() for p in trainer.model.parameters()]
-    assert not trainer.learned.ready
+    ready = [trainer.learned.ready]
     _solver_trainer(trainer).phase(trainer.model, trainer.planner, 3)
-    assert trainer.learned.ready
+    assert [*ready, trainer.learned.ready] == [False, True]
     assert _solver_trainer(trainer).steps_done == 3
     assert_equal(_weights(trainer), model)
     assert_equal(trainer.planner.states, warm)

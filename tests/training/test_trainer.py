@@ -114,7 +114,7 @@ def test_warm_starts_are_kept_as_asked(changes: dict[str, Any], kept: set[str]) 
 def test_warm_starts_save_evaluations() -> None:
     counts = []
     for warm in (True, False):
-        changes = {
+        changes: dict[str, dict[str, Any]] = {
             "model": {"input_dropout": 0.0, "dropout": 0.0},
             "forward": {"warm_start": warm, "method": "anderson", "tolerance": 1e-6},
             "adjoint": {"warm_start": warm},
