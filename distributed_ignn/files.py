@@ -6,8 +6,13 @@ import hashlib
 import json
 import os
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
 
 
 def atomic_write_bytes(path: Path, data: bytes) -> None:
@@ -37,6 +42,24 @@ def atomic_write_text(path: Path, text: str) -> None:
 def atomic_write_json(path: Path, value: Any) -> None:
     """As ``atomic_write_bytes``, indented and with a final line break; refuses NaN and infinity."""
     atomic_write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None
+) -> None:
+    """Write a safetensors file and bring it onto the disk; not atomic by itself.
+
+    Raises:
+        OSError: the folder is missing or not writable, or the disk is full.
+    """
+    # a contiguous copy each: safetensors refuses tensors that share memory
+    copies = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
+    try:
+        save_file(copies, path, metadata)
+    except SafetensorError as error:
+        raise OSError(" ".join(str(error).split())) from error
+    path.chmod(path.parent.stat().st_mode & 0o666)  # save_file lets nobody else read it
+    sync(path)
 
 
 def temporary_sibling(path: Path) -> Path:

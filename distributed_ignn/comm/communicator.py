@@ -8,10 +8,10 @@ that several ranks may share one GPU.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -19,6 +19,8 @@ from torch import Tensor
 
 from distributed_ignn.comm.traffic import Traffic
 from distributed_ignn.errors import UserError
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -134,11 +136,31 @@ class Communicator:
             json.loads(bytes(table[r, : int(lengths[r])].tolist())) for r in range(self.world_size)
         ]
 
+    def together(self, action: Callable[[], T], *, doing: str = "go on") -> T:
+        """Do rank-local work that a mistake or a full disk can stop, and fail on all ranks alike.
+
+        Without it a rank whose work fails leaves the others waiting in the next collective.
+
+        Args:
+            action: this rank's work; its result is returned.
+            doing: completes "cannot ..." where the operating system refuses.
+
+        Raises:
+            UserError: the first failing rank's message, on every rank.
+        """
+        problem: str | None = None
+        result: T | None = None
+        try:
+            result = action()
+        except UserError as error:
+            problem = str(error)
+        except OSError as error:
+            problem = f"cannot {doing}: {error.strerror or error}"
+        self.agree(problem)
+        return cast(T, result)
+
     def agree(self, error: str | None) -> None:
         """Raise the first rank's error message on every rank, or return if there is none.
-
-        Wrap rank-local work that a user's mistake can stop (reading files), so that no rank is
-        left waiting in the next collective.
 
         Raises:
             UserError: some rank reported an error.

@@ -233,7 +233,7 @@ class TrainConfig(Section):
     eval_every: int = Field(1, ge=1, description="epochs between validations")
     checkpoint_every: int = Field(10, ge=1, description="epochs between checkpoints")
     keep_checkpoints: int = Field(
-        2, ge=1, description="newest checkpoints kept; the best one is kept besides"
+        2, ge=1, description="newest checkpoints kept; each holds the best weights so far too"
     )
     patience: int = Field(
         0, ge=0, description="stop after so many validations without a better one (0: off)"

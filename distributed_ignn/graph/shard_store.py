@@ -17,12 +17,17 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from distributed_ignn.config import DataConfig, PartitionConfig
 from distributed_ignn.errors import UserError
-from distributed_ignn.files import atomic_write_json, sha256_file, sync, temporary_sibling
+from distributed_ignn.files import (
+    atomic_write_json,
+    sha256_file,
+    sync,
+    temporary_sibling,
+    write_tensors,
+)
 from distributed_ignn.graph.data import CSRMatrix, GraphData
 from distributed_ignn.graph.partition import (
     Assignment,
@@ -206,7 +211,8 @@ def write_shards(
         atomic_write_json(temporary / MANIFEST, manifest.model_dump(mode="json"))
         return _publish(temporary, folder, manifest)
     except OSError as error:
-        raise UserError(f"cannot write shards to {folder}: {error.strerror}") from error
+        reason = error.strerror or error
+        raise UserError(f"cannot write shards to {folder}: {reason}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -385,13 +391,8 @@ def _write_shard(folder: Path, shard: GraphShard) -> ShardFile:
     scalars = {name: getattr(shard, name) for name in _SCALARS}
     scalars["symmetric"] = [channel.symmetric for channel in shard.channels]
     path = folder / f"part-{shard.part:05d}-of-{shard.parts:05d}.safetensors"
-    save_file(
-        {name: tensor.contiguous() for name, tensor in tensors.items()},
-        path,
-        {"shard": json.dumps(scalars)},  # one key: the order of several changes from run to run
-    )
-    path.chmod(folder.stat().st_mode & 0o666)  # save_file lets nobody else read it
-    sync(path)
+    # one key: the order of several changes from run to run
+    write_tensors(path, tensors, {"shard": json.dumps(scalars)})
     return ShardFile(name=path.name, size=path.stat().st_size, sha256=sha256_file(path))
 
 

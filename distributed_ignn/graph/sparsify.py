@@ -37,7 +37,8 @@ Sparsifier = Literal["pri", "degree", "random", "none"]
 _PRI_STEPS = 20
 _PRI_RATE = 2.0
 _PRI_DECREASE = 1e-9
-_BISECTIONS = 40
+_NEWTON_STEPS = 60  # about six are taken
+_BUDGET_TOLERANCE = 1e-11
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -89,13 +90,18 @@ class _Scope:
 
 def _fit_budget(logits: Tensor, keep: float, scope: _Scope) -> Tensor:
     """sigmoid(logits + shift) with the shift that makes the global mean ``keep``."""
-    low, high = -60.0, 60.0
-    ones = torch.ones_like(logits)
-    for _ in range(_BISECTIONS):
-        middle = (low + high) / 2
-        kept, count = scope.total(torch.sigmoid(logits + middle), ones)
-        low, high = (middle, high) if kept < keep * count else (low, middle)
-    return torch.sigmoid(logits + (low + high) / 2)
+    low, high, shift = -60.0, 60.0, 0.0
+    for _ in range(_NEWTON_STEPS):
+        weight = torch.sigmoid(logits + shift)
+        kept, slope, count = scope.total(weight, weight * (1 - weight), torch.ones_like(weight))
+        excess = kept - keep * count
+        if abs(excess) <= _BUDGET_TOLERANCE * count:
+            break
+        low, high = (low, shift) if excess > 0 else (shift, high)
+        # Newton's step where it stays between the known bounds, else their middle
+        shift -= excess / max(slope, 1e-300)
+        shift = shift if low < shift < high else (low + high) / 2
+    return torch.sigmoid(logits + shift)
 
 
 class _Relevance:

@@ -14,19 +14,18 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.errors import UserError
-from distributed_ignn.files import atomic_write_json, sha256_file, sync
+from distributed_ignn.files import atomic_write_json, sha256_file, sync, write_tensors
 
 FORMAT_VERSION = 1
 NODES = "nodes"
@@ -45,13 +44,11 @@ class Snapshot:
         state: JSON values.
         common: tensors that are the same on every rank.
         rows: tensors [O, ...] whose rows belong to this rank's nodes.
-        rank_only: tensors that make sense for this rank and this number of ranks alone.
     """
 
     state: dict[str, Any]
     common: TensorDict
     rows: TensorDict
-    rank_only: TensorDict
 
 
 class CheckpointStore:
@@ -77,13 +74,17 @@ class CheckpointStore:
         final = self._folder / f"epoch-{epoch:06d}"
         temporary = self._folder / f".{final.name}.tmp"
         rank_file = temporary / _rank_name(self._comm.rank, self._comm.world_size)
-        self._together(lambda: _fresh(temporary), main_only=True)
-        self._together(lambda: _write_rank(rank_file, snapshot, nodes))
-        self._together(lambda: self._finish(temporary, final, snapshot), main_only=True)
+        doing = f"write the checkpoint in {self._folder}"
+        main = self._comm.is_main
+        self._comm.together(lambda: _fresh(temporary) if main else None, doing=doing)
+        self._comm.together(lambda: _write_rank(rank_file, snapshot, nodes), doing=doing)
+        self._comm.together(
+            lambda: self._finish(temporary, final, snapshot) if main else None, doing=doing
+        )
         return final
 
     def _finish(self, temporary: Path, final: Path, snapshot: Snapshot) -> None:
-        _write_tensors(temporary / _COMMON, snapshot.common)
+        write_tensors(temporary / _COMMON, snapshot.common)
         files = sorted(path for path in temporary.iterdir() if path.suffix == ".safetensors")
         state = {
             "version": FORMAT_VERSION,
@@ -105,17 +106,6 @@ class CheckpointStore:
         # later epochs are of a run that was resumed from before them and now takes another course
         for path in [*found[: max(place - self._keep, 0)], *found[place:]]:
             shutil.rmtree(path)
-
-    def _together(self, action: Callable[[], None], *, main_only: bool = False) -> None:
-        """Run ``action`` (on rank 0 only if asked), and fail on every rank if it fails on one."""
-        problem = None
-        if self._comm.is_main or not main_only:
-            try:
-                action()
-            except (OSError, SafetensorError) as error:
-                reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-                problem = f"cannot write the checkpoint in {self._folder}: {reason}"
-        self._comm.agree(problem)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -142,11 +132,10 @@ def load_checkpoint(path: Path, comm: Communicator, nodes: Tensor) -> Snapshot:
     writers = int(state["world_size"])
     if writers == comm.world_size:
         own = _read_tensors(path / _rank_name(comm.rank, writers), state)
-        rank_only = {k[5:]: v for k, v in own.items() if k.startswith("rank/")}
         if torch.equal(own[NODES], nodes.cpu()):
             rows = {k[4:]: v for k, v in own.items() if k.startswith("row/")}
-            return Snapshot(state, common, rows, rank_only)
-    return Snapshot(state, common, _gather_rows(path, state, writers, nodes.cpu()), {})
+            return Snapshot(state, common, rows)
+    return Snapshot(state, common, _gather_rows(path, state, writers, nodes.cpu()))
 
 
 def _gather_rows(path: Path, state: Mapping[str, Any], writers: int, nodes: Tensor) -> TensorDict:
@@ -188,14 +177,7 @@ def _fresh(folder: Path) -> None:
 def _write_rank(path: Path, snapshot: Snapshot, nodes: Tensor) -> None:
     tensors = {NODES: nodes}
     tensors |= {f"row/{key}": value for key, value in snapshot.rows.items()}
-    tensors |= {f"rank/{key}": value for key, value in snapshot.rank_only.items()}
-    _write_tensors(path, tensors)
-
-
-def _write_tensors(path: Path, tensors: TensorDict) -> None:
-    # a copy each: safetensors refuses tensors that share memory
-    save_file({key: value.detach().cpu().clone() for key, value in tensors.items()}, path)
-    sync(path)
+    write_tensors(path, tensors)
 
 
 def _read_state(path: Path) -> dict[str, Any]:

@@ -167,10 +167,6 @@ class DeepSpeedEngine:
         """Adam's moments of this rank's rows."""
         return {k: v for k, v in self._local_state().items() if v.dim() > 0}
 
-    def rank_state(self) -> TensorDict:
-        """Nothing: the divided moments are saved whole."""
-        return {}
-
     def _local_state(self) -> TensorDict:
         if self._local is None:
             return {}
@@ -180,7 +176,7 @@ class DeepSpeedEngine:
             for key, value in self._local.state.get(parameter, {}).items()
         }
 
-    def load_state(self, common: TensorDict, rows: TensorDict, rank: TensorDict) -> None:
+    def load_state(self, common: TensorDict, rows: TensorDict) -> None:
         """See ``Engine``; the model must have its weights already."""
         self._refresh_master_weights()
         self._load_replicated(common)

@@ -30,12 +30,8 @@ class Engine(Protocol):
         """Optimiser tensors [O, ...] whose rows belong to this rank's nodes."""
         ...
 
-    def rank_state(self) -> TensorDict:
-        """Optimiser tensors that only this rank of this number of ranks can use."""
-        ...
-
-    def load_state(self, common: TensorDict, rows: TensorDict, rank: TensorDict) -> None:
-        """Inverse of the three above."""
+    def load_state(self, common: TensorDict, rows: TensorDict) -> None:
+        """Inverse of the two above."""
         ...
 
 
@@ -75,10 +71,6 @@ class TorchEngine:
         """Adam's moments of this rank's rows."""
         return {key: value for key, value in self._state().items() if self._is_row(key, value)}
 
-    def rank_state(self) -> TensorDict:
-        """Nothing: every tensor is either replicated or has rows."""
-        return {}
-
     def _state(self) -> TensorDict:
         """Adam's tensors as ``parameter|moment``."""
         return {
@@ -90,7 +82,7 @@ class TorchEngine:
     def _is_row(self, key: str, value: Tensor) -> bool:
         return key.rsplit("|", 1)[0] in self._sharded and value.dim() > 0
 
-    def load_state(self, common: TensorDict, rows: TensorDict, rank: TensorDict) -> None:
+    def load_state(self, common: TensorDict, rows: TensorDict) -> None:
         """See ``Engine``."""
         for key, value in (common | rows).items():
             name, moment = key.rsplit("|", 1)

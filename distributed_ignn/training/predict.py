@@ -56,28 +56,20 @@ def load_run(run: Path, comm: Communicator) -> Trainer:
     Raises:
         UserError: the folder holds no run, no checkpoint or no shards (on every rank alike).
     """
-    problem, loaded = None, None
-    try:
-        config = load_run_config(run)
-        checkpoints = list_checkpoints(run / CHECKPOINTS)
-        if not checkpoints:
-            raise UserError(f"{run} holds no checkpoint; train it first with --output {run}")
-        loaded = config, checkpoints[-1], load_run_shard(config, run, comm)
-    except UserError as error:
-        problem = str(error)
-    comm.agree(problem)
-    if loaded is None:
-        raise RuntimeError("a rank without shard must have reported a problem")
-    config, checkpoint, shard = loaded
+    config, checkpoint, shard = comm.together(lambda: _load_parts(run, comm))
     trainer = Trainer(config, shard, comm)
-    try:
-        trainer.restore(load_checkpoint(checkpoint, comm, shard.owned_nodes))
-    except UserError as error:
-        problem = str(error)
-    comm.agree(problem)
+    comm.together(lambda: trainer.restore(load_checkpoint(checkpoint, comm, shard.owned_nodes)))
     trainer.use_best_weights()
     trainer.planner.states.clear()
     return trainer
+
+
+def _load_parts(run: Path, comm: Communicator) -> tuple[RunConfig, Path, GraphShard]:
+    config = load_run_config(run)
+    checkpoints = list_checkpoints(run / CHECKPOINTS)
+    if not checkpoints:
+        raise UserError(f"{run} holds no checkpoint; train it first with --output {run}")
+    return config, checkpoints[-1], load_run_shard(config, run, comm)
 
 
 def load_run_config(run: Path) -> RunConfig:
@@ -126,13 +118,10 @@ def predict(options: PredictOptions, comm: Communicator) -> Solution:
     multilabel = trainer.shard.task == "multilabel"
     probability = torch.sigmoid(logits) if multilabel else torch.softmax(logits, dim=1)
     whole = _gather_nodes(trainer.shard, probability, comm)
-    problem = None
-    if comm.is_main:
-        try:
-            _write(options.out, whole, multilabel)
-        except OSError as error:
-            problem = f"cannot write {options.out}: {error.strerror or error}"
-    comm.agree(problem)
+    comm.together(
+        lambda: _write(options.out, whole, multilabel) if comm.is_main else None,
+        doing=f"write {options.out}",
+    )
     if comm.is_main:
         _show(options, solution, whole, time.perf_counter() - started)
     return solution

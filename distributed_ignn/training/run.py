@@ -58,7 +58,8 @@ def run_training(
     """
     started = time.perf_counter()
     _set_threads(config)
-    _claim_output(config, comm)
+    writing = f"write to output = {config.output}"
+    comm.together(lambda: claim_output(config) if comm.is_main else None, doing=writing)
     progress = Progress(config.train.epochs, enabled=comm.is_main)
     try:
         shard = load_shard(config, comm, progress)
@@ -68,9 +69,8 @@ def run_training(
     except UserError:
         _leave_output(config, comm)
         raise
-    _write_settings(config, comm)
+    recorder = comm.together(lambda: _open_records(config, comm, trainer.epoch), doing=writing)
     store = CheckpointStore(config.output / CHECKPOINTS, comm, config.train.keep_checkpoints)
-    recorder = RunRecorder(config.output, trainer.epoch) if comm.is_main else None
 
     def on_epoch(record: EpochRecord) -> None:
         if recorder is not None:
@@ -98,31 +98,24 @@ def run_training(
 
 def load_shard(config: RunConfig, comm: Communicator, progress: Progress) -> GraphShard:
     """This rank's shard; the first rank of each machine finds or writes all of them."""
-    folder, problem = None, None
-    if comm.local_rank == 0:
-        try:
-            folder, _ = prepare_shards(
-                lambda: _load(config, progress),
-                config.output / SHARDS,
-                comm.world_size,
-                config.partition,
-                data_settings(config.dataset, config.data),
-            )
-        except UserError as error:
-            problem = str(error)
-    comm.agree(problem)
+    folder = comm.together(lambda: _find_shards(config, comm, progress))
     folders = comm.gather_json(None if folder is None else str(folder))
     # ranks of one machine are consecutive, and its first rank named the folder
     own = Path(next(name for name in reversed(folders[: comm.rank + 1]) if name is not None))
-    shard, problem = None, None
-    try:
-        shard = read_shard(own, comm.rank)
-    except UserError as error:
-        problem = str(error)
-    comm.agree(problem)
-    if shard is None:
-        raise RuntimeError("a rank without shard must have reported a problem")
-    return shard
+    return comm.together(lambda: read_shard(own, comm.rank))
+
+
+def _find_shards(config: RunConfig, comm: Communicator, progress: Progress) -> Path | None:
+    if comm.local_rank != 0:
+        return None
+    folder, _ = prepare_shards(
+        lambda: _load(config, progress),
+        config.output / SHARDS,
+        comm.world_size,
+        config.partition,
+        data_settings(config.dataset, config.data),
+    )
+    return folder
 
 
 def _load(config: RunConfig, progress: Progress) -> Any:
@@ -137,19 +130,6 @@ def _set_threads(config: RunConfig) -> None:
     local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     cores = len(os.sched_getaffinity(0))
     torch.set_num_threads(config.train.threads or max(1, cores // local_ranks))
-
-
-def _claim_output(config: RunConfig, comm: Communicator) -> None:
-    """``claim_output`` on rank 0; the others hear of its mistake."""
-    problem = None
-    if comm.is_main:
-        try:
-            claim_output(config)
-        except UserError as error:
-            problem = str(error)
-        except OSError as error:
-            problem = f"cannot write to output = {config.output}: {error.strerror}"
-    comm.agree(problem)
 
 
 def claim_output(config: RunConfig) -> None:
@@ -174,10 +154,12 @@ def _leave_output(config: RunConfig, comm: Communicator) -> None:
             config.output.rmdir()
 
 
-def _write_settings(config: RunConfig, comm: Communicator) -> None:
+def _open_records(config: RunConfig, comm: Communicator, epoch: int) -> RunRecorder | None:
     """From here on the folder holds a run; a resumed one with the settings that now apply."""
-    if comm.is_main:
-        atomic_write_text(config.output / SETTINGS, dump_yaml(config))
+    if not comm.is_main:
+        return None
+    atomic_write_text(config.output / SETTINGS, dump_yaml(config))
+    return RunRecorder(config.output, epoch)
 
 
 def _resume(config: RunConfig, trainer: Trainer, comm: Communicator, progress: Progress) -> None:
@@ -185,15 +167,10 @@ def _resume(config: RunConfig, trainer: Trainer, comm: Communicator, progress: P
     if config.resume is None:
         return
     path = _resume_path(config)
-    problem = None
-    try:
-        if path is not None:
-            trainer.restore(load_checkpoint(path, comm, trainer.shard.owned_nodes))
-    except UserError as error:
-        problem = str(error)
-    comm.agree(problem)
-    if path is not None:
-        progress.resumed(trainer.epoch)
+    if path is None:
+        return
+    comm.together(lambda: trainer.restore(load_checkpoint(path, comm, trainer.shard.owned_nodes)))
+    progress.resumed(trainer.epoch)
 
 
 def _resume_path(config: RunConfig) -> Path | None:

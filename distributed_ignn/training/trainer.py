@@ -216,7 +216,7 @@ class Trainer:
             common |= {f"solver/{k}": v for k, v in self.solver_trainer.state().items()}
             state["solver_steps_done"] = self.solver_trainer.steps_done
             state["solver_ready"] = self.learned.ready
-        return Snapshot(state, common, rows, self.engine.rank_state())
+        return Snapshot(state, common, rows)
 
     def restore(self, snapshot: Snapshot) -> None:
         """Inverse of ``snapshot``.
@@ -232,7 +232,6 @@ class Trainer:
         self.engine.load_state(
             _under(snapshot.common, "optimizer/"),
             _under(snapshot.rows, "optimizer/"),
-            snapshot.rank_only,
         )
         device = self.comm.device
         self.planner.states = {k: v.to(device) for k, v in _under(snapshot.rows, "warm/").items()}

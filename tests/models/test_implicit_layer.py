@@ -15,7 +15,7 @@ from distributed_ignn.models.cell import AdjointCell
 from distributed_ignn.models.constraints import project_columns_l1
 from distributed_ignn.models.implicit import ImplicitLayer, SolvePlan
 from distributed_ignn.solvers.anderson import Anderson
-from distributed_ignn.solvers.base import AnySolver
+from distributed_ignn.solvers.base import AnySolver, FixedPointMap
 from distributed_ignn.solvers.neural import NeuralShape, NeuralSolver, WeightPredictor
 from distributed_ignn.solvers.picard import Picard
 from distributed_ignn.solvers.solve import solve
@@ -94,7 +94,7 @@ def _count_messages(comm: Communicator) -> dict[str, tuple[int, int, int]]:
     injection = torch.ones(mine.num_owned, WIDTH, dtype=torch.float64)
     counts = {}
     for name in ("picard", "anderson", "neural", "adjoint"):
-        cell = layer.cell(injection, weights)
+        cell: FixedPointMap = layer.cell(injection, weights)
         if name == "adjoint":
             cell = AdjointCell(propagation, weights, injection > 0, injection)
         before = comm.traffic.snapshot()

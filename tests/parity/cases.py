@@ -191,7 +191,10 @@ def _learned_weights(
         for k in range(5):
             image, _ = cell(z, None)
             state, residual = anderson.observe(state, z, image, None, comm.sum)
-            found[f"anderson {k}"] = anderson.weights(state) * share
+            alpha = anderson.weights(state)
+            if alpha is None:
+                raise AssertionError("the history of a random map is not singular")
+            found[f"anderson {k}"] = alpha * share
             state, z = anderson.advance(state, Iterate(z, image, residual))
         learned, z = NeuralSolver(predictor, shard.num_nodes), torch.relu(injection)
         run = learned.init(z)

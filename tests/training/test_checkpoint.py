@@ -32,7 +32,6 @@ def _snapshot(value: float = 1.0, size: int = 3) -> Snapshot:
         {"epoch": 7, "solver_ready": True},
         {"model/weight": torch.full((size, size), value), "step": torch.tensor(5.0)},
         rows,
-        {"own": torch.tensor([value])},
     )
 
 
@@ -74,7 +73,6 @@ def test_everything_comes_back(tmp_path: Path) -> None:
     for mine, theirs in (
         (found.common, saved.common),
         (found.rows, saved.rows),
-        (found.rank_only, saved.rank_only),
     ):
         assert mine.keys() == theirs.keys()
         assert all(torch.equal(mine[key], theirs[key]) for key in mine)
@@ -85,7 +83,6 @@ def test_rows_follow_their_nodes_when_the_cut_changes(tmp_path: Path) -> None:
     path = _store(tmp_path).save(7, _snapshot(2.0), NODES)
     found = _load(path, torch.tensor([9, 4]))
     assert found.rows["model/rows"].tolist() == [[18.0], [8.0]]
-    assert found.rank_only == {}
     empty = _load(path, torch.zeros(0, dtype=torch.int64))
     assert empty.rows["model/rows"].shape == (0, 1)
 

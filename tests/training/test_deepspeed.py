@@ -113,9 +113,9 @@ class Run:
         return {k: v.detach().clone() for k, v in self.model.state_dict().items()}
 
     def state(self) -> tuple[TensorDict, ...]:
-        """Weights and the engine's three parts, copied as a checkpoint would."""
+        """Weights and the engine's two parts, copied as a checkpoint would."""
         engine = self.engine
-        parts = (self.weights(), engine.common_state(), engine.row_state(), engine.rank_state())
+        parts = (self.weights(), engine.common_state(), engine.row_state())
         return tuple({k: v.clone() for k, v in part.items()} for part in parts)
 
     def restore(self, state: tuple[TensorDict, ...]) -> None:
