@@ -9,6 +9,8 @@ import hashlib
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+import scipy.sparse as sp
 import torch
 from torch import Tensor
 
@@ -61,6 +63,30 @@ class CSRMatrix:
         return dense
 
 
+def csr_from_entries(
+    row: Tensor, col: Tensor, num_rows: int, num_cols: int, value: Tensor | None = None
+) -> CSRMatrix:
+    """Compressed rows of entries in any order.
+
+    Args:
+        row, col: int64 [E]; a pair may be repeated only without ``value``, and is stored once.
+        num_rows, num_cols: shape of the matrix.
+        value: [E], or None where every entry is one.
+    """
+    key = row * num_cols + col
+    if value is None:
+        # numpy's vectorised int64 sort is several times faster here than torch.sort.
+        key.numpy().sort()
+        key = torch.unique_consecutive(key)
+    else:
+        order = torch.argsort(key)
+        key, value = key[order], value[order]
+    start = torch.arange(num_rows + 1) * num_cols
+    rowptr = torch.searchsorted(key, start)
+    shift = torch.repeat_interleave(start[:-1], rowptr[1:] - rowptr[:-1])
+    return CSRMatrix(rowptr, key - shift, value, num_cols)
+
+
 def csr_from_edges(
     source: Tensor, target: Tensor, num_nodes: int, *, symmetric: bool = True
 ) -> CSRMatrix:
@@ -74,18 +100,28 @@ def csr_from_edges(
     source, target = source[keep].to(torch.int64), target[keep].to(torch.int64)
     if symmetric:
         source, target = torch.cat([source, target]), torch.cat([target, source])
-    key = torch.unique(source * num_nodes + target)  # sorted
-    row, col = key // num_nodes, key % num_nodes
-    rowptr = torch.zeros(num_nodes + 1, dtype=torch.int64)
-    torch.cumsum(torch.bincount(row, minlength=num_nodes), 0, out=rowptr[1:])
-    return CSRMatrix(rowptr, col, None, num_nodes)
+    return csr_from_entries(source, target, num_nodes, num_nodes)
 
 
 def is_symmetric(graph: CSRMatrix) -> bool:
     """Whether every entry (i, j) has its entry (j, i)."""
-    row = graph.rows()
-    flipped, _ = torch.sort(graph.col * graph.num_rows + row)
-    return torch.equal(flipped, row * graph.num_rows + graph.col)
+    flipped, _ = transpose(graph)
+    return torch.equal(flipped.rowptr, graph.rowptr) and torch.equal(flipped.col, graph.col)
+
+
+def transpose(matrix: CSRMatrix) -> tuple[CSRMatrix, Tensor]:
+    """Pattern of the transpose and, per entry of it, the position in ``matrix``, int64 [E]."""
+    position = np.arange(matrix.num_entries)
+    shape = (matrix.num_rows, matrix.num_cols)
+    # scipy counts instead of sorting
+    flipped = sp.csr_array(
+        (position, matrix.col.numpy(), matrix.rowptr.numpy()), shape=shape
+    ).tocsc()
+    rowptr, col, order = (
+        torch.from_numpy(part).to(torch.int64)
+        for part in (flipped.indptr, flipped.indices, flipped.data)
+    )
+    return CSRMatrix(rowptr, col, None, matrix.num_rows), order
 
 
 @dataclass(frozen=True, slots=True, eq=False)

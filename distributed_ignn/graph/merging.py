@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from distributed_ignn.graph.data import CSRMatrix, GraphData
+from distributed_ignn.graph.data import CSRMatrix, GraphData, csr_from_entries
 from distributed_ignn.graph.shard import GraphShard
 
 
@@ -54,7 +54,7 @@ def _merge_channel(shards: Sequence[GraphShard], channel: int) -> CSRMatrix:
         rows += [shard.owned_nodes[part.boundary.rows() + shard.num_interior]]
         cols += [shard.halo_nodes[part.boundary.col]]
     nodes = shards[0].num_nodes
-    return _csr(torch.cat(rows), torch.cat(cols), None, nodes, nodes)
+    return csr_from_entries(torch.cat(rows), torch.cat(cols), nodes, nodes)
 
 
 def _merge_features(shards: Sequence[GraphShard]) -> CSRMatrix | Tensor | None:
@@ -70,11 +70,4 @@ def _merge_features(shards: Sequence[GraphShard]) -> CSRMatrix | Tensor | None:
     cols = torch.cat([block.col for block in sparse])
     values = [block.value for block in sparse if block.value is not None]
     value = torch.cat(values) if values else None
-    return _csr(rows, cols, value, shards[0].num_nodes, sparse[0].num_cols)
-
-
-def _csr(row: Tensor, col: Tensor, value: Tensor | None, num_rows: int, num_cols: int) -> CSRMatrix:
-    order = torch.argsort(row * num_cols + col)
-    rowptr = torch.zeros(num_rows + 1, dtype=torch.int64)
-    torch.cumsum(torch.bincount(row, minlength=num_rows), 0, out=rowptr[1:])
-    return CSRMatrix(rowptr, col[order], None if value is None else value[order], num_cols)
+    return csr_from_entries(rows, cols, shards[0].num_nodes, sparse[0].num_cols, value)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from distributed_ignn.config import PartitionConfig
 from distributed_ignn.errors import UserError
-from distributed_ignn.graph.data import CSRMatrix, is_symmetric
+from distributed_ignn.graph.data import CSRMatrix, csr_from_entries, is_symmetric
 from distributed_ignn.graph.sharding import ShardPlan, plan_shards
 
 Provider = Literal["pyg-lib", "pymetis", "random", "contiguous"]
@@ -201,10 +201,8 @@ def _union(graphs: tuple[CSRMatrix, ...]) -> CSRMatrix:
     if len(graphs) == 1:
         return graphs[0]
     nodes = graphs[0].num_rows
-    key = torch.unique(torch.cat([graph.rows() * nodes + graph.col for graph in graphs]))
-    rowptr = torch.zeros(nodes + 1, dtype=torch.int64)
-    torch.cumsum(torch.bincount(key // nodes, minlength=nodes), 0, out=rowptr[1:])
-    return CSRMatrix(rowptr, key % nodes, None, nodes)
+    rows = torch.cat([graph.rows() for graph in graphs])
+    return csr_from_entries(rows, torch.cat([graph.col for graph in graphs]), nodes, nodes)
 
 
 def _choose_provider(config: PartitionConfig) -> Literal["pyg-lib", "pymetis"]:

@@ -27,33 +27,19 @@ from distributed_ignn.graph.sparse import SparseMatrix
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ChannelOperator:
-    """The blocks of one channel as matrices ready to multiply, and their transposes."""
+    """The blocks of one channel as matrices ready to multiply."""
 
     owned: SparseMatrix
     boundary: SparseMatrix
-    owned_transpose: SparseMatrix
-    boundary_transpose: SparseMatrix
 
     @classmethod
     def from_shard(
         cls, channel: ChannelShard, dtype: torch.dtype, device: torch.device
     ) -> ChannelOperator:
-        """Normalised blocks; the transpose of a symmetric owned block is the block itself."""
-        return cls.from_blocks(*normalised_blocks(channel), channel.symmetric, dtype, device)
-
-    @classmethod
-    def from_blocks(
-        cls,
-        owned: CSRMatrix,
-        boundary: CSRMatrix,
-        symmetric: bool,
-        dtype: torch.dtype,
-        device: torch.device,
-    ) -> ChannelOperator:
-        owned_op = SparseMatrix.from_csr(owned, dtype, device)
-        boundary_op = SparseMatrix.from_csr(boundary, dtype, device)
-        owned_t = owned_op if symmetric else SparseMatrix.transposed(owned, dtype, device)
-        return cls(owned_op, boundary_op, owned_t, SparseMatrix.transposed(boundary, dtype, device))
+        """Normalised blocks."""
+        return cls(
+            *(SparseMatrix.from_csr(block, dtype, device) for block in normalised_blocks(channel))
+        )
 
     def finish(self, product: Tensor, halo: Tensor) -> Tensor:
         """Add the halo's share to ``product`` = A_oo x, in place."""
@@ -61,9 +47,32 @@ class ChannelOperator:
             product[product.shape[0] - self.boundary.num_rows :] += self.boundary @ halo
         return product
 
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ChannelTranspose:
+    """A_oo' and A_bh' of one channel, ready to multiply."""
+
+    owned: SparseMatrix
+    boundary: SparseMatrix
+
+    @classmethod
+    def from_shard(
+        cls,
+        channel: ChannelShard,
+        operator: ChannelOperator,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> ChannelTranspose:
+        """The transposes of ``operator``; that of a symmetric owned block is the block itself."""
+        blocks = normalised_blocks(channel)
+        owned = operator.owned
+        if not channel.symmetric:
+            owned = SparseMatrix.transposed(blocks[0], dtype, device)
+        return cls(owned, SparseMatrix.transposed(blocks[1], dtype, device))
+
     def halo_share(self, y: Tensor) -> Tensor:
         """A_bh' y[I:], the rows [H, D] that belong to other ranks."""
-        return self.boundary_transpose @ y[y.shape[0] - self.boundary.num_rows :]
+        return self.boundary @ y[y.shape[0] - self.boundary.num_cols :]
 
 
 def normalised_blocks(channel: ChannelShard) -> tuple[CSRMatrix, CSRMatrix]:
@@ -96,6 +105,10 @@ class Propagation:
         self.channels = tuple(
             ChannelOperator.from_shard(channel, dtype, comm.device) for channel in shard.channels
         )
+        self._transposes = tuple(
+            ChannelTranspose.from_shard(channel, operator, dtype, comm.device)
+            for channel, operator in zip(shard.channels, self.channels, strict=True)
+        )
 
     @property
     def num_channels(self) -> int:
@@ -123,30 +136,51 @@ class Propagation:
     def apply_transpose(self, ys: Sequence[Tensor]) -> Tensor:
         """sum_c A_hat_c' y_c for one [O, D] per channel, without gradient; one exchange."""
         pending = self._send_home(ys)
-        x = self.channels[0].owned_transpose @ ys[0]
-        for channel, y in zip(self.channels[1:], ys[1:], strict=True):
-            x += channel.owned_transpose @ y
+        x = self._transposes[0].owned @ ys[0]
+        for transpose, y in zip(self._transposes[1:], ys[1:], strict=True):
+            x += transpose.owned @ y
         return self.halo.add_home(x, pending.wait())
 
     def _send_home(self, ys: Sequence[Tensor]) -> PendingRows:
-        share = self.channels[0].halo_share(ys[0])
-        for channel, y in zip(self.channels[1:], ys[1:], strict=True):
-            share += channel.halo_share(y)
+        share = self._transposes[0].halo_share(ys[0])
+        for transpose, y in zip(self._transposes[1:], ys[1:], strict=True):
+            share += transpose.halo_share(y)
         return self.halo.start_transpose(share)
 
-    def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
-        """A_hat_c x for every channel, differentiable in x."""
-        result: tuple[Tensor, ...] = _Propagate.apply(x, self)
+    def __call__(self, xs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """A_hat_c x_c for every channel, differentiable in every x_c [O, D_c].
+
+        One exchange carries the columns of all channels, and one in the backward pass.
+        """
+        result: tuple[Tensor, ...] = _Propagate.apply(self, *xs)
         return result
+
+    def _each(self, xs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        pending = self.halo.start(*xs)
+        products = [channel.owned @ x for channel, x in zip(self.channels, xs, strict=True)]
+        arrived = _split_like(pending.wait(), xs)
+        return tuple(map(ChannelOperator.finish, self.channels, products, arrived))
+
+    def _each_transpose(self, ys: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        pairs = list(zip(self._transposes, ys, strict=True))
+        shares = [transpose.halo_share(y) for transpose, y in pairs]
+        pending = self.halo.start_transpose(torch.cat(shares, dim=1))
+        products = [transpose.owned @ y for transpose, y in pairs]
+        return tuple(map(self.halo.add_home, products, _split_like(pending.wait(), ys)))
+
+
+def _split_like(rows: Tensor, columns: Sequence[Tensor]) -> list[Tensor]:
+    widths = [block.shape[1] for block in columns]
+    return [block.contiguous() for block in rows.split(widths, dim=1)]
 
 
 class _Propagate(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, propagation: Propagation) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, propagation: Propagation, *xs: Tensor) -> tuple[Tensor, ...]:
         ctx.propagation = propagation
         ctx.set_materialize_grads(True)
-        return tuple(propagation.apply(x)[0])
+        return propagation._each([x.contiguous() for x in xs])
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return ctx.propagation.apply_transpose([g.contiguous() for g in grads]), None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return None, *ctx.propagation._each_transpose([g.contiguous() for g in grads])

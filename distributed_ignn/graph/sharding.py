@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distributed_ignn.graph.data import CSRMatrix, GraphData, is_symmetric
+from distributed_ignn.graph.data import CSRMatrix, GraphData, csr_from_entries, is_symmetric
 from distributed_ignn.graph.shard import ChannelShard, GraphShard
 
 
@@ -195,25 +195,14 @@ def _cut_channel(
     loop = torch.arange(owned)
     degree = graph.rowptr[1:] - graph.rowptr[:-1]
     return ChannelShard(
-        owned=_sorted_csr(
+        owned=csr_from_entries(
             torch.cat([row[inside], loop]), torch.cat([col[inside], loop]), owned, owned
         ),
-        boundary=_sorted_csr(row[outside] - interior, col[outside], owned - interior, halo),
+        boundary=csr_from_entries(row[outside] - interior, col[outside], owned - interior, halo),
         degree_owned=degree[owned_nodes],
         degree_halo=degree[halo_nodes],
         symmetric=symmetric,
     )
-
-
-def _sorted_csr(row: Tensor, col: Tensor, num_rows: int, num_cols: int) -> CSRMatrix:
-    """Compressed rows of distinct (row, col) pairs, int64 [e] each, in any order."""
-    rowptr = torch.zeros(num_rows + 1, dtype=torch.int64)
-    torch.cumsum(torch.bincount(row, minlength=num_rows), 0, out=rowptr[1:])
-    # numpy's vectorised int64 sort is several times faster here than torch.sort.
-    key = (row * num_cols + col).numpy()
-    key.sort()
-    start = torch.repeat_interleave(torch.arange(num_rows) * num_cols, rowptr[1:] - rowptr[:-1])
-    return CSRMatrix(rowptr, torch.from_numpy(key) - start, None, num_cols)
 
 
 def _send_plan(plan: ShardPlan, p: int) -> tuple[Tensor, Tensor]:

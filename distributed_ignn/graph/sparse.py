@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from distributed_ignn.graph.data import CSRMatrix
+from distributed_ignn.graph.data import CSRMatrix, transpose
 
 _INT32_MAX = 2**31 - 1
 
@@ -86,15 +86,6 @@ class SparseMatrix:
         if self.num_entries == 0 or dense.shape[1] == 0:
             return dense.new_zeros(self.num_rows, dense.shape[1])
         return self.csr @ dense
-
-
-def transpose(matrix: CSRMatrix) -> tuple[CSRMatrix, Tensor]:
-    """Pattern of the transpose and, per entry of it, the position in ``matrix``."""
-    row = matrix.rows()
-    order = torch.argsort(matrix.col, stable=True)
-    rowptr = torch.zeros(matrix.num_cols + 1, dtype=torch.int64)
-    torch.cumsum(torch.bincount(matrix.col, minlength=matrix.num_cols), 0, out=rowptr[1:])
-    return CSRMatrix(rowptr, row[order], None, matrix.num_rows), order
 
 
 class _SparseLinear(torch.autograd.Function):

@@ -26,10 +26,10 @@ import torch
 from torch import Tensor
 
 from distributed_ignn.comm.communicator import Communicator
-from distributed_ignn.graph.data import CSRMatrix
+from distributed_ignn.graph.data import csr_from_entries
 from distributed_ignn.graph.halo import HaloExchange
 from distributed_ignn.graph.hashing import hash_uniform
-from distributed_ignn.graph.propagate import ChannelOperator, normalised_blocks
+from distributed_ignn.graph.propagate import ChannelOperator
 from distributed_ignn.graph.shard import ChannelShard, GraphShard
 
 Sparsifier = Literal["pri", "degree", "random", "none"]
@@ -207,9 +207,7 @@ def sparsify(
     low, high = torch.minimum(edges.row, edges.col), torch.maximum(edges.row, edges.col)
     kept = hash_uniform(seed, low, high) < probability
     channel = _subgraph(shard, edges, kept, HaloExchange.from_shard(shard, comm), comm)
-    return ChannelOperator.from_blocks(
-        *normalised_blocks(channel), channel.symmetric, dtype, comm.device
-    )
+    return ChannelOperator.from_shard(channel, dtype, comm.device)
 
 
 def _subgraph(
@@ -225,8 +223,8 @@ def _subgraph(
     columns = degree[:, None].to(comm.device, torch.float64)
     degree_halo = halo.start(columns).wait()[:, 0].cpu().to(torch.int64)
     return ChannelShard(
-        owned=_sorted_csr(rows, cols, shard.num_owned, shard.num_owned),
-        boundary=_sorted_csr(
+        owned=csr_from_entries(rows, cols, shard.num_owned, shard.num_owned),
+        boundary=csr_from_entries(
             own[remote] - shard.num_interior,
             other[remote] - shard.num_owned,
             shard.num_owned - shard.num_interior,
@@ -236,10 +234,3 @@ def _subgraph(
         degree_halo=degree_halo,
         symmetric=shard.channels[0].symmetric,
     )
-
-
-def _sorted_csr(row: Tensor, col: Tensor, num_rows: int, num_cols: int) -> CSRMatrix:
-    order = torch.argsort(row * max(num_cols, 1) + col)
-    rowptr = torch.zeros(num_rows + 1, dtype=torch.int64)
-    torch.cumsum(torch.bincount(row, minlength=num_rows), 0, out=rowptr[1:])
-    return CSRMatrix(rowptr, col[order], None, num_cols)

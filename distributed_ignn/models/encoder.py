@@ -89,9 +89,12 @@ class FeatureEncoder(nn.Module):
 
     def forward(self, step: int | None) -> Tensor:
         """b [O, D]; ``step`` seeds the input dropout, None switches it off."""
-        terms = [] if self.own is None else [self._store.linear(self.own, step)]
-        for channel, weight in enumerate(self.spread):
-            terms.append(self._propagation(self._store.linear(weight, step))[channel])
+        own = [] if self.own is None else [self.own]
+        weights = torch.cat([*own, *self.spread], dim=1)
+        columns = self._store.linear(weights, step).tensor_split(len(own) + len(self.spread), dim=1)
+        terms = list(columns[: len(own)])
+        if len(self.spread):
+            terms += self._propagation(columns[len(own) :])
         total = terms[0]
         for term in terms[1:]:
             total = total + term

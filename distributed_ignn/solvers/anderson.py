@@ -22,11 +22,19 @@ _GROWTH_LIMIT = 2.0  # a residual this many times the best one means that the hi
 
 @dataclass(slots=True, eq=False)
 class AndersonState:
-    """History, last residual, and how often the method had to start over."""
+    """History, last residual, and how often the method had to start over.
+
+    Args:
+        history: the last iterates.
+        residual: relative residual of the newest one.
+        restarts: of the history.
+        left_best: residual of the best iterate that a restart has gone back to.
+    """
 
     history: History
     residual: float = float("inf")
     restarts: int = 0
+    left_best: float = float("inf")
 
 
 def anderson_weights(gram: Tensor, regularization: float) -> Tensor | None:
@@ -86,24 +94,37 @@ class Anderson:
         return state.residual
 
     def advance(self, state: AndersonState, best: Iterate) -> tuple[AndersonState, Tensor]:
-        """The mixed point, or a restart from the best iterate's image."""
-        if self.must_restart(state, best):
-            return state, best.image
+        """The mixed point, or a restart where the history misleads or is singular."""
+        if self.has_grown(state, best):
+            return state, self.go_back(state, best)
         alpha = self.weights(state)
         if alpha is None:
-            state.history.forget_all_but_newest()
-            state.restarts += 1
-            alpha = torch.ones(1, dtype=torch.float64)
+            return state, self.start_over(state)
         return state, state.history.mix(alpha, self.beta)
 
     def weights(self, state: AndersonState) -> Tensor | None:
         """alpha of the current history, newest first."""
         return anderson_weights(state.history.ordered_gram(), self.regularization)
 
-    def must_restart(self, state: AndersonState, best: Iterate) -> bool:
-        """Empty the history if the residual has grown well past the best one."""
-        if state.residual <= _GROWTH_LIMIT * best.residual:
-            return False
+    def has_grown(self, state: AndersonState, best: Iterate) -> bool:
+        """Whether the residual is well past the best one."""
+        return state.residual > _GROWTH_LIMIT * best.residual
+
+    def go_back(self, state: AndersonState, best: Iterate) -> Tensor:
+        """Restart from the best iterate's image; Picard's step where that has been tried.
+
+        The residual of a contraction may grow for a while in this norm, so the best iterate's
+        image can itself look bad: going back to it twice would repeat the same steps for ever.
+        """
+        if best.residual >= state.left_best:
+            return self.start_over(state)
+        state.left_best = best.residual
         state.history.slots = []
         state.restarts += 1
-        return True
+        return best.image
+
+    def start_over(self, state: AndersonState) -> Tensor:
+        """Forget all but the newest iterate and take Picard's step from it."""
+        state.history.forget_all_but_newest()
+        state.restarts += 1
+        return state.history.mix(torch.ones(1, dtype=torch.float64), 1.0)

@@ -67,6 +67,10 @@ class History:
         mixed.addmv_(self.residuals.flatten(1).T, weights, alpha=beta)
         return mixed.view_as(self.points[0])
 
+    def drop_newest(self) -> None:
+        """Take the newest iterate back; its place is the next one to be written."""
+        self.slots = self.slots[1:]
+
     def forget_all_but_newest(self) -> None:
         """Restart: the next weights see one iterate only."""
         self.slots = self.slots[:1]

@@ -144,26 +144,28 @@ class NeuralState:
     """Anderson's state and the compressed residuals.
 
     Args:
+        base: Anderson's state.
         own: compressed residuals [O, p], newest first.
         neighbours: A_s times them, newest first, one step behind ``own``.
-        node_mean: mean of the graph layer [H], or None at the first step.
+        pending: the compressed residual that has not been exchanged yet, or None.
+        node_mean: mean of the graph layer [H], or None where the network has no say.
         norm: ||g_k|| over all ranks, 0 before the first evaluation.
         decay: ||g_k|| / ||g_{k-1}||.
         step: evaluations observed.
-        strikes: steps that did not reduce the residual.
-        trusted: whether the last step's residual went down.
-        alpha, beta: what the last ``advance`` used; beta is a float64 scalar.
+        strikes: learned steps that did not reduce the residual.
+        alpha, beta: what the last ``advance`` used; beta is a float64 scalar after a learned step
+            and None after Anderson's.
     """
 
     base: AndersonState
     own: list[Tensor] = field(default_factory=list)
     neighbours: list[Tensor] = field(default_factory=list)
+    pending: Tensor | None = None
     node_mean: Tensor | None = None
     norm: float = 0.0
     decay: float = 1.0
     step: int = 0
     strikes: int = 0
-    trusted: bool = True
     alpha: Tensor | None = None
     beta: Tensor | None = None
 
@@ -171,8 +173,9 @@ class NeuralState:
 class NeuralSolver:
     """The learned solver as a method for ``solve``.
 
-    Safeguard: after a step that did not reduce the global residual the next one is Anderson's;
-    after two such steps, or from step K on, Anderson finishes the solve with the same history.
+    Safeguard: a learned step that does not reduce the global residual is taken back and replaced by
+    the step that Anderson takes from the same history, at the price of its evaluation. After two
+    of them, and from step K on, Anderson finishes the solve with the same history.
 
     Args:
         predictor: s.
@@ -185,7 +188,7 @@ class NeuralSolver:
         self,
         predictor: WeightPredictor,
         num_nodes: int,
-        regularization: float = 1e-10,
+        regularization: float,
         reduce_grad: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self.predictor = predictor
@@ -197,15 +200,15 @@ class NeuralSolver:
         """An empty history."""
         return NeuralState(self.anderson.init(z0))
 
-    def is_learned_step(self, state: NeuralState) -> bool:
-        """Whether the network, not Anderson alone, decides the step after this observation."""
-        return state.step < self.predictor.shape.steps and state.strikes < _MAX_STRIKES
-
     def rider(self, state: NeuralState) -> Tensor | None:
-        """The newest compressed residual, which has not been exchanged yet."""
-        if not state.own or not self.is_learned_step(state):
+        """The newest compressed residual, unless the network has had its last say."""
+        if state.pending is None or not self._network_decides(state):
             return None
-        return state.own[0].detach()
+        return state.pending.detach()
+
+    def _network_decides(self, state: NeuralState) -> bool:
+        """Whether the network, not Anderson alone, decides the step after the next evaluation."""
+        return state.step < self.predictor.shape.steps and state.strikes < _MAX_STRIKES
 
     def observe(
         self, state: NeuralState, z: Tensor, image: Tensor, ridden: Tensor | None, reduce: Reduce
@@ -224,61 +227,61 @@ class NeuralSolver:
         else:
             sums = reduce(scalars)
             state.node_mean = None
+        accepted = state.base.residual
         residual = self.anderson.record(state.base, sums[:-1], float(sums[-1]))
-        self._judge(state, math.sqrt(max(float(sums[0]), 0.0)))
+        self._judge(state, math.sqrt(max(float(sums[0]), 0.0)), accepted)
         return state, residual
 
     def _graph_layer(self, state: NeuralState, ridden: Tensor | None) -> Tensor | None:
         """Sum over owned nodes [H]; None at the first step, where no scale is known yet."""
-        if not self.is_learned_step(state):
+        if not self._network_decides(state) or state.norm == 0.0:
             return None
         keep = self.predictor.shape.memory + 1
         newest = state.base.history.residuals[state.base.history.slots[0]]
-        if state.norm == 0.0:
-            return None
         scale = state.norm / math.sqrt(self.num_nodes * newest.shape[1])
         if ridden is not None:
             state.neighbours = [ridden, *state.neighbours][:keep]
-        state.own = [self.predictor.compress(newest / scale), *state.own][:keep]
+        state.pending = self.predictor.compress(newest / scale)
+        state.own = [state.pending, *state.own][:keep]
         neighbours = state.neighbours or [torch.zeros_like(state.own[0])]
         return self.predictor.node_sum(state.own, neighbours)
 
-    def _judge(self, state: NeuralState, norm: float) -> None:
-        """Compare the new residual with the one before; the numbers are global."""
-        state.decay = norm / state.norm if state.norm > 0.0 else 1.0
-        state.trusted = state.step == 0 or state.decay < 1.0
-        state.strikes += not state.trusted
-        state.norm = norm
+    def _judge(self, state: NeuralState, norm: float, accepted: float) -> None:
+        """Keep the new iterate, or take it back if a learned step led to no smaller residual.
+
+        ``norm`` is global, so every rank judges alike; ``accepted`` is the relative residual that
+        the state goes back to.
+        """
         state.step += 1
+        if state.beta is None or norm < state.norm:
+            state.decay = norm / state.norm if state.norm > 0.0 else 1.0
+            state.norm = norm
+            return
+        state.strikes += 1
+        state.base.history.drop_newest()
+        state.base.residual = accepted
+        if state.node_mean is not None:
+            state.own = state.own[1:]
+        state.node_mean, state.pending = None, None
 
     def advance(self, state: NeuralState, best: Iterate) -> tuple[NeuralState, Tensor]:
         """The mixed point with corrected weights, or Anderson's step where it is safer."""
-        anderson = None
-        if not self.anderson.must_restart(state.base, best):
-            anderson = self.anderson.weights(state.base)
-        learned = state.node_mean is not None and state.trusted and state.strikes < _MAX_STRIKES
-        if anderson is None or not learned:
-            state.alpha, state.beta = anderson, None
-            return state, self._fall_back(state, anderson, best)
-        state.alpha, state.beta = self.weights(state, anderson)
-        return state, state.base.history.mix(state.alpha, float(state.beta))
+        found = self._learned_weights(state, best)
+        if found is None:
+            state.alpha, state.beta = None, None
+            state.base, z = self.anderson.advance(state.base, best)
+            return state, z
+        state.alpha, state.beta = found
+        return state, state.base.history.mix(state.alpha, float(state.beta.detach()))
 
-    def weights(self, state: NeuralState, anderson: Tensor) -> tuple[Tensor, Tensor]:
-        """Corrected alpha [m] and beta at the current state."""
-        if state.node_mean is None:
-            raise ValueError("the first step has no compressed residual to predict from")
-        return self.predictor.correct(
-            state.node_mean,
-            state.base.history.ordered_gram(),
-            state.step - 1,
-            state.decay,
-            anderson,
-        )
-
-    def _fall_back(self, state: NeuralState, anderson: Tensor | None, best: Iterate) -> Tensor:
-        if anderson is not None:
-            return state.base.history.mix(anderson, 1.0)
-        if len(state.base.history):  # a singular system; a restart has emptied it already
-            state.base.history.forget_all_but_newest()
-            state.base.restarts += 1
-        return best.image
+    def _learned_weights(self, state: NeuralState, best: Iterate) -> tuple[Tensor, Tensor] | None:
+        """Corrected alpha [m] and beta; None where the step is Anderson's."""
+        if state.node_mean is None or state.strikes >= _MAX_STRIKES:
+            return None
+        if self.anderson.has_grown(state.base, best):
+            return None
+        anderson = self.anderson.weights(state.base)
+        if anderson is None:
+            return None
+        gram = state.base.history.ordered_gram()
+        return self.predictor.correct(state.node_mean, gram, state.step - 1, state.decay, anderson)

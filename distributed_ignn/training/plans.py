@@ -41,11 +41,20 @@ class SolveLog:
 
 @dataclass(slots=True, eq=False)
 class LearnedSolver:
-    """The two trained parts of IGNN-Solver, and whether they are in use yet."""
+    """The two trained parts of IGNN-Solver.
+
+    Args:
+        predictor: s.
+        initialiser: h.
+        num_nodes: n.
+        regularization: of the Anderson weights that s corrects.
+        ready: whether they are in use yet.
+    """
 
     predictor: WeightPredictor
     initialiser: Initialiser
     num_nodes: int
+    regularization: float
     ready: bool = False
 
     def parameters(self) -> list[torch.nn.Parameter]:
@@ -116,6 +125,6 @@ class SolvePlanner:
             return Picard(config.beta)
         if config.method == "neural" and self._learned is not None and self._learned.ready:
             return NeuralSolver(
-                self._learned.predictor, self._learned.num_nodes, config.regularization
+                self._learned.predictor, self._learned.num_nodes, self._learned.regularization
             )
         return Anderson(config.memory, config.beta, config.regularization)

@@ -27,6 +27,7 @@ from distributed_ignn.models.cell import EquilibriumCell
 from distributed_ignn.models.ignn import ImplicitGNN
 from distributed_ignn.models.implicit import SolvePlan
 from distributed_ignn.solvers.anderson import Anderson
+from distributed_ignn.solvers.base import Iterate
 from distributed_ignn.solvers.history import History
 from distributed_ignn.solvers.neural import (
     Initialiser,
@@ -51,7 +52,7 @@ def build_learned_solver(
     torch.manual_seed(config.seed + 1)
     predictor = WeightPredictor(shape).to(device, dtype)
     initialiser = Initialiser(config.model.hidden, section.bottleneck).to(device, dtype)
-    return LearnedSolver(predictor, initialiser, num_nodes)
+    return LearnedSolver(predictor, initialiser, num_nodes, config.forward.regularization)
 
 
 class SolverTrainer:
@@ -191,42 +192,45 @@ class _Rollout:
         self._solver = NeuralSolver(
             learned.predictor,
             learned.num_nodes,
+            learned.regularization,
             reduce_grad=lambda tensor: all_reduce_sum(tensor, comm),
         )
 
     def run(self, cell: EquilibriumCell, z: Tensor, progress: float) -> tuple[Tensor, float]:
-        """Loss to differentiate and its value; both are the same on every rank."""
-        state = self._solver.init(z)
-        steps = self._config.steps
+        """Loss to differentiate and its value; both are the same on every rank.
+
+        The steps are those of a solve, safeguard included; only learned ones enter the loss.
+        """
+        state, best = self._solver.init(z), None
         loss, value = z.new_zeros((), dtype=torch.float64), 0.0
-        for k in range(steps):
+        for k in range(self._config.steps):
             with torch.no_grad():
                 image, ridden = cell(z, self._solver.rider(state))
             state, residual = self._solver.observe(state, z, image, ridden, self._comm.sum)
-            anderson = self._solver.anderson.weights(state.base)
-            if not math.isfinite(residual) or anderson is None:
+            if not math.isfinite(residual):
                 break
-            if state.node_mean is None:  # no scale yet: Picard's step
-                z = image
+            if best is None or residual < best.residual:
+                best = Iterate(z, image, residual)
+            state, z = self._solver.advance(state, best)
+            if state.alpha is None or state.beta is None:
                 continue
-            term, term_value, z = self._learned_step(state, anderson, k, progress)
+            history = state.base.history
+            term, term_value = self._loss(history, state.alpha, state.beta, z, k, progress)
             loss, value = loss + term.to(loss.device), value + term_value
             _detach_history(state)
         return loss, value
 
-    def _learned_step(
-        self, state: NeuralState, anderson: Tensor, k: int, progress: float
-    ) -> tuple[Tensor, float, Tensor]:
-        """Loss of step k, its value, and the next point."""
+    def _loss(
+        self, history: History, alpha: Tensor, beta: Tensor, point: Tensor, k: int, progress: float
+    ) -> tuple[Tensor, float]:
+        """Loss of the step to ``point`` and its value."""
         steps = self._config.steps
-        alpha, beta = self._solver.weights(state, anderson)
-        next_point = state.base.history.mix(alpha, float(beta.detach()))
         weight = self._config.lambda1 * progress * 2.0 * (k + 1) / (steps * (steps + 1))
-        distance, distance_value = self._distance(state.base.history, alpha, beta, next_point)
-        mixed = _mixed_residual(state.base.history.ordered_gram().to(alpha.device), alpha)
         fade = self._config.lambda3 * (1.0 - progress)
+        distance, distance_value = self._distance(history, alpha, beta, point)
+        mixed = _mixed_residual(history.ordered_gram().to(alpha.device), alpha)
         value = weight * distance_value + fade * float(mixed.detach())
-        return weight * distance + fade * mixed, value, next_point
+        return weight * distance + fade * mixed, value
 
     def _distance(
         self, history: History, alpha: Tensor, beta: Tensor, point: Tensor

@@ -66,7 +66,7 @@ def test_weights_get_the_gradient_of_the_unrolled_map() -> None:
     found = torch.autograd.grad((implicit * probe).sum(), [weight, injection])
     z = torch.zeros_like(injection)
     for _ in range(80):
-        z = torch.relu(propagation(z)[0] @ weight + injection)
+        z = torch.relu(propagation([z])[0] @ weight + injection)
     expected = torch.autograd.grad((z * probe).sum(), [weight, injection])
     assert float(expected[0].abs().max()) > 1e-3
     for mine, theirs in zip(found, expected, strict=True):
@@ -79,7 +79,7 @@ def _solver(name: str, nodes: int) -> AnySolver:
     if name == "anderson":
         return Anderson(3)
     predictor = WeightPredictor(NeuralShape(WIDTH, 3, 20, 2, 4)).double().requires_grad_(False)
-    return NeuralSolver(predictor, nodes)
+    return NeuralSolver(predictor, nodes, 1e-10)
 
 
 def _count_messages(comm: Communicator) -> dict[str, tuple[int, int, int]]:

