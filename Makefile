@@ -17,13 +17,14 @@ DEV_READY := $(VENV)/.dev-$(BUILD)
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make train   two CPU processes train on a generated graph"
+	@echo "make train   two CPU processes train on a generated graph, in a new folder"
 	@echo "make test    all tests, cheapest first"
 	@echo "make lint    format, lint, types and import order"
 	@echo "make clean   remove the virtual environment and caches"
 
 train: $(TRAIN_READY)
-	$(BIN)/torchrun --standalone --nproc-per-node 2 launch/train.py --dataset chains --device cpu
+	OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node 2 launch/train.py \
+		--dataset chains --device cpu --output runs/quickstart-$$(date +%Y%m%d-%H%M%S)
 
 test: $(DEV_READY)
 	$(BIN)/python -m pytest

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from distributed_ignn.errors import UserError
 
@@ -13,16 +16,52 @@ def run_main(main: Callable[[], None]) -> int:
     """Run a command and return its exit code: 0, or 2 after a UserError.
 
     The error is printed as ``error: ...`` to stderr, by rank 0 alone under torchrun, where every
-    rank raises the same one. Any other exception is a bug and passes
-    through with its stack trace.
+    rank raises the same one. Any other exception is a bug and passes through with its stack trace.
+    What the library logs meanwhile is shown, see ``shown_log``.
     """
     try:
-        main()
+        with shown_log():
+            main()
     except UserError as error:
         if not _is_other_rank():
             print(f"error: {error}", file=sys.stderr, flush=True)
         return 2
     return 0
+
+
+@contextmanager
+def shown_log(stream: io.TextIOBase | None = None) -> Iterator[None]:
+    """Show what this library logs, by rank 0 alone; the logs of other libraries are left to them.
+
+    Args:
+        stream: where to; standard error by default.
+    """
+    if _is_other_rank():
+        yield
+        return
+    logger, handler = logging.getLogger("distributed_ignn"), _Plain(stream)
+    before = logger.level, logger.propagate
+    logger.setLevel(logging.INFO)
+    logger.propagate = False  # a library that shows everything would show these lines twice
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.level, logger.propagate = before
+
+
+class _Plain(logging.Handler):
+    """Lines without time and origin."""
+
+    def __init__(self, stream: io.TextIOBase | None) -> None:
+        super().__init__()
+        self._stream = stream
+
+    def emit(self, record: logging.LogRecord) -> None:
+        prefix = "warning: " if record.levelno >= logging.WARNING else ""
+        # looked up for each line: a live display takes the place of sys.stderr for a while
+        print(prefix + self.format(record), file=self._stream or sys.stderr, flush=True)
 
 
 def _is_other_rank() -> bool:

@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
-from distributed_ignn.config import CommandParser, RunConfig, parse_command
+from distributed_ignn.cli import run_main
+from distributed_ignn.config import CommandParser, RunConfig, absolute_paths, parse_command
 from distributed_ignn.errors import UserError
 from distributed_ignn.graph.datasets import load_dataset
 from distributed_ignn.graph.partition import assign_parts
@@ -34,17 +35,16 @@ examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; 0, or 2 after a user's mistake."""
-    try:
-        args, run = _parse(sys.argv[1:] if argv is None else argv)
-        seconds: dict[str, float] = {}
-        manifest = _partition(run, args.parts, args.out, seconds)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return run_main(lambda: _run(sys.argv[1:] if argv is None else argv))
+
+
+def _run(argv: Sequence[str]) -> None:
+    args, run = _parse(argv)
+    seconds: dict[str, float] = {}
+    manifest = _partition(run, args.parts, args.out, seconds)
     state = "already in" if "compare" in seconds else "written to"
     print(f"{manifest.dataset}: {manifest.parts} shards {state} {args.out}")
     Console().print(_table(manifest, seconds))
-    return 0
 
 
 def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, RunConfig]:
@@ -62,7 +62,7 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, RunConfig]:
     if args.method is not None:
         partition = run.partition.model_copy(update={"method": args.method})
         run = run.model_copy(update={"partition": partition})
-    return args, run
+    return args, absolute_paths(run)
 
 
 def _partition(run: RunConfig, parts: int, out: Path, seconds: dict[str, float]) -> Manifest:

@@ -82,7 +82,9 @@ def test_dead_rank_ends_the_run_and_leaves_no_process(tmp_path: Path) -> None:
 def test_hanging_ranks_are_killed_at_the_timeout(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match=r"ranks \[0, 1\] did not finish within 8 s"):
         run_ranks(_hang, 2, str(tmp_path), timeout=8)
-    assert not any(_is_running(int(path.name)) for path in tmp_path.iterdir())
+    pids = [int(path.name) for path in tmp_path.iterdir()]
+    assert len(pids) == 2
+    assert not any(map(_is_running, pids))
 
 
 def test_result_that_does_not_pickle_fails_at_once() -> None:

@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from distributed_ignn.benchmarks.report import Figure, Report, compare, interleave
+from distributed_ignn.benchmarks.report import Report, compare, interleave
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import DataConfig, PartitionConfig, SyntheticConfig
-from distributed_ignn.graph.data import CSRMatrix
+from distributed_ignn.graph.data import CSRMatrix, GraphData
 from distributed_ignn.graph.datasets import load_dataset
 from distributed_ignn.graph.halo import HaloExchange
 from distributed_ignn.graph.partition import assign_parts
@@ -92,8 +92,6 @@ def run(options: IterationOptions, comm: Communicator) -> Report:
     difference = comm.max((cell(z, None)[0] - yardstick(z)).abs().max().reshape(1).cpu())
     if float(difference) > 1e-4:
         raise RuntimeError(f"the variants differ by {float(difference)}")
-    alone = Communicator(device=comm.device)
-    whole = build_shard(data, assign_parts(data.graphs, 1, PartitionConfig()).plan, 0)
     seconds = interleave(
         {"yardstick": lambda: yardstick(z), "overlapped": lambda: cell(z, None)},
         options.rounds,
@@ -101,7 +99,13 @@ def run(options: IterationOptions, comm: Communicator) -> Report:
     )
     figures = compare(seconds, "seconds", "yardstick")
     if comm.world_size > 1:
-        figures += _against_one_process(whole, alone, weight, options, seconds, comm)
+        time_alone = _time_of_one_process(data, weight, options, comm) if comm.is_main else 0.0
+        time_alone = float(comm.max(torch.tensor([time_alone], dtype=torch.float64)))
+        busy = {
+            "one process": time_alone,
+            f"{comm.world_size} ranks": comm.world_size * seconds["overlapped"],
+        }
+        figures += compare(busy, "seconds x ranks", "one process", "parallel efficiency")
     entries = data.graphs[0].num_entries
     settings = {
         "nodes": data.num_nodes,
@@ -116,30 +120,16 @@ def run(options: IterationOptions, comm: Communicator) -> Report:
     return Report("iteration", settings, figures)
 
 
-def _against_one_process(
-    whole: GraphShard,
-    alone: Communicator,
-    weight: Tensor,
-    options: IterationOptions,
-    seconds: dict[str, float],
-    comm: Communicator,
-) -> tuple[Figure, ...]:
-    """Parallel efficiency T1 / (P TP): rank 0 runs the whole graph while the others wait."""
-    time_alone = 0.0
-    if comm.is_main:
-        cell = EquilibriumCell(
-            Propagation(whole, alone, torch.float32),
-            [weight],
-            torch.zeros(whole.num_owned, options.width, device=alone.device),
-        )
-        z = torch.rand(whole.num_owned, options.width, device=alone.device)
-        found = interleave({"one": lambda: cell(z, None)}, options.rounds, alone)
-        time_alone = found["one"]
-    time_alone = float(comm.max(torch.tensor([time_alone], dtype=torch.float64)))
-    efficiency = time_alone / (comm.world_size * seconds["overlapped"])
-    return (
-        Figure("one process", time_alone, "seconds", "one process", 1.0),
-        Figure(
-            f"efficiency of {comm.world_size} ranks", efficiency, "T1 / (P TP)", "ideal", efficiency
-        ),
+def _time_of_one_process(
+    data: GraphData, weight: Tensor, options: IterationOptions, comm: Communicator
+) -> float:
+    """Seconds of one evaluation on the whole graph, on this rank while the others wait."""
+    alone = Communicator(device=comm.device)
+    whole = build_shard(data, assign_parts(data.graphs, 1, PartitionConfig()).plan, 0)
+    cell = EquilibriumCell(
+        Propagation(whole, alone, torch.float32),
+        [weight],
+        torch.zeros(whole.num_owned, options.width, device=alone.device),
     )
+    z = torch.rand(whole.num_owned, options.width, device=alone.device)
+    return interleave({"one": lambda: cell(z, None)}, options.rounds, alone)["one"]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ class Figure:
         unit: seconds, evaluations, bytes, ...
         baseline: name of the variant that the ratio refers to.
         ratio: baseline value over this value; above 1 is better than the baseline.
+        section: what the figures of one table have in common, besides the baseline.
     """
 
     name: str
@@ -34,6 +37,7 @@ class Figure:
     unit: str
     baseline: str
     ratio: float
+    section: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,19 +49,12 @@ class Report:
     figures: tuple[Figure, ...] = field(default=())
 
     def show(self, console: Console) -> None:
-        """Print a table."""
-        table = Table(title=self.benchmark)
-        for column in ("variant", "value", "unit", "ratio", "baseline"):
-            table.add_column(column, justify="right" if column in ("value", "ratio") else "left")
-        for figure in self.figures:
-            table.add_row(
-                figure.name,
-                f"{figure.value:.4g}",
-                figure.unit,
-                f"{figure.ratio:.2f}",
-                figure.baseline,
-            )
-        console.print(table)
+        """Print a table per section and baseline."""
+        for (section, baseline), group in groupby(
+            self.figures, key=lambda figure: (figure.section, figure.baseline)
+        ):
+            title = ", ".join(part for part in (self.benchmark, section) if part)
+            console.print(_table(title, baseline, tuple(group)))
         console.print("  ".join(f"{key}={value}" for key, value in self.settings.items()))
 
     def write(self, path: Path) -> None:
@@ -65,17 +62,40 @@ class Report:
         content = asdict(self)
         for figure in content["figures"]:
             for key in ("value", "ratio"):
-                if figure[key] != figure[key] or figure[key] == float("inf"):
+                if not math.isfinite(figure[key]):
                     figure[key] = None
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic_write_json(path, content)
 
 
-def compare(values: Mapping[str, float], unit: str, baseline: str) -> tuple[Figure, ...]:
-    """Figures of all variants against one of them."""
+def _table(title: str, baseline: str, figures: tuple[Figure, ...]) -> Table:
+    """A row per variant; per unit a column with the value and one with the ratio."""
+    table = Table(title=f"{title}; ratio = {baseline} / variant")
+    table.add_column("variant")
+    units = dict.fromkeys(figure.unit for figure in figures)
+    for unit in units:
+        table.add_column(unit, justify="right")
+        table.add_column("ratio", justify="right")
+    cells = {(f.name, f.unit): (_shown(f.value, ".4g"), _shown(f.ratio, ".2f")) for f in figures}
+    for name in dict.fromkeys(figure.name for figure in figures):
+        table.add_row(name, *chain.from_iterable(cells.get((name, u), ("", "")) for u in units))
+    return table
+
+
+def _shown(value: float, style: str) -> str:
+    return format(value, style) if math.isfinite(value) else "-"
+
+
+def compare(
+    values: Mapping[str, float], unit: str, baseline: str, section: str = ""
+) -> tuple[Figure, ...]:
+    """Figures of all variants against one of them.
+
+    A variant that never arrives (infinite) has ratio 0, or nan if the baseline never does either.
+    """
     base = values[baseline]
     return tuple(
-        Figure(name, value, unit, baseline, base / value if value else float("inf"))
+        Figure(name, value, unit, baseline, base / value if value else float("inf"), section)
         for name, value in values.items()
     )
 

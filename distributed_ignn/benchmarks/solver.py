@@ -6,15 +6,16 @@ of weights for the whole graph, from zero; b(X) is computed once for all of them
 
 from __future__ import annotations
 
-import time
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from distributed_ignn.benchmarks.report import Figure, Report, compare
+from distributed_ignn.benchmarks.report import Figure, Report, compare, interleave
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.errors import UserError
 from distributed_ignn.solvers.anderson import Anderson
@@ -25,7 +26,7 @@ from distributed_ignn.solvers.solve import solve
 from distributed_ignn.training.predict import load_run
 from distributed_ignn.training.trainer import Trainer
 
-BASELINE = "anderson from zero"
+BASELINE = "anderson, zero"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +73,7 @@ def run(options: SolverOptions, comm: Communicator) -> Report:
     for tolerance in options.tolerances:
         steps, seconds = _measure(trainer, injection, contestants, tolerance, options, comm)
         for unit, values in (("evaluations", steps), ("seconds", seconds)):
-            named = {f"{name} to {tolerance:g}": value for name, value in values.items()}
-            figures += compare(named, unit, f"{BASELINE} to {tolerance:g}")
+            figures += compare(values, unit, BASELINE, f"residual {tolerance:g}")
     settings = {
         "run": str(options.run),
         "dataset": trainer.config.dataset,
@@ -97,12 +97,14 @@ def _contestants(trainer: Trainer, injection: Tensor) -> dict[str, Contestant]:
         start: Tensor = learned.initialiser(injection)
         return start
 
-    neural = NeuralSolver(learned.predictor, learned.num_nodes)
+    section = trainer.config.forward
+    anderson = Anderson(regularization=section.regularization)
+    neural = NeuralSolver(learned.predictor, learned.num_nodes, section.regularization)
     return {
-        "picard from zero": Contestant(Picard(), zero),
-        BASELINE: Contestant(Anderson(), zero),
-        "picard from initialiser": Contestant(Picard(), guess),
-        "anderson from initialiser": Contestant(Anderson(), guess),
+        "picard, zero": Contestant(Picard(), zero),
+        BASELINE: Contestant(anderson, zero),
+        "picard, initialiser": Contestant(Picard(), guess),
+        "anderson, initialiser": Contestant(anderson, guess),
         "learned solver": Contestant(neural, guess),
     }
 
@@ -116,20 +118,20 @@ def _measure(
     comm: Communicator,
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Evaluations and median seconds per contestant; infinite where the tolerance is not met."""
-    times: dict[str, list[float]] = {name: [] for name in contestants}
-    steps: dict[str, float] = {}
-    for _ in range(options.rounds):
-        for name, contestant in contestants.items():
-            comm.barrier()
-            started = time.perf_counter()
-            solution = _solve(trainer, injection, contestant, tolerance, options.max_steps, comm)
-            elapsed = torch.tensor([time.perf_counter() - started], dtype=torch.float64)
-            times[name].append(float(comm.max(elapsed)))
-            steps[name] = solution.steps if solution.converged else float("inf")
-    seconds = {
-        name: float(torch.tensor(found).median()) if steps[name] < float("inf") else float("inf")
-        for name, found in times.items()
-    }
+    found: dict[str, Solution] = {}
+
+    def attempt(name: str) -> None:
+        found[name] = _solve(
+            trainer, injection, contestants[name], tolerance, options.max_steps, comm
+        )
+
+    seconds = interleave(
+        {name: partial(attempt, name) for name in contestants}, options.rounds, comm
+    )
+    for name, solution in found.items():
+        if not solution.converged:
+            seconds[name] = math.inf
+    steps = {n: float(s.steps) if s.converged else math.inf for n, s in found.items()}
     return steps, seconds
 
 

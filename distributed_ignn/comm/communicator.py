@@ -181,23 +181,32 @@ def start_communicator(
     world_size: int,
     local_rank: int,
     device: torch.device,
+    local_world_size: int | None = None,
     backend: str = "auto",
     init_method: str = "env://",
     timeout_seconds: float = 1800.0,
 ) -> Communicator:
     """Join the job and return this rank's Communicator.
 
-    ``backend="auto"`` takes nccl when every rank has a GPU of its own, gloo otherwise. A process
-    group that somebody else started (Ray Train) is used as it is and left open on close.
+    A process group that somebody else started (Ray Train) is used as it is and left open on close.
+
+    Args:
+        rank, world_size, local_rank: position in the job and on this machine.
+        device: where this rank computes; made the current one if it is a GPU.
+        local_world_size: ranks on this machine; all of them by default.
+        backend: see ``choose_backend``.
+        init_method, timeout_seconds: how ranks find each other, and how long one waits for others.
 
     Raises:
         UserError: nccl was asked for without a GPU per rank.
     """
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # nccl and libraries that ask for no device use it
     if world_size == 1 and not dist.is_initialized():
         return Communicator(rank, world_size, local_rank, device)
     if dist.is_initialized():
         return Communicator(rank, world_size, local_rank, device)
-    name = choose_backend(backend, device, local_rank)
+    name = choose_backend(backend, device, local_world_size or world_size)
     dist.init_process_group(
         name,
         init_method=init_method,
@@ -208,15 +217,23 @@ def start_communicator(
     return Communicator(rank, world_size, local_rank, device, owns_group=True)
 
 
-def choose_backend(backend: str, device: torch.device, local_rank: int) -> str:
-    """Resolve ``auto`` and refuse what cannot work."""
-    own_gpu = device.type == "cuda" and local_rank < torch.cuda.device_count()
+def choose_backend(backend: str, device: torch.device, local_world_size: int) -> str:
+    """Resolve ``auto``: nccl when every rank has a GPU of its own, gloo otherwise.
+
+    It reads only what all ranks of a machine share, so that they choose alike. Machines with other
+    numbers of ranks or GPUs may choose differently: jobs on several machines need machines that
+    are alike, or a backend that is named.
+
+    Raises:
+        UserError: nccl was asked for without a GPU per rank; on every rank of the machine.
+    """
+    own_gpu = device.type == "cuda" and local_world_size <= torch.cuda.device_count()
     if backend == "auto":
         return "nccl" if own_gpu else "gloo"
     if backend == "nccl" and not own_gpu:
         raise UserError(
             f"comm.backend nccl needs one GPU per rank, found {torch.cuda.device_count()} GPUs for "
-            f"local rank {local_rank} on {device.type}; use --comm.backend gloo"
+            f"{local_world_size} ranks on {device.type}; use --comm.backend gloo"
         )
     return backend
 

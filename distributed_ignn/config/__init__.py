@@ -2,6 +2,7 @@
 
 from distributed_ignn.config.command import CommandParser
 from distributed_ignn.config.parse import dump_yaml, load_yaml, parse_args, parse_command
+from distributed_ignn.config.paths import absolute_paths
 from distributed_ignn.config.sections import (
     DATASET_NAMES,
     AdjointConfig,
@@ -33,6 +34,7 @@ __all__ = [
     "SolveConfig",
     "SyntheticConfig",
     "TrainConfig",
+    "absolute_paths",
     "dump_yaml",
     "load_yaml",
     "parse_args",

@@ -131,7 +131,9 @@ class PartitionConfig(Section):
         "metis", description="metis: few halo rows; the others are baselines"
     )
     provider: Literal["auto", "pyg-lib", "pymetis"] = Field(
-        "auto", description="METIS library; auto: the one that offers the other settings"
+        "auto",
+        description="METIS library; auto: pymetis, or pyg-lib where that is missing or where "
+        "objective cut, seed 0 and imbalance from 1.03 on ask for nothing that pyg-lib lacks",
     )
     objective: Literal["volume", "cut"] = Field(
         "volume", description="volume: fewest halo rows; cut: fewest edges between parts"
@@ -172,10 +174,17 @@ class SolveConfig(Section):
     )
     tolerance: float = Field(1e-4, gt=0, description="relative residual at which to stop")
     max_steps: int = Field(50, ge=1, description="most steps of one solve")
-    memory: int = Field(5, ge=1, description="past iterates that Anderson mixes (M)")
-    beta: float = Field(1.0, gt=0, le=1, description="Anderson's mixing factor")
+    memory: int = Field(
+        5,
+        ge=1,
+        description="past iterates that Anderson mixes (M), in a warm-up too; the learned solver "
+        "has solver.memory",
+    )
+    beta: float = Field(1.0, gt=0, le=1, description="Anderson's mixing factor, in a warm-up too")
     regularization: float = Field(
-        1e-8, ge=0, description="added to Anderson's Gram matrix, relative to its trace"
+        1e-8,
+        ge=0,
+        description="added to Anderson's Gram matrix, relative to each residual's square",
     )
     warm_start: bool = Field(True, description="start from the solution of the last epoch")
 

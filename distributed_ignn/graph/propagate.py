@@ -36,10 +36,15 @@ class ChannelOperator:
     def from_shard(
         cls, channel: ChannelShard, dtype: torch.dtype, device: torch.device
     ) -> ChannelOperator:
-        """Normalised blocks."""
-        return cls(
-            *(SparseMatrix.from_csr(block, dtype, device) for block in normalised_blocks(channel))
-        )
+        """The normalised blocks of ``channel``."""
+        return cls.from_blocks(normalised_blocks(channel), dtype, device)
+
+    @classmethod
+    def from_blocks(
+        cls, blocks: tuple[CSRMatrix, CSRMatrix], dtype: torch.dtype, device: torch.device
+    ) -> ChannelOperator:
+        """Owned and boundary block."""
+        return cls(*(SparseMatrix.from_csr(block, dtype, device) for block in blocks))
 
     def finish(self, product: Tensor, halo: Tensor) -> Tensor:
         """Add the halo's share to ``product`` = A_oo x, in place."""
@@ -56,17 +61,15 @@ class ChannelTranspose:
     boundary: SparseMatrix
 
     @classmethod
-    def from_shard(
+    def from_blocks(
         cls,
-        channel: ChannelShard,
-        operator: ChannelOperator,
+        blocks: tuple[CSRMatrix, CSRMatrix],
+        owned: SparseMatrix | None,
         dtype: torch.dtype,
         device: torch.device,
     ) -> ChannelTranspose:
-        """The transposes of ``operator``; that of a symmetric owned block is the block itself."""
-        blocks = normalised_blocks(channel)
-        owned = operator.owned
-        if not channel.symmetric:
+        """Transposes of ``blocks``; ``owned`` is the first one's where that is symmetric."""
+        if owned is None:
             owned = SparseMatrix.transposed(blocks[0], dtype, device)
         return cls(owned, SparseMatrix.transposed(blocks[1], dtype, device))
 
@@ -102,12 +105,12 @@ class Propagation:
 
     def __init__(self, shard: GraphShard, comm: Communicator, dtype: torch.dtype) -> None:
         self.halo = HaloExchange.from_shard(shard, comm)
-        self.channels = tuple(
-            ChannelOperator.from_shard(channel, dtype, comm.device) for channel in shard.channels
-        )
+        where = dtype, comm.device
+        blocks = [normalised_blocks(channel) for channel in shard.channels]
+        self.channels = tuple(ChannelOperator.from_blocks(pair, *where) for pair in blocks)
         self._transposes = tuple(
-            ChannelTranspose.from_shard(channel, operator, dtype, comm.device)
-            for channel, operator in zip(shard.channels, self.channels, strict=True)
+            ChannelTranspose.from_blocks(pair, op.owned if channel.symmetric else None, *where)
+            for channel, op, pair in zip(shard.channels, self.channels, blocks, strict=True)
         )
 
     @property

@@ -116,6 +116,19 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name.split("-")[1]))
 
 
+def newest_checkpoint(folder: Path, comm: Communicator) -> Path | None:
+    """The newest complete checkpoint as rank 0 sees it, the same on every rank; None without any.
+
+    Raises:
+        UserError: the folder cannot be read (on every rank).
+    """
+    found = comm.together(
+        lambda: list_checkpoints(folder) if comm.is_main else [], doing=f"read {folder}"
+    )
+    name = comm.gather_json(found[-1].name if found else None)[0]
+    return None if name is None else folder / name
+
+
 def load_checkpoint(path: Path, comm: Communicator, nodes: Tensor) -> Snapshot:
     """Read a checkpoint for the nodes of this rank, whatever number of ranks wrote it.
 

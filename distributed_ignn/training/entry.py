@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 
 from distributed_ignn.cli import run_main
 from distributed_ignn.comm.communicator import Communicator, start_communicator
-from distributed_ignn.config import CommConfig, RunConfig, parse_args
+from distributed_ignn.config import CommConfig, RunConfig, absolute_paths, parse_args
 from distributed_ignn.errors import UserError
 from distributed_ignn.training.run import run_training
 
@@ -29,7 +29,8 @@ def train(config: RunConfig) -> None:
 
         train_on_ray(config)
         return
-    on_this_rank(lambda comm: run_training(config, comm), config.device, config.comm)
+    run = absolute_paths(config)
+    on_this_rank(lambda comm: run_training(run, comm), run.device, run.comm)
 
 
 def on_this_rank(
@@ -37,12 +38,10 @@ def on_this_rank(
 ) -> T:
     """Join the job that the environment describes, act, and leave it."""
     settings = config or CommConfig()
-    rank, world_size, local_rank = _position()
+    place = _position()
     comm = start_communicator(
-        rank=rank,
-        world_size=world_size,
-        local_rank=local_rank,
-        device=choose_device(device, local_rank),
+        **place._asdict(),
+        device=choose_device(device, place.local_rank),
         backend=settings.backend,
         timeout_seconds=settings.timeout_seconds,
     )
@@ -66,29 +65,42 @@ def choose_device(name: str, local_rank: int) -> torch.device:
     return torch.device("cuda", local_rank % count)
 
 
-def _position() -> tuple[int, int, int]:
-    """Rank, world size and local rank from torchrun's environment, or a single process.
+class _Position(NamedTuple):
+    """Of a rank: in the job and on its machine."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+
+
+def _position() -> _Position:
+    """From torchrun's environment, or a single process.
 
     Raises:
         UserError: a variable is missing, not a number, or too large.
     """
     if "RANK" not in os.environ:
-        return 0, 1, 0
+        return _Position(0, 1, 0, 1)
     values = []
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
-        text = os.environ.get(name, "")
+    # starters other than torchrun may leave it out
+    texts = {"LOCAL_WORLD_SIZE": os.environ.get("WORLD_SIZE", ""), **os.environ}
+    for name in map(str.upper, _Position._fields):
+        text = texts.get(name, "")
         if not text.isdecimal():
             raise UserError(
                 f"{name} = {text!r} in the environment is not a rank; start with torchrun"
             )
         values.append(int(text))
-    rank, world_size, local_rank = values
-    if rank >= world_size:
-        raise UserError(
-            f"RANK = {rank} in the environment is not below WORLD_SIZE = {world_size}; start with "
-            "torchrun"
-        )
-    for name in ("MASTER_ADDR", "MASTER_PORT") if world_size > 1 else ():
+    place = _Position(*values)
+    for below, limit in (("RANK", "WORLD_SIZE"), ("LOCAL_RANK", "LOCAL_WORLD_SIZE")):
+        number, most = getattr(place, below.lower()), getattr(place, limit.lower())
+        if number >= most:
+            raise UserError(
+                f"{below} = {number} in the environment is not below {limit} = {most}; start with "
+                "torchrun"
+            )
+    for name in ("MASTER_ADDR", "MASTER_PORT") if place.world_size > 1 else ():
         if not os.environ.get(name):
             raise UserError(f"{name} is missing in the environment; start with torchrun")
-    return rank, world_size, local_rank
+    return place

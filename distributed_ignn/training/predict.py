@@ -1,8 +1,9 @@
 """Predictions of a finished run, rebuilt from its folder alone.
 
-Settings from config.yaml, the graph from the run's shards (merged and cut again when the number of
-ranks differs), weights and learned solver from the newest checkpoint, at the epoch that validation
-chose. Nothing is kept from the training solves: the equilibrium is found from the initialiser.
+Settings from config.yaml, the graph from the shards that shards.json names (merged and cut again
+when the number of ranks differs), weights and learned solver from the newest checkpoint, at the
+epoch that validation chose. Nothing is kept from the training solves: the equilibrium is found from
+the initialiser.
 """
 
 from __future__ import annotations
@@ -25,11 +26,12 @@ from distributed_ignn.errors import UserError
 from distributed_ignn.files import sync, temporary_sibling
 from distributed_ignn.graph.merging import merge_shards
 from distributed_ignn.graph.shard import GraphShard
-from distributed_ignn.graph.shard_store import MANIFEST, read_manifest, read_shard
+from distributed_ignn.graph.shard_store import read_shard
 from distributed_ignn.graph.sharding import build_shards
 from distributed_ignn.solvers.base import Solution
-from distributed_ignn.training.checkpoint import list_checkpoints, load_checkpoint
-from distributed_ignn.training.run import CHECKPOINTS, SETTINGS, SHARDS
+from distributed_ignn.training.checkpoint import load_checkpoint, newest_checkpoint
+from distributed_ignn.training.run import CHECKPOINTS, SETTINGS
+from distributed_ignn.training.shards import open_shards
 from distributed_ignn.training.trainer import Trainer
 
 
@@ -56,20 +58,16 @@ def load_run(run: Path, comm: Communicator) -> Trainer:
     Raises:
         UserError: the folder holds no run, no checkpoint or no shards (on every rank alike).
     """
-    config, checkpoint, shard = comm.together(lambda: _load_parts(run, comm))
+    config = comm.together(lambda: load_run_config(run))
+    checkpoint = newest_checkpoint(run / CHECKPOINTS, comm)
+    if checkpoint is None:
+        raise UserError(f"{run} holds no checkpoint; train it first with --output {run}")
+    shard = comm.together(lambda: load_run_shard(run, comm))
     trainer = Trainer(config, shard, comm)
     comm.together(lambda: trainer.restore(load_checkpoint(checkpoint, comm, shard.owned_nodes)))
     trainer.use_best_weights()
     trainer.planner.states.clear()
     return trainer
-
-
-def _load_parts(run: Path, comm: Communicator) -> tuple[RunConfig, Path, GraphShard]:
-    config = load_run_config(run)
-    checkpoints = list_checkpoints(run / CHECKPOINTS)
-    if not checkpoints:
-        raise UserError(f"{run} holds no checkpoint; train it first with --output {run}")
-    return config, checkpoints[-1], load_run_shard(config, run, comm)
 
 
 def load_run_config(run: Path) -> RunConfig:
@@ -82,24 +80,18 @@ def load_run_config(run: Path) -> RunConfig:
     return config.model_copy(update={"engine": "torch", "deepspeed_config": None})
 
 
-def load_run_shard(config: RunConfig, run: Path, comm: Communicator) -> GraphShard:
-    """This rank's shard: as it lies in the run folder, or from all shards merged and cut again."""
-    folders = [config.partition.dir] if config.partition.dir else _shard_folders(run)
-    manifests = {folder: read_manifest(folder) for folder in folders}
-    for folder, manifest in manifests.items():
-        if manifest.parts == comm.world_size:
-            return read_shard(folder, comm.rank)
-    folder, manifest = next(iter(manifests.items()))
+def load_run_shard(run: Path, comm: Communicator) -> GraphShard:
+    """This rank's shard: one of those that the run read, or from all of them merged and cut again.
+
+    Raises:
+        UserError: the shards are gone, others have taken their place, or one is damaged.
+    """
+    folder, manifest = open_shards(run)
+    if manifest.parts == comm.world_size:
+        return read_shard(folder, comm.rank)
     data = merge_shards([read_shard(folder, part) for part in range(manifest.parts)])
     part = torch.arange(data.num_nodes) * comm.world_size // data.num_nodes
     return list(build_shards(data, part, comm.world_size))[comm.rank]
-
-
-def _shard_folders(run: Path) -> list[Path]:
-    found = sorted(path.parent for path in (run / SHARDS).glob(f"*/{MANIFEST}"))
-    if not found:
-        raise UserError(f"{run / SHARDS} holds no shards; train the run again")
-    return found
 
 
 @torch.no_grad()

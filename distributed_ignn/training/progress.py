@@ -77,7 +77,13 @@ class Progress:
         for label, text in _rows(summary):
             table.add_row(label, text)
         self._console.print(table)
-        self._console.print(f"results: {output}", soft_wrap=True)
+        self._console.print(f"results: {_shown(output)}", soft_wrap=True)
+
+
+def _shown(path: Path) -> Path:
+    """As short as it can be typed here."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
 
 
 def _describe(record: EpochRecord) -> str:

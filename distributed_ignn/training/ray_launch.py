@@ -13,16 +13,16 @@ import os
 import shutil
 import socket
 import sys
-from contextlib import AbstractContextManager, nullcontext, redirect_stdout
+from contextlib import ExitStack, redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 from threading import Thread
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
-from distributed_ignn.config import RunConfig
-from distributed_ignn.config.sections import FILE_SUFFIXES, Section
+from distributed_ignn.cli import shown_log
+from distributed_ignn.config import RunConfig, absolute_paths
 from distributed_ignn.errors import UserError
 from distributed_ignn.training.entry import on_this_rank
 from distributed_ignn.training.records import EpochRecord
@@ -36,8 +36,6 @@ RESTARTS = 2
 _SNAPSHOT = "checkpoint_manager_snapshot.json"
 _POLL_SECONDS = "0.5"  # a report waits until the one before was fetched; Ray's 2 s is long
 _REACH_SECONDS = 10.0
-
-_SectionT = TypeVar("_SectionT", bound=Section)
 
 
 def train_on_ray(config: RunConfig) -> None:
@@ -66,20 +64,6 @@ def train_on_ray(config: RunConfig) -> None:
         _fit(run, resources)
     finally:
         ray.shutdown()
-
-
-def absolute_paths(section: _SectionT) -> _SectionT:
-    """A copy whose paths no longer depend on the working folder, which workers do not share."""
-    changes: dict[str, Any] = {}
-    for name in type(section).model_fields:
-        value = getattr(section, name)
-        if isinstance(value, Path):
-            changes[name] = value.absolute()
-        elif isinstance(value, Section):
-            changes[name] = absolute_paths(value)
-        elif name == "dataset" and value.endswith(FILE_SUFFIXES):
-            changes[name] = str(Path(value).absolute())
-    return section.model_copy(update=changes)
 
 
 def choose_gpu_share(config: RunConfig, found: int) -> float:
@@ -354,10 +338,11 @@ def _train_worker(settings: dict[str, Any]) -> None:
         "LOCAL_WORLD_SIZE": str(context.get_local_world_size()),
         "COLUMNS": str(settings["columns"]),
     }
-    screen: AbstractContextManager[Any] = nullcontext()
-    if rank == 0:
-        screen = redirect_stdout(_Lines(settings["lines"], settings["encoding"]))
-    with screen:
+    with ExitStack() as screen:
+        if rank == 0:
+            lines = _Lines(settings["lines"], settings["encoding"])
+            screen.enter_context(redirect_stdout(lines))
+            screen.enter_context(shown_log(lines))
         config = _continue_own_run(RunConfig.model_validate(settings["run"]), rank)
         # A mistake is known to all ranks, so they all return. Raising it would make Ray try again.
         try:

@@ -1,7 +1,7 @@
 """One rank's whole run, from its settings to its summary; the same under torchrun and Ray Train.
 
-Output folder: config.yaml, metrics.jsonl, summary.json, checkpoints/, shards/ and TensorBoard
-events. Rank 0 writes; every rank fails together when one of them cannot go on.
+Output folder: config.yaml, metrics.jsonl, summary.json, checkpoints/, shards/, shards.json and
+TensorBoard events. Rank 0 writes; every rank fails together when one of them cannot go on.
 """
 
 from __future__ import annotations
@@ -22,18 +22,14 @@ from distributed_ignn.errors import UserError
 from distributed_ignn.files import atomic_write_text
 from distributed_ignn.graph.datasets import load_dataset
 from distributed_ignn.graph.shard import GraphShard
-from distributed_ignn.graph.shard_store import (
-    data_settings,
-    prepare_shards,
-    read_shard,
-)
-from distributed_ignn.training.checkpoint import CheckpointStore, list_checkpoints, load_checkpoint
+from distributed_ignn.graph.shard_store import read_shard
+from distributed_ignn.training.checkpoint import CheckpointStore, load_checkpoint, newest_checkpoint
 from distributed_ignn.training.progress import Progress
 from distributed_ignn.training.records import EpochRecord, RunRecorder, read_metrics
+from distributed_ignn.training.shards import ShardRecord, find_shards, write_record
 from distributed_ignn.training.trainer import Trainer
 
 CHECKPOINTS = "checkpoints"
-SHARDS = "shards"
 SETTINGS = "config.yaml"
 
 EpochHook = Callable[[EpochRecord, Path | None], None]
@@ -62,14 +58,17 @@ def run_training(
     comm.together(lambda: claim_output(config) if comm.is_main else None, doing=writing)
     progress = Progress(config.train.epochs, enabled=comm.is_main)
     try:
-        shard = load_shard(config, comm, progress)
+        shards = find_shards(config, comm, lambda: _load(config, progress))
+        shard = comm.together(lambda: read_shard(shards.path(config.output), comm.rank))
         progress.status("building the model")
-        trainer = Trainer(config, shard, comm)
+        trainer = Trainer(config, shard, comm, started)
         _resume(config, trainer, comm, progress)
     except UserError:
         _leave_output(config, comm)
         raise
-    recorder = comm.together(lambda: _open_records(config, comm, trainer.epoch), doing=writing)
+    recorder = comm.together(
+        lambda: _open_records(config, comm, shards, trainer.epoch), doing=writing
+    )
     store = CheckpointStore(config.output / CHECKPOINTS, comm, config.train.keep_checkpoints)
 
     def on_epoch(record: EpochRecord) -> None:
@@ -85,7 +84,7 @@ def run_training(
 
     try:
         trainer.fit(on_epoch)
-        summary = _summarise(trainer, time.perf_counter() - started)
+        summary = _summarise(trainer)
         if recorder is not None:
             recorder.summary(summary)
     finally:
@@ -94,28 +93,6 @@ def run_training(
             recorder.close()
     progress.table(summary, config.output)
     return summary
-
-
-def load_shard(config: RunConfig, comm: Communicator, progress: Progress) -> GraphShard:
-    """This rank's shard; the first rank of each machine finds or writes all of them."""
-    folder = comm.together(lambda: _find_shards(config, comm, progress))
-    folders = comm.gather_json(None if folder is None else str(folder))
-    # ranks of one machine are consecutive, and its first rank named the folder
-    own = Path(next(name for name in reversed(folders[: comm.rank + 1]) if name is not None))
-    return comm.together(lambda: read_shard(own, comm.rank))
-
-
-def _find_shards(config: RunConfig, comm: Communicator, progress: Progress) -> Path | None:
-    if comm.local_rank != 0:
-        return None
-    folder, _ = prepare_shards(
-        lambda: _load(config, progress),
-        config.output / SHARDS,
-        comm.world_size,
-        config.partition,
-        data_settings(config.dataset, config.data),
-    )
-    return folder
 
 
 def _load(config: RunConfig, progress: Progress) -> Any:
@@ -154,10 +131,13 @@ def _leave_output(config: RunConfig, comm: Communicator) -> None:
             config.output.rmdir()
 
 
-def _open_records(config: RunConfig, comm: Communicator, epoch: int) -> RunRecorder | None:
+def _open_records(
+    config: RunConfig, comm: Communicator, shards: ShardRecord, epoch: int
+) -> RunRecorder | None:
     """From here on the folder holds a run; a resumed one with the settings that now apply."""
     if not comm.is_main:
         return None
+    write_record(config.output, shards)
     atomic_write_text(config.output / SETTINGS, dump_yaml(config))
     return RunRecorder(config.output, epoch)
 
@@ -166,24 +146,18 @@ def _resume(config: RunConfig, trainer: Trainer, comm: Communicator, progress: P
     """Load the newest checkpoint (``auto``) or the named one, if the run asks for it."""
     if config.resume is None:
         return
-    path = _resume_path(config)
+    named = config.resume
+    path = newest_checkpoint(config.output / CHECKPOINTS, comm) if named == "auto" else named
     if path is None:
         return
     comm.together(lambda: trainer.restore(load_checkpoint(path, comm, trainer.shard.owned_nodes)))
     progress.resumed(trainer.epoch)
 
 
-def _resume_path(config: RunConfig) -> Path | None:
-    """The checkpoint to go on from; None for ``auto`` where there is none yet."""
-    if config.resume != "auto":
-        return None if config.resume is None else Path(config.resume)
-    found = list_checkpoints(config.output / CHECKPOINTS)
-    return found[-1] if found else None
-
-
-def _summarise(trainer: Trainer, seconds: float) -> dict[str, Any]:
+def _summarise(trainer: Trainer) -> dict[str, Any]:
     """The contract's keys; test nodes are read here and nowhere else."""
     config, comm, shard = trainer.config, trainer.comm, trainer.shard
+    seconds = trainer.seconds_total
     last = trainer.evaluate(("test",))
     trainer.use_best_weights()
     # as the predict command does, so that it finds the same equilibrium

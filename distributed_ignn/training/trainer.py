@@ -49,9 +49,18 @@ class Trainer:
         config: the whole run.
         shard: this rank's part of the graph.
         comm: this rank's communicator.
+        started: ``time.perf_counter()`` at the start of the run; now by default.
     """
 
-    def __init__(self, config: RunConfig, shard: GraphShard, comm: Communicator) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        shard: GraphShard,
+        comm: Communicator,
+        started: float | None = None,
+    ) -> None:
+        self._started = time.perf_counter() if started is None else started
+        self._seconds_before = 0.0
         self.config = config
         self.shard = shard
         self.comm = comm
@@ -98,6 +107,11 @@ class Trainer:
         patience = self.config.train.patience
         out_of_patience = patience > 0 and self.stale_validations >= patience
         return self.epoch >= self.config.train.epochs or out_of_patience
+
+    @property
+    def seconds_total(self) -> float:
+        """Since the start of the run, with the attempts before it that led to this state."""
+        return self._seconds_before + time.perf_counter() - self._started
 
     def train_epoch(self) -> EpochRecord:
         """One model step, with the solver phase before it and the validation after it."""
@@ -208,6 +222,7 @@ class Trainer:
             "best_epoch": self.best.epoch,
             "best_val": self.best.val_metric,
             "stale_validations": self.stale_validations,
+            "seconds_total": self.seconds_total,
             "seconds_solver_training": self.seconds_solver_training,
             "solver_steps_done": 0,
             "solver_ready": False,
@@ -242,6 +257,7 @@ class Trainer:
         torch.set_rng_state(snapshot.common["rng/torch"])
         self.epoch = state["epoch"]
         self.stale_validations = state["stale_validations"]
+        self._seconds_before = state.get("seconds_total", 0.0)
         self.seconds_solver_training = state["seconds_solver_training"]
 
     def _load_weights(self, weights: TensorDict) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from distributed_ignn.comm.collectives import all_reduce_sum
@@ -59,10 +60,65 @@ def test_one_rank_needs_no_process_group() -> None:
 
 def test_backend_follows_the_device() -> None:
     cpu = torch.device("cpu")
-    assert choose_backend("auto", cpu, 0) == "gloo"
-    assert choose_backend("gloo", cpu, 0) == "gloo"
+    assert choose_backend("auto", cpu, 1) == "gloo"
+    assert choose_backend("gloo", cpu, 1) == "gloo"
     with pytest.raises(UserError, match=r"nccl needs one GPU per rank.*--comm.backend gloo"):
-        choose_backend("nccl", cpu, 0)
+        choose_backend("nccl", cpu, 1)
+
+
+@pytest.fixture
+def groups(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Any]]:
+    """A machine with one GPU, and no other ranks: what a start would do is recorded instead."""
+    called: dict[str, list[Any]] = {"backend": [], "device": []}
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", called["device"].append)
+    monkeypatch.setattr(
+        dist, "init_process_group", lambda name, **rest: called["backend"].append(name)
+    )
+    monkeypatch.setattr(dist, "get_backend", lambda: called["backend"][-1])
+    return called
+
+
+def _start(world_size: int, backend: str, local_world_size: int | None = None) -> list[str]:
+    """What each rank says or does, all of them on one GPU."""
+    said = []
+    for rank in range(world_size):
+        try:
+            comm = start_communicator(
+                rank=rank,
+                world_size=world_size,
+                local_rank=rank % (local_world_size or world_size),
+                device=torch.device("cuda", 0),
+                local_world_size=local_world_size,
+                backend=backend,
+            )
+            said.append(comm.backend)
+        except UserError as error:
+            said.append(str(error))
+    return said
+
+
+def test_ranks_that_share_a_gpu_choose_alike(groups: dict[str, list[Any]]) -> None:
+    assert _start(2, "auto") == ["gloo", "gloo"]
+    assert groups["backend"] == ["gloo", "gloo"]
+    assert groups["device"] == [torch.device("cuda", 0)] * 2
+
+
+def test_ranks_on_machines_of_their_own_take_nccl(groups: dict[str, list[Any]]) -> None:
+    assert _start(2, "auto", local_world_size=1) == ["nccl", "nccl"]
+    assert groups["backend"] == ["nccl", "nccl"]
+
+
+def test_nccl_on_a_shared_gpu_is_refused_by_all_ranks(groups: dict[str, list[Any]]) -> None:
+    said = _start(2, "nccl")
+    assert said[0] == said[1]
+    assert "found 1 GPUs for 2 ranks on cuda" in said[0]
+    assert groups["backend"] == []
+
+
+def test_a_single_process_makes_its_gpu_the_current_one(groups: dict[str, list[Any]]) -> None:
+    assert _start(1, "auto") == ["none"]
+    assert groups == {"backend": [], "device": [torch.device("cuda", 0)]}
 
 
 def _three_ranks(comm: Communicator) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from distributed_ignn.graph.data import GraphData
 from distributed_ignn.graph.datasets import load_dataset
 from distributed_ignn.training.predict import PredictOptions, predict
 from distributed_ignn.training.run import run_training
+from distributed_ignn.training.shards import read_record
 from launch.predict import main
 from tests.launch.test_train_command import SMALL
 from tests.ranks import run_ranks
@@ -94,6 +96,20 @@ def test_one_rank_predicts_from_the_shards_of_two(folder: Path, tmp_path: Path) 
         assert np.array_equal(merged["node"], other["node"])
         assert np.allclose(merged["probabilities"], other["probabilities"], rtol=0, atol=1e-6)
     assert not np.allclose(merged["probabilities"][0], merged["probabilities"][-1])
+
+
+def test_a_run_resumed_on_another_number_of_ranks_predicts(folder: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(folder / "two", tmp_path / "run"))
+    assert read_record(run).parts == 2
+    config = parse_args([*SMALL, "--output", str(run), "--resume", "auto", "--train.epochs", "6"])
+    summary = run_training(config, Communicator())
+    assert summary["epochs"] == 6
+    assert read_record(run).parts == 1
+    assert len(list((run / "shards").iterdir())) == 2
+    found = _predict(run, tmp_path / "p.parquet")
+    data = _data(run)
+    hits = found["prediction"] == data.labels.numpy()
+    assert hits[data.test_nodes.numpy()].mean() == summary["test_at_best_val"]
 
 
 @pytest.mark.parametrize("steps", [1, 3, 7])

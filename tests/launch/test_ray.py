@@ -155,21 +155,6 @@ def test_an_output_of_another_run_is_refused_before_ray_starts(tmp_path: Path) -
     ray_launch.check_output(config.model_copy(update={"resume": "auto"}))
 
 
-def test_paths_no_longer_depend_on_the_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    raw = {"dataset": "mine.npz", "output": "out", "partition": {"dir": "parts"}, "resume": "auto"}
-    run = ray_launch.absolute_paths(RunConfig.model_validate(raw))
-    assert run.dataset == str(tmp_path / "mine.npz")
-    assert run.output == tmp_path / "out"
-    assert run.data_root == tmp_path / "data"
-    assert run.partition.dir == tmp_path / "parts"
-    assert (run.resume, run.deepspeed_config) == ("auto", None)
-    named = ray_launch.absolute_paths(RunConfig(dataset="chains"))
-    assert named.dataset == "chains"
-
-
 @pytest.fixture
 def _cuda_build(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.version, "cuda", "13.0")

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from distributed_ignn.config import load_yaml, parse_args
+from distributed_ignn.config import absolute_paths, load_yaml, parse_args
 from distributed_ignn.graph.shard_store import read_manifest
 from distributed_ignn.training.checkpoint import list_checkpoints
 from distributed_ignn.training.entry import main
@@ -130,7 +130,8 @@ def output(request: pytest.FixtureRequest) -> Path:
 
 
 def test_settings_reload_equal(output: Path) -> None:
-    assert load_yaml(output / "config.yaml") == parse_args([*SMALL, "--output", str(output)])
+    asked = absolute_paths(parse_args([*SMALL, "--output", str(output)]))
+    assert load_yaml(output / "config.yaml") == asked
 
 
 def test_metrics_hold_one_object_per_epoch(output: Path) -> None:
@@ -247,9 +248,13 @@ def test_missing_data_without_network_is_one_line(
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
     folders = ["--data-root", tmp_path / "data", "--output", tmp_path / "run"]
-    line = _refused(capsys, "--dataset", "citeseer", "--device", "cpu", *folders)
-    assert "citeseer.zip" in line
-    assert "--data-root" in line
+    arguments = ["--dataset", "citeseer", "--device", "cpu", *map(str, folders)]
+    assert main(arguments) == 2
+    said, mistake = capsys.readouterr().err.splitlines()
+    assert said.startswith("downloading citeseer.zip from ")
+    assert mistake.startswith("error: ")
+    assert "citeseer.zip" in mistake
+    assert "--data-root" in mistake
 
 
 @pytest.mark.parametrize(
@@ -262,6 +267,14 @@ def test_missing_data_without_network_is_one_line(
         ({"RANK": "1", "WORLD_SIZE": "two", "LOCAL_RANK": "0"}, "WORLD_SIZE = 'two'"),
         ({"RANK": "5", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}, "not below WORLD_SIZE = 2"),
         ({"RANK": "0", "WORLD_SIZE": "0", "LOCAL_RANK": "0"}, "not below WORLD_SIZE = 0"),
+        (
+            {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "few"},
+            "LOCAL_WORLD_SIZE = 'few'",
+        ),
+        (
+            {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "1"},
+            "LOCAL_RANK = 1 in the environment is not below LOCAL_WORLD_SIZE = 1",
+        ),
         ({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}, "MASTER_ADDR is missing"),
     ],
 )
@@ -271,7 +284,8 @@ def test_a_meaningless_rank_is_one_line(
     environment: dict[str, str],
     expected: str,
 ) -> None:
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+    own = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    for name in own:
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)

@@ -35,11 +35,13 @@ def _dense_twin(data: GraphData) -> GraphData:
     return replace(data, features=data.features.to_dense())
 
 
-def _encoder(data: GraphData, drop: float, **settings: object) -> FeatureEncoder:
+def _encoder(
+    data: GraphData, drop: float, comm: Communicator | None = None, **settings: object
+) -> FeatureEncoder:
     (shard,) = _shards(data)
     config = ModelConfig.model_validate({"hidden": 5, **settings})
     store = FeatureStore(shard, torch.float64, torch.device("cpu"), drop, SEED)
-    propagation = Propagation(shard, Communicator(), torch.float64)
+    propagation = Propagation(shard, comm or Communicator(), torch.float64)
     torch.manual_seed(0)
     return FeatureEncoder(store, FEATURES, config, propagation).double()
 
@@ -87,6 +89,19 @@ def test_injection_is_what_dense_matrices_give(case: str, injection: str, step: 
     for left, right in zip(mine, theirs, strict=True):
         assert float(right.abs().max()) > 0.0
         assert torch.allclose(left, right, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("injection", "each_way"), [("features", 0), ("propagated", 1), ("both", 1)]
+)
+def test_all_channels_share_one_exchange_each_way(injection: str, each_way: int) -> None:
+    comm = Communicator()
+    encoder = _encoder(make_data("channels"), DROP, comm, injection=injection)
+    before = comm.traffic.snapshot()
+    total = encoder(3).sum()
+    assert comm.traffic.since(before).exchanges == each_way
+    total.backward()
+    assert comm.traffic.since(before).exchanges == 2 * each_way
 
 
 def test_sparse_and_dense_features_drop_the_same_entries() -> None:

@@ -6,12 +6,15 @@ rows are zero, so that the sum over ranks is the whole, whatever the cut.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import RunConfig
-from distributed_ignn.graph.data import CSRMatrix, GraphData, csr_from_edges
+from distributed_ignn.graph.data import CSRMatrix, GraphData, csr_from_edges, csr_from_entries
+from distributed_ignn.graph.halo import HaloExchange
 from distributed_ignn.graph.propagate import Propagation
 from distributed_ignn.graph.shard import GraphShard
 from distributed_ignn.graph.sharding import build_shards
@@ -25,7 +28,7 @@ from distributed_ignn.training.plans import SolvePlanner
 from distributed_ignn.training.trainer import Trainer
 
 NODES, FEATURES, CLASSES, WIDTH = 60, 12, 3, 8
-CASES = ("plain", "awkward", "directed", "channels", "embedding")
+CASES = ("plain", "awkward", "directed", "channels", "embedding", "multilabel")
 
 
 def make_data(case: str) -> GraphData:
@@ -43,13 +46,17 @@ def make_data(case: str) -> GraphData:
         other = torch.randint(0, NODES, (2, 80), generator=generator)
         graphs.append(csr_from_edges(other[0], other[1], NODES))
     order = torch.randperm(NODES, generator=generator)
+    features = None if case == "embedding" else _features(case, generator)
+    labels = torch.randint(0, CLASSES, (NODES,), generator=generator)
+    if case == "multilabel":
+        labels = torch.randint(0, 2, (NODES, CLASSES), generator=generator).float()
     return GraphData(
         name=case,
         graphs=tuple(graphs),
-        features=None if case == "embedding" else _features(case, generator),
-        labels=torch.randint(0, CLASSES, (NODES,), generator=generator),
+        features=features,
+        labels=labels,
         num_classes=CLASSES,
-        task="multiclass",
+        task="multilabel" if case == "multilabel" else "multiclass",
         train_nodes=order[:20].sort().values,
         val_nodes=order[20:40].sort().values,
         test_nodes=order[40:].sort().values,
@@ -61,9 +68,8 @@ def _features(case: str, generator: torch.Generator) -> CSRMatrix | Tensor:
     if case == "directed":
         return dense
     mask = dense > 0.7
-    rowptr = torch.zeros(NODES + 1, dtype=torch.int64)
-    torch.cumsum(mask.sum(dim=1), 0, out=rowptr[1:])
-    return CSRMatrix(rowptr, mask.nonzero()[:, 1], dense[mask], FEATURES)
+    row, col = mask.nonzero(as_tuple=True)
+    return csr_from_entries(row, col, NODES, FEATURES, dense[mask])
 
 
 def assign(case: str, parts: int) -> Tensor:
@@ -140,18 +146,49 @@ def _rows(shard: GraphShard, width: int, kind: torch.dtype, seed: int) -> Tensor
 
 
 def _propagation(shard: GraphShard, comm: Communicator, kind: torch.dtype) -> dict[str, Tensor]:
+    """Products and their transposes; names with "<" are zero in the sum over ranks."""
     propagation = Propagation(shard, comm, kind)
     x = _rows(shard, 4, kind, 1).to(comm.device)
     ys = [_rows(shard, 4, kind, 2 + c).to(comm.device) for c in range(propagation.num_channels)]
     forward, _ = propagation.apply(x)
     back = propagation.apply_transpose(ys)
-    left = sum((y * f).sum() for y, f in zip(ys, forward, strict=True))
-    identity = comm.sum(torch.stack([torch.as_tensor(left), (x * back).sum()]).double().cpu())
     found = {f"propagate {c}": spread(shard, f) for c, f in enumerate(forward)}
-    return found | {
-        "transpose": spread(shard, back),
-        "<Ax, y> - <x, A'y>": (identity[0] - identity[1]) / comm.world_size,
+    found["transpose"] = spread(shard, back)
+    found["<Ax, y> - <x, A'y>"] = _dot(ys, forward) - _dot([x], [back])
+    # columns of different widths, so that a wrong split is noticed
+    xs = [y[:, : 3 + c].requires_grad_() for c, y in enumerate(ys)]
+    each = propagation(xs)
+    probes = [_rows(shard, 3 + c, kind, 8 + c).to(comm.device) for c in range(len(xs))]
+    grads = torch.autograd.grad(each, xs, probes)
+    found |= {f"propagate each {c}": spread(shard, rows) for c, rows in enumerate(each)}
+    found |= {f"transpose each {c}": spread(shard, rows) for c, rows in enumerate(grads)}
+    return found | _exchange(shard, comm, propagation.halo, x)
+
+
+def _exchange(
+    shard: GraphShard, comm: Communicator, halo: HaloExchange, x: Tensor
+) -> dict[str, Tensor]:
+    """The differentiable exchange against what ids say: row i arrives wherever i is a halo node."""
+    whole = comm.sum(spread(shard, x))
+    readers = torch.zeros(shard.num_nodes, 1, dtype=x.dtype)
+    readers[shard.halo_nodes] = 1.0
+    comm.sum(readers)
+    x = x.clone().requires_grad_()
+    arrived = halo(x)
+    y = whole[shard.halo_nodes].sin().to(comm.device)
+    (back,) = torch.autograd.grad(arrived, x, y)
+    expected = readers[shard.owned_nodes] * whole[shard.owned_nodes].sin()
+    return {
+        "<Hx, y> - <x, H'y>": _dot([arrived], [y]) - _dot([x], [back]),
+        "<|Hx - expected|>": (arrived.detach().cpu() - whole[shard.halo_nodes]).abs().sum(),
+        "<|H'y - expected|>": (back.cpu() - expected).abs().sum(),
     }
+
+
+def _dot(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
+    """This rank's share of the inner product, float64 on the CPU."""
+    shares = [(a.detach() * b.detach()).sum() for a, b in zip(left, right, strict=True)]
+    return torch.stack(shares).sum().double().cpu()
 
 
 def _gradients(

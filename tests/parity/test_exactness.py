@@ -27,6 +27,12 @@ def whole() -> Reports:
 
 
 @pytest.fixture(scope="module")
+def whole_float32() -> Reports:
+    """One process, float32."""
+    return report_all(Communicator(), "float32")
+
+
+@pytest.fixture(scope="module")
 def two_ranks() -> list[Reports]:
     """Two ranks' own reports, float64."""
     return run_ranks(report_all, 2, "float64", timeout=200)
@@ -40,7 +46,9 @@ def _assert_equal(whole: Reports, cut: Reports) -> None:
             # Adam divides by the gradient's own size, which turns the last digit of a gradient
             # that is nearly zero, as the untrained solver's are, into a visible one
             tolerance = 1e-6 if name.startswith("solver") else 1e-10
-            if not name.startswith("<"):
+            if name.startswith("<"):
+                assert abs(float(cut[case][name])) <= 1e-12, (case, name)
+            else:
                 assert _largest_difference(value, cut[case][name]) <= tolerance, (case, name)
 
 
@@ -52,19 +60,31 @@ def test_four_ranks_agree_with_one_process(whole: Reports) -> None:
     _assert_equal(whole, sum_reports(run_ranks(report_all, 4, "float64", timeout=200)))
 
 
-def test_ranks_agree_with_one_process_in_float32() -> None:
-    whole = report_all(Communicator(), "float32")
-    cut = sum_reports(run_ranks(report_all, 2, "float32", timeout=200))
-    for case, values in whole.items():
+# Training amplifies the last digit through Adam's division; single solves do not.
+_SINGLE_PASS = ("propagate", "transpose", "fixed point", "grad", "losses")
+# Later steps mix residuals that are nearly parallel: the system of the weights is then so badly
+# conditioned that the last digit of a residual moves them by up to 2e-5 at step 5.
+_FIRST_WEIGHTS = (
+    *(f"anderson {k}" for k in range(4)),
+    *(f"learned {weight} {k}" for weight in ("alpha", "beta") for k in range(1, 4)),
+)
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_ranks_agree_with_one_process_in_float32(whole_float32: Reports, world_size: int) -> None:
+    cut = sum_reports(run_ranks(report_all, world_size, "float32", timeout=200))
+    for case, values in whole_float32.items():
+        assert set(_FIRST_WEIGHTS) <= set(values)
         for name, value in values.items():
-            # training amplifies the last digit through Adam's division; single solves do not
-            if name.startswith(("propagate", "transpose", "fixed point", "grad", "losses")):
+            if name in _FIRST_WEIGHTS or name.startswith(_SINGLE_PASS):
                 assert _largest_difference(value, cut[case][name]) <= 1e-5, (case, name)
 
 
-def test_transpose_identity_holds(whole: Reports) -> None:
-    for values in whole.values():
-        assert abs(float(values["<Ax, y> - <x, A'y>"])) <= 1e-12
+def test_transpose_identities_hold(whole: Reports) -> None:
+    for case, values in whole.items():
+        identities = {name: abs(float(v)) for name, v in values.items() if name.startswith("<")}
+        assert len(identities) == 4
+        assert max(identities.values()) <= 1e-12, case
 
 
 def test_the_comparison_can_fail(whole: Reports, two_ranks: list[Reports]) -> None:
@@ -73,3 +93,5 @@ def test_the_comparison_can_fail(whole: Reports, two_ranks: list[Reports]) -> No
     for case, values in whole.items():
         difference = _largest_difference(values["fixed point"], missing[case]["fixed point"])
         assert difference > 1e-3, case
+    for identity in ("<Ax, y> - <x, A'y>", "<Hx, y> - <x, H'y>"):
+        assert abs(float(missing["plain"][identity])) > 1e-3

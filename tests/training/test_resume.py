@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -90,6 +91,17 @@ def test_a_lost_part_of_the_state_is_noticed(lost: str) -> None:
     forgetful.restore(replace(whole, common=common, rows=rows))
     expected, found = train(first, 3), train(forgetful, 3)
     assert [numbers(r) for r in found] != [numbers(r) for r in expected]
+
+
+def test_the_seconds_go_on(tmp_path: Path) -> None:
+    config = small_config()
+    whole = small_trainer(Communicator(), config)
+    started = time.perf_counter() - 500
+    first = Trainer(config, whole.shard, Communicator(), started)
+    assert 500 <= first.seconds_total < 560
+    resumed = _reload(_reload(first, config, "plain", tmp_path), config, "plain", tmp_path)
+    assert 500 < resumed.seconds_total < 560
+    assert whole.seconds_total < 60
 
 
 def test_the_best_weights_survive(tmp_path: Path) -> None:

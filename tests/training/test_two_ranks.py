@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import resource
 import shutil
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -21,7 +23,13 @@ from distributed_ignn.config import RunConfig
 from distributed_ignn.errors import UserError
 from distributed_ignn.graph.data import GraphData
 from distributed_ignn.graph.sharding import build_shards
-from distributed_ignn.training.checkpoint import CheckpointStore, list_checkpoints, load_checkpoint
+from distributed_ignn.training import checkpoint
+from distributed_ignn.training.checkpoint import (
+    CheckpointStore,
+    list_checkpoints,
+    load_checkpoint,
+    newest_checkpoint,
+)
 from distributed_ignn.training.gradients import sum_gradients
 from distributed_ignn.training.objective import Objective
 from distributed_ignn.training.predict import load_run
@@ -192,7 +200,25 @@ def _run_errors(comm: Communicator, output: Path) -> dict[str, Any]:
     damaged = output.with_name("damaged")
     found["damaged resume"] = _line(lambda: run_training(_chains(damaged, resume="auto"), comm))
     found["damaged predict"] = _line(lambda: load_run(damaged, comm))
+    found["newest"] = _blind_rank(comm, output)
     return found
+
+
+def _blind_rank(comm: Communicator, output: Path) -> list[Any]:
+    """Resume and load where the folder listing of rank 1 is behind, as on a network file system.
+
+    Without an agreement rank 1 would start anew, and wait in another collective than rank 0.
+    """
+    blind: AbstractContextManager[Any] = nullcontext()
+    if comm.rank == 1:
+        blind = patch.object(checkpoint, "list_checkpoints", lambda folder: [])
+    with blind:
+        path = newest_checkpoint(output / "checkpoints", comm)
+        nothing = newest_checkpoint(output / "absent", comm)
+        train = {"epochs": 3, "checkpoint_every": 1, "threads": 1}
+        summary = run_training(_chains(output, resume="auto", train=train), comm)
+        loaded = load_run(output, comm)
+    return [path and path.name, nothing, summary["epochs"], loaded.epoch]
 
 
 @pytest.fixture(scope="module")
@@ -271,3 +297,8 @@ def test_every_rank_reports_the_same_mistake(
 
 def test_a_refused_run_leaves_the_settings_of_the_folder(reports: list[dict[str, Any]]) -> None:
     assert all(report["settings kept"] for report in reports)
+
+
+def test_rank_0_chooses_the_checkpoint(reports: list[dict[str, Any]]) -> None:
+    for report in reports:
+        assert report["newest"] == ["epoch-000002", None, 3, 3]

@@ -1,0 +1,200 @@
+"""shards.json: a run that goes on and its predictions read the shards that it was trained on."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distributed_ignn.comm.communicator import Communicator
+from distributed_ignn.config import parse_args
+from distributed_ignn.errors import UserError
+from distributed_ignn.graph.data import GraphData
+from distributed_ignn.graph.shard_store import read_manifest
+from distributed_ignn.training import run as run_module
+from distributed_ignn.training.checkpoint import list_checkpoints
+from distributed_ignn.training.predict import PredictOptions, predict
+from distributed_ignn.training.run import run_training
+from distributed_ignn.training.shards import ShardRecord, find_shards, read_record
+from launch.partition import main as partition
+from tests.ranks import run_ranks
+
+CHAINS = ["--dataset", "chains", "--data.chains.chains-per-class", "8", "--data.chains.length", "5"]
+METHOD = ["--partition.method", "contiguous"]
+SMALL = ["--model.hidden", "4", "--device", "cpu", "--train.epochs", "2", "--train.threads", "1"]
+
+
+def _train(output: Path, *arguments: str) -> dict[str, Any]:
+    config = parse_args([*CHAINS, *METHOD, *SMALL, "--output", str(output), *arguments])
+    return run_training(config, Communicator())
+
+
+def _predict(run: Path, out: Path) -> bytes:
+    predict(PredictOptions(run, out), Communicator())
+    return out.read_bytes()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("shards") / "run"
+    _train(output)
+    return output
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    """A copy: the run has been moved to another place."""
+    return Path(shutil.copytree(trained, tmp_path / "moved"))
+
+
+@pytest.fixture
+def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Receives the name of every dataset that a run loads."""
+    names: list[str] = []
+    load = run_module.load_dataset
+
+    def watched(name: str, *rest: Any) -> GraphData:
+        names.append(name)
+        return load(name, *rest)
+
+    monkeypatch.setattr(run_module, "load_dataset", watched)
+    return names
+
+
+def test_the_run_names_its_shards(trained: Path) -> None:
+    record = json.loads((trained / "shards.json").read_text())
+    (folder,) = (trained / "shards").iterdir()
+    manifest = read_manifest(folder)
+    assert record == {
+        "folder": f"shards/{folder.name}",
+        "fingerprint": manifest.fingerprint,
+        "parts": 1,
+    }
+
+
+def test_a_moved_run_predicts(trained: Path, run: Path, tmp_path: Path) -> None:
+    expected = _predict(trained, tmp_path / "there.parquet")
+    hidden = trained.rename(trained.with_name("hidden"))
+    try:
+        assert _predict(run, tmp_path / "here.parquet") == expected
+    finally:
+        hidden.rename(trained)
+
+
+def test_only_the_named_shards_are_read(trained: Path, run: Path, tmp_path: Path) -> None:
+    """Others that sort first, of other data, are no business of the predictions."""
+    other = str(run / "shards" / "aaa")
+    assert partition([*CHAINS[:-1], "7", *METHOD, "--parts", "1", "--out", other]) == 0
+    expected = _predict(trained, tmp_path / "there.parquet")
+    assert _predict(run, tmp_path / "here.parquet") == expected
+
+
+def test_shards_outside_are_named_in_full(tmp_path: Path) -> None:
+    parts = tmp_path / "parts"
+    assert partition([*CHAINS, *METHOD, "--parts", "1", "--out", str(parts)]) == 0
+    _train(tmp_path / "run", "--partition.dir", str(parts))
+    assert read_record(tmp_path / "run").folder == str(parts)
+    moved = (tmp_path / "run").rename(tmp_path / "other")
+    assert _predict(moved, tmp_path / "p.parquet")
+    shutil.rmtree(parts)
+    with pytest.raises(UserError, match=rf"the shards of {moved} are gone from {parts}; put"):
+        _predict(moved, tmp_path / "p.parquet")
+
+
+def test_other_shards_in_their_place_are_refused(run: Path, tmp_path: Path) -> None:
+    (folder,) = (run / "shards").iterdir()
+    shutil.rmtree(folder)
+    assert partition([*CHAINS[:-1], "7", *METHOD, "--parts", "1", "--out", str(folder)]) == 0
+    with pytest.raises(UserError, match="now holds shards of other data than"):
+        _predict(run, tmp_path / "p.parquet")
+
+
+@pytest.mark.parametrize("content", [None, "{", '{"folder": "shards", "parts": 1}'])
+def test_a_lost_or_damaged_record_is_one_line(
+    run: Path, tmp_path: Path, content: str | None
+) -> None:
+    (run / "shards.json").unlink()
+    if content is not None:
+        (run / "shards.json").write_text(content)
+    with pytest.raises(UserError, match=r"shards\.json .*; start .* --resume auto$") as caught:
+        _predict(run, tmp_path / "p.parquet")
+    assert "\n" not in str(caught.value)
+    _train(run, "--resume", "auto")  # the way out that it names
+    assert _predict(run, tmp_path / "p.parquet")
+
+
+def test_a_run_that_goes_on_loads_no_dataset(run: Path, loads: list[str]) -> None:
+    before = (run / "shards.json").read_bytes()
+    assert _train(run, "--resume", "auto", "--train.epochs", "3")["epochs"] == 3
+    assert loads == []
+    assert (run / "shards.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "change", ["--partition.seed 1", "--data.chains.noise 0.1", "gone", "other data"]
+)
+def test_shards_of_other_settings_are_not_taken(run: Path, loads: list[str], change: str) -> None:
+    (folder,) = (run / "shards").iterdir()
+    arguments: list[str] = []
+    if change == "gone":
+        shutil.rmtree(folder)
+    elif change == "other data":
+        values = read_record(run).model_dump() | {"fingerprint": "0" * 64}
+        (run / "shards.json").write_text(json.dumps(values))
+    else:
+        arguments = change.split()
+    _train(run, "--resume", "auto", *arguments)
+    assert loads == ["chains"]
+    record = read_record(run)
+    assert read_manifest(record.path(run), fingerprint=record.fingerprint).parts == 1
+    changed = change.startswith("--")
+    assert (record.folder == f"shards/{folder.name}") == (not changed)
+
+
+def test_a_refused_resume_leaves_the_record(run: Path) -> None:
+    before = (run / "shards.json").read_bytes()
+    with pytest.raises(UserError, match="another shape"):
+        _train(run, "--resume", "auto", "--model.hidden", "5", "--partition.seed", "1")
+    assert (run / "shards.json").read_bytes() == before
+    assert len(list((run / "shards").iterdir())) == 2
+
+
+def test_the_seconds_of_all_attempts_are_added(run: Path) -> None:
+    state = list_checkpoints(run / "checkpoints")[-1] / "state.json"
+    values = json.loads(state.read_text())
+    assert 0 < values["seconds_solver_training"] + values["seconds_total"] < 100
+    state.write_text(json.dumps(values | {"seconds_total": 1000.0}))
+    summary = _train(run, "--resume", "auto", "--train.epochs", "3")
+    assert 1000 < summary["seconds_total"] < 1100
+    newest = list_checkpoints(run / "checkpoints")[-1] / "state.json"
+    assert 1000 < json.loads(newest.read_text())["seconds_total"] < summary["seconds_total"]
+
+
+def _machines(comm: Communicator, folder: Path) -> list[str]:
+    """Two machines of one rank each: with the same data, and with different data."""
+    comm.local_rank = 0
+    results: list[str] = []
+    for length in (5, 5 + comm.rank):
+        output = folder / f"{comm.rank}-{len(results)}"
+        chains = [*CHAINS[:-1], str(length), *METHOD, "--output", str(output)]
+        config = parse_args(chains)
+
+        def load(config: Any = config) -> GraphData:
+            return run_module.load_dataset(config.dataset, config.data_root, config.data)
+
+        try:
+            record: ShardRecord = find_shards(config, comm, load)
+            results.append(str(record.path(output).is_dir()))
+        except UserError as error:
+            results.append(str(error))
+    return results
+
+
+def test_machines_must_hold_the_same_data(tmp_path: Path) -> None:
+    first, second = run_ranks(_machines, 2, tmp_path)
+    assert first == second
+    assert first[0] == "True"
+    assert first[1].startswith("the machines of this run hold different data (")

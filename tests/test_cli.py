@@ -1,0 +1,50 @@
+"""What a command shows of the library's log, and what it leaves behind."""
+
+from __future__ import annotations
+
+import io
+import logging
+
+import pytest
+
+from distributed_ignn.cli import run_main, shown_log
+
+LOGGER = logging.getLogger("distributed_ignn.graph.anything")
+
+
+def _speak() -> None:
+    LOGGER.info("downloading %s", "a.zip")
+    LOGGER.debug("a detail")
+    LOGGER.warning("not the published file")
+    logging.getLogger("another_library").info("noise")
+
+
+def test_the_log_is_shown_plainly(capsys: pytest.CaptureFixture[str]) -> None:
+    logger = logging.getLogger("distributed_ignn")
+    before = logger.level, logger.propagate, list(logger.handlers), list(logging.root.handlers)
+    for _ in range(2):  # once for each command, however often
+        assert run_main(_speak) == 0
+        captured = capsys.readouterr()
+        assert captured.err == "downloading a.zip\nwarning: not the published file\n"
+        assert captured.out == ""
+    after = logger.level, logger.propagate, list(logger.handlers), list(logging.root.handlers)
+    assert after == before
+
+
+def test_other_ranks_are_silent(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank, shown in (("0", True), ("1", False)):
+        monkeypatch.setenv("RANK", rank)
+        run_main(_speak)
+        assert ("downloading" in capsys.readouterr().err) == shown
+
+
+def test_a_stream_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    """As a worker of Ray shows it on the driver's screen."""
+    stream = io.StringIO()
+    with shown_log(stream):
+        _speak()
+    assert stream.getvalue().startswith("downloading a.zip\n")
+    assert capsys.readouterr().err == ""
