@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from safetensors import SafetensorError
 
 from distributed_ignn.config import DataConfig, PartitionConfig
 from distributed_ignn.errors import UserError
@@ -26,9 +25,8 @@ from distributed_ignn.files import (
     sha256_file,
     sync,
     temporary_sibling,
-    write_tensors,
 )
-from distributed_ignn.graph.data import CSRMatrix, GraphData
+from distributed_ignn.graph.data import GraphData
 from distributed_ignn.graph.partition import (
     Assignment,
     Objective,
@@ -36,35 +34,14 @@ from distributed_ignn.graph.partition import (
     Provider,
     assign_parts,
 )
-from distributed_ignn.graph.shard import ChannelShard, GraphShard
+from distributed_ignn.graph.shard import GraphShard
+from distributed_ignn.graph.shard_file import read_shard_file, write_shard_file
 from distributed_ignn.graph.sharding import build_shard
 
 FORMAT_VERSION: Literal[1] = 1
 MANIFEST = "manifest.json"
 
 _COMMAND = "launch/partition.py"
-_TENSORS = (
-    "owned_nodes",
-    "halo_nodes",
-    "recv_counts",
-    "send_counts",
-    "send_index",
-    "labels",
-    "train_index",
-    "val_index",
-    "test_index",
-)
-_SCALARS = (
-    "part",
-    "parts",
-    "num_nodes",
-    "num_interior",
-    "num_features",
-    "num_classes",
-    "task",
-    "name",
-    "split_sizes",
-)
 
 
 class _Strict(BaseModel):
@@ -292,7 +269,7 @@ def read_shard(folder: Path, part: int, *, verify: bool = True) -> GraphShard:
         if intact and verify:
             intact = sha256_file(path) == entry.sha256
         if intact:
-            return _read_shard_file(path)
+            return read_shard_file(path)
     except OSError as error:
         raise UserError(
             f"part {part} of {manifest.parts} cannot be read: {path}: {error.strerror}; delete "
@@ -378,59 +355,6 @@ def _publish(temporary: Path, folder: Path, manifest: Manifest) -> Manifest:
 
 
 def _write_shard(folder: Path, shard: GraphShard) -> ShardFile:
-    tensors = {name: getattr(shard, name) for name in _TENSORS}
-    if isinstance(shard.features, CSRMatrix):
-        tensors |= _csr_tensors("features", shard.features)
-    elif shard.features is not None:
-        tensors["features"] = shard.features
-    for i, channel in enumerate(shard.channels):
-        tensors |= _csr_tensors(f"channel{i}.owned", channel.owned)
-        tensors |= _csr_tensors(f"channel{i}.boundary", channel.boundary)
-        tensors[f"channel{i}.degree_owned"] = channel.degree_owned
-        tensors[f"channel{i}.degree_halo"] = channel.degree_halo
-    scalars = {name: getattr(shard, name) for name in _SCALARS}
-    scalars["symmetric"] = [channel.symmetric for channel in shard.channels]
     path = folder / f"part-{shard.part:05d}-of-{shard.parts:05d}.safetensors"
-    # one key: the order of several changes from run to run
-    write_tensors(path, tensors, {"shard": json.dumps(scalars)})
+    write_shard_file(path, shard)
     return ShardFile(name=path.name, size=path.stat().st_size, sha256=sha256_file(path))
-
-
-def _read_shard_file(path: Path) -> GraphShard:
-    with safe_open(path, framework="pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        scalars = json.loads(file.metadata()["shard"])
-    symmetric = scalars.pop("symmetric")
-    scalars["split_sizes"] = tuple(scalars["split_sizes"])
-    owned, halo = tensors["owned_nodes"].numel(), tensors["halo_nodes"].numel()
-    channels = tuple(
-        ChannelShard(
-            owned=_csr_from_tensors(f"channel{i}.owned", tensors, owned),
-            boundary=_csr_from_tensors(f"channel{i}.boundary", tensors, halo),
-            degree_owned=tensors[f"channel{i}.degree_owned"],
-            degree_halo=tensors[f"channel{i}.degree_halo"],
-            symmetric=flag,
-        )
-        for i, flag in enumerate(symmetric)
-    )
-    features: CSRMatrix | Tensor | None = tensors.get("features")
-    if "features.rowptr" in tensors:
-        features = _csr_from_tensors("features", tensors, scalars["num_features"])
-    rest = {name: tensors[name] for name in _TENSORS}
-    return GraphShard(**scalars, **rest, channels=channels, features=features)
-
-
-def _csr_tensors(prefix: str, matrix: CSRMatrix) -> dict[str, Tensor]:
-    tensors = {f"{prefix}.rowptr": matrix.rowptr, f"{prefix}.col": matrix.col}
-    if matrix.value is not None:
-        tensors[f"{prefix}.value"] = matrix.value
-    return tensors
-
-
-def _csr_from_tensors(prefix: str, tensors: Mapping[str, Tensor], num_cols: int) -> CSRMatrix:
-    return CSRMatrix(
-        tensors[f"{prefix}.rowptr"],
-        tensors[f"{prefix}.col"],
-        tensors.get(f"{prefix}.value"),
-        num_cols,
-    )
