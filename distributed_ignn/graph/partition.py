@@ -8,8 +8,13 @@ Letters: n nodes, P parts, E stored entries of all channels.
 from __future__ import annotations
 
 import importlib.util
+import json
+import subprocess
+import sys
+import tempfile
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -28,6 +33,7 @@ Objective = Literal["volume", "cut", "none"]
 _MODULES = {"pyg-lib": "pyg_lib", "pymetis": "pymetis"}
 # pyg-lib passes no options, so METIS keeps its own default for k-way partitioning.
 _PYG_LIB_IMBALANCE = 1.03
+_METIS_SCRIPT = Path(__file__).with_name("metis_process.py")
 
 
 class PartitionStats(BaseModel):
@@ -234,26 +240,30 @@ def _is_installed(module: str) -> bool:
 
 
 def _pymetis(graph: CSRMatrix, parts: int, weights: Tensor, config: PartitionConfig) -> Tensor:
-    import pymetis
-
-    index = pymetis.zero_copy_dtype()
-    options = pymetis.Options(
-        objtype=pymetis.ObjType.VOL if config.objective == "volume" else pymetis.ObjType.CUT,
-        ufactor=max(round((config.imbalance - 1) * 1000), 1),  # METIS counts in thousandths
+    """Run METIS in a process of its own; ``metis_process.py`` says why."""
+    request = {
+        "parts": parts,
+        "objective": config.objective,
+        "ufactor": max(round((config.imbalance - 1) * 1000), 1),  # METIS counts in thousandths
         # METIS seeds the C library, for which 0 and 1 are the same seed.
-        seed=config.seed % (2**31 - 1) + 1,
-    )
-    adjacency = pymetis.CSRAdjacency(
-        graph.rowptr.numpy().astype(index, copy=False), graph.col.numpy().astype(index, copy=False)
-    )
-    result = pymetis.part_graph(
-        parts,
-        adjacency,
-        vweights=weights.numpy().astype(index, copy=False),
-        options=options,
-        recursive=False,  # recursive bisection knows the cut objective only
-    )
-    return torch.from_numpy(np.asarray(result.vertex_part).astype(np.int64))
+        "seed": config.seed % (2**31 - 1) + 1,
+    }
+    arrays = {"rowptr": graph.rowptr, "col": graph.col, "weights": weights}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "request.json").write_text(json.dumps(request))
+        for key, value in arrays.items():
+            np.save(folder / f"{key}.npy", value.numpy())
+        # -P: the modules beside the script must not hide others of the same name
+        command = [sys.executable, "-P", str(_METIS_SCRIPT), name]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            raise UserError(
+                f"METIS failed with exit code {done.returncode} ({reason}); try "
+                "--partition.method contiguous"
+            )
+        return torch.from_numpy(np.load(folder / "part.npy", allow_pickle=False))
 
 
 def _pyg_lib(graph: CSRMatrix, parts: int, weights: Tensor) -> Tensor:

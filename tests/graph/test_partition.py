@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import sys
+import threading
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -289,3 +292,38 @@ def test_garbage_from_pyg_lib_is_noticed(
     monkeypatch.setattr(sys.modules["pyg_lib.partition"], "metis", garbage)
     with pytest.raises(RuntimeError, match=r"--partition\.provider pymetis"):
         assign_parts((random_graph(30, 90),), 3, config())
+
+
+@needs_pymetis
+def test_other_users_of_the_random_generator_do_not_change_the_partition() -> None:
+    """METIS draws from the C library's generator, and so may threads of the same process."""
+    libc = ctypes.CDLL(None)
+    generator = torch.Generator().manual_seed(0)
+    ends = torch.randint(0, 2000, (2, 8000), generator=generator)
+    graphs = (csr_from_edges(ends[0], ends[1], 2000),)
+    alone = assign_parts(graphs, 4, PartitionConfig()).part
+    busy = threading.Event()
+
+    def draw() -> None:
+        while not busy.is_set():
+            libc.rand()
+
+    thread = threading.Thread(target=draw)
+    thread.start()
+    try:
+        disturbed = assign_parts(graphs, 4, PartitionConfig()).part
+    finally:
+        busy.set()
+        thread.join()
+    assert torch.equal(alone, disturbed)
+
+
+@needs_pymetis
+def test_a_failing_metis_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    script = tmp_path / "fails.py"
+    script.write_text("raise SystemExit('no memory')")
+    monkeypatch.setattr(partition, "_METIS_SCRIPT", script)
+    source = torch.arange(9)
+    graphs = (csr_from_edges(source, source + 1, 10),)
+    with pytest.raises(UserError, match=r"METIS failed with exit code 1 \(no memory\)"):
+        assign_parts(graphs, 2, PartitionConfig())
