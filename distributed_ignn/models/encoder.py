@@ -68,6 +68,8 @@ class FeatureStore:
     def _load_sparse(self, features: CSRMatrix, dtype: torch.dtype, device: torch.device) -> None:
         self._matrix = SparseMatrix.from_csr(features, dtype, device)
         self._flipped = SparseMatrix.transposed(features, dtype, device)
+        ones = torch.ones(features.num_entries)
+        self._values = (ones if features.value is None else features.value).to(device, dtype)
         self._order = transpose(features)[1].to(device)
         self._owned_rows = features.rows().to(device)
         self._rows = self._nodes[self._owned_rows]
@@ -89,7 +91,7 @@ class FeatureStore:
         entries, nodes = self._dropout, self._node_dropout
         if step is None or entries.probability == nodes.probability == 0.0:
             return None
-        value: Tensor = self._matrix.csr.values()
+        value = self._values
         if entries.probability > 0.0:
             keep = entries.entry_mask(self._seed, step, self._rows, self._cols)
             value = value * keep * entries.scale

@@ -223,9 +223,11 @@ def _propagation(shard: GraphShard, comm: Communicator, kind: torch.dtype) -> di
     propagation = Propagation(shard, comm, kind)
     x = _rows(shard, 4, kind, 1).to(comm.device)
     ys = [_rows(shard, 4, kind, 2 + c).to(comm.device) for c in range(propagation.num_channels)]
-    forward, _ = propagation.apply(x)
-    back = propagation.apply_transpose(ys)
+    forward = propagation.apply(x)
+    back = _home(propagation, ys)
     found = {f"propagate {c}": spread(shard, f) for c, f in enumerate(forward)}
+    runs = _iterated(propagation, x)
+    found |= {f"iterate {c}": spread(shard, f) for c, f in enumerate(runs)}
     found["transpose"] = spread(shard, back)
     found["<Ax, y> - <x, A'y>"] = _dot(ys, forward) - _dot([x], [back])
     # columns of different widths, so that a wrong split is noticed
@@ -236,6 +238,29 @@ def _propagation(shard: GraphShard, comm: Communicator, kind: torch.dtype) -> di
     found |= {f"propagate each {c}": spread(shard, rows) for c, rows in enumerate(each)}
     found |= {f"transpose each {c}": spread(shard, rows) for c, rows in enumerate(grads)}
     return found | _exchange(shard, comm, propagation.halo, x)
+
+
+def _iterated(propagation: Propagation, x: Tensor) -> list[Tensor]:
+    """A_hat_c x as an iteration computes it, run by run."""
+    products = [torch.full_like(x, torch.nan) for _ in range(propagation.num_channels)]
+
+    def finish(rows: slice, parts: list[Tensor]) -> None:
+        for product, part in zip(products, parts, strict=True):
+            product[rows] = part
+
+    propagation.iterate(x, finish)
+    return products
+
+
+def _home(propagation: Propagation, ys: Sequence[Tensor]) -> Tensor:
+    """sum_c A_hat_c' y_c as an iteration computes it, run by run."""
+    total = torch.full_like(ys[0], torch.nan)
+
+    def finish(rows: slice, parts: list[Tensor]) -> None:
+        total[rows] = parts[0]
+
+    propagation.iterate_home(ys, finish)
+    return total
 
 
 def _exchange(
