@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from distributed_ignn.benchmarks import exchange, iteration, propagate
+from distributed_ignn.benchmarks import epoch, exchange, iteration, propagate
 from distributed_ignn.benchmarks.report import Report
 from distributed_ignn.benchmarks.workload import Workload
 
@@ -12,6 +12,7 @@ SUITE: dict[str, Callable[[Workload], Report]] = {
     "propagate": propagate.run,
     "exchange": exchange.run,
     "iteration": iteration.run,
+    "epoch": epoch.run,
 }
 #: Those with a baseline of one process, which holds the whole graph.
 WITH_SINGLE = frozenset({"iteration"})

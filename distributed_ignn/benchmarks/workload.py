@@ -48,6 +48,7 @@ class Workload:
         stats: of the partition.
         rounds: interleaved rounds of a measurement; medians count.
         single: whether a single process is measured too.
+        methods: names of those to compare, where there is a choice; all by default.
         tell: told what has been finished.
     """
 
@@ -58,6 +59,7 @@ class Workload:
     stats: PartitionStats
     rounds: int
     single: bool
+    methods: tuple[str, ...] = ()
     tell: Tell = tell_nobody
 
     @property
@@ -94,13 +96,15 @@ def open_workload(
     rounds: int,
     shards: Path | None = None,
     single: bool = True,
+    methods: Sequence[str] = (),
     tell: Tell = tell_nobody,
 ) -> Iterator[Workload]:
     """Find or write the shards, read this rank's; every rank calls it.
 
     Args:
         shards: folder of shards on a file system that all ranks see; a temporary one by default.
-        single: whether the whole graph is needed as well; always true of a job of one rank.
+        single: whether the whole graph is needed as well.
+        rounds, methods, tell: see ``Workload``.
 
     Raises:
         UserError: the shards in the folder are others, or it cannot be written.
@@ -115,7 +119,7 @@ def open_workload(
             lambda: read_shard(folder / str(comm.world_size), comm.rank, verify=False)
         )
         stats = read_manifest(folder / str(comm.world_size)).statistics
-        yield Workload(config, comm, folder, shard, stats, rounds, single, tell)
+        yield Workload(config, comm, folder, shard, stats, rounds, single, tuple(methods), tell)
         comm.barrier()  # the first rank removes the folder
 
 

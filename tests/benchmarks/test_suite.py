@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from distributed_ignn.benchmarks import exchange, iteration, propagate
+from distributed_ignn.benchmarks import clock, epoch, exchange, iteration, propagate
 from distributed_ignn.benchmarks.bandwidth import ProductSize
 from distributed_ignn.benchmarks.report import Report
 from distributed_ignn.benchmarks.silence import SilentCommunicator
@@ -172,3 +172,37 @@ def test_a_product_that_differs_is_not_timed(shards: Path, monkeypatch: pytest.M
         pytest.raises(RuntimeError, match=f"{name} differs"),
     ):
         propagate.run(workload)
+
+
+def test_every_second_of_an_epoch_belongs_to_a_stage(shards: Path) -> None:
+    config = RunConfig.model_validate(
+        {
+            **_CONFIG.model_dump(),
+            "forward": {"method": "neural"},
+            "schedule": {"warmup_epochs": 1, "model_steps": 2},
+            "model": {"hidden": 8, "dropout": 0.5},
+        }
+    )
+    with open_workload(config, Communicator(), rounds=1, shards=shards) as workload:
+        report = epoch.run(workload)
+    figures = report.figures
+    assert {f.name for f in figures if f.section == ""} == {"neural", "anderson", "picard"}
+    for name in ("neural", "anderson", "picard"):
+        stages = {f.name: f.value for f in figures if f.section == f"stages with {name}"}
+        assert stages.pop("solver phase, when due", 0.0) > 0.0 or name != "neural"
+        whole = stages.pop(epoch.EPOCH)
+        assert set(stages) == set(clock.STAGES[1:])
+        assert all(seconds > 0.0 for seconds in stages.values())
+        # the epoch has no solver phase, so the other stages are all of it
+        assert 0.5 * whole < sum(stages.values()) <= 1.001 * whole
+    steps = {
+        f.name: f.value for f in figures if f.section == epoch.SOLVE and f.unit == "evaluations"
+    }
+    assert 1 < steps["anderson"] <= steps["picard"]
+
+
+def test_methods_can_be_chosen(shards: Path) -> None:
+    with open_workload(
+        _CONFIG, Communicator(), rounds=1, shards=shards, methods=["picard"]
+    ) as workload:
+        assert {f.name for f in epoch.run(workload).figures if f.section == ""} == {"picard"}
