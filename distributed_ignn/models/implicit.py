@@ -135,8 +135,8 @@ class _Equilibrium(torch.autograd.Function):
         ctx.layer, ctx.adjoint, ctx.form = layer, adjoint, cell.form
         products = cell.products_at(solution.point)
         ctx.save_for_backward(layer.form.active(solution.image), *weights, *products)
-        # a copy: the caller must not be able to change what warm start keeps
-        return solution.image.clone()
+        # another view of the array that warm start keeps: whoever gets it must not write into it
+        return solution.image.detach()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

@@ -39,7 +39,7 @@ _VARIANTS = (
     *(replace(_SHAPE, network=network) for network in ("mlp", "tcn", "gru", "table")),
     *(replace(_SHAPE, network=network, alpha="node") for network in ("graph", "gru")),
 )
-CASES = ("plain", "awkward", "directed", "channels", "embedding", "multilabel")
+CASES = ("plain", "awkward", "directed", "channels", "embedding", "multilabel", "dense")
 # every cell on one channel and, with all options of cells and penalties, on two
 _ALL_ON = {
     "model": {"learn_kappa": True, "residual": 0.2},
@@ -63,6 +63,8 @@ _PARTS: dict[str, dict[str, dict[str, Any]]] = {
     "channels": {"solver": {"network": "gru"}, "adjoint": {"method": "neural"}},
     "embedding": {"solver": {"initialiser": "own", "estimator": "own", "fit_nodes": 40}},
     "multilabel": {"solver": {"network": "table", "sparsifier": "degree"}},
+    # nothing of b(X) is dropped and X is dense: its propagated terms are constants
+    "dense": {"model": {"input_dropout": 0.0}},
 }
 
 
@@ -106,7 +108,7 @@ def _clusters(generator: torch.Generator) -> Tensor:
 
 def _features(case: str, generator: torch.Generator) -> CSRMatrix | Tensor:
     dense = torch.rand(NODES, FEATURES, generator=generator, dtype=torch.float64)
-    if case == "directed":
+    if case in ("directed", "dense"):
         return dense
     mask = dense > 0.7
     row, col = mask.nonzero(as_tuple=True)
@@ -296,7 +298,8 @@ def _gradients(
     model = ImplicitGNN(shard, comm, config.model, kind, 0)
     planner = SolvePlanner(config, None)
     Objective(shard, comm, "auto").loss(model(0, planner.train(), planner.adjoint())).backward()
-    found = {"fixed point": spread(shard, planner.states["train"])}
+    point = planner.states["evaluate" if config.model.fixed_injection else "train"]
+    found = {"fixed point": spread(shard, point)}
     for name, parameter in model.named_parameters():
         grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         rows = name in model.sharded_names()
