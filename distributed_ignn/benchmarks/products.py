@@ -21,10 +21,11 @@ from distributed_ignn.benchmarks.yardstick import (
     transposed,
 )
 from distributed_ignn.comm.communicator import Communicator
+from distributed_ignn.graph.kernels import Kernel
 from distributed_ignn.graph.propagate import (
     ChannelOperator,
     ChannelTranspose,
-    normalised_blocks,
+    RunBounds,
 )
 from distributed_ignn.graph.shard import GraphShard
 
@@ -66,26 +67,32 @@ def _plain(layout_of: Callable[[GraphShard], PlainLayout]) -> Build:
     return build
 
 
-def _blocks(shard: GraphShard, comm: Communicator, dtype: torch.dtype) -> LocalProduct:
+def _blocks(kernel: Kernel) -> Build:
     """The library's own: owned block, then boundary block, as the exchange's arrival allows."""
-    channel, where, owned = shard.channels[0], (dtype, comm.device), shard.num_owned
-    blocks = normalised_blocks(channel)
-    operator = ChannelOperator.from_blocks(blocks, *where)
-    same = operator.owned if channel.symmetric else None
-    flipped = ChannelTranspose.from_blocks(blocks, same, *where)
 
-    def forward(local: Tensor) -> Tensor:
-        return operator.finish(operator.owned @ local[:owned], local[owned:])
+    def build(shard: GraphShard, comm: Communicator, dtype: torch.dtype) -> LocalProduct:
+        channel, where = shard.channels[0], (dtype, comm.device)
+        owned, bounds = shard.num_owned, RunBounds.of(shard.channels[0], comm.device)
+        operator = ChannelOperator.from_shard(channel, *where, bounds, kernel)
+        same = operator.owned if channel.symmetric else None
+        flipped = ChannelTranspose.from_shard(channel, same, *where, bounds, kernel)
 
-    def transpose(y: Tensor) -> tuple[Tensor, Tensor]:
-        return flipped.owned @ y, flipped.halo_share(y)
+        def forward(local: Tensor) -> Tensor:
+            return operator.finish(operator.owned @ local[:owned], local[owned:])
 
-    return LocalProduct(forward, transpose, PlainLayout.ours(shard))
+        def transpose(y: Tensor) -> tuple[Tensor, Tensor]:
+            return flipped.owned @ y, flipped.halo_share(y)
+
+        return LocalProduct(forward, transpose, PlainLayout.ours(shard))
+
+    return build
 
 
 #: By name; the first is the baseline.
 PRODUCTS: dict[str, Build] = {
     PLAIN: _plain(PlainLayout.ascending),
     "torch CSR int64, our order": _plain(PlainLayout.ours),
-    "blocks, torch CSR int32": _blocks,
+    "blocks, torch CSR int32": _blocks("csr"),
+    "blocks, torch reduce int32": _blocks("reduce"),
+    "blocks, embedding sums int32": _blocks("bag"),
 }
