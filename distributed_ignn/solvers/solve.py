@@ -37,7 +37,7 @@ class _Watch:
 
     def true_residual(self, residual: float) -> float:
         """What the relative residual may be at most, given the image's own error."""
-        return residual if self._error == 0.0 else math.hypot(residual, self._error)
+        return residual + self._error
 
     def settle(self) -> bool:
         """Whether the last evaluation used old rows, which the next ones will not."""
