@@ -101,10 +101,24 @@ class ImplicitGNN(nn.Module):
         """f(0) = phi(b(X)) [O, D] of the plain map, without dropout."""
         return self.layer.form.activate(self.injection())
 
-    def read_out(self, state: Tensor, step: int | None = None) -> Tensor:
-        """Logits [O, C] of a state [O, D]; ``step`` seeds the dropout, None switches it off."""
+    def read_out(
+        self, state: Tensor, step: int | None = None, rows: Tensor | None = None
+    ) -> Tensor:
+        """Logits of a state [O, D].
+
+        Args:
+            state: of all owned nodes.
+            step: seeds the dropout, None switches it off.
+            rows: owned ids [R] of the nodes asked for; None for all.
+
+        Returns:
+            [R, C], or [O, C].
+        """
+        nodes = self._nodes
+        if rows is not None:
+            state, nodes = state.index_select(0, rows), nodes.index_select(0, rows)
         if step is not None and self.config.dropout > 0.0:
-            mask = self._dropout.mask(self._seed, step, self._nodes, state.shape[1])
+            mask = self._dropout.mask(self._seed, step, nodes, state.shape[1])
             state = state * mask * self._dropout.scale
         result: Tensor = self.head(state)
         return result
