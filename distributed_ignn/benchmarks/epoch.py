@@ -25,6 +25,8 @@ from distributed_ignn.solvers.base import Solution
 from distributed_ignn.training.records import EpochRecord
 from distributed_ignn.training.trainer import Trainer
 
+CLOCKED = ("exposed", "product", "reduce", "pack", "unpack")  # names of the communicator's clock
+CLOCK = "clock"
 CLASSICAL = ("anderson", "picard")
 EPOCH = "epoch"
 SPREAD = "with the solver phase spread"
@@ -47,6 +49,7 @@ class _Course:
         phase_seconds: of the last solver phase.
         stages: per measured epoch, seconds by stage, mean over ranks.
         seconds: per measured epoch, of the slowest rank.
+        clock_seconds: per measured epoch, by the communicator's clock, mean over ranks.
         records: of the measured epochs.
     """
 
@@ -55,6 +58,7 @@ class _Course:
     phase_seconds: float = 0.0
     stages: list[dict[str, float]] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
+    clock_seconds: list[dict[str, float]] = field(default_factory=list)
     records: list[EpochRecord] = field(default_factory=list)
 
     def warm_up(self) -> None:
@@ -66,6 +70,7 @@ class _Course:
     def measure(self, comm: Communicator) -> None:
         """One epoch; every rank starts it together."""
         comm.barrier()
+        before = comm.clock.read()
         self.clock.restart()
         record = self.trainer.train_epoch()
         self.clock.switch(STAGES[0])
@@ -73,6 +78,10 @@ class _Course:
         self.seconds.append(float(comm.max(own.sum().reshape(1))))
         mean = (comm.sum(own) / comm.world_size).tolist()
         self.stages.append(dict(zip(STAGES, mean, strict=True)))
+        waited = comm.clock.since(before)
+        own = torch.tensor([waited.get(name, 0.0) for name in CLOCKED], dtype=torch.float64)
+        mean = (comm.sum(own) / comm.world_size).tolist()
+        self.clock_seconds.append(dict(zip(CLOCKED, mean, strict=True)))
         self.records.append(record)
 
 
@@ -146,6 +155,12 @@ def _totals(courses: Mapping[str, _Course], baseline: str) -> tuple[Figure, ...]
     for key, (unit, section) in _COUNTED.items():
         counted = {n: _median(course, key) for n, course in courses.items()}
         figures += compare(counted, unit, baseline, section)
+    for part in CLOCKED:
+        found = {
+            name: statistics.median(epoch[part] for epoch in course.clock_seconds)
+            for name, course in courses.items()
+        }
+        figures += compare(found, f"{part} s", baseline, CLOCK)
     return figures
 
 

@@ -29,7 +29,7 @@ class SilentCommunicator(Communicator):
         zeros = self._zeros.get(shape)
         if zeros is None or zeros.dtype is not rows.dtype:
             zeros = self._zeros[shape] = torch.zeros(shape, dtype=rows.dtype, device=self.device)
-        return PendingRows(zeros, None, self.device, rows)
+        return PendingRows(zeros, None, self.device, rows, self.clock)
 
     def sum(self, tensor: Tensor) -> Tensor:
         """``tensor`` itself."""
