@@ -188,6 +188,7 @@ def _cold_solve(trainer: Trainer) -> Callable[[], Solution]:
 
     def solve() -> Solution:
         planner.states.clear()
+        model.propagation.reset_links()
         return model.layer.solve(injection, weights, planner.evaluate())
 
     return solve

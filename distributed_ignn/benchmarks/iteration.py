@@ -25,7 +25,7 @@ from distributed_ignn.benchmarks.yardstick import PlainLayout, Yardstick
 from distributed_ignn.comm.codecs import HaloCodec
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.graph.halo import HaloExchange, HaloLink
-from distributed_ignn.graph.propagate import Propagation
+from distributed_ignn.graph.propagate import Propagation, PropagationOptions
 from distributed_ignn.graph.shard import GraphShard
 from distributed_ignn.models.cell import EquilibriumCell
 from distributed_ignn.models.dense import affine
@@ -86,7 +86,7 @@ def run(workload: Workload) -> Report:
     """Measure on all ranks of the job; every rank calls it."""
     comm, shard = workload.comm, workload.shard
     numbers = _numbers(workload, shard)
-    propagation = Propagation(shard, comm, numbers.state.dtype)
+    propagation = _propagation(workload, shard, comm)
     plain = {
         name: Yardstick(shard, comm, numbers.weights, numbers.bias, layout)
         for name, layout in (
@@ -143,6 +143,11 @@ def _numbers(workload: Workload, shard: GraphShard) -> _Numbers:
     return _Numbers(weights, bias, state)
 
 
+def _propagation(workload: Workload, shard: GraphShard, comm: Communicator) -> Propagation:
+    options = PropagationOptions(workload.config.train.kernel)
+    return Propagation(shard, comm, torch.float32, options)
+
+
 def _alone(workload: Workload) -> Map:
     """The whole graph on the first rank, while the others wait."""
     if not workload.comm.is_main:
@@ -150,14 +155,14 @@ def _alone(workload: Workload) -> Map:
     whole = workload.whole()
     numbers = _numbers(workload, whole)
     alone = Communicator(device=workload.comm.device)
-    return Evaluation(Propagation(whole, alone, numbers.state.dtype), *numbers)
+    return Evaluation(_propagation(workload, whole, alone), *numbers)
 
 
 def _pieces(workload: Workload, numbers: _Numbers) -> dict[str, Map]:
     """What an evaluation is made of, each alone."""
     comm, shard = workload.comm, workload.shard
     weights, bias, state = numbers
-    silent = Propagation(shard, SilentCommunicator(comm), state.dtype)
+    silent = _propagation(workload, shard, SilentCommunicator(comm))
     halo = HaloExchange.from_shard(shard, comm)
     summed = torch.ones(_REDUCED, dtype=torch.float64)
 

@@ -182,7 +182,7 @@ class FeatureEncoder(nn.Module):
             return None
         terms = [] if self.own is None else [features]
         if self._channels:
-            products, _ = self._propagation.apply(features)
+            products = self._propagation.apply(features)
             terms += [products[channel] for channel in self._channels]
         return terms
 

@@ -12,7 +12,12 @@ from torch import Tensor, nn
 
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import ModelConfig
-from distributed_ignn.graph.propagate import ChannelOperator, Propagation
+from distributed_ignn.graph.propagate import (
+    EXACT,
+    ChannelOperator,
+    Propagation,
+    PropagationOptions,
+)
 from distributed_ignn.graph.shard import GraphShard
 from distributed_ignn.models.dropout import NodeDropout
 from distributed_ignn.models.encoder import (
@@ -37,6 +42,7 @@ class ImplicitGNN(nn.Module):
         dtype: of parameters and state.
         seed: of initial weights and dropout masks.
         sparsified: A_s for the learned solver, or None.
+        options: how products and exchanges are carried out.
     """
 
     def __init__(
@@ -47,12 +53,13 @@ class ImplicitGNN(nn.Module):
         dtype: torch.dtype,
         seed: int,
         sparsified: ChannelOperator | None = None,
+        options: PropagationOptions = EXACT,
     ) -> None:
         super().__init__()
         self.config = config
         self._seed = seed
         self._nodes = shard.owned_nodes.to(comm.device)
-        self.propagation = Propagation(shard, comm, dtype)
+        self.propagation = Propagation(shard, comm, dtype, options)
         torch.manual_seed(seed)
         self.encoder = self._build_encoder(shard, comm, dtype)
         self.cell_weights = build_weights(config, shard, self.propagation, comm, dtype)
