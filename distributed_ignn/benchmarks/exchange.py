@@ -7,20 +7,20 @@ write.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import get_args
 
 import torch
 from torch import Tensor
 
-from distributed_ignn.benchmarks.report import Figure, Report, compare, interleave
+from distributed_ignn.benchmarks.report import Report, compare, interleave
+from distributed_ignn.benchmarks.waiting import clock_figures, clocked
 from distributed_ignn.benchmarks.workload import Workload
 from distributed_ignn.benchmarks.yardstick import PlainExchange, PlainLayout
 from distributed_ignn.comm.codecs import HaloCodec
 from distributed_ignn.graph.halo import HaloExchange, HaloLink
 
 FP32, WIRE = "fp32", "plain all_to_all"
-PARTS = ("pack", "exposed", "unpack")  # as the communicator's clock names them
 CODECS: tuple[HaloCodec, ...] = get_args(HaloCodec)
 
 Task = Callable[[], object]
@@ -40,7 +40,8 @@ def run(workload: Workload) -> Report:
     sizes = {name: float(sent_bytes(workload, task)) for name, task in tasks.items()}
     seconds = interleave(tasks, workload.rounds, comm)
     figures = compare(seconds, "seconds", FP32) + compare(sizes, "bytes", FP32)
-    figures += _parts(workload, {name: task for name, task in tasks.items() if name != WIRE})
+    waits = {n: clocked(comm, task, workload.rounds) for n, task in tasks.items() if n != WIRE}
+    figures += clock_figures(waits, FP32)
     return Report("exchange", workload.settings(), figures)
 
 
@@ -63,26 +64,3 @@ def sent_bytes(workload: Workload, task: Task) -> int:
     task()
     sent = workload.comm.traffic.since(before).exchange_bytes
     return int(workload.comm.sum(torch.tensor([sent])))
-
-
-def clocked(workload: Workload, task: Task, names: tuple[str, ...]) -> dict[str, float]:
-    """Seconds of a call by the communicator's clock, mean over rounds and ranks."""
-    comm = workload.comm
-    comm.barrier()
-    before = comm.clock.read()
-    for _ in range(workload.rounds):
-        task()
-    found = comm.clock.since(before)
-    own = torch.tensor([found.get(name, 0.0) for name in names], dtype=torch.float64)
-    means = comm.sum(own) / (comm.world_size * workload.rounds)
-    return dict(zip(names, means.tolist(), strict=True))
-
-
-def _parts(workload: Workload, tasks: Mapping[str, Task]) -> tuple[Figure, ...]:
-    """Packing, waiting and unpacking by codec, a column each."""
-    found = {name: clocked(workload, task, PARTS) for name, task in tasks.items()}
-    figures: tuple[Figure, ...] = ()
-    for part in PARTS:
-        seconds = {name: parts[part] for name, parts in found.items()}
-        figures += compare(seconds, f"{part} s", FP32, "parts")
-    return figures

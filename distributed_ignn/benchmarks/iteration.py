@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from distributed_ignn.benchmarks.bandwidth import COPY_LIMIT, ProductSize, copy_task
-from distributed_ignn.benchmarks.exchange import CODECS, clocked, sent_bytes
+from distributed_ignn.benchmarks.exchange import CODECS, sent_bytes
 from distributed_ignn.benchmarks.report import Figure, Report, check_alike, compare, interleave
 from distributed_ignn.benchmarks.silence import SilentCommunicator
+from distributed_ignn.benchmarks.waiting import clock_figures, clocked
 from distributed_ignn.benchmarks.workload import Workload
 from distributed_ignn.benchmarks.yardstick import PlainLayout, Yardstick
 from distributed_ignn.comm.codecs import HaloCodec
@@ -34,7 +35,6 @@ YARDSTICK, OURS, ALONE = "plain torch, ascending ids", "ours", "one process"
 _PLAIN_OURS = "plain torch, our order"
 _COPY, _SILENT = "copy", "ours without the exchange"
 _EXCHANGE, _REDUCTION, _DENSE = "exchange alone", "reduction alone", "dense product and ReLU"
-_CLOCKED = ("exposed", "product", "pack", "unpack")  # as the communicator's clock names them
 _REDUCED = 8  # numbers that a step of Anderson with M = 5 sums over ranks, and a few more
 
 Map = Callable[[], object]
@@ -111,7 +111,9 @@ def run(workload: Workload) -> Report:
     if ALONE in seconds:
         figures += _efficiency(seconds, variants, comm)
     figures += _limit(workload, seconds, variants, bandwidth)
-    figures += _profile(workload, seconds) + _clock(workload, ours)
+    figures += _profile(workload, seconds)
+    waits = {name: clocked(comm, way, workload.rounds) for name, way in ours.items()}
+    figures += clock_figures(waits, OURS)
     settings = {
         **workload.settings(),
         "copy_bytes_per_second": bandwidth,
@@ -227,13 +229,3 @@ def _profile(workload: Workload, seconds: Mapping[str, float]) -> tuple[Figure, 
             _REDUCTION: seconds[_REDUCTION],
         }
     return compare(parts, "seconds", OURS, "profile")
-
-
-def _clock(workload: Workload, ours: Mapping[str, Evaluation]) -> tuple[Figure, ...]:
-    """Waiting, packing, unpacking and multiplying by our own clock, a column each."""
-    found = {name: clocked(workload, way, _CLOCKED) for name, way in ours.items()}
-    figures: tuple[Figure, ...] = ()
-    for part in _CLOCKED:
-        times = {name: parts[part] for name, parts in found.items()}
-        figures += compare(times, f"{part} s", OURS, "clock")
-    return figures

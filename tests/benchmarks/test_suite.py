@@ -74,7 +74,7 @@ def _check_reports(halo_rows: int, reports: list[Report]) -> list[list[str]]:
         sections[figure.section].add(figure.name)
     assert {iteration.YARDSTICK, iteration.OURS} <= sections[""]
     assert "what the exchange adds" in sections["profile"]
-    assert set(iteration.WAYS) == sections["clock"]
+    assert set(iteration.WAYS) == sections["seconds packing"]
     assert iteration.ALONE in sections["parallel efficiency"]
     sizes = {f.name: f.value for f in by_name["exchange"].figures if f.unit == "bytes"}
     assert sizes[exchange.FP32] == sizes[exchange.WIRE] == bytes_sent
