@@ -115,8 +115,11 @@ class EquilibriumCell:
             raise ValueError("a rider needs the sparsified graph")
         return self._sparsified.finish(self._sparsified.owned @ rider, halo)
 
-    def gate(self, values: Tensor, image: Tensor) -> Tensor:
-        """phi' * values [O, D] at the point with this image; ``values`` may be overwritten."""
+    def gate(self, values: Tensor, image: Tensor, rows: slice | Tensor = slice(None)) -> Tensor:
+        """phi' * values at the point with this image; ``values`` may be overwritten.
+
+        ``values`` and ``image`` are given for the owned ``rows`` alone, all by default.
+        """
         if self.form.linear:
             return values
         # relu's own backward: one vectorised pass, no mask in memory
@@ -195,9 +198,9 @@ class AdjointCell:
             total.mul_(self._form.step).add_(z, alpha=1.0 - self._form.step)
         return (total if self._mask is None else total.mul_(self._mask)), None
 
-    def gate(self, values: Tensor, image: Tensor) -> Tensor:
-        """m * values [O, D], whatever the point; ``values`` may be overwritten."""
-        return values if self._mask is None else values.mul_(self._mask)
+    def gate(self, values: Tensor, image: Tensor, rows: slice | Tensor = slice(None)) -> Tensor:
+        """m * values for some owned rows, whatever the point; ``values`` may be overwritten."""
+        return values if self._mask is None else values.mul_(self._mask[rows])
 
     def propagate(self, columns: Tensor, sparsified: bool) -> list[Tensor]:
         """B_c' columns [O, p] per channel; one exchange. There is no sparsified transpose."""

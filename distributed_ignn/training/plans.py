@@ -28,6 +28,11 @@ from distributed_ignn.solvers.predictors import Predictor
 TRAIN, EVALUATE, ADJOINT = "train", "evaluate", "adjoint"
 
 
+def storage_format(name: str) -> torch.dtype | None:
+    """The format that ``history_dtype`` names; None for that of the points."""
+    return None if name == "auto" else getattr(torch, name)
+
+
 @dataclass(slots=True)
 class SolveLog:
     """Records of the solves since the last ``clear``, by purpose."""
@@ -64,6 +69,7 @@ class LearnedSolver:
         num_nodes: n.
         memory, regularization: of Anderson's weights.
         ready: whether they are in use yet.
+        storage, adjoint_storage: number format of either solve's past iterates, see ``History``.
     """
 
     initialiser: Initialiser | None
@@ -74,6 +80,8 @@ class LearnedSolver:
     memory: int
     regularization: float
     ready: bool = False
+    storage: torch.dtype | None = None
+    adjoint_storage: torch.dtype | None = None
 
     def modules(self) -> dict[str, torch.nn.Module]:
         """The parts there are, by name."""
@@ -102,12 +110,20 @@ class LearnedSolver:
             reduce_grad,
             self.estimator,
             self.memory,
+            storage=self.storage,
         )
 
     def adjoint_solver(self) -> NeuralSolver:
         """The method of a backward solve from ``adjoint_start``."""
         return NeuralSolver(
-            None, self.num_nodes, self.regularization, None, self.adjoint, self.memory, first_step=1
+            None,
+            self.num_nodes,
+            self.regularization,
+            None,
+            self.adjoint,
+            self.memory,
+            first_step=1,
+            storage=self.adjoint_storage,
         )
 
     def adjoint_start(self, cell: AdjointCell, incoming: Tensor) -> Tensor:
@@ -160,12 +176,16 @@ class SolvePlanner:
         state: str,
     ) -> SolvePlan:
         def start(cell: Cell, driver: Tensor) -> Tensor:
-            kept = self.states.get(state) if self._starts_warm(purpose, config) else None
-            return first_guess(cell, driver) if kept is None else kept
+            # taken out: it need not stay in memory once the solve has moved on
+            kept = self.states.pop(state, None)
+            if kept is None or not self._starts_warm(purpose, config):
+                kept = None
+                return first_guess(cell, driver)
+            return kept
 
         def done(solution: Solution) -> None:
             self.log.add(purpose, solution)
-            if config.warm_start and solution.outcome is not Outcome.DIVERGED:
+            if solution.outcome is not Outcome.DIVERGED and self._starts_warm(purpose, config):
                 self.states[state] = solution.image
 
         return SolvePlan(
@@ -215,4 +235,5 @@ class SolvePlanner:
                 return learned.solver()
             if learned.adjoint is not None:
                 return learned.adjoint_solver()
-        return Anderson(config.memory, config.beta, config.regularization)
+        storage = storage_format(config.history_dtype)
+        return Anderson(config.memory, config.beta, config.regularization, storage)
