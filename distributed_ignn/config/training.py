@@ -58,6 +58,12 @@ class TrainConfig(Section):
     threads: int = Field(
         0, ge=0, description="CPU threads of each rank (0: cores divided by local ranks)"
     )
+    memory_limit: float = Field(
+        0.0,
+        ge=0,
+        description="GiB that the ranks of one machine, or of one GPU, may use together; a run "
+        "that needs more is refused before it starts (0: what there is)",
+    )
 
 
 class CommConfig(Section):

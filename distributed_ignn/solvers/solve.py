@@ -44,6 +44,7 @@ def solve(
     if max_steps < 1:
         raise ValueError(f"max_steps is {max_steps}, a solve needs at least one evaluation")
     state, z, best = solver.init(z0, fixed_point_map), z0, None
+    del z0  # not kept in memory for the whole solve
     residuals: list[float] = []
     outcome = Outcome.MAX_STEPS
     while True:

@@ -35,10 +35,14 @@ def storage_format(name: str) -> torch.dtype | None:
 
 @dataclass(slots=True)
 class SolveLog:
-    """Records of the solves since the last ``clear``, by purpose."""
+    """Records of the solves since the last ``clear``, by purpose.
+
+    ``longest`` is the number of evaluations of the longest solve; it is never cleared.
+    """
 
     _steps: dict[str, int] = field(default_factory=dict)
     _residuals: dict[str, float] = field(default_factory=dict)
+    longest: dict[str, int] = field(default_factory=dict)
 
     def clear(self) -> None:
         self._steps.clear()
@@ -47,6 +51,7 @@ class SolveLog:
     def add(self, purpose: str, solution: Solution) -> None:
         self._steps[purpose] = self.steps(purpose) + solution.steps
         self._residuals[purpose] = solution.residual
+        self.longest[purpose] = max(self.longest.get(purpose, 0), solution.steps)
 
     def steps(self, purpose: str) -> int:
         """Evaluations of the map in all solves for ``purpose``."""
@@ -177,11 +182,9 @@ class SolvePlanner:
     ) -> SolvePlan:
         def start(cell: Cell, driver: Tensor) -> Tensor:
             # taken out: it need not stay in memory once the solve has moved on
-            kept = self.states.pop(state, None)
-            if kept is None or not self._starts_warm(purpose, config):
-                kept = None
-                return first_guess(cell, driver)
-            return kept
+            if self._starts_warm(purpose, config) and state in self.states:
+                return self.states.pop(state)
+            return first_guess(cell, driver)
 
         def done(solution: Solution) -> None:
             self.log.add(purpose, solution)
@@ -192,15 +195,24 @@ class SolvePlanner:
             self.method(config, purpose), start, config.tolerance, config.max_steps, done
         )
 
-    def _starts_warm(self, purpose: str, config: SolveConfig | AdjointConfig) -> bool:
+    def forget_unused(self) -> None:
+        """Let go of states that no solve starts from once the learned solver is ready."""
+        if not self._starts_warm(ADJOINT, self._adjoint, ready=True):
+            self.states.pop(ADJOINT, None)
+        if not self._starts_warm(TRAIN, self._forward, ready=True):
+            self.states.pop(TRAIN, None)
+
+    def _starts_warm(
+        self, purpose: str, config: SolveConfig | AdjointConfig, ready: bool = False
+    ) -> bool:
         """Whether the last solution is the best start there is.
 
         Not where dropout makes a map of its own every time (a training solve with dropout in b(X),
         a backward solve with any) and something was learned that starts closer: the initialiser,
-        or the estimator's first step.
+        or the estimator's first step. ``ready``: as if the learned solver were.
         """
         learned = self._learned
-        if not config.warm_start or learned is None or not learned.ready:
+        if not config.warm_start or learned is None or not (ready or learned.ready):
             return config.warm_start
         if purpose == TRAIN:
             return self._fixed_injection or learned.initialiser is None

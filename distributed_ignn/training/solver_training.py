@@ -172,17 +172,24 @@ class SolverTrainer:
             log(||Z - Z*|| / ||Z*||) where the fitted steps lead to, or the network's last loss;
             None where nothing was fitted.
         """
+        target, loss = self._phase_forward(model, planner, steps)
+        if self._learned.adjoint is not None and incoming is not None:
+            self._fit_adjoint(model, self._learned.adjoint, target, incoming)
+        return loss
+
+    def _phase_forward(
+        self, model: ImplicitGNN, planner: SolvePlanner, steps: int
+    ) -> tuple[Tensor, float | None]:
+        """Everything that belongs to the forward solve; Z* and the loss."""
         with torch.no_grad():
             injection = model.injection()
             cell = model.layer.cell(injection, model.channel_weights())
             target = self._target(cell, injection, planner)
             start, loss = self._fit_forward(cell, injection, target)
         self._learned.ready = True
-        if self._learned.adjoint is not None and incoming is not None:
-            self._fit_adjoint(model, self._learned.adjoint, target, incoming)
         for _ in range(steps if self._learned.predictor is not None else 0):
             loss = self._step(cell, start, target)
-        return loss
+        return target, loss
 
     def _fit_forward(
         self, cell: EquilibriumCell, injection: Tensor, target: Tensor
@@ -216,14 +223,18 @@ class SolverTrainer:
 
     def _target(self, cell: EquilibriumCell, injection: Tensor, planner: SolvePlanner) -> Tensor:
         """Z* to a tight tolerance, from the last validation's state if it is kept."""
-        kept = planner.states.get(EVALUATE)
-        start = planner.first_guess(cell, injection) if kept is None else kept
-        return self._solve(cell, start, self._learned.solver()).image
+        planner.forget_unused()
+        solver = self._learned.solver()
+        if EVALUATE in planner.states:
+            return self._solve(cell, planner.states[EVALUATE], solver).image
+        return self._solve(cell, planner.first_guess(cell, injection), solver).image
 
     def _solve(self, cell: Cell, start: Tensor, solver: NeuralSolver) -> Solution:
+        held = [start]
+        del start
         return solve(
             cell,
-            start,
+            held.pop(),
             solver,
             self._comm.sum,
             tolerance=self._config.target_tolerance,
