@@ -161,8 +161,11 @@ class EquilibriumCell:
             raise ValueError("a rider needs the sparsified graph")
         return self._sparsified.finish(self._sparsified.owned @ rider, halo)
 
-    def gate(self, values: Tensor, image: Tensor) -> Tensor:
-        """phi' * values [O, D] at the point with this image; ``values`` may be overwritten."""
+    def gate(self, values: Tensor, image: Tensor, rows: slice | Tensor = slice(None)) -> Tensor:
+        """phi' * values at the point with this image; ``values`` may be overwritten.
+
+        ``values`` and ``image`` are given for the owned ``rows`` alone, all by default.
+        """
         if self.form.linear:
             return values
         # relu's own backward: one vectorised pass, no mask in memory
@@ -260,9 +263,9 @@ class AdjointCell:
         """See ``EquilibriumCell``."""
         return self._propagation.link_home.settle()
 
-    def gate(self, values: Tensor, image: Tensor) -> Tensor:
-        """m * values [O, D], whatever the point; ``values`` may be overwritten."""
-        return values if self._mask is None else values.mul_(self._mask)
+    def gate(self, values: Tensor, image: Tensor, rows: slice | Tensor = slice(None)) -> Tensor:
+        """m * values for some owned rows, whatever the point; ``values`` may be overwritten."""
+        return values if self._mask is None else values.mul_(self._mask[rows])
 
     def propagate(self, columns: Tensor, sparsified: bool) -> list[Tensor]:
         """B_c' columns [O, p] per channel; one exchange. There is no sparsified transpose."""

@@ -75,6 +75,7 @@ def solve(
         raise ValueError(f"max_steps is {max_steps}, a solve needs at least one evaluation")
     watch = _Watch(fixed_point_map, reduce)
     state, z, best = solver.init(z0, fixed_point_map), z0, None
+    del z0  # not kept in memory for the whole solve
     residuals: list[float] = []
     outcome = Outcome.MAX_STEPS
     while True:
