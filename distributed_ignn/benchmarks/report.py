@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.files import atomic_write_json
@@ -105,6 +106,28 @@ def _ratio(base: float, value: float) -> float:
     if value == 0.0:
         return 1.0 if base == 0.0 else math.inf
     return base / value
+
+
+def check_alike(
+    results: Mapping[str, tuple[Tensor, ...]], comm: Communicator, tolerance: float = 1e-4
+) -> None:
+    """Make sure that variants compute the same before their times are compared.
+
+    Args:
+        results: of every variant, the same number of tensors of the same shapes.
+        tolerance: on the largest difference, relative to the first variant's largest entry.
+
+    Raises:
+        RuntimeError: a variant differs from the first one, on every rank.
+    """
+    first, *_ = results.values()
+    for name, found in results.items():
+        pairs = list(zip(first, found, strict=True))
+        worst = [max((float((a - b).abs().max()) for a, b in pairs if a.numel()), default=0.0)]
+        scale = [max((float(a.abs().max()) for a, _ in pairs if a.numel()), default=0.0)]
+        largest = comm.max(torch.tensor(worst + scale, dtype=torch.float64))
+        if not float(largest[0]) <= tolerance * float(largest[1]):
+            raise RuntimeError(f"{name} differs from {next(iter(results))} by {float(largest[0])}")
 
 
 def interleave(

@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from distributed_ignn.comm.clock import Clock
 from distributed_ignn.comm.traffic import Traffic
 from distributed_ignn.errors import UserError
 
@@ -31,11 +32,17 @@ class PendingRows:
     work: dist.Work | None
     device: torch.device
     sent: Tensor  # kept alive until the transfer is over
+    clock: Clock
+
+    def arrived(self) -> bool:
+        """Whether ``wait`` would return at once, as far as this rank can tell."""
+        return self.work is None or self.work.is_completed()
 
     def wait(self) -> Tensor:
         """Block until the rows are here and return them, [sum of receive counts, D]."""
         if self.work is not None:
-            self.work.wait()
+            with self.clock.measure("exposed"):
+                self.work.wait()
         return self.received.to(self.device, non_blocking=True)
 
 
@@ -62,6 +69,7 @@ class Communicator:
         self.local_rank = local_rank
         self.device = device or torch.device("cpu")
         self.traffic = Traffic()
+        self.clock = Clock(self.device)
         self._owns_group = owns_group
         self._staged = self.device.type == "cuda" and self.backend == "gloo"
 
@@ -87,13 +95,13 @@ class Communicator:
         self.traffic.exchange_bytes += rows.numel() * rows.element_size()
         shape = (sum(recv_counts), rows.shape[1])
         if self.world_size == 1:
-            return PendingRows(rows.new_empty(shape), None, self.device, rows)
+            return PendingRows(rows.new_empty(shape), None, self.device, rows, self.clock)
         sent = _to_pinned(rows) if self._staged else rows.contiguous()
         received = torch.empty(shape, dtype=rows.dtype, device=sent.device, pin_memory=self._staged)
         work = dist.all_to_all_single(
             received, sent, list(recv_counts), list(send_counts), async_op=True
         )
-        return PendingRows(received, work, self.device, sent)
+        return PendingRows(received, work, self.device, sent, self.clock)
 
     def sum(self, tensor: Tensor) -> Tensor:
         """Sum over ranks, in place; returns ``tensor``."""
@@ -110,12 +118,13 @@ class Communicator:
         self.traffic.reduction_bytes += tensor.numel() * tensor.element_size()
         needs_cpu = self._staged and tensor.device.type == "cuda"
         needs_gpu = self.backend == "nccl" and tensor.device.type == "cpu"
-        if not (needs_cpu or needs_gpu):
-            dist.all_reduce(tensor, op)
-            return tensor
-        moved = tensor.to("cpu" if needs_cpu else self.device)
-        dist.all_reduce(moved, op)
-        return tensor.copy_(moved)
+        with self.clock.measure("reduce"):
+            if not (needs_cpu or needs_gpu):
+                dist.all_reduce(tensor, op)
+                return tensor
+            moved = tensor.to("cpu" if needs_cpu else self.device)
+            dist.all_reduce(moved, op)
+            return tensor.copy_(moved)
 
     def barrier(self) -> None:
         """Wait for every rank."""

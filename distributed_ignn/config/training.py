@@ -58,10 +58,26 @@ class TrainConfig(Section):
     threads: int = Field(
         0, ge=0, description="CPU threads of each rank (0: cores divided by local ranks)"
     )
+    kernel: Literal["auto", "bag", "reduce", "csr"] = Field(
+        "auto",
+        description="sparse product; bag: sums of embedding rows, reduce: torch.sparse.mm, csr: "
+        "torch's CSR product; auto: what measures fastest for the device and number format",
+    )
 
 
 class CommConfig(Section):
     """How ranks talk to each other."""
+
+    halo: Literal["fp32", "bf16", "int8", "int4", "int3", "int2"] = Field(
+        "fp32",
+        description="how halo rows are written inside iterations; fp32: as they are, in "
+        "train.dtype; the others: their change in so many bits, with the same fixed point",
+    )
+    stale: bool = Field(
+        False,
+        description="hide each exchange behind the next evaluation, which uses rows that are one "
+        "evaluation old; the last evaluations of a solve use fresh ones",
+    )
 
     backend: Literal["auto", "gloo", "nccl"] = Field(
         "auto", description="auto: nccl on GPUs, gloo on CPUs"

@@ -1,18 +1,48 @@
-"""HaloExchange: owned rows in, halo rows out, and its transpose.
+"""HaloExchange: owned rows in, halo rows out, and its transpose; HaloLink: the same in few bytes.
 
-Letters: O owned nodes, H halo nodes, S rows sent, D columns.
+Letters: O owned nodes, H halo nodes, S rows sent, D columns, R rider columns.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from distributed_ignn.comm.codecs import (
+    HaloCodec,
+    Quantiser,
+    decode_change,
+    decode_once,
+    encode_change,
+    encode_once,
+    quantiser,
+)
 from distributed_ignn.comm.communicator import Communicator, PendingRows
 from distributed_ignn.graph.shard import GraphShard
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RoundedRows:
+    """Rounded rows on their way; ``wait`` hands them over."""
+
+    pending: PendingRows
+    coder: Quantiser
+    columns: int
+    dtype: torch.dtype
+    comm: Communicator
+
+    def wait(self) -> Tensor:
+        """The rows as the sender rounded them, [sum of receive counts, D]."""
+        payload = self.pending.wait()
+        with self.comm.clock.measure("unpack"):
+            rows = torch.empty(
+                payload.shape[0], self.columns, dtype=self.dtype, device=payload.device
+            )
+            return decode_once(payload, rows, self.coder)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,12 +81,36 @@ class HaloExchange:
 
     @property
     def num_halo(self) -> int:
+        """H."""
         return sum(self.recv_counts)
+
+    @property
+    def num_sent(self) -> int:
+        """S."""
+        return sum(self.send_counts)
 
     def start(self, *owned: Tensor) -> PendingRows:
         """Send owned rows, one or more [O, D_i]; waiting yields the halo rows [H, sum D_i]."""
-        rows = torch.cat([columns.index_select(0, self.send_index) for columns in owned], dim=1)
+        picked = [columns.index_select(0, self.send_index) for columns in owned]
+        rows = picked[0] if len(picked) == 1 else torch.cat(picked, dim=1)
         return self.comm.start_exchange(rows, self.send_counts, self.recv_counts)
+
+    def start_rounded(self, columns: Tensor, coder: Quantiser) -> RoundedRows:
+        """As ``start``, each row rounded by itself: for what guides an iteration, no more."""
+        rows = columns.index_select(0, self.send_index)
+        return self._send_rounded(rows, coder, self.send_counts, self.recv_counts)
+
+    def start_rounded_transpose(self, halo: Tensor, coder: Quantiser) -> RoundedRows:
+        """As ``start_transpose``, each row rounded by itself; ``halo`` is overwritten."""
+        return self._send_rounded(halo, coder, self.recv_counts, self.send_counts)
+
+    def _send_rounded(
+        self, rows: Tensor, coder: Quantiser, send: tuple[int, ...], receive: tuple[int, ...]
+    ) -> RoundedRows:
+        with self.comm.clock.measure("pack"):
+            payload = encode_once(rows, coder)
+        pending = self.comm.start_exchange(payload, send, receive)
+        return RoundedRows(pending, coder, rows.shape[1], rows.dtype, self.comm)
 
     def start_transpose(self, halo: Tensor) -> PendingRows:
         """Send halo rows [H, D] home; waiting yields rows [S, D] for ``add_home``."""
@@ -84,3 +138,131 @@ class _Exchange(torch.autograd.Function):
         home = halo.start_transpose(grad.contiguous()).wait()
         owned = grad.new_zeros(halo.num_owned, grad.shape[1])
         return halo.add_home(owned, home), None
+
+
+@dataclass(frozen=True, slots=True)
+class _Flight:
+    """An exchange under way: where the rider's share of a row begins, and what rows look like."""
+
+    pending: PendingRows
+    width: int
+    columns: int
+    dtype: torch.dtype
+
+
+Landed = tuple[Tensor, Tensor | None]
+"""Halo rows [H, D] (or rows that came home [S, D]) and the rider's halo rows [H, R], or None."""
+
+
+class HaloLink:
+    """One direction of the exchange inside an iteration: rows of a point that slowly settles.
+
+    With a change-encoding codec both sides keep what the receivers hold, also from one solve to the
+    next: a solve begins close to where the last one ended. With stale rows every evaluation but the
+    first uses those that the one before it sent, so that an exchange has a whole evaluation's time;
+    after ``settle`` they are fresh.
+
+    Every rank must call it alike.
+
+    Args:
+        exchange: the plan.
+        codec: how rows are written.
+        transposed: whether halo rows go home instead of owned rows going out.
+        stale: whether rows may be one evaluation old.
+    """
+
+    def __init__(
+        self, exchange: HaloExchange, codec: HaloCodec, *, transposed: bool, stale: bool
+    ) -> None:
+        self._exchange = exchange
+        self._coder = quantiser(codec)
+        self._transposed = transposed
+        self._stale = stale
+        self._settled = not stale
+        self._in_flight: deque[_Flight] = deque()
+        self._last: Landed | None = None
+        self._sent: Tensor | None = None
+        self._held: Tensor | None = None
+        self.error_square = torch.zeros(1, dtype=torch.float64)
+
+    def begin(self) -> None:
+        """A new solve: nothing is in flight, and rows may be stale again."""
+        while self._in_flight:
+            self._land()
+        self._last = None
+        self._settled = not self._stale
+
+    def settle(self) -> bool:
+        """From the next evaluation on, use fresh rows; False if that is so already."""
+        was, self._settled = self._settled, True
+        return not was
+
+    def reset(self) -> None:
+        """Forget what the receivers hold: the next rows are encoded from zero."""
+        self.begin()
+        self._sent = self._held = None
+
+    def send(self, rows: Tensor, rider: Tensor | None = None) -> None:
+        """Start an exchange.
+
+        Args:
+            rows: owned rows [O, D], or halo rows [H, D] if transposed.
+            rider: further columns [O, R] that travel along as they are.
+        """
+        exchange = self._exchange
+        with exchange.comm.clock.measure("pack"):
+            payload = self._encode(rows)
+            width = payload.shape[1]
+            if rider is not None:
+                extra = rider.index_select(0, exchange.send_index).view(payload.dtype)
+                payload = torch.cat([payload, extra], dim=1)
+        counts = exchange.send_counts, exchange.recv_counts
+        send, receive = counts[::-1] if self._transposed else counts
+        pending = exchange.comm.start_exchange(payload, send, receive)
+        self._in_flight.append(_Flight(pending, width, rows.shape[1], rows.dtype))
+
+    def _encode(self, rows: Tensor) -> Tensor:
+        """What is sent of ``rows``: themselves, or the bytes of their change."""
+        index = self._exchange.send_index
+        if self._coder is None:
+            return rows if self._transposed else rows.index_select(0, index)
+        count = self._exchange.num_halo if self._transposed else self._exchange.num_sent
+        if self._sent is None or self._sent.shape[1] != rows.shape[1]:
+            self._sent = rows.new_zeros(count, rows.shape[1])
+
+        def copy(block: slice) -> Tensor:
+            return rows[block].clone() if self._transposed else rows.index_select(0, index[block])
+
+        payload, self.error_square = encode_change(copy, self._sent, self._coder)
+        return payload
+
+    def arrived(self) -> bool:
+        """Whether ``wait`` would return at once, as far as this rank can tell."""
+        fresh = self._settled or self._last is None
+        due = list(self._in_flight)[: None if fresh else -1]
+        return all(flight.pending.arrived() for flight in due)
+
+    def wait(self) -> Landed:
+        """The rows that this evaluation uses, to be read before the next ``wait`` and no later."""
+        keep = 0 if self._settled or self._last is None else 1
+        while len(self._in_flight) > keep:
+            self._last = self._land()
+        if self._last is None:
+            raise RuntimeError("rows are waited for that nobody has sent")
+        return self._last
+
+    def _land(self) -> Landed:
+        """Receive the oldest rows in flight."""
+        flight = self._in_flight.popleft()
+        arrived = flight.pending.wait()
+        rows, rider = arrived, None
+        if arrived.shape[1] > flight.width:
+            rows = arrived[:, : flight.width].contiguous()
+            rider = arrived[:, flight.width :].contiguous().view(flight.dtype)
+        if self._coder is None:
+            return rows, rider
+        if self._held is None or self._held.shape[1] != flight.columns:
+            self._held = arrived.new_zeros(arrived.shape[0], flight.columns, dtype=flight.dtype)
+        with self._exchange.comm.clock.measure("unpack"):
+            decode_change(rows, self._held, self._coder)
+        return self._held, rider

@@ -1,28 +1,54 @@
 """Propagation: the normalised sparse product over all channels, with one halo exchange.
 
-A_hat = D~^-1/2 (A + I) D~^-1/2 per channel. The rows of a shard split into an owned block, which is
-multiplied while the halo is in flight, and a boundary block, which is added when it has arrived:
+A_hat = D~^-1/2 (A + I) D~^-1/2 per channel; its values are not stored, rows and columns are scaled
+where they are multiplied. The rows of a shard split into an owned block, which is multiplied while
+the halo is in flight, and a boundary block, which is added when it has arrived:
 
     y = A_oo x_owned;   y[I:] += A_bh x_halo                     (forward)
     h = A_bh' y[I:] (sent home);   x = A_oo' y;   x += arrived   (transpose)
 
-Letters: O owned nodes, I interior nodes, B boundary nodes, H halo nodes, D columns.
+Products are worked off in runs of rows, interior runs first, and handed to ``finish`` run by run.
+
+Letters: O owned nodes, I interior nodes, B boundary nodes, H halo nodes, S rows sent, D columns.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from distributed_ignn.comm.codecs import HaloCodec, quantiser
 from distributed_ignn.comm.communicator import Communicator, PendingRows
-from distributed_ignn.graph.data import CSRMatrix
-from distributed_ignn.graph.halo import HaloExchange
+from distributed_ignn.graph.data import CSRMatrix, csr_from_entries
+from distributed_ignn.graph.halo import HaloExchange, HaloLink, RoundedRows
+from distributed_ignn.graph.kernels import Kernel
 from distributed_ignn.graph.shard import ChannelShard, GraphShard
-from distributed_ignn.graph.sparse import SparseMatrix
+from distributed_ignn.graph.sparse import SparseMatrix, run_bounds
+
+Finish = Callable[[slice, list[Tensor]], None]
+"""Takes a run of owned rows and, per channel, their products [r, D], which it may overwrite."""
+
+
+@dataclass(frozen=True, slots=True)
+class PropagationOptions:
+    """How products and exchanges are carried out; the results agree.
+
+    Args:
+        kernel: see ``choose_kernel``.
+        codec: how halo rows are written inside iterations.
+        stale: whether iterations may use halo rows that are one evaluation old.
+    """
+
+    kernel: Kernel = "auto"
+    codec: HaloCodec = "fp32"
+    stale: bool = False
+
+
+EXACT = PropagationOptions()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -34,17 +60,35 @@ class ChannelOperator:
 
     @classmethod
     def from_shard(
-        cls, channel: ChannelShard, dtype: torch.dtype, device: torch.device
+        cls,
+        channel: ChannelShard,
+        dtype: torch.dtype,
+        device: torch.device,
+        bounds: RunBounds | None = None,
+        kernel: Kernel = "auto",
     ) -> ChannelOperator:
         """The normalised blocks of ``channel``."""
-        return cls.from_blocks(normalised_blocks(channel), dtype, device)
-
-    @classmethod
-    def from_blocks(
-        cls, blocks: tuple[CSRMatrix, CSRMatrix], dtype: torch.dtype, device: torch.device
-    ) -> ChannelOperator:
-        """Owned and boundary block."""
-        return cls(*(SparseMatrix.from_csr(block, dtype, device) for block in blocks))
+        owned, halo = _scales(channel)
+        interior = channel.owned.num_rows - channel.boundary.num_rows
+        bounds = bounds or RunBounds.of(channel, device)
+        return cls(
+            SparseMatrix.from_csr(
+                channel.owned,
+                dtype,
+                device,
+                scales=(owned, owned),
+                bounds=bounds.owned,
+                kernel=kernel,
+            ),
+            SparseMatrix.from_csr(
+                channel.boundary,
+                dtype,
+                device,
+                scales=(owned[interior:], halo),
+                bounds=bounds.boundary,
+                kernel=kernel,
+            ),
+        )
 
     def finish(self, product: Tensor, halo: Tensor) -> Tensor:
         """Add the halo's share to ``product`` = A_oo x, in place."""
@@ -61,27 +105,80 @@ class ChannelTranspose:
     boundary: SparseMatrix
 
     @classmethod
-    def from_blocks(
+    def from_shard(
         cls,
-        blocks: tuple[CSRMatrix, CSRMatrix],
+        channel: ChannelShard,
         owned: SparseMatrix | None,
         dtype: torch.dtype,
         device: torch.device,
+        bounds: RunBounds,
+        kernel: Kernel,
     ) -> ChannelTranspose:
-        """Transposes of ``blocks``; ``owned`` is the first one's where that is symmetric."""
+        """Transposes of the normalised blocks; ``owned`` is the first where that is symmetric."""
+        scale, halo = _scales(channel)
+        interior = channel.owned.num_rows - channel.boundary.num_rows
         if owned is None:
-            owned = SparseMatrix.transposed(blocks[0], dtype, device)
-        return cls(owned, SparseMatrix.transposed(blocks[1], dtype, device))
+            owned = SparseMatrix.transposed(
+                channel.owned,
+                dtype,
+                device,
+                scales=(scale, scale),
+                bounds=bounds.owned,
+                kernel=kernel,
+            )
+        boundary = SparseMatrix.transposed(
+            channel.boundary, dtype, device, scales=(scale[interior:], halo), kernel=kernel
+        )
+        return cls(owned, boundary)
 
     def halo_share(self, y: Tensor) -> Tensor:
         """A_bh' y[I:], the rows [H, D] that belong to other ranks."""
         return self.boundary @ y[y.shape[0] - self.boundary.num_cols :]
 
 
+@dataclass(frozen=True, slots=True)
+class RunBounds:
+    """Runs of the owned rows, of which none crosses from interior to boundary.
+
+    Args:
+        owned: first row of each run, and O.
+        interior: number of runs of interior rows.
+    """
+
+    owned: tuple[int, ...]
+    interior: int
+
+    @classmethod
+    def of(cls, channel: ChannelShard, device: torch.device) -> RunBounds:
+        """Runs of a shard that holds ``channel``."""
+        rows = channel.boundary.num_rows
+        interior = channel.owned.num_rows - rows
+        first = run_bounds(interior, device)[:-1]
+        return cls((*first, *run_bounds(rows, device, interior)), len(first))
+
+    @property
+    def boundary(self) -> tuple[int, ...]:
+        """Runs of the boundary rows, counted from the first of them."""
+        shift = self.owned[self.interior]
+        return tuple(bound - shift for bound in self.owned[self.interior :])
+
+    def rows(self, run: int) -> slice:
+        """Owned rows of a run."""
+        return slice(self.owned[run], self.owned[run + 1])
+
+    def __len__(self) -> int:
+        return len(self.owned) - 1
+
+
+def _scales(channel: ChannelShard) -> tuple[Tensor, Tensor]:
+    """D~^-1/2 of owned and halo nodes, float64."""
+    owned = (channel.degree_owned + 1).to(torch.float64).rsqrt()
+    return owned, (channel.degree_halo + 1).to(torch.float64).rsqrt()
+
+
 def normalised_blocks(channel: ChannelShard) -> tuple[CSRMatrix, CSRMatrix]:
     """Owned and boundary blocks with the values of A_hat in float64."""
-    scale_owned = (channel.degree_owned + 1).to(torch.float64).rsqrt()
-    scale_halo = (channel.degree_halo + 1).to(torch.float64).rsqrt()
+    scale_owned, scale_halo = _scales(channel)
     interior = channel.owned.num_rows - channel.boundary.num_rows
     return (
         _scaled(channel.owned, scale_owned, scale_owned),
@@ -100,59 +197,167 @@ class Propagation:
     Args:
         shard: this rank's part.
         comm: this rank's communicator.
-        dtype: of the matrices' values and of the rows they multiply.
+        dtype: of the rows that are multiplied.
+        options: how that is done.
     """
 
-    def __init__(self, shard: GraphShard, comm: Communicator, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        shard: GraphShard,
+        comm: Communicator,
+        dtype: torch.dtype,
+        options: PropagationOptions = EXACT,
+    ) -> None:
         self.halo = HaloExchange.from_shard(shard, comm)
+        self.runs = RunBounds.of(shard.channels[0], comm.device)
+        self._clock = comm.clock
         where = dtype, comm.device
-        blocks = [normalised_blocks(channel) for channel in shard.channels]
-        self.channels = tuple(ChannelOperator.from_blocks(pair, *where) for pair in blocks)
-        self._transposes = tuple(
-            ChannelTranspose.from_blocks(pair, op.owned if channel.symmetric else None, *where)
-            for channel, op, pair in zip(shard.channels, self.channels, blocks, strict=True)
+        self.channels = tuple(
+            ChannelOperator.from_shard(channel, *where, self.runs, options.kernel)
+            for channel in shard.channels
         )
+        self._transposes = tuple(
+            ChannelTranspose.from_shard(
+                channel, op.owned if channel.symmetric else None, *where, self.runs, options.kernel
+            )
+            for channel, op in zip(shard.channels, self.channels, strict=True)
+        )
+        self._home = _home_matrix(shard, dtype, comm.device, self.runs, options.kernel)
+        link = HaloLink(self.halo, options.codec, transposed=False, stale=options.stale)
+        back = HaloLink(self.halo, options.codec, transposed=True, stale=options.stale)
+        self.link, self.link_home = link, back
+        self._coder = quantiser(options.codec)
 
     @property
     def num_channels(self) -> int:
         return len(self.channels)
 
-    def apply(self, x: Tensor, rider: Tensor | None = None) -> tuple[list[Tensor], Tensor | None]:
-        """A_hat_c x for every channel, without gradient.
+    def reset_links(self) -> None:
+        """Forget what change-encoding has sent; every rank calls it at the same point.
+
+        A run that is resumed from a checkpoint then goes on like one that was not interrupted.
+        """
+        self.link.reset()
+        self.link_home.reset()
+
+    def iterate(self, x: Tensor, finish: Finish, rider: Tensor | None = None) -> Tensor | None:
+        """A_hat_c x inside an iteration, run by run; one exchange through the forward link.
 
         Args:
             x: [O, D] owned rows.
+            finish: told every run once, interior ones first.
             rider: [O, R] further columns that travel in the same exchange, or None.
 
         Returns:
-            One [O, D] product per channel, and the rider's halo rows [H, R] (None without rider).
+            The rider's halo rows [H, R] (None without rider).
         """
-        pending = self.halo.start(x) if rider is None else self.halo.start(x, rider)
-        products = [channel.owned @ x for channel in self.channels]
-        arrived = pending.wait()
-        halo = arrived if rider is None else arrived[:, : x.shape[1]].contiguous()
-        rider_halo = None if rider is None else arrived[:, x.shape[1] :].contiguous()
-        for channel, product in zip(self.channels, products, strict=True):
-            channel.finish(product, halo)
-        return products, rider_halo
+        self.link.send(x, rider)
+        for run in range(self.runs.interior):
+            finish(self.runs.rows(run), self._owned_products(run, x))
+        # rows that wait for the halo: what there is of them while it is on its way
+        early: list[list[Tensor]] = []
+        boundary = len(self.runs) - self.runs.interior
+        while len(early) < boundary and not self.link.arrived():
+            early.append(self._owned_products(self.runs.interior + len(early), x))
+        halo, rider_halo = self.link.wait()
+        early.reverse()
+        for number in range(boundary):
+            run = self.runs.interior + number
+            products = early.pop() if early else self._owned_products(run, x)
+            self._add_boundary(number, products, halo)
+            finish(self.runs.rows(run), products)
+        return None if rider is None else rider_halo
 
-    def apply_transpose(self, ys: Sequence[Tensor]) -> Tensor:
-        """sum_c A_hat_c' y_c for one [O, D] per channel, without gradient; one exchange."""
-        pending = self._send_home(ys)
-        x = self._transposes[0].owned @ ys[0]
-        for transpose, y in zip(self._transposes[1:], ys[1:], strict=True):
-            x += transpose.owned @ y
-        return self.halo.add_home(x, pending.wait())
+    def _owned_products(self, run: int, x: Tensor) -> list[Tensor]:
+        with self._clock.measure("product"):
+            return [channel.owned.run(run, x) for channel in self.channels]
 
-    def transpose_each(self, ys: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """A_hat_c' y_c [O, D_c] for every channel, without gradient; one exchange."""
-        return self._each_transpose(ys)
+    def _add_boundary(self, run: int, products: list[Tensor], halo: Tensor) -> None:
+        with self._clock.measure("product"):
+            for channel, product in zip(self.channels, products, strict=True):
+                if channel.boundary.num_entries:
+                    product += channel.boundary.run(run, halo)
 
-    def _send_home(self, ys: Sequence[Tensor]) -> PendingRows:
+    def iterate_home(self, ys: Sequence[Tensor], finish: Finish) -> None:
+        """sum_c A_hat_c' y_c inside an iteration, run by run; one exchange through its link.
+
+        Args:
+            ys: one [O, D] per channel.
+            finish: told every run once, with one product.
+        """
+        with self._clock.measure("product"):
+            share = self._share(ys)
+        self.link_home.send(share)
+        waiting = [run for run in range(len(self.runs)) if self._home.runs[run] is not None]
+        for run in range(len(self.runs)):
+            if self._home.runs[run] is None:
+                finish(self.runs.rows(run), [self._total(run, ys)])
+        early: list[Tensor] = []
+        while len(early) < len(waiting) and not self.link_home.arrived():
+            early.append(self._total(waiting[len(early)], ys))
+        home, _ = self.link_home.wait()
+        early.reverse()
+        for run in waiting:
+            total = early.pop() if early else self._total(run, ys)
+            with self._clock.measure("product"):
+                total += self._home.run(run, home)
+            finish(self.runs.rows(run), [total])
+
+    def _share(self, ys: Sequence[Tensor]) -> Tensor:
+        """sum_c A_bh_c' y_c [H, D]."""
         share = self._transposes[0].halo_share(ys[0])
         for transpose, y in zip(self._transposes[1:], ys[1:], strict=True):
             share += transpose.halo_share(y)
-        return self.halo.start_transpose(share)
+        return share
+
+    def _total(self, run: int, ys: Sequence[Tensor]) -> Tensor:
+        """sum_c A_oo_c' y_c, the rows of a run."""
+        with self._clock.measure("product"):
+            total = self._transposes[0].owned.run(run, ys[0])
+            for transpose, y in zip(self._transposes[1:], ys[1:], strict=True):
+                total += transpose.owned.run(run, y)
+            return total
+
+    def apply(self, x: Tensor) -> list[Tensor]:
+        """A_hat_c x [O, D] for every channel, without gradient; one exact exchange."""
+        pending = self.halo.start(x)
+        products = [channel.owned @ x for channel in self.channels]
+        halo = pending.wait()
+        return [c.finish(p, halo) for c, p in zip(self.channels, products, strict=True)]
+
+    def hop(self, columns: Tensor, operator: ChannelOperator | None = None) -> list[Tensor]:
+        """A_hat_c columns [O, p] for every channel, or ``operator`` columns alone.
+
+        For columns that guide an iteration: one exchange, rounded where the links' rows are.
+        """
+        channels = self.channels if operator is None else (operator,)
+        if self._coder is None:
+            pending: PendingRows | RoundedRows = self.halo.start(columns)
+        else:
+            pending = self.halo.start_rounded(columns, self._coder)
+        products = [channel.owned @ columns for channel in channels]
+        halo = pending.wait()
+        return [c.finish(p, halo) for c, p in zip(channels, products, strict=True)]
+
+    def hop_home(self, columns: Tensor) -> list[Tensor]:
+        """A_hat_c' columns [O, p] for every channel, as ``hop``."""
+        widths = [columns.shape[1]] * self.num_channels
+        share = torch.cat([t.halo_share(columns) for t in self._transposes], dim=1)
+        if self._coder is None:
+            pending: PendingRows | RoundedRows = self.halo.start_transpose(share)
+        else:
+            pending = self.halo.start_rounded_transpose(share, self._coder)
+        products = [transpose.owned @ columns for transpose in self._transposes]
+        home = pending.wait().split(widths, dim=1)
+        return [self._add_home(p, h) for p, h in zip(products, home, strict=True)]
+
+    def _add_home(self, owned: Tensor, home: Tensor) -> Tensor:
+        """Add rows that came home [S, D] into ``owned`` [O, D], in place."""
+        home = home.contiguous()
+        for run, product in enumerate(self._home.runs):
+            if product is not None:
+                owned[self.runs.rows(run)] += self._home.run(run, home)
+        return owned
 
     def __call__(self, xs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """A_hat_c x_c for every channel, differentiable in every x_c [O, D_c].
@@ -173,7 +378,18 @@ class Propagation:
         shares = [transpose.halo_share(y) for transpose, y in pairs]
         pending = self.halo.start_transpose(torch.cat(shares, dim=1))
         products = [transpose.owned @ y for transpose, y in pairs]
-        return tuple(map(self.halo.add_home, products, _split_like(pending.wait(), ys)))
+        return tuple(map(self._add_home, products, _split_like(pending.wait(), ys)))
+
+
+def _home_matrix(
+    shard: GraphShard, dtype: torch.dtype, device: torch.device, runs: RunBounds, kernel: Kernel
+) -> SparseMatrix:
+    """[O, S] of ones: adds rows that come home to their owners' rows, in a fixed order."""
+    sent = shard.send_index.numel()
+    pattern = csr_from_entries(
+        shard.send_index.to(torch.int64), torch.arange(sent), shard.num_owned, max(sent, 1)
+    )
+    return SparseMatrix.from_csr(pattern, dtype, device, bounds=runs.owned, kernel=kernel)
 
 
 def _split_like(rows: Tensor, columns: Sequence[Tensor]) -> list[Tensor]:

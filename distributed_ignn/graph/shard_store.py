@@ -12,11 +12,11 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import JsonValue
 from safetensors import SafetensorError
 
 from distributed_ignn.config import DataConfig, PartitionConfig
@@ -28,65 +28,36 @@ from distributed_ignn.files import (
     temporary_sibling,
 )
 from distributed_ignn.graph.data import GraphData
-from distributed_ignn.graph.partition import (
-    Assignment,
-    Objective,
-    PartitionStats,
-    Provider,
-    assign_clusters,
-    assign_parts,
+from distributed_ignn.graph.manifest import (
+    COMMAND,
+    FORMAT_VERSION,
+    MANIFEST,
+    DatasetSize,
+    Manifest,
+    PartSize,
+    ShardFile,
+    parse_manifest,
 )
+from distributed_ignn.graph.partition import Assignment, assign_clusters, assign_parts
 from distributed_ignn.graph.shard import GraphShard
 from distributed_ignn.graph.shard_file import read_shard_file, write_shard_file
 from distributed_ignn.graph.sharding import build_shard
 
-FORMAT_VERSION: Literal[1] = 1
-MANIFEST = "manifest.json"
-
-_COMMAND = "launch/partition.py"
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-class ShardFile(_Strict):
-    """One part's file: its name in the folder, its size in bytes and its sha256."""
-
-    name: str = Field(pattern=r"^part-\d+-of-\d+\.safetensors$")
-    size: int = Field(ge=0)
-    sha256: str = Field(pattern="^[0-9a-f]{64}$")
-
-
-class Manifest(_Strict):
-    """What a folder of shards holds and where it came from.
-
-    Args:
-        version: of the format.
-        dataset, fingerprint: ``GraphData.name`` and ``GraphData.fingerprint()``.
-        settings: what the dataset was loaded with, see ``data_settings``.
-        parts: number of shards.
-        request: the partitioning that was asked for, see ``partition_request``.
-        provider, objective: what carried it out, and what that minimised.
-        statistics: its quality.
-        files: one per part, in order.
-    """
-
-    version: Literal[1]
-    dataset: str
-    fingerprint: str
-    settings: dict[str, JsonValue]
-    parts: int = Field(ge=1)
-    request: dict[str, JsonValue]
-    provider: Provider
-    objective: Objective
-    statistics: PartitionStats
-    files: tuple[ShardFile, ...]
-
-    @property
-    def num_bytes(self) -> int:
-        """Size of all shards."""
-        return sum(file.size for file in self.files)
+__all__ = [
+    "FORMAT_VERSION",
+    "MANIFEST",
+    "DatasetSize",
+    "Manifest",
+    "PartSize",
+    "ShardFile",
+    "data_settings",
+    "find_shards",
+    "partition_request",
+    "prepare_shards",
+    "read_manifest",
+    "read_shard",
+    "write_shards",
+]
 
 
 def data_settings(dataset: str, data: DataConfig) -> dict[str, JsonValue]:
@@ -176,7 +147,10 @@ def write_shards(
         temporary.mkdir(parents=True)
         if config.clusters > 0:
             data = replace(data, clusters=assign_clusters(data.graphs, config))
-        shards = (build_shard(data, assignment.plan, p) for p in range(assignment.parts))
+        written = [
+            _write_shard(temporary, build_shard(data, assignment.plan, p))
+            for p in range(assignment.parts)
+        ]
         manifest = Manifest(
             version=FORMAT_VERSION,
             dataset=data.name,
@@ -187,7 +161,9 @@ def write_shards(
             provider=assignment.provider,
             objective=assignment.objective,
             statistics=assignment.stats,
-            files=tuple(_write_shard(temporary, shard) for shard in shards),
+            whole=written[0].whole,
+            part_sizes=tuple(part.size for part in written),
+            files=tuple(part.file for part in written),
         )
         atomic_write_json(temporary / MANIFEST, manifest.model_dump(mode="json"))
         return _publish(temporary, folder, manifest)
@@ -232,21 +208,21 @@ def read_manifest(
     """
     path = folder / MANIFEST
     try:
-        manifest = _parse_manifest(path, path.read_bytes())
+        manifest = parse_manifest(path, path.read_bytes())
     except OSError as error:
         raise UserError(
-            f"{folder} holds no shards ({MANIFEST}: {error.strerror}); write some with {_COMMAND} "
+            f"{folder} holds no shards ({MANIFEST}: {error.strerror}); write some with {COMMAND} "
             "--out to a new folder"
         ) from error
     if parts is not None and manifest.parts != parts:
         raise UserError(
             f"the shards in {folder} hold {manifest.parts} parts, the run has {parts} ranks; write "
-            f"new ones with {_COMMAND} --parts {parts}"
+            f"new ones with {COMMAND} --parts {parts}"
         )
     if fingerprint is not None and manifest.fingerprint != fingerprint:
         raise UserError(
             f"the shards in {folder} were cut from other data ({manifest.dataset} "
-            f"{manifest.fingerprint[:12]}, not {fingerprint[:12]}); write new ones with {_COMMAND}"
+            f"{manifest.fingerprint[:12]}, not {fingerprint[:12]}); write new ones with {COMMAND}"
         )
     return manifest
 
@@ -277,7 +253,7 @@ def read_shard(folder: Path, part: int, *, verify: bool = True) -> GraphShard:
     except OSError as error:
         raise UserError(
             f"part {part} of {manifest.parts} cannot be read: {path}: {error.strerror}; delete "
-            f"{folder} and write it again with {_COMMAND}"
+            f"{folder} and write it again with {COMMAND}"
         ) from error
     except (SafetensorError, KeyError, ValueError) as error:
         raise _damaged(path) from error
@@ -287,31 +263,8 @@ def read_shard(folder: Path, part: int, *, verify: bool = True) -> GraphShard:
 def _damaged(path: Path) -> UserError:
     return UserError(
         f"{path} is damaged: it differs from its checksum in {MANIFEST}; delete {path.parent} and "
-        f"write it again with {_COMMAND}"
+        f"write it again with {COMMAND}"
     )
-
-
-def _parse_manifest(path: Path, content: bytes) -> Manifest:
-    advice = f"delete {path.parent} and write it again with {_COMMAND}"
-    try:
-        version = json.loads(content)["version"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is not a manifest of shards; {advice}") from error
-    if version != FORMAT_VERSION:
-        raise UserError(
-            f"{path} has format version {version!r} and version {FORMAT_VERSION} is read; {advice}"
-        )
-    try:
-        manifest = Manifest.model_validate_json(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(step) for step in first["loc"])
-        raise UserError(f"{path} is damaged: {key}: {first['msg']}; {advice}") from error
-    if len(manifest.files) != manifest.parts:
-        raise UserError(
-            f"{path} is damaged: {manifest.parts} parts in {len(manifest.files)} files; {advice}"
-        )
-    return manifest
 
 
 def _check_same(
@@ -340,7 +293,7 @@ def _check_settings(
             name = key if key == "dataset" else f"{section}.{key}"
             raise UserError(
                 f"the shards in {folder} were made with {name} = {found.get(key)}, not "
-                f"{wanted.get(key)}; write new ones with {_COMMAND} to another folder"
+                f"{wanted.get(key)}; write new ones with {COMMAND} to another folder"
             )
 
 
@@ -358,7 +311,17 @@ def _publish(temporary: Path, folder: Path, manifest: Manifest) -> Manifest:
     return manifest
 
 
-def _write_shard(folder: Path, shard: GraphShard) -> ShardFile:
+@dataclass(frozen=True, slots=True)
+class _Written:
+    """What the manifest says of one part."""
+
+    file: ShardFile
+    size: PartSize
+    whole: DatasetSize
+
+
+def _write_shard(folder: Path, shard: GraphShard) -> _Written:
     path = folder / f"part-{shard.part:05d}-of-{shard.parts:05d}.safetensors"
     write_shard_file(path, shard)
-    return ShardFile(name=path.name, size=path.stat().st_size, sha256=sha256_file(path))
+    file = ShardFile(name=path.name, size=path.stat().st_size, sha256=sha256_file(path))
+    return _Written(file, PartSize.of(shard), DatasetSize.of(shard))

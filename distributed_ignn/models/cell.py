@@ -16,11 +16,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from distributed_ignn.graph.propagate import ChannelOperator, Propagation
+from distributed_ignn.models.dense import affine, matmul
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +67,9 @@ PLAIN = CellForm()
 class EquilibriumCell:
     """The map of one solve: fixed weights, fixed injection, no gradient.
 
-    Keeps what the last evaluation computed, because a solve usually returns its last point and the
-    backward pass needs B_c Z there.
+    Rows are worked off in runs: sparse product, dense product and activation of a run follow each
+    other while it is in the cache. The products B_c Z of the last evaluation are kept where the
+    backward pass needs them, because a solve usually returns its last point.
 
     Args:
         propagation: all channels behind one exchange.
@@ -74,6 +77,7 @@ class EquilibriumCell:
         injection: b [O, D].
         sparsified: A_s, which riders are multiplied by; None if no solver needs it.
         form: activation, step and residual.
+        keep_products: whether the backward pass will ask for B_c Z, [O, D] per channel.
     """
 
     def __init__(
@@ -83,30 +87,68 @@ class EquilibriumCell:
         injection: Tensor,
         sparsified: ChannelOperator | None = None,
         form: CellForm = PLAIN,
+        *,
+        keep_products: bool = False,
     ) -> None:
         self._propagation = propagation
         self.weights = tuple(weights)
         self.form = form
         self._injection = injection
         self._sparsified = sparsified
-        self._last: tuple[Tensor, list[Tensor]] | None = None
+        self._keep = keep_products
+        self._products: list[Tensor] = []
+        self._last: Tensor | None = None
         self.evaluations = 0
+        propagation.link.begin()
 
     def __call__(self, z: Tensor, rider: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """f(z) [O, D] and A_s rider [O, R]; one exchange carries both."""
-        products, rider_halo = self._propagation.apply(z, rider)
         self.evaluations += 1
-        products = [self.form.mix(product, z) for product in products]
-        step = self.form.step
-        image = torch.addmm(self._injection, products[0], self.weights[0], beta=step, alpha=step)
-        for product, weight in zip(products[1:], self.weights[1:], strict=True):
-            image.addmm_(product, weight, alpha=step)
-        if step < 1.0:
-            image.add_(z, alpha=1.0 - step)
-        if not self.form.linear:
-            image.relu_()
-        self._last = (z, products)
+        image = torch.empty_like(z)
+        if self._keep and not self._products:
+            self._products = [torch.empty_like(z) for _ in self.weights]
+
+        def finish(rows: slice, products: list[Tensor]) -> None:
+            products = [self.form.mix(product, z[rows]) for product in products]
+            for kept, product in zip(self._products, products, strict=False):
+                kept[rows] = product
+            self._write_image(image[rows], products, rows, z)
+
+        rider_halo = self._propagation.iterate(z, finish, rider)
+        self._last = z
         return image, self._carry(rider, rider_halo)
+
+    def _write_image(self, image: Tensor, products: list[Tensor], rows: slice, z: Tensor) -> None:
+        """phi((1 - t) z + t (sum_c (B_c z) W_c + b)) of some rows, [r, D]."""
+        step = self.form.step
+        injection = self._injection[rows]
+        total = affine(products[0], self.weights[0], injection, offset_scale=step, scale=step)
+        for product, weight in zip(products[1:], self.weights[1:], strict=True):
+            total = affine(product, weight, total, scale=step)
+        if step < 1.0:
+            total.add_(z[rows], alpha=1.0 - step)
+        if self.form.linear:
+            image.copy_(total)
+        else:
+            torch.clamp_min(total, 0.0, out=image)
+
+    def error_square(self) -> Tensor:
+        """Of what rounded halo rows do to the last image of this rank's rows, at most; float64 [1].
+
+        ||A_bh E W|| <= ||E|| ||W|| with ||W||^2 <= ||W||_1 ||W||_inf, since ||A_hat|| is 1 for
+        undirected graphs.
+        """
+        return self._propagation.link.error_square * self._growth**2
+
+    @cached_property
+    def _growth(self) -> float:
+        sizes = [weight.abs() for weight in self.weights]
+        bounds = [float(w.sum(dim=0).max() * w.sum(dim=1).max()) ** 0.5 for w in sizes]
+        return sum(bounds) * self.form.step
+
+    def settle(self) -> bool:
+        """From the next evaluation on, use fresh halo rows; False if that is so already."""
+        return self._propagation.link.settle()
 
     def _carry(self, rider: Tensor | None, halo: Tensor | None) -> Tensor | None:
         if rider is None or halo is None:
@@ -125,18 +167,17 @@ class EquilibriumCell:
     def propagate(self, columns: Tensor, sparsified: bool) -> list[Tensor]:
         """B_c columns [O, p] per channel, or A_s columns alone; one exchange."""
         if not sparsified:
-            return [self.form.mix(p, columns) for p in self._propagation.apply(columns)[0]]
+            return [self.form.mix(p, columns) for p in self._propagation.hop(columns)]
         if self._sparsified is None:
             raise ValueError("there is no sparsified graph")
-        pending = self._propagation.halo.start(columns)
-        product = self._sparsified.owned @ columns
-        return [self._sparsified.finish(product, pending.wait())]
+        return self._propagation.hop(columns, self._sparsified)
 
     def pre_activation(self, z: Tensor) -> Tensor:
         """sum_c B_c z W_c + b [O, D], what phi of the plain map is applied to; one exchange."""
-        total = self._injection.clone()
-        for product, weight in zip(self.propagate(z, False), self.weights, strict=True):
-            total.addmm_(product, weight)
+        total = self._injection
+        products = [self.form.mix(p, z) for p in self._propagation.apply(z)]
+        for product, weight in zip(products, self.weights, strict=True):
+            total = affine(product, weight, total)
         return total
 
     def products_at(self, z: Tensor) -> list[Tensor]:
@@ -145,11 +186,10 @@ class EquilibriumCell:
         Whether ``z`` is the last evaluated point is the same on every rank, since the solve's
         choice of the best iterate follows reduced numbers.
         """
-        if self._last is None or self._last[0] is not z:
+        if self._last is not z or not self._keep:
+            self._keep = True
             self(z, None)
-        if self._last is None:
-            raise RuntimeError("an evaluation leaves its products")
-        return self._last[1]
+        return self._products
 
 
 class AdjointCell:
@@ -180,20 +220,41 @@ class AdjointCell:
         self._incoming = incoming
         self._form = form
         self.evaluations = 0
+        propagation.link_home.begin()
 
     def __call__(self, z: Tensor, rider: Tensor | None) -> tuple[Tensor, None]:
         """One application to v = ``z``; nothing rides on the adjoint's exchange."""
         self.evaluations += 1
-        turned = [z @ weight for weight in self.weights]
-        total = self._propagation.apply_transpose(turned)
-        if self._form.residual > 0.0:
-            total.mul_(1.0 - self._form.residual)
-            for own in turned:
-                total.add_(own, alpha=self._form.residual)
-        total.add_(self._incoming)
-        if self._form.step < 1.0:
-            total.mul_(self._form.step).add_(z, alpha=1.0 - self._form.step)
-        return (total if self._mask is None else total.mul_(self._mask)), None
+        turned = [matmul(z, weight) for weight in self.weights]
+        image = torch.empty_like(z)
+
+        def finish(rows: slice, totals: list[Tensor]) -> None:
+            total = totals[0]
+            if self._form.residual > 0.0:
+                total.mul_(1.0 - self._form.residual)
+                for own in turned:
+                    total.add_(own[rows], alpha=self._form.residual)
+            total.add_(self._incoming[rows])
+            if self._form.step < 1.0:
+                total.mul_(self._form.step).add_(z[rows], alpha=1.0 - self._form.step)
+            if self._mask is None:
+                image[rows] = total
+            else:
+                torch.mul(total, self._mask[rows], out=image[rows])
+
+        self._propagation.iterate_home(turned, finish)
+        return image, None
+
+    def error_square(self) -> Tensor:
+        """Of what rounded halo rows do to the last image of all ranks, float64 [1].
+
+        Rows that come home are added as they are; those of different ranks err independently.
+        """
+        return self._propagation.link_home.error_square
+
+    def settle(self) -> bool:
+        """See ``EquilibriumCell``."""
+        return self._propagation.link_home.settle()
 
     def gate(self, values: Tensor, image: Tensor) -> Tensor:
         """m * values [O, D], whatever the point; ``values`` may be overwritten."""
@@ -201,7 +262,7 @@ class AdjointCell:
 
     def propagate(self, columns: Tensor, sparsified: bool) -> list[Tensor]:
         """B_c' columns [O, p] per channel; one exchange. There is no sparsified transpose."""
-        products = self._propagation.transpose_each([columns] * len(self.weights))
+        products = self._propagation.hop_home(columns)
         return [self._form.mix(product, columns) for product in products]
 
     def start(self) -> Tensor:
@@ -211,4 +272,4 @@ class AdjointCell:
 
 def weight_gradients(products: Sequence[Tensor], v: Tensor) -> list[Tensor]:
     """dL/dW_c = (B_c Z*)' v [D, D] per channel, this rank's share; dL/db is v itself."""
-    return [product.T @ v for product in products]
+    return [block.T @ v for block in products]

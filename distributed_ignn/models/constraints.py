@@ -56,7 +56,7 @@ def growth_factor(propagation: Propagation, start: Tensor, comm: Communicator) -
     """
     w, bound, stalled = start, float("inf"), 0
     for _ in range(_POWER_STEPS):
-        products, _ = propagation.apply(w[:, None].contiguous())
+        products = propagation.apply(w[:, None].contiguous())
         image = torch.stack(products).amax(dim=0)[:, 0]
         ratio = (image / w).max() if w.numel() else image.new_zeros(())
         top = image.max() if w.numel() else image.new_zeros(())

@@ -20,10 +20,12 @@ from distributed_ignn.graph.propagate import Propagation
 from distributed_ignn.graph.shard import GraphShard
 from distributed_ignn.graph.sparse import SparseMatrix, sparse_linear, transpose
 from distributed_ignn.models.dropout import NodeDropout
+from distributed_ignn.models.terms import sum_of_products
 
 _INPUT_STREAM = 1
 _NODE_STREAM = 3
 _INNER_STREAM = 4
+_KEPT_WIDTHS = 2  # constant terms may hold so many columns per column of the state
 
 
 class FeatureStore:
@@ -68,15 +70,23 @@ class FeatureStore:
     def _load_sparse(self, features: CSRMatrix, dtype: torch.dtype, device: torch.device) -> None:
         self._matrix = SparseMatrix.from_csr(features, dtype, device)
         self._flipped = SparseMatrix.transposed(features, dtype, device)
+        ones = torch.ones(features.num_entries)
+        self._values = (ones if features.value is None else features.value).to(device, dtype)
         self._order = transpose(features)[1].to(device)
         self._owned_rows = features.rows().to(device)
         self._rows = self._nodes[self._owned_rows]
         self._cols = features.col.to(device)
 
+    @property
+    def constant(self) -> Tensor | None:
+        """X [O, F] where it is dense and nothing of it is ever dropped, else None."""
+        dropped = self._dropout.probability > 0.0 or self._node_dropout.probability > 0.0
+        return None if dropped else self._dense
+
     def linear(self, weight: Tensor, step: int | None) -> Tensor:
         """X @ weight [O, D], differentiable in ``weight``; ``step`` None means no dropout."""
         if self._dense is not None:
-            return self._dropped_dense(self._dense, step) @ weight
+            return sum_of_products([self._dropped_dense(self._dense, step)], [weight], None)
         value = self._dropped_entries(step)
         if value is None:
             return sparse_linear(self._matrix, self._flipped, weight)
@@ -89,7 +99,7 @@ class FeatureStore:
         entries, nodes = self._dropout, self._node_dropout
         if step is None or entries.probability == nodes.probability == 0.0:
             return None
-        value: Tensor = self._matrix.csr.values()
+        value = self._values
         if entries.probability > 0.0:
             keep = entries.entry_mask(self._seed, step, self._rows, self._cols)
             value = value * keep * entries.scale
@@ -113,6 +123,11 @@ class FeatureStore:
 
 class FeatureEncoder(nn.Module):
     """b(X) from features; ``injection`` and ``injection_channels`` choose its terms.
+
+    Where X is dense, never dropped and enters b directly, A_hat_c X is a constant: it is computed
+    once, and b costs neither an exchange nor a sparse product in any epoch, forward or backward.
+    That takes F columns of memory per channel, so it is done while they are at most 2 D; sparse
+    features stay sparse, since A_hat_c X would fill in.
 
     Args:
         store: this rank's features.
@@ -153,10 +168,30 @@ class FeatureEncoder(nn.Module):
         self.spread = nn.ParameterList(_glorot(rows, width) for _ in self._channels)
         self.bias = nn.Parameter(torch.zeros(width)) if config.bias else None
         self.norm = nn.LayerNorm(width) if config.injection_norm == "layer" else None
+        self._constant = self._constant_terms(_KEPT_WIDTHS * width)
+
+    @torch.no_grad()
+    def _constant_terms(self, most_columns: int) -> list[Tensor] | None:
+        """X, if b reads it, and A_hat_c X of the injected channels; None where they vary or are
+        wider than ``most_columns``.
+        """
+        features = self._store.constant
+        if self.inner is not None or features is None:
+            return None
+        if features.shape[1] * len(self._channels) > most_columns:
+            return None
+        terms = [] if self.own is None else [features]
+        if self._channels:
+            products = self._propagation.apply(features)
+            terms += [products[channel] for channel in self._channels]
+        return terms
 
     def forward(self, step: int | None) -> Tensor:
         """b [O, D]; ``step`` seeds the dropout, None switches it off."""
         own = [] if self.own is None else [self.own]
+        if self._constant is not None:
+            total = sum_of_products(self._constant, [*own, *self.spread], self.bias)
+            return total if self.norm is None else self.norm(total)
         weights = torch.cat([*own, *self.spread], dim=1)
         columns = self._linear(weights, step).tensor_split(len(own) + len(self.spread), dim=1)
         terms = list(columns[: len(own)])

@@ -12,7 +12,12 @@ from torch import Tensor, nn
 
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import ModelConfig
-from distributed_ignn.graph.propagate import ChannelOperator, Propagation
+from distributed_ignn.graph.propagate import (
+    EXACT,
+    ChannelOperator,
+    Propagation,
+    PropagationOptions,
+)
 from distributed_ignn.graph.shard import GraphShard
 from distributed_ignn.models.dropout import NodeDropout
 from distributed_ignn.models.encoder import (
@@ -37,6 +42,7 @@ class ImplicitGNN(nn.Module):
         dtype: of parameters and state.
         seed: of initial weights and dropout masks.
         sparsified: A_s for the learned solver, or None.
+        options: how products and exchanges are carried out.
     """
 
     def __init__(
@@ -47,12 +53,13 @@ class ImplicitGNN(nn.Module):
         dtype: torch.dtype,
         seed: int,
         sparsified: ChannelOperator | None = None,
+        options: PropagationOptions = EXACT,
     ) -> None:
         super().__init__()
         self.config = config
         self._seed = seed
         self._nodes = shard.owned_nodes.to(comm.device)
-        self.propagation = Propagation(shard, comm, dtype)
+        self.propagation = Propagation(shard, comm, dtype, options)
         torch.manual_seed(seed)
         self.encoder = self._build_encoder(shard, comm, dtype)
         self.cell_weights = build_weights(config, shard, self.propagation, comm, dtype)
@@ -101,10 +108,24 @@ class ImplicitGNN(nn.Module):
         """f(0) = phi(b(X)) [O, D] of the plain map, without dropout."""
         return self.layer.form.activate(self.injection())
 
-    def read_out(self, state: Tensor, step: int | None = None) -> Tensor:
-        """Logits [O, C] of a state [O, D]; ``step`` seeds the dropout, None switches it off."""
+    def read_out(
+        self, state: Tensor, step: int | None = None, rows: Tensor | None = None
+    ) -> Tensor:
+        """Logits of a state [O, D].
+
+        Args:
+            state: of all owned nodes.
+            step: seeds the dropout, None switches it off.
+            rows: owned ids [R] of the nodes asked for; None for all.
+
+        Returns:
+            [R, C], or [O, C].
+        """
+        nodes = self._nodes
+        if rows is not None:
+            state, nodes = state.index_select(0, rows), nodes.index_select(0, rows)
         if step is not None and self.config.dropout > 0.0:
-            mask = self._dropout.mask(self._seed, step, self._nodes, state.shape[1])
+            mask = self._dropout.mask(self._seed, step, nodes, state.shape[1])
             state = state * mask * self._dropout.scale
         result: Tensor = self.head(state)
         return result

@@ -23,7 +23,7 @@ from distributed_ignn.models.cell import (
     EquilibriumCell,
     weight_gradients,
 )
-from distributed_ignn.solvers.base import AnySolver, Reduce, Solution
+from distributed_ignn.solvers.base import AnySolver, Outcome, Reduce, Solution
 from distributed_ignn.solvers.solve import solve
 
 Cell = EquilibriumCell | AdjointCell
@@ -78,12 +78,18 @@ class ImplicitLayer:
         """The record of a forward solve, without gradient."""
         return self._solve_cell(self.cell(injection, weights), injection, plan)
 
-    def cell(self, injection: Tensor, weights: list[Tensor]) -> EquilibriumCell:
-        """The map f for these weights and this injection."""
+    def cell(
+        self, injection: Tensor, weights: list[Tensor], *, keep_products: bool = False
+    ) -> EquilibriumCell:
+        """The map f for these weights and this injection; see ``EquilibriumCell``."""
         detached = [weight.detach() for weight in weights]
-        form = self.form.at(detached)
         return EquilibriumCell(
-            self.propagation, detached, injection.detach(), self.sparsified, form
+            self.propagation,
+            detached,
+            injection.detach(),
+            self.sparsified,
+            self.form.at(detached),
+            keep_products=keep_products,
         )
 
     def adjoint_cell(
@@ -97,7 +103,7 @@ class ImplicitLayer:
     @torch.no_grad()
     def products(self, x: Tensor) -> list[Tensor]:
         """B_c x [O, D] per channel for x [O, D]; one exchange."""
-        return [self.form.mix(product, x) for product in self.propagation.apply(x)[0]]
+        return [self.form.mix(product, x) for product in self.propagation.apply(x)]
 
     def _solve_cell(self, cell: Cell, driver: Tensor, plan: SolvePlan) -> Solution:
         solution = solve(
@@ -108,6 +114,8 @@ class ImplicitLayer:
             tolerance=plan.tolerance,
             max_steps=plan.max_steps,
         )
+        if solution.outcome is Outcome.DIVERGED:
+            self.propagation.reset_links()
         plan.done(solution)
         return solution
 
@@ -122,13 +130,13 @@ class _Equilibrium(torch.autograd.Function):
         injection: Tensor,
         *weights: Tensor,
     ) -> Tensor:
-        cell = layer.cell(injection, list(weights))
+        cell = layer.cell(injection, list(weights), keep_products=True)
         solution = layer._solve_cell(cell, injection, forward)
         ctx.layer, ctx.adjoint, ctx.form = layer, adjoint, cell.form
         products = cell.products_at(solution.point)
         ctx.save_for_backward(layer.form.active(solution.image), *weights, *products)
-        # a copy: the caller must not be able to change what warm start keeps
-        return solution.image.clone()
+        # another view of the array that warm start keeps: whoever gets it must not write into it
+        return solution.image.detach()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

@@ -13,7 +13,7 @@ import enum
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor
 
@@ -26,6 +26,19 @@ class FixedPointMap(Protocol):
 
     def __call__(self, z: Tensor, rider: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """f(z) [O, D], and the rider [O, R] multiplied by the sparsified graph (None without)."""
+        ...
+
+
+@runtime_checkable
+class InexactMap(Protocol):
+    """A map whose images may be off by a little, because halo rows are rounded or old."""
+
+    def error_square(self) -> Tensor:
+        """Squared error of the last image through rounding, this rank's share; float64 [1]."""
+        ...
+
+    def settle(self) -> bool:
+        """From the next evaluation on, use no old rows; False if that is so already."""
         ...
 
 
@@ -88,7 +101,10 @@ class FixedPointSolver(Protocol, Generic[State]):
     def observe(
         self, state: State, z: Tensor, image: Tensor, ridden: Tensor | None, reduce: Reduce
     ) -> tuple[State, float]:
-        """Take in f(z) and return the state and the relative residual; reduces exactly once."""
+        """Take in f(z) and return the state and the relative residual.
+
+        It reduces exactly once, a vector whose last entry is ||f(z)||^2.
+        """
         ...
 
     def advance(self, state: State, best: Iterate) -> tuple[State, Tensor]:

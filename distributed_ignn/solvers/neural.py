@@ -158,9 +158,9 @@ class NeuralSolver:
             sums = reduce(own)
             state.node_mean = self._reduce_grad(node_sum) / self.num_nodes
         elif node_sum is not None:
-            sums = reduce(torch.cat([own, node_sum.double().cpu()]))
-            state.node_mean = (sums[own.numel() :] / self.num_nodes).to(node_sum)
-            sums = sums[: own.numel()]
+            sums = reduce(torch.cat([node_sum.double().cpu(), own]))
+            state.node_mean = (sums[: node_sum.numel()] / self.num_nodes).to(node_sum)
+            sums = sums[node_sum.numel() :]
         else:
             sums = reduce(own)
             state.node_mean = None

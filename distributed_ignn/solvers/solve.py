@@ -4,16 +4,44 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
 from distributed_ignn.solvers.base import (
     AnySolver,
     FixedPointMap,
+    InexactMap,
     Iterate,
     Outcome,
     Reduce,
     Solution,
 )
+
+
+class _Watch:
+    """The sum over ranks, with the map's own error in the same reduction."""
+
+    def __init__(self, fixed_point_map: FixedPointMap, reduce: Reduce) -> None:
+        self._map = fixed_point_map if isinstance(fixed_point_map, InexactMap) else None
+        self._reduce = reduce
+        self._error = 0.0
+
+    def reduce(self, sums: Tensor) -> Tensor:
+        """Sums over ranks of a vector that ends in ||f(z)||^2."""
+        if self._map is None:
+            return self._reduce(sums)
+        known = self._reduce(torch.cat([sums, self._map.error_square().cpu()]))
+        square, image_square = float(known[-1]), float(known[-2])
+        self._error = math.sqrt(square / image_square) if square > 0.0 < image_square else 0.0
+        return known[:-1]
+
+    def true_residual(self, residual: float) -> float:
+        """What the relative residual may be at most, given the image's own error."""
+        return residual if self._error == 0.0 else math.hypot(residual, self._error)
+
+    def settle(self) -> bool:
+        """Whether the last evaluation used old rows, which the next ones will not."""
+        return self._map is not None and self._map.settle()
 
 
 def solve(
@@ -28,7 +56,9 @@ def solve(
     """Iterate until the relative residual is at or below ``tolerance``.
 
     One evaluation of the map (one halo exchange) and one reduction per step, on every rank alike.
-    The best iterate is returned whatever the method did last.
+    The best iterate is returned whatever the method did last. Where evaluations may use old halo
+    rows, the last ones do not, and no other counts; where halo rows are rounded, what rounding did
+    to the image counts towards the residual.
 
     Args:
         fixed_point_map: the map f on this rank's rows.
@@ -43,24 +73,31 @@ def solve(
     """
     if max_steps < 1:
         raise ValueError(f"max_steps is {max_steps}, a solve needs at least one evaluation")
+    watch = _Watch(fixed_point_map, reduce)
     state, z, best = solver.init(z0, fixed_point_map), z0, None
     residuals: list[float] = []
     outcome = Outcome.MAX_STEPS
     while True:
+        if len(residuals) == max_steps - 1 and watch.settle():
+            best = None
         image, ridden = fixed_point_map(z, solver.rider(state))
-        state, residual = solver.observe(state, z, image, ridden, reduce)
+        state, residual = solver.observe(state, z, image, ridden, watch.reduce)
+        residual = watch.true_residual(residual)
         residuals.append(residual)
         if best is None or residual < best.residual:
             best = Iterate(z, image, residual)
         if not math.isfinite(residual):
             outcome = Outcome.DIVERGED
             break
-        if residual <= tolerance:
+        was_old = residual <= tolerance and watch.settle()
+        if residual <= tolerance and not was_old:
             outcome = Outcome.CONVERGED
             break
         if len(residuals) == max_steps:
             break
         state, z = solver.advance(state, best)
+        if was_old:
+            best = None
     return Solution(
         best.point, best.image, outcome, len(residuals), best.residual, tuple(residuals)
     )

@@ -32,6 +32,11 @@ class Consistency:
         self._num_nodes = num_nodes
         self._multilabel = multilabel
 
+    @property
+    def active(self) -> bool:
+        """Whether the loss has this term at all."""
+        return self._weight > 0.0
+
     def draws(self, epoch: int) -> list[int]:
         """The number of each mask of ``epoch`` (counted from 0), never the same one twice."""
         return [epoch * self._samples + sample for sample in range(self._samples)]

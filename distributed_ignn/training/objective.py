@@ -5,6 +5,7 @@ Letters: O owned nodes, C classes, T training nodes of this rank.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -13,6 +14,8 @@ from torch.nn import functional
 
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.graph.shard import GraphShard
+
+_BLOCK_ROWS = 1 << 14  # nodes that are read out at a time
 
 Loss = Literal["auto", "cross_entropy", "bce"]
 
@@ -55,8 +58,16 @@ class Objective:
         Args:
             logits: [O, C].
         """
-        index = self._splits["train"]
-        chosen, labels = logits[index], self._labels[index]
+        return self.row_loss(logits[self.train_rows])
+
+    @property
+    def train_rows(self) -> Tensor:
+        """Owned ids [T] of the nodes that carry loss."""
+        return self._splits["train"]
+
+    def row_loss(self, chosen: Tensor) -> Tensor:
+        """As ``loss``, from the logits [T, C] of ``train_rows`` alone."""
+        labels = self._labels[self.train_rows]
         if not self._bce:
             total = functional.cross_entropy(
                 chosen, labels, reduction="sum", label_smoothing=self._smoothing
@@ -75,13 +86,31 @@ class Objective:
     @torch.no_grad()
     def metrics(self, logits: Tensor, splits: tuple[str, ...]) -> dict[str, float]:
         """Global metric per split from logits [O, C]; one reduction for all of them."""
-        counts = torch.stack([self._counts(logits, self._splits[name]) for name in splits])
+        return self.metrics_of(lambda rows: logits[rows], splits)
+
+    @torch.no_grad()
+    def metrics_of(
+        self, read: Callable[[Tensor], Tensor], splits: tuple[str, ...]
+    ) -> dict[str, float]:
+        """As ``metrics``, from logits that are made for a block of nodes at a time.
+
+        Args:
+            read: logits [R, C] of owned ids [R].
+            splits: which.
+        """
+        counts = torch.stack([self._count(read, self._splits[name]) for name in splits])
         table = self._comm.sum(counts.double()).tolist()
         return {name: row[0] / max(row[1], 1.0) for name, row in zip(splits, table, strict=True)}
 
-    def _counts(self, logits: Tensor, index: Tensor) -> Tensor:
+    def _count(self, read: Callable[[Tensor], Tensor], index: Tensor) -> Tensor:
+        total = torch.zeros(2, dtype=torch.int64)
+        for rows in index.split(_BLOCK_ROWS):
+            total += self._counts(read(rows), rows)
+        return total
+
+    def _counts(self, chosen: Tensor, index: Tensor) -> Tensor:
         """Numerator and denominator of the metric."""
-        chosen, labels = logits[index], self._labels[index]
+        labels = self._labels[index]
         if not self._multilabel:
             hits = (chosen.argmax(dim=1) == labels).sum()
             return torch.stack([hits, hits.new_tensor(index.numel())]).cpu()

@@ -82,6 +82,8 @@ def run_training(
         path = None
         if due:
             path = store.save(record.epoch, trainer.snapshot(), shard.owned_nodes)
+            # a run resumed from here begins like this too
+            trainer.model.propagation.reset_links()
         if hook is not None:
             hook(record, path)
 

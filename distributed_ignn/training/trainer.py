@@ -19,6 +19,7 @@ from torch import Tensor
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import RunConfig
 from distributed_ignn.errors import UserError
+from distributed_ignn.graph.propagate import PropagationOptions
 from distributed_ignn.graph.shard import GraphShard
 from distributed_ignn.graph.sparsify import sparsify
 from distributed_ignn.models.ignn import ImplicitGNN
@@ -74,7 +75,8 @@ class Trainer:
         solver = config.solver
         if neural and (solver.sparsifier != "none" or solver.network == "graph"):
             sparsified = sparsify(shard, comm, solver.sparsifier, solver.keep, dtype, config.seed)
-        self.model = ImplicitGNN(shard, comm, config.model, dtype, config.seed, sparsified)
+        options = PropagationOptions(config.train.kernel, config.comm.halo, config.comm.stale)
+        self.model = ImplicitGNN(shard, comm, config.model, dtype, config.seed, sparsified, options)
         self.learned = build_learned_solver(config, shard, comm, dtype) if neural else None
         self.planner = SolvePlanner(config, self.learned)
         self.engine = self._build_engine()
@@ -179,7 +181,8 @@ class Trainer:
         """g = dL/dZ* [O, D] of this epoch's loss at a state; the backward solve's right side."""
         point = state.detach().requires_grad_()
         with torch.enable_grad():
-            self.objective.loss(self.model.read_out(point, self.epoch)).backward(inputs=[point])
+            logits = self.model.read_out(point, self.epoch, self.objective.train_rows)
+            self.objective.row_loss(logits).backward(inputs=[point])
         if point.grad is None:
             raise RuntimeError("the loss does not depend on the state")
         return point.grad
@@ -201,6 +204,8 @@ class Trainer:
 
     def _loss_share(self) -> Tensor:
         """This rank's share of the loss of a step, mean over its dropout masks."""
+        if not self.consistency.active:
+            return self._row_loss(self.epoch)
         losses, probabilities = [], []
         for draw in self.consistency.draws(self.epoch):
             state = self.model.equilibrium(draw, self.planner.train(), self.planner.adjoint())
@@ -208,6 +213,12 @@ class Trainer:
             losses.append(self.objective.loss(logits) + self.regularizer.penalty(state, draw))
             probabilities.append(self.objective.probabilities(logits))
         return torch.stack(losses).mean() + self.consistency.loss(probabilities, self.epoch)
+
+    def _row_loss(self, draw: int) -> Tensor:
+        """The loss where only training nodes enter: no other row is read out."""
+        state = self.model.equilibrium(draw, self.planner.train(), self.planner.adjoint())
+        logits = self.model.read_out(state, draw, self.objective.train_rows)
+        return self.objective.row_loss(logits) + self.regularizer.penalty(state, draw)
 
     def _validate(self) -> dict[str, float]:
         """Training and validation metric, when this epoch is one for it; keeps the best weights."""
@@ -228,13 +239,17 @@ class Trainer:
         """Metric per split at the equilibrium of the current weights."""
         self.model.eval()
         solution = self.model.solve(self.planner.evaluate())
-        return self.objective.metrics(self.model.read_out(solution.image), splits)
+        return self._metrics(solution.image, splits)
+
+    def _metrics(self, state: Tensor, splits: tuple[str, ...]) -> dict[str, float]:
+        """Metric per split of a state [O, D]; only the nodes of the splits are read out."""
+        return self.objective.metrics_of(lambda rows: self.model.read_out(state, rows=rows), splits)
 
     @torch.no_grad()
     def evaluate_at_zero(self, splits: tuple[str, ...]) -> dict[str, float]:
         """Metric per split at f(0) = phi(b): what the model knows without an equilibrium."""
         self.model.eval()
-        return self.objective.metrics(self.model.read_out(self.model.at_zero()), splits)
+        return self._metrics(self.model.at_zero(), splits)
 
     @torch.no_grad()
     def evaluate_at_initialiser(self, splits: tuple[str, ...]) -> dict[str, float] | None:
@@ -246,7 +261,7 @@ class Trainer:
         injection = self.model.injection()
         cell = self.model.layer.cell(injection, self.model.channel_weights())
         start = self.planner.first_guess(cell, injection)
-        return self.objective.metrics(self.model.read_out(start), splits)
+        return self._metrics(start, splits)
 
     def _weights(self) -> TensorDict:
         return {k: v.detach().cpu().clone() for k, v in self.model.state_dict().items()}

@@ -182,6 +182,47 @@ def test_manifest_says_what_was_written(tmp_path: Path) -> None:
     assert manifest.num_bytes == sum(entry.size for entry in manifest.files)
 
 
+@pytest.mark.parametrize("kind", FEATURES)
+def test_manifest_says_how_large_every_part_is(tmp_path: Path, kind: str) -> None:
+    features = FEATURES[kind]
+    data = graph_data(features)
+    config = PartitionConfig(method="random", seed=3)
+    manifest = write(tmp_path / "shards", data, 3, config)
+    for part, size in enumerate(manifest.part_sizes):
+        shard = read_shard(tmp_path / "shards", part)
+        rows = (size.owned, size.interior, size.boundary, size.halo, size.sent)
+        assert rows == (
+            shard.owned_nodes.numel(),
+            shard.num_interior,
+            shard.channels[0].boundary.num_rows,
+            shard.halo_nodes.numel(),
+            shard.send_index.numel(),
+        )
+        assert size.owned_entries == tuple(c.owned.col.numel() for c in shard.channels)
+        assert size.boundary_entries == tuple(c.boundary.col.numel() for c in shard.channels)
+        assert (size.sources, size.targets) == (2, 2)
+    total = [sum(size.owned_entries) + sum(size.boundary_entries) for size in manifest.part_sizes]
+    loops = len(data.graphs) * NODES
+    assert sum(total) == sum(graph.num_entries for graph in data.graphs) + loops
+    assert sum(size.sent for size in manifest.part_sizes) == manifest.statistics.halo_rows
+    for name, nodes in (("train", 5), ("val", 4), ("test", 11)):
+        assert sum(getattr(size, name) for size in manifest.part_sizes) == nodes
+    stored = {"sparse": NODES, "sparse of ones": NODES, "none": 0}.get(kind, 5 * NODES)
+    assert sum(size.feature_entries for size in manifest.part_sizes) == stored
+    whole = manifest.whole
+    assert (whole.num_nodes, whole.num_classes, whole.task) == (NODES, 3, "multiclass")
+    assert whole.num_features == data.num_features
+    assert whole.symmetric == (True, False)
+    expected = {
+        "sparse": ("sparse", "float32"),
+        "sparse of ones": ("sparse", ""),
+        "dense": ("dense", "float64"),
+        "half precision": ("dense", "float16"),
+        "none": ("none", ""),
+    }
+    assert (whole.features, whole.feature_dtype) == expected[kind]
+
+
 def test_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
     data = graph_data(SPARSE)
     assert write(tmp_path / "a", data) == write(tmp_path / "b", data)
@@ -272,13 +313,16 @@ def test_damaged_header_is_refused_without_verification_too(folder: Path) -> Non
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        (lambda m: m.update(version=2), "format version 2 and version 1 is read"),
+        (lambda m: m.update(version=1), "format version 1 and version 2 is read"),
         (lambda m: m.pop("version"), "not a manifest"),
         (lambda m: m.update(extra=1), "extra: Extra inputs are not permitted"),
         (lambda m: m.update(parts="2"), "parts: Input should be a valid integer"),
         (lambda m: m.pop("fingerprint"), "fingerprint: Field required"),
         (lambda m: m["statistics"].update(nodes=1.5), "statistics.nodes"),
         (lambda m: m["files"].pop(), "2 parts in 1 files"),
+        (lambda m: m["part_sizes"].pop(), "2 parts in 1 sizes"),
+        (lambda m: m["part_sizes"][0].update(halo=-1), "part_sizes.0.halo"),
+        (lambda m: m["whole"].pop("num_nodes"), "whole.num_nodes: Field required"),
         (lambda m: m["files"][0].update(name="../secret"), "files.0.name"),
     ],
 )

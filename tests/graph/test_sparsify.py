@@ -46,7 +46,7 @@ def _big_data() -> GraphData:
 
 
 def _dense(operator: ChannelOperator) -> Tensor:
-    return operator.owned.csr.to_dense()
+    return operator.owned.to_dense()
 
 
 def _without_loops(dense: Tensor) -> Tensor:
@@ -178,10 +178,10 @@ def _spread(comm: Communicator) -> dict[str, Tensor]:
             kept = sparsify(shard, comm, method, 0.4, torch.float64, seed=2)
             whole = torch.zeros(NODES, NODES, dtype=torch.float64)
             owned, halo = shard.owned_nodes, shard.halo_nodes
-            whole[owned[:, None], owned[None, :]] = kept.owned.csr.to_dense()
+            whole[owned[:, None], owned[None, :]] = kept.owned.to_dense()
             boundary = owned[shard.num_interior :]
             if halo.numel() and boundary.numel():
-                whole[boundary[:, None], halo[None, :]] = kept.boundary.csr.to_dense()
+                whole[boundary[:, None], halo[None, :]] = kept.boundary.to_dense()
             found[f"{case} {method}"] = whole
     return found
 

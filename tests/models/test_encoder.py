@@ -178,6 +178,41 @@ def test_all_channels_share_one_exchange_each_way(injection: str, each_way: int)
     assert comm.traffic.since(before).exchanges == 2 * each_way
 
 
+@pytest.mark.parametrize("injection", ["features", "propagated", "both"])
+def test_dense_features_without_dropout_are_propagated_once(injection: str) -> None:
+    data, comm = _dense_twin(make_data("channels")), Communicator()
+    before = comm.traffic.snapshot()
+    constant = _encoder(data, 0.0, comm, injection=injection, hidden=12)
+    assert comm.traffic.since(before).exchanges == (0 if injection == "features" else 1)
+    before = comm.traffic.snapshot()
+    found = constant(3)
+    varying = _encoder(make_data("channels"), 0.0, injection=injection, hidden=12)
+    expected = varying(3)
+    assert torch.allclose(found, expected, rtol=0, atol=1e-12)
+    probe = torch.randn(found.shape, dtype=torch.float64)
+    mine = torch.autograd.grad((found * probe).sum(), list(constant.parameters()))
+    theirs = torch.autograd.grad((expected * probe).sum(), list(varying.parameters()))
+    for left, right in zip(mine, theirs, strict=True):
+        assert torch.allclose(left, right, rtol=0, atol=1e-10)
+    assert comm.traffic.since(before).exchanges == 0
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"hidden": 11},  # 2 channels x 12 features are more than 2 x 11 columns
+        {"hidden": 12, "injection_layers": 2},
+        {"hidden": 12, "node_dropout": 0.5},
+    ],
+)
+def test_terms_that_vary_or_are_wide_are_propagated_every_time(settings: dict[str, object]) -> None:
+    comm = Communicator()
+    encoder = _encoder(_dense_twin(make_data("channels")), 0.0, comm, **settings)
+    before = comm.traffic.snapshot()
+    encoder(3)
+    assert comm.traffic.since(before).exchanges == 1
+
+
 def test_sparse_and_dense_features_drop_the_same_entries() -> None:
     data = make_data("plain")
     weight = torch.randn(FEATURES, 4, dtype=torch.float64)

@@ -59,7 +59,7 @@ class _Setup:
         return torch.stack([torch.kron(a, w.T.contiguous()) for a, w in pairs]).sum(dim=0)
 
     def cell(self) -> EquilibriumCell:
-        return self.layer.cell(self.injection, self.weights())
+        return self.layer.cell(self.injection, self.weights(), keep_products=True)
 
     def fixed_point(self, start: Tensor, solver: AnySolver, max_steps: int = 5000) -> Tensor:
         with torch.no_grad():

@@ -39,7 +39,7 @@ _VARIANTS = (
     *(replace(_SHAPE, network=network) for network in ("mlp", "tcn", "gru", "table")),
     *(replace(_SHAPE, network=network, alpha="node") for network in ("graph", "gru")),
 )
-CASES = ("plain", "awkward", "directed", "channels", "embedding", "multilabel")
+CASES = ("plain", "awkward", "directed", "channels", "embedding", "multilabel", "dense")
 # every cell on one channel and, with all options of cells and penalties, on two
 _ALL_ON = {
     "model": {"learn_kappa": True, "residual": 0.2},
@@ -63,6 +63,8 @@ _PARTS: dict[str, dict[str, dict[str, Any]]] = {
     "channels": {"solver": {"network": "gru"}, "adjoint": {"method": "neural"}},
     "embedding": {"solver": {"initialiser": "own", "estimator": "own", "fit_nodes": 40}},
     "multilabel": {"solver": {"network": "table", "sparsifier": "degree"}},
+    # nothing of b(X) is dropped and X is dense: its propagated terms are constants
+    "dense": {"model": {"input_dropout": 0.0}},
 }
 
 
@@ -106,7 +108,7 @@ def _clusters(generator: torch.Generator) -> Tensor:
 
 def _features(case: str, generator: torch.Generator) -> CSRMatrix | Tensor:
     dense = torch.rand(NODES, FEATURES, generator=generator, dtype=torch.float64)
-    if case == "directed":
+    if case in ("directed", "dense"):
         return dense
     mask = dense > 0.7
     row, col = mask.nonzero(as_tuple=True)
@@ -223,9 +225,11 @@ def _propagation(shard: GraphShard, comm: Communicator, kind: torch.dtype) -> di
     propagation = Propagation(shard, comm, kind)
     x = _rows(shard, 4, kind, 1).to(comm.device)
     ys = [_rows(shard, 4, kind, 2 + c).to(comm.device) for c in range(propagation.num_channels)]
-    forward, _ = propagation.apply(x)
-    back = propagation.apply_transpose(ys)
+    forward = propagation.apply(x)
+    back = _home(propagation, ys)
     found = {f"propagate {c}": spread(shard, f) for c, f in enumerate(forward)}
+    runs = _iterated(propagation, x)
+    found |= {f"iterate {c}": spread(shard, f) for c, f in enumerate(runs)}
     found["transpose"] = spread(shard, back)
     found["<Ax, y> - <x, A'y>"] = _dot(ys, forward) - _dot([x], [back])
     # columns of different widths, so that a wrong split is noticed
@@ -236,6 +240,29 @@ def _propagation(shard: GraphShard, comm: Communicator, kind: torch.dtype) -> di
     found |= {f"propagate each {c}": spread(shard, rows) for c, rows in enumerate(each)}
     found |= {f"transpose each {c}": spread(shard, rows) for c, rows in enumerate(grads)}
     return found | _exchange(shard, comm, propagation.halo, x)
+
+
+def _iterated(propagation: Propagation, x: Tensor) -> list[Tensor]:
+    """A_hat_c x as an iteration computes it, run by run."""
+    products = [torch.full_like(x, torch.nan) for _ in range(propagation.num_channels)]
+
+    def finish(rows: slice, parts: list[Tensor]) -> None:
+        for product, part in zip(products, parts, strict=True):
+            product[rows] = part
+
+    propagation.iterate(x, finish)
+    return products
+
+
+def _home(propagation: Propagation, ys: Sequence[Tensor]) -> Tensor:
+    """sum_c A_hat_c' y_c as an iteration computes it, run by run."""
+    total = torch.full_like(ys[0], torch.nan)
+
+    def finish(rows: slice, parts: list[Tensor]) -> None:
+        total[rows] = parts[0]
+
+    propagation.iterate_home(ys, finish)
+    return total
 
 
 def _exchange(
@@ -271,7 +298,8 @@ def _gradients(
     model = ImplicitGNN(shard, comm, config.model, kind, 0)
     planner = SolvePlanner(config, None)
     Objective(shard, comm, "auto").loss(model(0, planner.train(), planner.adjoint())).backward()
-    found = {"fixed point": spread(shard, planner.states["train"])}
+    point = planner.states["evaluate" if config.model.fixed_injection else "train"]
+    found = {"fixed point": spread(shard, point)}
     for name, parameter in model.named_parameters():
         grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         rows = name in model.sharded_names()

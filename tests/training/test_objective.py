@@ -118,6 +118,24 @@ def test_micro_f1_is_computed_over_all_entries() -> None:
     assert objective.metrics(logits, ("test",)) == {"test": pytest.approx(expected, abs=1e-12)}
 
 
+@pytest.mark.parametrize("several", [False, True])
+def test_blocks_of_nodes_count_as_all_at_once(
+    several: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("distributed_ignn.training.objective._BLOCK_ROWS", 7)
+    objective = _objective(_multilabel() if several else make_data("plain"))
+    logits = torch.randn(NODES, CLASSES)
+    asked: list[int] = []
+
+    def read(rows: Tensor) -> Tensor:
+        asked.append(rows.numel())
+        return logits[rows]
+
+    found = objective.metrics_of(read, ("train", "test"))
+    assert found == objective.metrics(logits, ("train", "test"))
+    assert asked == [7, 7, 6] * 2
+
+
 def test_an_empty_split_is_zero_and_not_an_error() -> None:
     none = torch.zeros(0, dtype=torch.int64)
     for data in (make_data("plain"), _multilabel()):

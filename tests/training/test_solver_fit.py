@@ -238,7 +238,7 @@ def test_only_the_backward_fit_reads_labels(monkeypatch: pytest.MonkeyPatch) -> 
     def refuse(logits: Tensor) -> Tensor:
         raise AssertionError("labels were read")
 
-    monkeypatch.setattr(trainer.objective, "loss", refuse)
+    monkeypatch.setattr(trainer.objective, "row_loss", refuse)
     adjoint = _learned(trainer).adjoint
     assert isinstance(adjoint, ErrorEstimator)
     before = adjoint.coefficients.clone()

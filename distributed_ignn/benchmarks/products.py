@@ -1,0 +1,98 @@
+"""The local products that are measured against each other, behind one interface.
+
+Each multiplies the rows that a rank has after an exchange, own and halo, and its transpose does the
+work of the backward solve. Channel 0 alone.
+
+Letters: O owned nodes, H halo nodes, L = O + H, D columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from distributed_ignn.benchmarks.yardstick import (
+    PlainLayout,
+    plain_matrix,
+    torch_csr,
+    transposed,
+)
+from distributed_ignn.comm.communicator import Communicator
+from distributed_ignn.graph.kernels import Kernel
+from distributed_ignn.graph.propagate import (
+    ChannelOperator,
+    ChannelTranspose,
+    RunBounds,
+)
+from distributed_ignn.graph.shard import GraphShard
+
+PLAIN = "torch CSR int64, ascending ids"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LocalProduct:
+    """One way to multiply.
+
+    Args:
+        forward: y [O, D] from own rows and halo rows one below the other [L, D].
+        transpose: own rows [O, D] and halo rows [H, D] from y [O, D].
+        layout: where its rows lie.
+    """
+
+    forward: Callable[[Tensor], Tensor]
+    transpose: Callable[[Tensor], tuple[Tensor, Tensor]]
+    layout: PlainLayout
+
+
+Build = Callable[[GraphShard, Communicator, torch.dtype], LocalProduct]
+
+
+def _plain(layout_of: Callable[[GraphShard], PlainLayout]) -> Build:
+    """torch's own CSR product over all local columns, 64-bit indices."""
+
+    def build(shard: GraphShard, comm: Communicator, dtype: torch.dtype) -> LocalProduct:
+        layout, owned = layout_of(shard), shard.num_owned
+        whole = plain_matrix(shard.channels[0], layout, dtype)
+        matrix, flipped = (torch_csr(m, comm.device) for m in (whole, transposed(whole)))
+
+        def transpose(y: Tensor) -> tuple[Tensor, Tensor]:
+            both = flipped @ y
+            return both[:owned], both[owned:]
+
+        return LocalProduct(lambda local: matrix @ local, transpose, layout)
+
+    return build
+
+
+def _blocks(kernel: Kernel) -> Build:
+    """The library's own: owned block, then boundary block, as the exchange's arrival allows."""
+
+    def build(shard: GraphShard, comm: Communicator, dtype: torch.dtype) -> LocalProduct:
+        channel, where = shard.channels[0], (dtype, comm.device)
+        owned, bounds = shard.num_owned, RunBounds.of(shard.channels[0], comm.device)
+        operator = ChannelOperator.from_shard(channel, *where, bounds, kernel)
+        same = operator.owned if channel.symmetric else None
+        flipped = ChannelTranspose.from_shard(channel, same, *where, bounds, kernel)
+
+        def forward(local: Tensor) -> Tensor:
+            return operator.finish(operator.owned @ local[:owned], local[owned:])
+
+        def transpose(y: Tensor) -> tuple[Tensor, Tensor]:
+            return flipped.owned @ y, flipped.halo_share(y)
+
+        return LocalProduct(forward, transpose, PlainLayout.ours(shard))
+
+    return build
+
+
+#: By name; the first is the baseline.
+PRODUCTS: dict[str, Build] = {
+    PLAIN: _plain(PlainLayout.ascending),
+    "torch CSR int64, our order": _plain(PlainLayout.ours),
+    "blocks, torch CSR int32": _blocks("csr"),
+    "blocks, torch reduce int32": _blocks("reduce"),
+    "blocks, embedding sums int32": _blocks("bag"),
+}
