@@ -95,7 +95,8 @@ def _forecast(args: Namespace, console: Console) -> None:
     for count in ranks:
         part_of(count)  # refuse what cannot be divided before anything is printed
     title = f"{nodes:,} nodes, {entries:,} entries, D {work.width}, {profile.name}"
-    console.print(f"halo: {growth.text} ({growth.origin}); network: {profile.network}")
+    law = f"halo: {growth.text} ({growth.origin}); network: {profile.network}"
+    console.print(law, soft_wrap=True)
     if profile.origin == "specification":
         console.print("hardware figures are specifications with assumed derates, not measured")
     if args.codec == "all":

@@ -142,6 +142,7 @@ def _profile(
             )
         ),
         dense=rate(f"dense {largest}"),
+        plain_dense=rate(f"plain_dense {largest}"),
         masks=rate(f"masks {largest}"),
         pack=rate("pack"),
         scatter=rate("scatter"),

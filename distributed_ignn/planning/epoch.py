@@ -17,6 +17,7 @@ from distributed_ignn.planning.workload import Part, Workload, row_bytes
 
 _OPERATIONS = 50.0  # started per evaluation: the map, Anderson's Gram matrix, its small system
 _LEARNED_OPERATIONS = 30.0  # more with the error estimator
+_RUN_BYTES = 2e6  # of a run of rows, which stays in the cache
 _EPOCH_OPERATIONS = 250.0  # encoder, readout, loss, backward, optimiser
 _EPOCH_REDUCTIONS = 5  # loss, gradients, metrics, counters
 
@@ -97,8 +98,10 @@ class EpochModel:
         """The map, the method, and with the learned solver an estimate."""
         part, work, model, state = self.part, self.work, self.machine, self._state
         moved = self._propagation(work.width, adjoint)
-        # forward: b copied into the image, relu; backward: + g, times the mask of one byte an entry
-        passes, new = (5.25, 1.0) if adjoint else (4.0, 1.0)
+        # what a run of rows reads and writes beside the products, which stay in the cache;
+        # forward: b, the product that the backward pass needs, the image; backward: g, the mask of
+        # one byte an entry, the image, and v W', which is an array of its own
+        passes, new = (3.25, 2.0) if adjoint else (3.0, 1.0)
         dense = 2.0 * part.channels * part.owned * work.width**2
         map_cost = moved + Cost(
             dense=model.dense(dense),
@@ -147,15 +150,15 @@ class EpochModel:
         row = columns * work.bytes
         inner = model.product(
             part.owned_entries, part.owned * part.channels, part.owned, row, work.locality
-        ) + model.fresh(part.channels, part.owned * row)
+        )
         halo_in, halo_out = (part.boundary, part.halo) if adjoint else (part.halo, part.boundary)
         outer = model.product(part.boundary_entries, halo_out, halo_in, row, work.locality)
         if not adjoint:  # the result is added to the boundary rows
-            outer += model.stream(3.0 * part.boundary * row, part.boundary * row)
+            outer += model.stream(3.0 * part.boundary * row, min(part.boundary * row, _RUN_BYTES))
         if model.ranks == 1:
             return Cost(product=inner)
         sent = part.halo if adjoint else part.sent
-        wire = sent * row_bytes(work.codec, columns) * work.bytes / 4
+        wire = sent * row_bytes(work.codec, columns, work.bytes)
         exchange = model.exchange(wire, part.neighbours)
         together = model.overlap(inner, exchange)
         return Cost(
@@ -172,10 +175,10 @@ class EpochModel:
         """Rows picked and put side by side, or added in; both ends of a codec."""
         part, work, model = self.part, self.work, self.machine
         moved = part.sent * row
-        seconds = model.scatter(3.0 * moved) if adjoint else model.pack(4.0 * moved)
+        seconds = model.scatter(3.0 * moved) if adjoint else model.pack(2.0 * moved)
         seconds += model.fresh(1.0, moved) + model.fresh(1.0, part.halo * row)
         if work.codec != "fp32":
-            seconds += model.codec((part.sent + part.halo) * row)
+            seconds += model.codec((part.sent + part.halo) / 2 * row)
         return seconds
 
     def _starts(self) -> Cost:
@@ -186,43 +189,39 @@ class EpochModel:
         return (self._estimate() + Cost(elementwise=passes)).times(starts)
 
     def _encoder(self) -> Cost:
-        """b(X) of one solve."""
+        """b(X) of one solve; A_hat X is kept where it is not too wide."""
         part, work, model, state = self.part, self.work, self.machine, self._state
         terms = 1 + part.channels * work.propagated
-        cost = Cost(
-            dense=model.dense(2.0 * part.owned * work.features * work.width * terms),
-            elementwise=model.stream((5.0 * terms - 3.0) * state, state)
-            + model.fresh(2.0 * terms + 1.0, state),
-        )
-        return cost + (self._propagation(work.width, False) if work.propagated else Cost())
+        dense = model.plain_dense(2.0 * part.owned * work.features * work.width * terms)
+        if work.keeps_terms(part.channels) or not work.propagated:
+            return Cost(dense=dense, elementwise=model.fresh(1.0, state))
+        passes = model.stream((5.0 * terms - 3.0) * state, state)
+        cost = Cost(dense=dense, elementwise=passes + model.fresh(2.0 * terms + 1.0, state))
+        return cost + self._propagation(work.width, False)
 
     def _encoder_backward(self) -> Cost:
-        """Gradients of Omega: the transposed product, then X' times what it gives."""
+        """Gradients of Omega: X' and (A_hat X)' times v, or X' times v and A_hat' v."""
         part, work, model, state = self.part, self.work, self.machine, self._state
         terms = 1 + part.channels * work.propagated
-        cost = Cost(
-            dense=model.dense(2.0 * part.owned * work.features * work.width * terms),
-            elementwise=model.stream(4.0 * terms * state, state) + model.fresh(2.0 * terms, state),
-        )
-        return cost + (self._propagation(work.width, True) if work.propagated else Cost())
+        dense = model.plain_dense(2.0 * part.owned * work.features * work.width * terms)
+        if work.keeps_terms(part.channels) or not work.propagated:
+            return Cost(dense=dense, elementwise=model.stream(state, state))
+        passes = model.stream(4.0 * terms * state, state) + model.fresh(2.0 * terms, state)
+        return Cost(dense=dense, elementwise=passes) + self._propagation(work.width, True)
 
     def _readouts(self) -> Cost:
-        """Dropout, logits, loss and their backward; weight gradients; the validation's logits."""
+        """Dropout, logits and loss of labelled nodes there and back; the gradient of W."""
         part, work, model, state = self.part, self.work, self.machine, self._state
-        drawn = part.owned * work.width * work.dropout
-        logits = part.owned * work.classes * work.bytes
-        head = 2.0 * part.owned * work.width * work.classes
+        rows = part.owned * work.train_share
+        chosen, logits = rows * work.width * work.bytes, rows * work.classes * work.bytes
+        head = 2.0 * rows * work.width * work.classes
         weights = 2.0 * part.channels * part.owned * work.width**2
-        # copy of Z*, its mask; with dropout two products each way; sum over rows for the bias
-        passes = 2.0 + 1.25 + 8.5 * work.dropout + 1.0
-        new = 1.0 + 4.0 * work.dropout
-        # softmax of all logits; chosen rows there and back
-        over_logits = model.stream((6.0 + 8.0 * work.train_share) * logits, logits)
+        # mask of the image, gradient of all rows set to zero; with dropout two products each way
+        passes = model.stream(2.25 * state, state) + model.fresh(1.25, state)
+        passes += model.stream((4.0 + 8.5 * work.dropout) * chosen, chosen)
+        passes += model.stream(14.0 * logits, logits)
         return Cost(
-            dense=model.dense(4.0 * head + weights),
-            elementwise=model.stream(passes * state, state)
-            + model.fresh(new, state)
-            + over_logits
-            + model.fresh(4.0, logits),
-            masks=model.masks(drawn),
+            dense=model.plain_dense(5.0 * head + weights),
+            elementwise=passes + model.pack(4.0 * chosen) + model.scatter(3.0 * chosen),
+            masks=model.masks(rows * work.width * work.dropout),
         )

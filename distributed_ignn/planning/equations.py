@@ -60,8 +60,12 @@ class Machine:
         return moved * gather.seconds(row, rows_in * row, self.together, locality)
 
     def dense(self, operations: float) -> float:
-        """A dense product."""
+        """Rows times a [D, D] matrix in the map."""
         return operations / self.profile.dense.each(self.together)
+
+    def plain_dense(self, operations: float) -> float:
+        """Other dense products."""
+        return operations / self.profile.plain_dense.each(self.together)
 
     def stream(self, moved: float, array: float) -> float:
         """Passes over arrays of ``array`` bytes that move ``moved`` bytes in all."""
@@ -91,7 +95,7 @@ class Machine:
         return moved / self.profile.scatter.each(self.together)
 
     def codec(self, raw: float) -> float:
-        """Fp32 rows of ``raw`` bytes encoded, or decoded."""
+        """Fp32 rows of ``raw`` bytes encoded and decoded."""
         return raw / self.profile.codec.each(self.together)
 
     def operations(self, count: float) -> float:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from distributed_ignn.planning.workload import Part, Workload, row_bytes
+from distributed_ignn.planning.workload import Part, Workload
 
-_STEP_ARRAYS = 9.0
-"""[O, D] arrays alive in a backward solve besides the history: Z*, A_hat Z*, the dropped state and
-two masks, g, v, its image, the best pair, the product, the mixed point."""
+_STEP_ARRAYS = 8.25
+"""[O, D] arrays alive in a backward solve besides the history: Z*, A_hat Z*, a mask of bytes, g, v
+times W', v, its image, the best pair, the mixed point."""
 
 _KEPT_ARRAYS = 2.0  # warm starts of the forward and of the backward solve
-_INDEX, _VALUE = 4, 4  # bytes of a column index and of an entry's value
+_INDEX = 4  # bytes of a column index
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,24 +43,25 @@ def memory_items(
         mapped: whether the shard's file counts too, whose pages a CPU rank has resident.
     """
     state = part.owned * work.width * work.bytes
-    entry = _INDEX + _VALUE
     rows = _INDEX * (part.owned + 2 * part.boundary + part.halo)
-    wire = row_bytes(work.codec, work.width)
+    kept = part.channels if work.keeps_terms(part.channels) else 0
+    rows_labelled = part.owned * work.train_share
     found = [
         MemoryItem("process", base),
         MemoryItem("features", part.owned * work.features * 4.0),
-        MemoryItem("graph", (part.owned_entries + 2.0 * part.boundary_entries) * entry + rows),
+        MemoryItem("graph", (part.owned_entries + 2.0 * part.boundary_entries) * _INDEX + rows),
         MemoryItem("history", 2.0 * (work.memory + 1) * state),
         MemoryItem("training step", _STEP_ARRAYS * state),
         MemoryItem("warm starts", _KEPT_ARRAYS * state),
-        MemoryItem("logits", 4.0 * part.owned * work.classes * work.bytes),
-        MemoryItem("halo buffers", (2.0 * part.sent + part.halo) * max(wire, work.width * 4.0)),
+        MemoryItem("propagated features", kept * part.owned * work.features * 4.0),
+        MemoryItem("logits", rows_labelled * (4.0 * work.classes + 3.0 * work.width) * work.bytes),
+        MemoryItem("halo buffers", (2.0 * part.sent + part.halo) * work.width * 4.0),
         MemoryItem("indices", 8.0 * (part.owned + part.sent)),
     ]
-    if work.codec not in ("fp32", "bf16"):
+    if work.codec != "fp32":
         # what both ends have decoded so far, for the forward and for the backward solve
-        kept = 2.0 * (part.sent + part.halo) * work.width * 4.0
-        found.append(MemoryItem("codec references", kept))
+        held = 2.0 * (part.sent + part.halo) * work.width * 4.0
+        found.append(MemoryItem("codec references", held))
     if mapped:
         entries = part.owned_entries + part.boundary_entries
         found.append(MemoryItem("shard file", 8.0 * (entries + 5.0 * part.owned + 2.0 * part.halo)))

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from distributed_ignn.comm.codecs import HaloCodec
 from distributed_ignn.planning.epoch import Cost, EpochModel
 from distributed_ignn.planning.equations import Machine
 from distributed_ignn.planning.footprint import MemoryItem, memory_items
 from distributed_ignn.planning.hardware import Profile
-from distributed_ignn.planning.workload import CODECS, Codec, Part, Workload
+from distributed_ignn.planning.workload import CODECS, Part, Workload
 
 PartOf = Callable[[int], Part]
 """Sizes of the largest of P parts."""
@@ -33,7 +34,7 @@ class Forecast:
     """
 
     part: Part
-    codec: Codec
+    codec: HaloCodec
     cost: Cost
     memory: tuple[MemoryItem, ...]
     capacity: float
@@ -88,7 +89,7 @@ def forecast(
 
 def by_codec(
     part_of: PartOf, ranks: Sequence[int], work: Workload, profile: Profile
-) -> dict[Codec, list[Forecast]]:
+) -> dict[HaloCodec, list[Forecast]]:
     """The same for every codec; all are taken to need the same number of evaluations."""
     return {
         codec: forecast(part_of, ranks, replace(work, codec=codec), profile) for codec in CODECS

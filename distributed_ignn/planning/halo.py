@@ -1,10 +1,13 @@
 """How the halo grows with the number of parts.
 
-Law: a part of m = n / P nodes reads h(m) = c m^a remote rows, at most all n - m others. On a
-d-dimensional mesh a is (d - 1) / d; a graph without any structure has a near 1. With two or more
-partitions of a graph, c and a are fitted to the logarithms (least squares); with one, a is assumed
-and c goes through it. ``random`` is the other end: parts drawn by lot, where a row is remote to a
-part with probability 1 - 1/P for each of its entries and read if any of the part's rows names it.
+Law: of the n - m nodes outside a part of m = n / P nodes, a part reads
+
+    h(m) = (n - m) (1 - exp(-c m^a)),
+
+where c m^a is how often a node outside is named on average. Parts drawn by lot have a = 1 and
+c m = degree / P, nearly: every row names the same share of the others. On a d-dimensional mesh a is
+(d - 1) / d as long as h is small. With two or more partitions of a graph, c and a are fitted to the
+logarithms (least squares); with one, a is assumed and c goes through it.
 
 Letters: n nodes, e entries, P parts, m nodes of a part, H halo rows, B boundary rows, E_b boundary
 entries.
@@ -68,7 +71,7 @@ class Growth(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class PowerGrowth:
-    """h(m) = c m^a; boundary rows and entries in fixed proportion to the halo.
+    """The law above; boundary rows and entries in fixed proportion to the halo.
 
     Args:
         factor: c.
@@ -86,13 +89,15 @@ class PowerGrowth:
 
     @property
     def text(self) -> str:
-        return f"halo rows = {self.factor:.4g} m^{self.exponent:.3f}, m = nodes of a part"
+        return (
+            f"(n - m) (1 - exp(-{self.factor:.4g} m^{self.exponent:.3f})) rows, m = nodes of a part"
+        )
 
     def cut(self, nodes: int, entries: int, parts: int) -> Cut:
         if parts == 1:
             return Cut(1, 0.0, 0.0, 0.0)
         mean, per_part = nodes / parts, entries / parts
-        halo = min(nodes - mean, self.factor * mean**self.exponent)
+        halo = -(nodes - mean) * math.expm1(-self.factor * mean**self.exponent)
         most = per_part * (1.0 - 1.0 / parts)
         crossing = min(most, max(halo, self.entries_per_halo_row * halo))
         halo = min(halo, most)  # every halo row is named by an entry
@@ -134,7 +139,10 @@ def fit_growth(nodes: int, cuts: Sequence[Cut]) -> PowerGrowth:
             "no partition with halo rows to learn their growth from; give shards of at least 2 "
             "parts, or --halo-growth"
         )
-    logs = [(math.log(nodes / cut.parts), math.log(cut.halo)) for cut in telling]
+    logs = [
+        (math.log(nodes / cut.parts), math.log(_named(nodes, cut.parts, cut.halo)))
+        for cut in telling
+    ]
     mean_x = sum(x for x, _ in logs) / len(logs)
     mean_y = sum(y for _, y in logs) / len(logs)
     spread = sum((x - mean_x) ** 2 for x, _ in logs)
@@ -151,6 +159,12 @@ def fit_growth(nodes: int, cuts: Sequence[Cut]) -> PowerGrowth:
         sum(cut.boundary_entries for cut in telling) / total,
         f"{how} shards of {known} parts",
     )
+
+
+def _named(nodes: int, parts: int, halo: float) -> float:
+    """c m^a of a part with this halo; of a halo of all others, as if it missed one."""
+    others = nodes - nodes / parts
+    return -math.log1p(-min(halo / others, 1.0 - 1.0 / (others + 1.0)))
 
 
 def parse_growth(text: str, nodes: int) -> Growth:
@@ -173,7 +187,10 @@ def parse_growth(text: str, nodes: int) -> Growth:
             "halo rows over owned rows at P parts (P above 1) and a power in (0, 1]"
         )
     mean = nodes / parts
-    return PowerGrowth(ratio * mean / mean**exponent, exponent, origin=f"assumed as {text}")
+    if ratio > parts - 1:
+        raise UserError(f"--halo-growth {text}: {parts} parts cannot read {ratio} times their rows")
+    factor = _named(nodes, parts, ratio * mean) / mean**exponent
+    return PowerGrowth(factor, exponent, origin=f"assumed as {text}")
 
 
 def typical_part(

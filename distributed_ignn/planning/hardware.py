@@ -200,11 +200,12 @@ class Profile(_Strict):
         stream: bytes read and written per second by passes over arrays.
         history: the same by Anderson's history, whose kernels differ.
         gather: of the sparse product.
-        dense: floating-point operations per second of a product with a [D, D] matrix.
+        dense: floating-point operations per second of rows times a [D, D] matrix in the map.
+        plain_dense: the same of the other dense products, as torch does them by itself.
         masks: dropout entries drawn per second.
         pack: bytes read and written per second when rows are picked out of an array.
         scatter: the same when rows are added into one.
-        codec: bytes of fp32 rows per second that a halo codec encodes, or decodes.
+        codec: bytes of fp32 rows per second that a halo codec encodes and decodes.
         fresh: cost of new memory; None where an allocator keeps it.
         operation_seconds: to start any operation on an array.
         hidden: share of the shorter one that disappears when product and exchange run together.
@@ -225,6 +226,7 @@ class Profile(_Strict):
     history: Curve
     gather: Gather
     dense: Rate
+    plain_dense: Rate
     masks: Rate
     pack: Rate
     scatter: Rate

@@ -15,10 +15,12 @@ from pathlib import Path
 
 import torch
 
+from distributed_ignn.comm.codecs import Integers, decode_change, encode_change
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.graph.propagate import ChannelOperator
 from distributed_ignn.graph.shard_file import read_shard_file
-from distributed_ignn.graph.sparse import SparseMatrix
+from distributed_ignn.graph.sparse import RUN_ROWS, SparseMatrix
+from distributed_ignn.models.dense import affine
 from distributed_ignn.models.dropout import NodeDropout
 from distributed_ignn.planning.resident import peak_resident
 from distributed_ignn.solvers.history import History
@@ -97,13 +99,16 @@ class Probes:
         weight, held = torch.rand(width, width) / width, _MEMORY + 1
         stream, push = self._seconds(passes), self._seconds(step)
         mix = self._seconds(lambda: history.mix(alpha, 1.0))
-        dense = self._seconds(lambda: torch.addmm(x, y, weight, out=y))
+        runs = [slice(begin, begin + RUN_ROWS) for begin in range(0, rows, RUN_ROWS)]
+        dense = self._seconds(lambda: [affine(x[run], weight, y[run]) for run in runs])
+        plain = self._seconds(lambda: x.T @ y)
         nodes, dropout = torch.arange(rows), NodeDropout(0.5, 0)
         masks = self._seconds(lambda: dropout.mask(0, 0, nodes, width), 3)
         return {
             f"stream {size}": 7 * size / stream,
             f"history {size}": (5 + held + 2 * held + 3) * size / (push + mix),
             f"dense {size}": 2 * rows * width**2 / dense,
+            f"plain_dense {size}": 2 * rows * width**2 / plain,
             f"masks {size}": rows * width / masks,
         }
 
@@ -124,25 +129,23 @@ class Probes:
         return ChannelOperator.from_shard(shard.channels[0], *where).owned
 
     def _rows(self, rows: int, width: int) -> Measured:
-        """Rows picked out, added in, and through an 8-bit encoding of their changes."""
+        """Rows picked out, added in, and through a 4-bit encoding of their changes and back."""
         x = torch.rand(rows, width)
         index = torch.randperm(rows)[: rows // _PART_OF_ROWS].sort().values
         picked = x.index_select(0, index)
-        reference = torch.zeros_like(picked)
-        moved = picked.numel() * 4
+        sent, received = torch.zeros_like(picked), torch.zeros_like(picked)
+        moved, coder = picked.numel() * 4, Integers(4)
 
-        def encode() -> None:
-            change = picked - reference
-            scale = change.abs().amax(dim=1, keepdim=True).clamp_min_(1e-30).div_(127.0)
-            steps = change.div_(scale).round_().to(torch.int8)
-            reference.add_(steps * scale)
+        def code() -> None:
+            payload, _ = encode_change(lambda block: x.index_select(0, index[block]), sent, coder)
+            decode_change(payload, received, coder)
 
-        pack = self._seconds(lambda: torch.cat([x.index_select(0, index)], dim=1))
+        pack = self._seconds(lambda: x.index_select(0, index))
         scatter = self._seconds(lambda: x.index_add_(0, index, picked))
         return {
-            "pack": 4 * moved / pack,
+            "pack": 2 * moved / pack,
             "scatter": 3 * moved / scatter,
-            "codec": moved / self._seconds(encode),
+            "codec": moved / self._seconds(code),
         }
 
     def _fresh(self) -> Measured:

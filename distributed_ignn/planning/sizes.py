@@ -1,11 +1,11 @@
-"""Sizes of the parts of a graph that has been partitioned, read from its shards."""
+"""Sizes of the parts of a partitioned graph, as the manifest of its shards has them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from distributed_ignn.errors import UserError
 from distributed_ignn.graph.shard import GraphShard
 from distributed_ignn.graph.shard_store import read_manifest, read_shard
 from distributed_ignn.planning.halo import Cut
@@ -21,7 +21,7 @@ class PartitionSizes:
 
     Args:
         dataset: its name.
-        nodes, entries: n, and e without self-loops, of the first channel.
+        nodes, entries: n, and e of all channels without self-loops.
         features, classes: F, C.
         parts: P.
         largest: the largest of every size over all parts.
@@ -43,64 +43,47 @@ class PartitionSizes:
 
 
 def read_sizes(folder: Path) -> PartitionSizes:
-    """The sizes in a folder that launch/partition.py wrote.
+    """The sizes in a folder that launch/partition.py wrote; only the manifest has to be there.
+
+    Without the first shard the columns of the graph are taken to be scattered.
 
     Raises:
-        UserError: it holds no shards, or they are damaged.
+        UserError: it holds no manifest, or a damaged one.
     """
     manifest = read_manifest(folder)
-    shards = [read_shard(folder, part, verify=False) for part in range(manifest.parts)]
-    return sizes_of(shards)
-
-
-def sizes_of(shards: Sequence[GraphShard]) -> PartitionSizes:
-    """The sizes of all shards of a graph."""
-    first, count = shards[0], len(shards)
-    parts = [_part(shard) for shard in shards]
+    whole, sizes, count = manifest.whole, manifest.part_sizes, manifest.parts
+    channels = len(whole.symmetric)
+    try:
+        locality = _locality(read_shard(folder, 0, verify=False))
+    except UserError:
+        locality = 0.0
     return PartitionSizes(
-        dataset=first.name,
-        nodes=first.num_nodes,
-        entries=round(
-            sum(p.owned_entries + p.boundary_entries - p.owned * p.channels for p in parts)
-        ),
-        features=first.num_features,
-        classes=first.num_classes,
+        dataset=manifest.dataset,
+        nodes=whole.num_nodes,
+        entries=manifest.statistics.entries,
+        features=whole.num_features,
+        classes=whole.num_classes,
         parts=count,
         largest=Part(
-            nodes=first.num_nodes,
+            nodes=whole.num_nodes,
             parts=count,
-            owned=max(p.owned for p in parts),
-            interior=min(p.interior for p in parts),
-            halo=max(p.halo for p in parts),
-            sent=max(p.sent for p in parts),
-            owned_entries=max(p.owned_entries for p in parts),
-            boundary_entries=max(p.boundary_entries for p in parts),
-            neighbours=max(p.neighbours for p in parts),
-            channels=len(first.channels),
+            owned=max(size.owned for size in sizes),
+            interior=min(size.interior for size in sizes),
+            halo=max(size.halo for size in sizes),
+            sent=max(size.sent for size in sizes),
+            owned_entries=max(sum(size.owned_entries) for size in sizes),
+            boundary_entries=max(sum(size.boundary_entries) for size in sizes),
+            neighbours=max(size.targets for size in sizes),
+            channels=channels,
         ),
         cut=Cut(
             count,
-            sum(p.halo for p in parts) / count,
-            sum(p.boundary for p in parts) / count,
-            sum(p.boundary_entries for p in parts) / count,
+            sum(size.halo for size in sizes) / count,
+            sum(size.boundary for size in sizes) / count,
+            sum(sum(size.boundary_entries) for size in sizes) / count,
         ),
-        locality=min(_locality(shard) for shard in shards),
-        train_share=first.split_sizes[0] / first.num_nodes,
-    )
-
-
-def _part(shard: GraphShard) -> Part:
-    return Part(
-        nodes=shard.num_nodes,
-        parts=shard.parts,
-        owned=shard.num_owned,
-        interior=shard.num_interior,
-        halo=shard.num_halo,
-        sent=shard.send_index.numel(),
-        owned_entries=sum(channel.owned.num_entries for channel in shard.channels),
-        boundary_entries=sum(channel.boundary.num_entries for channel in shard.channels),
-        neighbours=int((shard.send_counts > 0).sum()),
-        channels=len(shard.channels),
+        locality=locality,
+        train_share=sum(size.train for size in sizes) / whole.num_nodes,
     )
 
 

@@ -113,7 +113,7 @@ def validate(cases: Sequence[Case], profile: Profile, epochs: int, tell: Tell) -
             tell(f"running {case.name}")
             results = on_local_ranks(_train, case.ranks, case, epochs, str(shards))
             found.append(
-                Comparison(case, predict(case, read_sizes(shards), profile), _join(results))
+                Comparison(case, predict(case, read_sizes(shards), profile), join(results))
             )
     return found
 
@@ -180,7 +180,8 @@ def _train(comm: Communicator, case: Case, epochs: int, folder: str) -> Measurem
     )
 
 
-def _join(results: list[Measurement]) -> Measurement:
+def join(results: Sequence[Measurement]) -> Measurement:
+    """One measurement from those of all ranks."""
     return Measurement(
         max(result.seconds for result in results),
         results[0].bytes,  # already summed over ranks

@@ -8,13 +8,13 @@ halo rows, D columns, F features, C classes, M memory, p columns of a hop.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
-Codec = Literal["fp32", "bf16", "int8", "int4", "int3", "int2"]
-CODECS: tuple[Codec, ...] = get_args(Codec)
+from distributed_ignn.comm.codecs import HaloCodec, quantiser
 
-_BITS = {"fp32": 32, "bf16": 16, "int8": 8, "int4": 4, "int3": 3, "int2": 2}
-_SCALE_BYTES = 2
+CODECS: tuple[HaloCodec, ...] = get_args(HaloCodec)
+
+_KEPT_WIDTHS = 2  # A_hat X is kept where it has at most so many columns per column of the state
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ class Workload:
     compress: int = 16
     cold_start: bool = False
     warm_adjoint: bool = False
-    codec: Codec = "fp32"
+    codec: HaloCodec = "fp32"
     stale: bool = False
     propagated: bool = True
     dropout: bool = True
@@ -100,8 +100,18 @@ class Workload:
         """Of all solves of an epoch."""
         return self.forward + self.adjoint + self.validation
 
+    def keeps_terms(self, channels: int) -> bool:
+        """Whether A_hat X is computed once and kept, so that b(X) needs no exchange."""
+        return self.propagated and self.features * channels <= _KEPT_WIDTHS * self.width
 
-def row_bytes(codec: Codec, width: int) -> float:
-    """Bytes of one halo row on the wire: ``width`` entries, and a scale where they are encoded."""
-    scale = 0 if codec in ("fp32", "bf16") else _SCALE_BYTES
-    return width * _BITS[codec] / 8 + scale
+
+def row_bytes(codec: HaloCodec, width: int, entry: int = 4) -> int:
+    """Bytes of one halo row on the wire: ``width`` entries, and what the codec adds to them.
+
+    Args:
+        codec: of the row.
+        width: entries.
+        entry: bytes of one as it is.
+    """
+    coder = quantiser(codec)
+    return width * entry if coder is None else coder.row_bytes(width)

@@ -32,6 +32,7 @@ def machine(**changes: Any) -> Profile:
             "rows": [{"row_bytes": 256.0, "scattered": curve(4e9), "clustered": curve(8e9)}]
         },
         "dense": {"rank": 1e11},
+        "plain_dense": {"rank": 5e10},
         "masks": {"rank": 1e9},
         "pack": {"rank": 5e9},
         "scatter": {"rank": 5e9},

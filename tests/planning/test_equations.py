@@ -57,7 +57,7 @@ def test_bytes_shrink_with_the_bits(codec: str, bits: int) -> None:
     model = Machine(machine(), 8)
     whole = EpochModel(part(8), WORK, model).epoch()
     coded = EpochModel(part(8), with_codec(codec), model).epoch()
-    scale = 0 if codec == "bf16" else 2
+    scale = 0 if codec == "bf16" else 1
     # rows of 64 columns and, in the estimator's hops, of 16; each with its scale
     assert row_bytes(codec, 64) == 64 * bits / 8 + scale  # type: ignore[arg-type]
     ratio = coded.sent / whole.sent
