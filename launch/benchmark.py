@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from distributed_ignn.benchmarks import solver, sparsifier
+from distributed_ignn.benchmarks import codecs, solver, sparsifier
 from distributed_ignn.benchmarks.report import Report
 from distributed_ignn.benchmarks.study import Study, tell_nobody
 from distributed_ignn.benchmarks.suite import SUITE, WITH_SINGLE
@@ -21,7 +21,7 @@ from distributed_ignn.config import CommandParser, RunConfig, parse_command
 from distributed_ignn.errors import UserError
 from distributed_ignn.training.entry import on_this_rank
 
-_STUDIES = ("solver", "sparsifier")
+_STUDIES = ("solver", "sparsifier", "codecs")
 _SHORT = {
     "--scale": "--data.synthetic.scale",
     "--mean-degree": "--data.synthetic.mean-degree",
@@ -41,12 +41,16 @@ studies of a trained run (--run DIR):
               --variants trains variants of the learned solver
   sparsifier  how the edges that the error estimator reads change what the learned solver reaches,
               and the time of choosing them
+  codecs      evaluations, bytes and seconds of a solve with every way of writing halo rows, and
+              whether it ends at the same fixed point; under torchrun or over a link
 
 examples:
   torchrun --standalone --nproc-per-node 2 launch/benchmark.py iteration --scale 0.04 --json it.json
   python launch/benchmark.py propagate --dataset acm --data-root data --width 64
   torchrun --standalone --nproc-per-node 2 launch/benchmark.py exchange --shards shards/small
   python launch/benchmark.py solver --run runs/acm --csv acm.csv --plot acm.png
+  torchrun --standalone --nproc-per-node 2 -- launch/benchmark.py codecs --run runs/acm
+  python launch/link.py --rate 200mbit launch/benchmark.py codecs --run runs/acm --codecs int4
 
 --scale X, --mean-degree X and --width N are short for --data.synthetic.scale,
 --data.synthetic.mean-degree and --model.hidden.
@@ -102,6 +106,18 @@ def _study(args: Namespace, comm: Communicator) -> Study:
                 seeds=args.seeds,
                 rounds=args.rounds,
                 max_steps=args.max_steps,
+                tell=tell,
+            ),
+            comm,
+        )
+    if args.name == "codecs":
+        return codecs.run(
+            codecs.CodecOptions(
+                args.run,
+                args.rounds,
+                tolerance=args.tolerance,
+                max_steps=args.max_steps,
+                codecs=tuple(args.codecs),
                 tell=tell,
             ),
             comm,
@@ -178,6 +194,16 @@ def _add_study_flags(parser: CommandParser) -> None:
         help="shares of edges kept (sparsifier)",
     )
     group.add_argument("--max-steps", type=int, default=100, help="most evaluations of a solve")
+    group.add_argument(
+        "--tolerance", type=float, default=1e-6, help="relative residual to solve to (codecs)"
+    )
+    group.add_argument(
+        "--codecs",
+        nargs="+",
+        choices=codecs.CODECS,
+        default=codecs.CODECS,
+        help="ways of writing halo rows, beside fp32 (codecs)",
+    )
 
 
 def _spelled_out(argv: Sequence[str]) -> list[str]:
@@ -197,6 +223,8 @@ def _check_kind(args: Namespace) -> None:
             raise UserError(
                 f"benchmark {args.name} needs a trained run; name its folder with --run DIR"
             )
+        if not args.tolerance > 0:
+            raise UserError(f"--tolerance {args.tolerance} must be above 0")
         if not all(0 < keep <= 1 for keep in args.keep):
             raise UserError(f"--keep {args.keep} must lie above 0 and at most be 1")
         return

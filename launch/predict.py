@@ -15,7 +15,7 @@ from distributed_ignn.training.predict import PredictOptions, predict
 _EXAMPLES = """\
 examples:
   python launch/predict.py --run runs/acm --out acm.parquet
-  torchrun --standalone --nproc-per-node 2 launch/predict.py --run runs/acm --out acm.parquet
+  torchrun --standalone --nproc-per-node 2 -- launch/predict.py --run runs/acm --out acm.parquet
 """
 
 

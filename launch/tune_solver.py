@@ -15,7 +15,7 @@ from distributed_ignn.training.tune import TuneOptions, tune
 _EXAMPLES = """\
 examples:
   python launch/tune_solver.py --run runs/acm
-  torchrun --standalone --nproc-per-node 2 launch/tune_solver.py --run runs/acm
+  torchrun --standalone --nproc-per-node 2 -- launch/tune_solver.py --run runs/acm
 """
 
 

@@ -49,13 +49,20 @@ class Report:
     settings: Mapping[str, Any]
     figures: tuple[Figure, ...] = field(default=())
 
+    def tables(self) -> tuple[Table, ...]:
+        """One per section and baseline."""
+        groups = groupby(self.figures, key=lambda figure: (figure.section, figure.baseline))
+        return tuple(
+            _table(
+                ", ".join(part for part in (self.benchmark, section) if part), base, tuple(group)
+            )
+            for (section, base), group in groups
+        )
+
     def show(self, console: Console) -> None:
-        """Print a table per section and baseline."""
-        for (section, baseline), group in groupby(
-            self.figures, key=lambda figure: (figure.section, figure.baseline)
-        ):
-            title = ", ".join(part for part in (self.benchmark, section) if part)
-            console.print(_table(title, baseline, tuple(group)))
+        """Print the tables and what was measured on."""
+        for table in self.tables():
+            console.print(table)
         console.print("  ".join(f"{key}={value}" for key, value in self.settings.items()))
 
     def write(self, path: Path) -> None:
