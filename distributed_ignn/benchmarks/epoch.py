@@ -30,11 +30,12 @@ CLASSICAL = ("anderson", "picard")
 EPOCH = "epoch"
 SPREAD = "with the solver phase spread"
 SOLVE = "solve from f(0) or the initialiser"
+SENT = "sent"
 _COUNTED = {
     "evaluations_forward": ("forward", "evaluations"),
     "evaluations_adjoint": ("adjoint", "evaluations"),
     "evaluations_validation": ("validation", "evaluations"),
-    "bytes_sent": ("bytes", "sent"),
+    "bytes_sent": ("bytes", SENT),
 }
 
 
