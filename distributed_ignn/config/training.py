@@ -63,6 +63,12 @@ class TrainConfig(Section):
         description="sparse product; bag: sums of embedding rows, reduce: torch.sparse.mm, csr: "
         "torch's CSR product; auto: what measures fastest for the device and number format",
     )
+    memory_limit: float = Field(
+        0.0,
+        ge=0,
+        description="GiB that the ranks of one machine, or of one GPU, may use together; a run "
+        "that needs more is refused before it starts (0: what there is)",
+    )
 
 
 class CommConfig(Section):

@@ -1,0 +1,1 @@
+"""What a training run will cost on machines that are not at hand: seconds, bytes and memory."""

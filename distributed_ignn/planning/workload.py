@@ -1,0 +1,117 @@
+"""What is trained: the sizes of one part of the graph, and the settings of an epoch.
+
+Letters: n nodes, P parts, O owned rows, I interior rows, B = O - I boundary rows, H halo rows,
+S rows sent, E_o entries between owned rows (self-loops included), E_b entries from boundary rows to
+halo rows, D columns, F features, C classes, M memory, p columns of a hop.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import get_args
+
+from distributed_ignn.comm.codecs import HaloCodec, quantiser
+
+CODECS: tuple[HaloCodec, ...] = get_args(HaloCodec)
+
+_KEPT_WIDTHS = 2  # A_hat X is kept where it has at most so many columns per column of the state
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The rank that the others wait for; counts may be estimates and are then not whole.
+
+    Args:
+        nodes: n.
+        parts: P.
+        owned: O.
+        interior: I.
+        halo: H.
+        sent: S.
+        owned_entries: E_o, all channels.
+        boundary_entries: E_b, all channels.
+        neighbours: parts that it exchanges rows with.
+        channels: propagation graphs.
+    """
+
+    nodes: int
+    parts: int
+    owned: float
+    interior: float
+    halo: float
+    sent: float
+    owned_entries: float
+    boundary_entries: float
+    neighbours: int
+    channels: int = 1
+
+    @property
+    def boundary(self) -> float:
+        """B."""
+        return self.owned - self.interior
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """An epoch of training.
+
+    Args:
+        width: D.
+        features: F.
+        classes: C.
+        forward, adjoint, validation: evaluations of the map in each of an epoch's solves.
+        memory: M.
+        learned: whether an error estimator adds a hop to every evaluation.
+        compress: p.
+        cold_start: whether a learned initialiser starts the forward solve, not the last state.
+        warm_adjoint: whether the backward solve starts from the last one's solution.
+        codec: of the halo rows.
+        stale: whether rows of the last evaluation are used, so that an exchange may take as long
+            as a whole evaluation.
+        propagated: whether b(X) has a term A_hat X.
+        dropout: whether a mask is drawn for the state.
+        locality: 1 where the sparse product reads as in an ordered graph of communities, 0 where
+            its columns are anywhere.
+        train_share: share of nodes with a training label.
+        bytes: of a number of the state.
+    """
+
+    width: int = 128
+    features: int = 128
+    classes: int = 47
+    forward: int = 4
+    adjoint: int = 4
+    validation: int = 4
+    memory: int = 5
+    learned: bool = True
+    compress: int = 16
+    cold_start: bool = False
+    warm_adjoint: bool = False
+    codec: HaloCodec = "fp32"
+    stale: bool = False
+    propagated: bool = True
+    dropout: bool = True
+    locality: float = 0.0
+    train_share: float = 0.08
+    bytes: int = 4
+
+    @property
+    def evaluations(self) -> int:
+        """Of all solves of an epoch."""
+        return self.forward + self.adjoint + self.validation
+
+    def keeps_terms(self, channels: int) -> bool:
+        """Whether A_hat X is computed once and kept, so that b(X) needs no exchange."""
+        return self.propagated and self.features * channels <= _KEPT_WIDTHS * self.width
+
+
+def row_bytes(codec: HaloCodec, width: int, entry: int = 4) -> int:
+    """Bytes of one halo row on the wire: ``width`` entries, and what the codec adds to them.
+
+    Args:
+        codec: of the row.
+        width: entries.
+        entry: bytes of one as it is.
+    """
+    coder = quantiser(codec)
+    return width * entry if coder is None else coder.row_bytes(width)
