@@ -30,6 +30,7 @@ benchmarks of a graph:
   iteration   one evaluation of the map against the same in plain torch and against one process,
               and where its time goes
   epoch       a training epoch stage by stage, with the learned solver, Anderson and Picard
+  memory      the memory budget of a run beside what it takes, item by item
 
 studies of a trained run (--run DIR):
   solver      distance, residual, test metric and time of every solver after every evaluation;
