@@ -74,10 +74,11 @@ class TrainConfig(Section):
 class CommConfig(Section):
     """How ranks talk to each other."""
 
-    halo: Literal["fp32", "bf16", "int8", "int4", "int3", "int2"] = Field(
-        "fp32",
+    halo: Literal["auto", "fp32", "bf16", "int8", "int4", "int3", "int2"] = Field(
+        "auto",
         description="how halo rows are written inside iterations; fp32: as they are, in "
-        "train.dtype; the others: their change in so many bits, with the same fixed point",
+        "train.dtype; the others: their change in so many bits, with the same fixed point; auto: "
+        "int4 between machines, fp32 within one",
     )
     stale: bool = Field(
         False,

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -50,6 +50,13 @@ class PropagationOptions:
 
 
 EXACT = PropagationOptions()
+
+
+def choose_codec(name: Literal["auto"] | HaloCodec, comm: Communicator) -> HaloCodec:
+    """Resolve ``auto`` by what measured best: bytes count between machines, packing within one."""
+    if name != "auto":
+        return name
+    return "int4" if comm.spans_machines else "fp32"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
