@@ -20,6 +20,7 @@ from torch import Tensor
 from distributed_ignn.config import PartitionConfig
 from distributed_ignn.errors import UserError
 from distributed_ignn.graph.building import Ids
+from distributed_ignn.graph.clusters import locality_rank
 from distributed_ignn.graph.data import CSRMatrix, csr_from_blocks, entry_blocks, is_symmetric
 from distributed_ignn.graph.metis import choose_provider, run_pyg_lib, run_pymetis
 from distributed_ignn.graph.sharding import ShardPlan, plan_shards
@@ -93,7 +94,10 @@ def assign_parts(graphs: tuple[CSRMatrix, ...], parts: int, config: PartitionCon
     started = time.perf_counter()
     provider, objective, part = _decide(graphs, parts, config, symmetric)
     seconds = time.perf_counter() - started
-    plan = plan_shards(graphs, part, parts, symmetric=symmetric)
+    rank = None
+    if config.order == "locality":
+        rank = torch.from_numpy(locality_rank(_union(graphs)))
+    plan = plan_shards(graphs, part, parts, symmetric=symmetric, rank=rank)
     return Assignment(part, parts, provider, objective, seconds, measure(plan), plan)
 
 
