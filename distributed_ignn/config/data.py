@@ -121,8 +121,10 @@ class PartitionConfig(Section):
     dir: Path | None = Field(
         None, description="folder of shards written by launch/partition.py, reused as they are"
     )
-    method: Literal["metis", "random", "contiguous"] = Field(
-        "metis", description="metis: few halo rows; the others are baselines"
+    method: Literal["metis", "fennel", "random", "contiguous"] = Field(
+        "metis",
+        description="metis: few halo rows; fennel: streaming, for graphs that METIS has no memory "
+        "for, and for directed ones; the others are baselines",
     )
     provider: Literal["auto", "pyg-lib", "pymetis"] = Field(
         "auto",
