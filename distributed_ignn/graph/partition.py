@@ -20,11 +20,13 @@ from torch import Tensor
 from distributed_ignn.config import PartitionConfig
 from distributed_ignn.errors import UserError
 from distributed_ignn.graph.building import Ids
+from distributed_ignn.graph.clusters import locality_rank
 from distributed_ignn.graph.data import CSRMatrix, csr_from_blocks, entry_blocks, is_symmetric
+from distributed_ignn.graph.fennel import fennel
 from distributed_ignn.graph.metis import choose_provider, run_pyg_lib, run_pymetis
 from distributed_ignn.graph.sharding import ShardPlan, plan_shards
 
-Provider = Literal["pyg-lib", "pymetis", "random", "contiguous"]
+Provider = Literal["pyg-lib", "pymetis", "fennel", "random", "contiguous"]
 Objective = Literal["volume", "cut", "none"]
 
 
@@ -93,7 +95,10 @@ def assign_parts(graphs: tuple[CSRMatrix, ...], parts: int, config: PartitionCon
     started = time.perf_counter()
     provider, objective, part = _decide(graphs, parts, config, symmetric)
     seconds = time.perf_counter() - started
-    plan = plan_shards(graphs, part, parts, symmetric=symmetric)
+    rank = None
+    if config.order == "locality":
+        rank = torch.from_numpy(locality_rank(_union(graphs)))
+    plan = plan_shards(graphs, part, parts, symmetric=symmetric, rank=rank)
     return Assignment(part, parts, provider, objective, seconds, measure(plan), plan)
 
 
@@ -166,12 +171,15 @@ def _decide(
         return "contiguous", "none", _split_evenly(weights, parts)
     if parts > nodes:
         raise UserError(
-            f"parts = {parts} exceeds the graph's {nodes} nodes; METIS needs a node for every part"
+            f"parts = {parts} exceeds the graph's {nodes} nodes; every part needs a node"
         )
+    if config.method == "fennel":
+        part = fennel(_union(graphs), parts, weights, imbalance=config.imbalance, seed=config.seed)
+        return "fennel", "cut", part
     if not all(symmetric):
         raise UserError(
             f"channel {symmetric.index(False)} of the graph is directed and METIS divides "
-            "symmetric graphs only; choose --partition.method contiguous or random"
+            "symmetric graphs only; choose --partition.method fennel, contiguous or random"
         )
     provider = choose_provider(config)
     union = _union(graphs)
