@@ -25,7 +25,7 @@ from distributed_ignn.models.encoder import keeps_constant_terms
 PROCESS_BYTES = 300 * 2**20
 """Python with torch and this package, where it has not been measured."""
 
-_WORKSPACE_BYTES = 48 * 2**20  # threads of the backward pass, buffers of libraries and transports
+_WORKSPACE_BYTES = 110 * 2**20  # of libraries once they are used: mappings, threads, buffers
 _INDEX = 4  # bytes of a column number and of a row's start in torch's product
 
 
