@@ -52,10 +52,16 @@ def write_tensors(
     Raises:
         OSError: the folder is missing or not writable, or the disk is full.
     """
-    # a contiguous copy each: safetensors refuses tensors that share memory
-    copies = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
+    ready: dict[str, Tensor] = {}
+    storages: set[int] = set()
+    for key, value in tensors.items():
+        tensor = value.detach().cpu().contiguous()
+        storage = tensor.untyped_storage().data_ptr()
+        # safetensors refuses tensors that share memory; others need no copy
+        ready[key] = tensor.clone() if storage in storages else tensor
+        storages.add(storage)
     try:
-        save_file(copies, path, metadata)
+        save_file(ready, path, metadata)
     except SafetensorError as error:
         raise OSError(" ".join(str(error).split())) from error
     path.chmod(path.parent.stat().st_mode & 0o666)  # save_file lets nobody else read it

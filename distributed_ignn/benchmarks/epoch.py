@@ -10,7 +10,7 @@ solve that starts anew is measured too.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -18,6 +18,7 @@ import torch
 from distributed_ignn.benchmarks.clock import STAGES, StageClock, watch
 from distributed_ignn.benchmarks.peak import peak_memory
 from distributed_ignn.benchmarks.report import Figure, Report, compare, interleave
+from distributed_ignn.benchmarks.waiting import Seconds, clock_figures, clocked
 from distributed_ignn.benchmarks.workload import Workload
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import RunConfig
@@ -47,6 +48,7 @@ class _Course:
         phase_seconds: of the last solver phase.
         stages: per measured epoch, seconds by stage, mean over ranks.
         seconds: per measured epoch, of the slowest rank.
+        waits: per measured epoch, by the communicator's clock.
         records: of the measured epochs.
     """
 
@@ -55,6 +57,7 @@ class _Course:
     phase_seconds: float = 0.0
     stages: list[dict[str, float]] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
+    waits: list[Seconds] = field(default_factory=list)
     records: list[EpochRecord] = field(default_factory=list)
 
     def warm_up(self) -> None:
@@ -65,14 +68,16 @@ class _Course:
 
     def measure(self, comm: Communicator) -> None:
         """One epoch; every rank starts it together."""
-        comm.barrier()
-        self.clock.restart()
-        record = self.trainer.train_epoch()
-        self.clock.switch(STAGES[0])
+        self.waits.append(clocked(comm, self._epoch))
         own = torch.tensor(list(self.clock.seconds.values()), dtype=torch.float64)
         self.seconds.append(float(comm.max(own.sum().reshape(1))))
         mean = (comm.sum(own) / comm.world_size).tolist()
         self.stages.append(dict(zip(STAGES, mean, strict=True)))
+
+    def _epoch(self) -> None:
+        self.clock.restart()
+        record = self.trainer.train_epoch()
+        self.clock.switch(STAGES[0])
         self.records.append(record)
 
 
@@ -87,6 +92,9 @@ def run(workload: Workload) -> Report:
     comm = workload.comm
     settings = {
         **workload.settings(),
+        "halo": workload.config.comm.halo,
+        "stale": workload.config.comm.stale,
+        "kernel": workload.config.train.kernel,
         "tolerance": workload.config.forward.tolerance,
         "solver_phase_every": workload.config.schedule.model_steps,
         # of all methods together: measure one alone for its own
@@ -146,6 +154,8 @@ def _totals(courses: Mapping[str, _Course], baseline: str) -> tuple[Figure, ...]
     for key, (unit, section) in _COUNTED.items():
         counted = {n: _median(course, key) for n, course in courses.items()}
         figures += compare(counted, unit, baseline, section)
+    waits = {name: _typical(course.waits) for name, course in courses.items()}
+    figures += clock_figures(waits, baseline)
     return figures
 
 
@@ -173,9 +183,15 @@ def _cold_solve(trainer: Trainer) -> Callable[[], Solution]:
 
     def solve() -> Solution:
         planner.states.clear()
+        model.propagation.reset_links()
         return model.layer.solve(injection, weights, planner.evaluate())
 
     return solve
+
+
+def _typical(epochs: Sequence[Seconds]) -> Seconds:
+    """The median of each name."""
+    return {name: statistics.median(epoch[name] for epoch in epochs) for name in epochs[0]}
 
 
 def _median(course: _Course, key: str) -> float:
@@ -185,9 +201,8 @@ def _median(course: _Course, key: str) -> float:
 def _stages(name: str, course: _Course) -> tuple[Figure, ...]:
     """Stages of one method's epoch; a ratio is how often a stage fits into the epoch."""
     parts = {EPOCH: statistics.median(course.seconds)}
-    parts |= {
-        stage: statistics.median(stages[stage] for stages in course.stages) for stage in STAGES[1:]
-    }
+    typical = _typical(course.stages)
+    parts |= {stage: typical[stage] for stage in STAGES[1:]}
     if course.phase_seconds:
         parts["solver phase, when due"] = course.phase_seconds
     return compare(parts, "seconds", EPOCH, f"stages with {name}")

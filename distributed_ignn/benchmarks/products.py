@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import get_args
 
 import torch
 from torch import Tensor
 
+from distributed_ignn.benchmarks.study import Tell
 from distributed_ignn.benchmarks.yardstick import (
     PlainLayout,
     plain_matrix,
@@ -22,11 +24,7 @@ from distributed_ignn.benchmarks.yardstick import (
 )
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.graph.kernels import Kernel
-from distributed_ignn.graph.propagate import (
-    ChannelOperator,
-    ChannelTranspose,
-    RunBounds,
-)
+from distributed_ignn.graph.propagate import ChannelOperator, ChannelTranspose, RunBounds
 from distributed_ignn.graph.shard import GraphShard
 
 PLAIN = "torch CSR int64, ascending ids"
@@ -71,8 +69,8 @@ def _blocks(kernel: Kernel) -> Build:
     """The library's own: owned block, then boundary block, as the exchange's arrival allows."""
 
     def build(shard: GraphShard, comm: Communicator, dtype: torch.dtype) -> LocalProduct:
-        channel, where = shard.channels[0], (dtype, comm.device)
-        owned, bounds = shard.num_owned, RunBounds.of(shard.channels[0], comm.device)
+        channel, owned = shard.channels[0], shard.num_owned
+        where, bounds = (dtype, comm.device), RunBounds.of(channel, comm.device)
         operator = ChannelOperator.from_shard(channel, *where, bounds, kernel)
         same = operator.owned if channel.symmetric else None
         flipped = ChannelTranspose.from_shard(channel, same, *where, bounds, kernel)
@@ -88,11 +86,29 @@ def _blocks(kernel: Kernel) -> Build:
     return build
 
 
+_KERNELS: tuple[Kernel, ...] = tuple(name for name in get_args(Kernel) if name != "auto")
+
 #: By name; the first is the baseline.
 PRODUCTS: dict[str, Build] = {
     PLAIN: _plain(PlainLayout.ascending),
     "torch CSR int64, our order": _plain(PlainLayout.ours),
-    "blocks, torch CSR int32": _blocks("csr"),
-    "blocks, torch reduce int32": _blocks("reduce"),
-    "blocks, embedding sums int32": _blocks("bag"),
+    **{f"blocks, {kernel}": _blocks(kernel) for kernel in _KERNELS},
 }
+
+
+def build_products(
+    shard: GraphShard, comm: Communicator, local: Tensor, tell: Tell
+) -> dict[str, LocalProduct]:
+    """Every product that works on this device with rows like ``local`` [L, D]."""
+    found = {}
+    for name, build in PRODUCTS.items():
+        try:
+            product = build(shard, comm, local.dtype)
+            product.forward(local)
+        except (NotImplementedError, RuntimeError) as error:
+            if name == PLAIN:
+                raise
+            tell(f"{name} is left out: {str(error).splitlines()[0]}")
+            continue
+        found[name] = product
+    return found

@@ -20,7 +20,7 @@ from distributed_ignn.benchmarks.bandwidth import (
     ProductSize,
     copy_task,
 )
-from distributed_ignn.benchmarks.products import PLAIN, PRODUCTS, LocalProduct
+from distributed_ignn.benchmarks.products import PLAIN, LocalProduct, build_products
 from distributed_ignn.benchmarks.report import Figure, Report, check_alike, compare, interleave
 from distributed_ignn.benchmarks.workload import Workload
 
@@ -31,9 +31,9 @@ _COPY = "copy"
 def run(workload: Workload) -> Report:
     """Measure on all ranks at once; every rank calls it."""
     comm, shard = workload.comm, workload.shard
-    products = {name: build(shard, comm, torch.float32) for name, build in PRODUCTS.items()}
     torch.manual_seed(0)
     local = torch.rand(shard.num_owned + shard.num_halo, workload.width, device=comm.device)
+    products = build_products(shard, comm, local, workload.tell)
     inputs = {name: _in_layout(product, local) for name, product in products.items()}
     results = {name: product.forward(inputs[name]) for name, product in products.items()}
     check_alike(_compared(products, results), workload.comm)

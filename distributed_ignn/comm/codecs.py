@@ -23,7 +23,8 @@ from torch import Tensor
 HaloCodec = Literal["fp32", "bf16", "int8", "int4", "int3", "int2"]
 
 _BLOCK_ENTRIES = 1 << 18  # rows are coded in blocks that stay in the cache
-_SCALE_ZERO = 200  # table entry of scale 1: scales reach from 2^-49.75 to 2^13.75
+_SCALE_ZERO = 200  # table entry of scale 1: scales reach from 2^-49.75 to 2^13.5
+_TOO_LARGE = 255
 _QUARTERS = (1.0, 1.189207115002721, 1.4142135623730951, 1.681792830507429)
 
 
@@ -42,7 +43,7 @@ class Quantiser(Protocol):
             payload: uint8 [S, row_bytes(D)], written.
 
         Returns:
-            Squared length of what rounding took away from all rows, at most; float64 [1].
+            Squared length of what rounding took away from all rows; float64 [1].
         """
         ...
 
@@ -52,7 +53,7 @@ class Quantiser(Protocol):
 
 
 class Bfloat16:
-    """The upper half of a float32; relative error 2^-9, no scale."""
+    """The upper half of a float32: a relative error of 2^-9, no scale."""
 
     def row_bytes(self, width: int) -> int:
         """See ``Quantiser``."""
@@ -62,9 +63,9 @@ class Bfloat16:
         """See ``Quantiser``."""
         short = rows.to(torch.bfloat16)
         payload.copy_(short.view(torch.uint8))
-        square = rows.square().sum(dtype=torch.float64).reshape(1) * 2.0**-18
+        lost = torch.linalg.vector_norm(rows.sub_(short), dim=1).double().square().sum()
         rows.copy_(short)
-        return square
+        return lost.reshape(1)
 
     def decode(self, payload: Tensor, rows: Tensor) -> None:
         """See ``Quantiser``."""
@@ -75,8 +76,9 @@ class Bfloat16:
 class Integers:
     """Symmetric b-bit codes -L..L with one byte for the scale of each row.
 
-    The scale is the smallest 2^(k/4) at which no entry is clipped, so an entry errs by at most half
-    of it. At the largest scale there is, entries may be clipped and the error counts as infinite.
+    The scale is the smallest 2^(k/4) at which no entry is clipped; with two and three bits a little
+    clipping costs less than coarse steps do. Rows too large for any scale are sent as no change,
+    and their error counts as infinite.
 
     Args:
         bits: b, one of 2, 3, 4 and 8.
@@ -98,17 +100,20 @@ class Integers:
         """See ``Quantiser``."""
         # torch's own largest absolute value is twenty times slower on a CPU
         peak = torch.maximum(rows.amax(dim=1), rows.amin(dim=1).neg_())
-        code = torch.log2(peak.div_(self.largest)).mul_(4.0).ceil_().add_(_SCALE_ZERO)
-        code = code.clamp_(0, 255).to(torch.uint8)
+        code = torch.log2(peak.mul_(_SHARE[self.bits] / self.largest)).mul_(4.0)
+        code = code.ceil_() if self.bits >= 4 else code.round_()
+        code = code.add_(_SCALE_ZERO).clamp_(0, _TOO_LARGE).to(torch.uint8)
         index = code.to(torch.int32)
-        scale = _scales(rows).index_select(0, index)[:, None]
-        rows.mul_(_inverse_scales(rows).index_select(0, index)[:, None]).round_()
-        rows.clamp_(-self.largest, self.largest)
-        pack(rows, self.bits, payload[:, :-1])
+        scale = _scales(rows).index_select(0, index)
+        rows.mul_(_inverse_scales(rows).index_select(0, index)[:, None])
+        rounded = rows.round()
+        if self.bits < 4:
+            rounded.clamp_(-self.largest, self.largest)
+        pack(rounded, self.bits, payload[:, :-1])
         payload[:, -1] = code
-        rows.mul_(scale)
-        square = scale[:, 0].double().square().masked_fill_(code == 255, torch.inf)
-        return square.sum().reshape(1) * (rows.shape[1] / 4)
+        lost = torch.linalg.vector_norm(rows.sub_(rounded), dim=1).mul_(scale).double()
+        torch.mul(rounded, scale[:, None], out=rows)
+        return lost.square().masked_fill_(code == _TOO_LARGE, torch.inf).sum().reshape(1)
 
     def decode(self, payload: Tensor, rows: Tensor) -> None:
         """See ``Quantiser``."""
@@ -116,6 +121,10 @@ class Integers:
         rows.mul_(_scales(rows).index_select(0, payload[:, -1].to(torch.int32))[:, None])
 
 
+# bits: what the largest code stands for, over the row's largest entry. Measured on the changes that
+# Picard, Anderson and the learned solver send (citeseer, acm): relative error of a message 0.35 at
+# 0.7 against 0.52 at 1 with two bits, 0.17 against 0.19 with three.
+_SHARE = {8: 1.0, 4: 1.0, 3: 0.88, 2: 0.7}
 # bits: entries and bytes of a group
 _GROUPS = {8: (1, 1), 4: (2, 1), 3: (8, 3), 2: (4, 1)}
 
@@ -145,7 +154,7 @@ def encode_change(
 
     Returns:
         Payload uint8 [S, bytes], and the squared distance between the rows and what receivers will
-        hold, at most; float64 [1].
+        hold; float64 [1].
     """
     count, width = held.shape
     payload = torch.empty(count, coder.row_bytes(width), dtype=torch.uint8, device=held.device)
@@ -251,11 +260,11 @@ def _inverse_scales(like: Tensor) -> Tensor:
 
 
 def _table(dtype: torch.dtype, device: torch.device, inverse: bool) -> Tensor:
-    """The 256 scales, or their inverses; entry 0 stands for rows that do not change."""
+    """The 256 scales, or their inverses; the first and the last stand for no change."""
     key = dtype, device, inverse
     if key not in _tables:
         powers = range(-_SCALE_ZERO, 256 - _SCALE_ZERO)
         scales = [_QUARTERS[k % 4] * 2.0 ** (k // 4) for k in powers]
-        values = [0.0, *(1.0 / s if inverse else s for s in scales[1:])]
+        values = [0.0, *(1.0 / s if inverse else s for s in scales[1:-1]), 0.0]
         _tables[key] = torch.tensor(values, dtype=dtype, device=device)
     return _tables[key]

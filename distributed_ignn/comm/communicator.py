@@ -53,6 +53,7 @@ class Communicator:
         rank, world_size, local_rank: position of this process in the job and on its machine.
         device: where this rank computes.
         owns_group: whether ``close`` ends the process group.
+        spans_machines: whether some ranks run on other machines.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Communicator:
         device: torch.device | None = None,
         *,
         owns_group: bool = False,
+        spans_machines: bool = False,
     ) -> None:
         self.rank = rank
         self.world_size = world_size
@@ -70,6 +72,7 @@ class Communicator:
         self.device = device or torch.device("cpu")
         self.traffic = Traffic()
         self.clock = Clock(self.device)
+        self.spans_machines = spans_machines
         self._owns_group = owns_group
         self._staged = self.device.type == "cuda" and self.backend == "gloo"
 
@@ -213,8 +216,9 @@ def start_communicator(
         torch.cuda.set_device(device)  # nccl and libraries that ask for no device use it
     if world_size == 1 and not dist.is_initialized():
         return Communicator(rank, world_size, local_rank, device)
+    spans = local_world_size is not None and local_world_size < world_size
     if dist.is_initialized():
-        return Communicator(rank, world_size, local_rank, device)
+        return Communicator(rank, world_size, local_rank, device, spans_machines=spans)
     name = choose_backend(backend, device, local_world_size or world_size)
     dist.init_process_group(
         name,
@@ -223,7 +227,7 @@ def start_communicator(
         world_size=world_size,
         timeout=timedelta(seconds=timeout_seconds),
     )
-    return Communicator(rank, world_size, local_rank, device, owns_group=True)
+    return Communicator(rank, world_size, local_rank, device, owns_group=True, spans_machines=spans)
 
 
 def choose_backend(backend: str, device: torch.device, local_world_size: int) -> str:

@@ -27,6 +27,11 @@ class SolveLimits(Section):
         description="added to Anderson's Gram matrix, relative to each residual's square",
     )
     warm_start: bool = Field(True, description="start from the solution of the last epoch")
+    history_dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto",
+        description="number format of the past iterates, kept as differences; bfloat16 halves "
+        "their memory; auto: that of train.dtype",
+    )
 
 
 class SolveConfig(SolveLimits):

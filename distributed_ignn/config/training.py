@@ -63,15 +63,22 @@ class TrainConfig(Section):
         description="sparse product; bag: sums of embedding rows, reduce: torch.sparse.mm, csr: "
         "torch's CSR product; auto: what measures fastest for the device and number format",
     )
+    memory_limit: float = Field(
+        0.0,
+        ge=0,
+        description="GiB that the ranks of one machine, or of one GPU, may use together; a run "
+        "that needs more is refused before it starts (0: what there is)",
+    )
 
 
 class CommConfig(Section):
     """How ranks talk to each other."""
 
-    halo: Literal["fp32", "bf16", "int8", "int4", "int3", "int2"] = Field(
-        "fp32",
+    halo: Literal["auto", "fp32", "bf16", "int8", "int4", "int3", "int2"] = Field(
+        "auto",
         description="how halo rows are written inside iterations; fp32: as they are, in "
-        "train.dtype; the others: their change in so many bits, with the same fixed point",
+        "train.dtype; the others: their change in so many bits, with the same fixed point; auto: "
+        "int4 between machines, fp32 within one",
     )
     stale: bool = Field(
         False,

@@ -6,6 +6,7 @@ Letters: n nodes, F features, C classes, E stored (directed) entries.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,6 +14,17 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 from torch import Tensor
+
+from distributed_ignn.graph.building import (
+    Blocks,
+    Ids,
+    array_blocks,
+    check_id_space,
+    compress,
+    positions,
+    range_budget,
+    row_ranges,
+)
 
 Task = Literal["multiclass", "multilabel"]
 
@@ -23,7 +35,7 @@ class CSRMatrix:
 
     Args:
         rowptr: int64 [rows + 1], entry r to r + 1 delimits row r.
-        col: int64 [E], ascending inside a row, without repeats.
+        col: int32 [E], ascending inside a row, without repeats.
         value: floating [E], or None where every entry is one.
         num_cols: number of columns.
     """
@@ -48,13 +60,18 @@ class CSRMatrix:
 
     def select_rows(self, index: Tensor) -> CSRMatrix:
         """The matrix of rows ``index`` (int64 [k]), in that order."""
-        counts = (self.rowptr[1:] - self.rowptr[:-1])[index]
         rowptr = torch.zeros(index.numel() + 1, dtype=torch.int64)
-        torch.cumsum(counts, 0, out=rowptr[1:])
-        shift = torch.repeat_interleave(self.rowptr[index] - rowptr[:-1], counts)
-        entry = torch.arange(int(rowptr[-1])) + shift
-        value = None if self.value is None else self.value[entry]
-        return CSRMatrix(rowptr, self.col[entry], value, self.num_cols)
+        torch.cumsum((self.rowptr[1:] - self.rowptr[:-1])[index], 0, out=rowptr[1:])
+        entries = int(rowptr[-1])
+        col = torch.empty(entries, dtype=self.col.dtype)
+        value = None if self.value is None else torch.empty(entries, dtype=self.value.dtype)
+        for first, last in row_ranges(rowptr.numpy(), range_budget(entries)):
+            where = torch.from_numpy(positions(self.rowptr.numpy(), index[first:last].numpy()))
+            part = slice(int(rowptr[first]), int(rowptr[last]))
+            col[part] = self.col[where]
+            if value is not None and self.value is not None:
+                value[part] = self.value[where]
+        return CSRMatrix(rowptr, col, value, self.num_cols)
 
     def to_dense(self, dtype: torch.dtype = torch.float64) -> Tensor:
         """Dense copy [rows, num_cols]; for tests and small graphs."""
@@ -63,65 +80,106 @@ class CSRMatrix:
         return dense
 
 
+def csr_from_blocks(blocks: Blocks, num_nodes: int, *, symmetric: bool = True) -> CSRMatrix:
+    """Adjacency from blocks of edges: repeats and self-loops removed, both directions if symmetric.
+
+    The peak of memory is the result plus at most half of it.
+
+    Args:
+        blocks: called several times; yields the same pairs of id arrays every time.
+        num_nodes: n; ids lie in [0, n).
+        symmetric: store every edge in both directions.
+
+    Raises:
+        UserError: more nodes than 32-bit ids can name.
+    """
+    rowptr, col = compress(blocks, num_nodes, num_nodes, mirrored=symmetric, loops=False)
+    return CSRMatrix(torch.from_numpy(rowptr), torch.from_numpy(col), None, num_nodes)
+
+
+def entry_blocks(matrix: CSRMatrix) -> Blocks:
+    """The entries of ``matrix`` as blocks of rows (int64) and columns."""
+    rowptr, col = matrix.rowptr.numpy(), matrix.col.numpy()
+
+    def blocks() -> Iterator[tuple[Ids, Ids]]:
+        for first, last in row_ranges(rowptr, range_budget(col.size)):
+            row = np.repeat(np.arange(first, last), np.diff(rowptr[first : last + 1]))
+            yield row, col[rowptr[first] : rowptr[last]]
+
+    return blocks
+
+
 def csr_from_entries(
     row: Tensor, col: Tensor, num_rows: int, num_cols: int, value: Tensor | None = None
 ) -> CSRMatrix:
     """Compressed rows of entries in any order.
 
     Args:
-        row, col: int64 [E]; a pair may be repeated only without ``value``, and is stored once.
+        row, col: integers [E]; a pair may be repeated only without ``value``, and is stored once.
         num_rows, num_cols: shape of the matrix.
         value: [E], or None where every entry is one.
+
+    Raises:
+        UserError: more rows or columns than 32-bit ids can name.
     """
-    key = row * num_cols + col
     if value is None:
-        # numpy's vectorised int64 sort is several times faster here than torch.sort.
-        key.numpy().sort()
-        key = torch.unique_consecutive(key)
-    else:
-        order = torch.argsort(key)
-        key, value = key[order], value[order]
-    start = torch.arange(num_rows + 1) * num_cols
-    rowptr = torch.searchsorted(key, start)
-    shift = torch.repeat_interleave(start[:-1], rowptr[1:] - rowptr[:-1])
-    return CSRMatrix(rowptr, key - shift, value, num_cols)
+        found = compress(array_blocks(row.numpy(), col.numpy()), num_rows, num_cols)
+        return CSRMatrix(torch.from_numpy(found[0]), torch.from_numpy(found[1]), None, num_cols)
+    check_id_space(max(num_rows, num_cols), "rows or columns")
+    order = torch.argsort(row.to(torch.int64) * num_cols + col)
+    rowptr = torch.zeros(num_rows + 1, dtype=torch.int64)
+    torch.cumsum(torch.bincount(row, minlength=num_rows), 0, out=rowptr[1:])
+    return CSRMatrix(rowptr, col[order].to(torch.int32), value[order], num_cols)
 
 
 def csr_from_edges(
     source: Tensor, target: Tensor, num_nodes: int, *, symmetric: bool = True
 ) -> CSRMatrix:
-    """Adjacency from an edge list: repeats and self-loops removed, both directions if symmetric.
-
-    Args:
-        source, target: int64 [E] node ids in [0, num_nodes).
-        symmetric: store every edge in both directions.
-    """
-    keep = source != target
-    source, target = source[keep].to(torch.int64), target[keep].to(torch.int64)
-    if symmetric:
-        source, target = torch.cat([source, target]), torch.cat([target, source])
-    return csr_from_entries(source, target, num_nodes, num_nodes)
+    """As ``csr_from_blocks``, from integers [E] that are in memory or mapped."""
+    return csr_from_blocks(
+        array_blocks(source.numpy(), target.numpy()), num_nodes, symmetric=symmetric
+    )
 
 
 def is_symmetric(graph: CSRMatrix) -> bool:
-    """Whether every entry (i, j) has its entry (j, i)."""
-    flipped, _ = transpose(graph)
-    return torch.equal(flipped.rowptr, graph.rowptr) and torch.equal(flipped.col, graph.col)
+    """Whether every entry (i, j) has its entry (j, i).
+
+    Reading a symmetric matrix row by row meets the entries of every column in the order in which
+    its own row stores them, so a cursor for every row replaces a transposed copy.
+    """
+    if graph.num_rows != graph.num_cols:
+        return False
+    rowptr, col = graph.rowptr.numpy(), graph.col.numpy()
+    cursor, ends = rowptr[:-1].copy(), rowptr[1:]
+    for first, last in row_ranges(rowptr, range_budget(col.size)):
+        flipped = _flipped(np.ones(rowptr[last] - rowptr[first], np.int8), graph, first, last)
+        count = np.diff(flipped.indptr)
+        if (cursor + count > ends).any():
+            return False
+        where = np.repeat(cursor - flipped.indptr[:-1], count)
+        where += np.arange(where.size)
+        if (col[where] != flipped.indices + first).any():
+            return False
+        cursor += count
+    return True
 
 
 def transpose(matrix: CSRMatrix) -> tuple[CSRMatrix, Tensor]:
     """Pattern of the transpose and, per entry of it, the position in ``matrix``, int64 [E]."""
     position = np.arange(matrix.num_entries)
-    shape = (matrix.num_rows, matrix.num_cols)
+    flipped = _flipped(position, matrix, 0, matrix.num_rows)
+    rowptr = torch.from_numpy(flipped.indptr.astype(np.int64))
+    col = torch.from_numpy(flipped.indices.astype(np.int32, copy=False))
+    return CSRMatrix(rowptr, col, None, matrix.num_rows), torch.from_numpy(flipped.data)
+
+
+def _flipped(entries: np.ndarray, matrix: CSRMatrix, first: int, last: int) -> sp.csc_array:
+    """Rows [first, last) by column, each entry with its own of ``entries``."""
+    rowptr = matrix.rowptr.numpy()[first : last + 1]
+    col = matrix.col.numpy()[rowptr[0] : rowptr[-1]]
+    shape = (last - first, matrix.num_cols)
     # scipy counts instead of sorting
-    flipped = sp.csr_array(
-        (position, matrix.col.numpy(), matrix.rowptr.numpy()), shape=shape
-    ).tocsc()
-    rowptr, col, order = (
-        torch.from_numpy(part).to(torch.int64)
-        for part in (flipped.indptr, flipped.indices, flipped.data)
-    )
-    return CSRMatrix(rowptr, col, None, matrix.num_rows), order
+    return sp.csr_array((entries, col, rowptr - rowptr[0]), shape=shape).tocsc()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -170,9 +228,9 @@ class GraphData:
     def num_undirected_edges(self) -> int:
         """Edges of channel 0, each counted once whatever its directions stored."""
         graph = self.graphs[0]
-        row, col = graph.rows(), graph.col
-        low, high = torch.minimum(row, col), torch.maximum(row, col)
-        return int(torch.unique(low * self.num_nodes + high).numel())
+        if is_symmetric(graph):
+            return graph.num_entries // 2
+        return csr_from_blocks(entry_blocks(graph), self.num_nodes).num_entries // 2
 
     def fingerprint(self) -> str:
         """sha256 over every array: shards of other data, or of other settings, do not match."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from distributed_ignn.comm.codecs import (
+    Bfloat16,
     HaloCodec,
     Quantiser,
     decode_change,
@@ -142,25 +143,31 @@ class _Exchange(torch.autograd.Function):
 
 @dataclass(frozen=True, slots=True)
 class _Flight:
-    """An exchange under way: where the rider's share of a row begins, and what rows look like."""
+    """An exchange under way: where the rider's share of a row begins, and how to read the rest."""
 
     pending: PendingRows
     width: int
     columns: int
     dtype: torch.dtype
+    coder: Quantiser | None
 
 
 Landed = tuple[Tensor, Tensor | None]
 """Halo rows [H, D] (or rows that came home [S, D]) and the rider's halo rows [H, R], or None."""
 
 
+_FIRST = Bfloat16()
+
+
 class HaloLink:
     """One direction of the exchange inside an iteration: rows of a point that slowly settles.
 
     With a change-encoding codec both sides keep what the receivers hold, also from one solve to the
-    next: a solve begins close to where the last one ended. With stale rows every evaluation but the
-    first uses those that the one before it sent, so that an exchange has a whole evaluation's time;
-    after ``settle`` they are fresh.
+    next: a solve begins close to where the last one ended. The very first rows are written in
+    bfloat16, since there is nothing yet that they could be close to.
+
+    With stale rows every evaluation but the first uses those that the one before it sent, so that
+    an exchange has a whole evaluation's time; after ``settle`` they are fresh.
 
     Every rank must call it alike.
 
@@ -211,7 +218,8 @@ class HaloLink:
         """
         exchange = self._exchange
         with exchange.comm.clock.measure("pack"):
-            payload = self._encode(rows)
+            coder = self._coder_for(rows)
+            payload = self._encode(rows, coder)
             width = payload.shape[1]
             if rider is not None:
                 extra = rider.index_select(0, exchange.send_index).view(payload.dtype)
@@ -219,21 +227,26 @@ class HaloLink:
         counts = exchange.send_counts, exchange.recv_counts
         send, receive = counts[::-1] if self._transposed else counts
         pending = exchange.comm.start_exchange(payload, send, receive)
-        self._in_flight.append(_Flight(pending, width, rows.shape[1], rows.dtype))
+        self._in_flight.append(_Flight(pending, width, rows.shape[1], rows.dtype, coder))
 
-    def _encode(self, rows: Tensor) -> Tensor:
+    def _coder_for(self, rows: Tensor) -> Quantiser | None:
+        """How the next rows are written; makes room for what the receivers hold."""
+        if self._coder is None or (self._sent is not None and self._sent.shape[1] == rows.shape[1]):
+            return self._coder
+        count = self._exchange.num_halo if self._transposed else self._exchange.num_sent
+        self._sent = rows.new_zeros(count, rows.shape[1])
+        return _FIRST
+
+    def _encode(self, rows: Tensor, coder: Quantiser | None) -> Tensor:
         """What is sent of ``rows``: themselves, or the bytes of their change."""
         index = self._exchange.send_index
-        if self._coder is None:
+        if coder is None or self._sent is None:
             return rows if self._transposed else rows.index_select(0, index)
-        count = self._exchange.num_halo if self._transposed else self._exchange.num_sent
-        if self._sent is None or self._sent.shape[1] != rows.shape[1]:
-            self._sent = rows.new_zeros(count, rows.shape[1])
 
         def copy(block: slice) -> Tensor:
             return rows[block].clone() if self._transposed else rows.index_select(0, index[block])
 
-        payload, self.error_square = encode_change(copy, self._sent, self._coder)
+        payload, self.error_square = encode_change(copy, self._sent, coder)
         return payload
 
     def arrived(self) -> bool:
@@ -259,10 +272,10 @@ class HaloLink:
         if arrived.shape[1] > flight.width:
             rows = arrived[:, : flight.width].contiguous()
             rider = arrived[:, flight.width :].contiguous().view(flight.dtype)
-        if self._coder is None:
+        if flight.coder is None:
             return rows, rider
         if self._held is None or self._held.shape[1] != flight.columns:
             self._held = arrived.new_zeros(arrived.shape[0], flight.columns, dtype=flight.dtype)
         with self._exchange.comm.clock.measure("unpack"):
-            decode_change(rows, self._held, self._coder)
+            decode_change(rows, self._held, flight.coder)
         return self._held, rider

@@ -23,8 +23,8 @@ def _shift_right(x: Tensor, bits: int, width: int) -> Tensor:
 
 
 def hash_ids(seed: int, ids: Tensor) -> Tensor:
-    """A well-mixed int64 per int64 id, the same shape."""
-    x = ids * _GOLDEN + _wrap(seed * 0x632BE59BD9B4E019 + 0x1B873593)
+    """A well-mixed int64 per integer id, the same shape."""
+    x = ids.to(torch.int64) * _GOLDEN + _wrap(seed * 0x632BE59BD9B4E019 + 0x1B873593)
     x = (x ^ _shift_right(x, 30, 64)) * _MIX_1
     x = (x ^ _shift_right(x, 27, 64)) * _MIX_2
     return x ^ _shift_right(x, 31, 64)

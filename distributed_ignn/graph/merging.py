@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from distributed_ignn.graph.data import CSRMatrix, GraphData, csr_from_entries
+from distributed_ignn.graph.building import Ids
+from distributed_ignn.graph.data import (
+    CSRMatrix,
+    GraphData,
+    csr_from_blocks,
+    csr_from_entries,
+    entry_blocks,
+)
 from distributed_ignn.graph.shard import GraphShard
 
 
@@ -50,17 +57,17 @@ def _merge_split(shards: Sequence[GraphShard], name: str) -> Tensor:
 
 
 def _merge_channel(shards: Sequence[GraphShard], channel: int) -> CSRMatrix:
-    rows, cols = [], []
-    for shard in shards:
-        part = shard.channels[channel]
-        row, col = part.owned.rows(), part.owned.col
-        other = row != col  # the self-loops were added when the shard was cut
-        rows += [shard.owned_nodes[row[other]]]
-        cols += [shard.owned_nodes[col[other]]]
-        rows += [shard.owned_nodes[part.boundary.rows() + shard.num_interior]]
-        cols += [shard.halo_nodes[part.boundary.col]]
-    nodes = shards[0].num_nodes
-    return csr_from_entries(torch.cat(rows), torch.cat(cols), nodes, nodes)
+    def blocks() -> Iterator[tuple[Ids, Ids]]:
+        for shard in shards:
+            part = shard.channels[channel]
+            owned, halo = shard.owned_nodes.numpy(), shard.halo_nodes.numpy()
+            for row, col in entry_blocks(part.owned)():
+                yield owned[row], owned[col]
+            for row, col in entry_blocks(part.boundary)():
+                yield owned[row + shard.num_interior], halo[col]
+
+    # which leaves out the self-loops that were added when the shards were cut
+    return csr_from_blocks(blocks, shards[0].num_nodes, symmetric=False)
 
 
 def _merge_features(shards: Sequence[GraphShard]) -> CSRMatrix | Tensor | None:

@@ -4,7 +4,8 @@ METIS draws from the C library's one random generator. Other threads of a traini
 Ray's, draw from it too and would change the partition from run to run. A process without them gives
 the same one every time, and a crash of METIS does not take the training along.
 
-FOLDER holds rowptr.npy, col.npy, weights.npy and request.json; part.npy is written there.
+FOLDER holds rowptr.npy, col.npy, weights.npy and request.json; part.npy is written there. Arrays
+are mapped, not read; those that METIS needs in another width are rewritten in FOLDER first.
 """
 
 from __future__ import annotations
@@ -16,20 +17,17 @@ from pathlib import Path
 import numpy as np
 import pymetis
 
+_STEP = 1 << 22
+
 
 def main(folder: Path) -> None:
     """Divide the graph in ``folder`` as its request says."""
     request = json.loads((folder / "request.json").read_text())
-    index = pymetis.zero_copy_dtype()
-
-    def array(name: str) -> np.ndarray:
-        return np.load(folder / f"{name}.npy", allow_pickle=False).astype(index, copy=False)
-
     volume = request["objective"] == "volume"
     result = pymetis.part_graph(
         request["parts"],
-        pymetis.CSRAdjacency(array("rowptr"), array("col")),
-        vweights=array("weights"),
+        pymetis.CSRAdjacency(_mapped(folder, "rowptr"), _mapped(folder, "col")),
+        vweights=_mapped(folder, "weights"),
         options=pymetis.Options(
             objtype=pymetis.ObjType.VOL if volume else pymetis.ObjType.CUT,
             ufactor=request["ufactor"],
@@ -38,6 +36,24 @@ def main(folder: Path) -> None:
         recursive=False,  # recursive bisection knows the cut objective only
     )
     np.save(folder / "part.npy", np.asarray(result.vertex_part).astype(np.int64))
+
+
+def _mapped(folder: Path, name: str) -> np.ndarray:
+    """The array in METIS's width; writing into it would not change the file."""
+    wanted = np.dtype(pymetis.zero_copy_dtype())
+    path = folder / f"{name}.npy"
+    given = np.load(path, mmap_mode="c", allow_pickle=False)
+    if given.dtype != wanted and given.size:
+        if int(given.max()) > np.iinfo(wanted).max:
+            raise SystemExit(f"{name} holds {int(given.max())}, METIS here counts in {wanted}")
+        path = folder / f"{name}-{wanted}.npy"
+        wide = np.lib.format.open_memmap(path, "w+", wanted, given.shape)
+        for start in range(0, given.size, _STEP):
+            wide[start : start + _STEP] = given[start : start + _STEP]
+        wide.flush()
+        del wide
+        given = np.load(path, mmap_mode="c", allow_pickle=False)
+    return np.asarray(given, wanted)
 
 
 if __name__ == "__main__":

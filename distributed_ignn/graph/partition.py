@@ -1,20 +1,15 @@
 """Which part owns which node, and how good that division is.
 
-METIS comes from pyg-lib or from pymetis; both are imported only here and only when used. Cutting
-the graph along the assignment is left to ``graph/sharding.py``.
+METIS itself is called in ``graph/metis.py``; cutting the graph along the assignment is left to
+``graph/sharding.py``.
 Letters: n nodes, P parts, E stored entries of all channels.
 """
 
 from __future__ import annotations
 
-import importlib.util
-import json
-import subprocess
-import sys
-import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -24,16 +19,13 @@ from torch import Tensor
 
 from distributed_ignn.config import PartitionConfig
 from distributed_ignn.errors import UserError
-from distributed_ignn.graph.data import CSRMatrix, csr_from_entries, is_symmetric
+from distributed_ignn.graph.building import Ids
+from distributed_ignn.graph.data import CSRMatrix, csr_from_blocks, entry_blocks, is_symmetric
+from distributed_ignn.graph.metis import choose_provider, run_pyg_lib, run_pymetis
 from distributed_ignn.graph.sharding import ShardPlan, plan_shards
 
 Provider = Literal["pyg-lib", "pymetis", "random", "contiguous"]
 Objective = Literal["volume", "cut", "none"]
-
-_MODULES = {"pyg-lib": "pyg_lib", "pymetis": "pymetis"}
-# pyg-lib passes no options, so METIS keeps its own default for k-way partitioning.
-_PYG_LIB_IMBALANCE = 1.03
-_METIS_SCRIPT = Path(__file__).with_name("metis_process.py")
 
 
 class PartitionStats(BaseModel):
@@ -146,7 +138,7 @@ def measure(plan: ShardPlan) -> PartitionStats:
         halo_rows=sum(halo),
         halo_rows_largest=max(halo),
         node_balance=_balance(nodes),
-        entry_balance=_balance(plan.entries),
+        entry_balance=_balance(plan.entries.sum(1)),
         interior_fraction=sum(plan.num_interior) / max(int(nodes.sum()), 1),
         empty_parts=int((nodes == 0).sum()),
     )
@@ -181,11 +173,11 @@ def _decide(
             f"channel {symmetric.index(False)} of the graph is directed and METIS divides "
             "symmetric graphs only; choose --partition.method contiguous or random"
         )
-    provider = _choose_provider(config)
+    provider = choose_provider(config)
     union = _union(graphs)
     if provider == "pymetis":
-        return provider, config.objective, _pymetis(union, parts, weights, config)
-    return provider, "cut", _pyg_lib(union, parts, weights)
+        return provider, config.objective, run_pymetis(union, parts, weights, config)
+    return provider, "cut", run_pyg_lib(union, parts, weights)
 
 
 def _check_edges(graphs: tuple[CSRMatrix, ...]) -> None:
@@ -199,12 +191,13 @@ def _check_edges(graphs: tuple[CSRMatrix, ...]) -> None:
                 f"channel {channel} of the graph names node {low if low < 0 else high}; "
                 f"the ids of its {graph.num_rows} nodes are 0..{graph.num_rows - 1}"
             )
-        loops = graph.col[graph.col == graph.rows()]
-        if loops.numel():
-            raise UserError(
-                f"channel {channel} of the graph links node {int(loops[0])} to itself; leave such "
-                "edges out, they are added where they are needed"
-            )
+        for row, col in entry_blocks(graph)():
+            loops = col[col == row]
+            if loops.size:
+                raise UserError(
+                    f"channel {channel} of the graph links node {loops[0]} to itself; leave such "
+                    "edges out, they are added where they are needed"
+                )
 
 
 def _node_weights(graphs: tuple[CSRMatrix, ...], balance: str) -> Tensor:
@@ -236,73 +229,9 @@ def _union(graphs: tuple[CSRMatrix, ...]) -> CSRMatrix:
     """Edges that any channel has."""
     if len(graphs) == 1:
         return graphs[0]
-    nodes = graphs[0].num_rows
-    rows = torch.cat([graph.rows() for graph in graphs])
-    return csr_from_entries(rows, torch.cat([graph.col for graph in graphs]), nodes, nodes)
 
+    def blocks() -> Iterator[tuple[Ids, Ids]]:
+        for graph in graphs:
+            yield from entry_blocks(graph)()
 
-def _choose_provider(config: PartitionConfig) -> Literal["pyg-lib", "pymetis"]:
-    """The METIS library that is asked for, or the one that suits the other settings best."""
-    installed = {name for name, module in _MODULES.items() if _is_installed(module)}
-    if config.provider != "auto":
-        if config.provider not in installed:
-            raise UserError(
-                f"partition.provider = {config.provider} is not installed; install it, or choose "
-                "--partition.provider auto or --partition.method contiguous"
-            )
-        return config.provider
-    # pyg-lib offers neither the volume objective nor a seed nor a bound on the imbalance.
-    suffices = (
-        config.objective == "cut" and config.seed == 0 and config.imbalance >= _PYG_LIB_IMBALANCE
-    )
-    if "pymetis" in installed and not (suffices and "pyg-lib" in installed):
-        return "pymetis"
-    if "pyg-lib" in installed:
-        return "pyg-lib"
-    raise UserError(
-        "partition.method = metis needs METIS and none is installed; run pip install pymetis or "
-        "choose --partition.method contiguous"
-    )
-
-
-def _is_installed(module: str) -> bool:
-    return importlib.util.find_spec(module) is not None
-
-
-def _pymetis(graph: CSRMatrix, parts: int, weights: Tensor, config: PartitionConfig) -> Tensor:
-    """Run METIS in a process of its own; ``metis_process.py`` says why."""
-    request = {
-        "parts": parts,
-        "objective": config.objective,
-        "ufactor": max(round((config.imbalance - 1) * 1000), 1),  # METIS counts in thousandths
-        # METIS seeds the C library, for which 0 and 1 are the same seed.
-        "seed": config.seed % (2**31 - 1) + 1,
-    }
-    arrays = {"rowptr": graph.rowptr, "col": graph.col, "weights": weights}
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        (folder / "request.json").write_text(json.dumps(request))
-        for key, value in arrays.items():
-            np.save(folder / f"{key}.npy", value.numpy())
-        # -P: the modules beside the script must not hide others of the same name
-        command = [sys.executable, "-P", str(_METIS_SCRIPT), name]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
-            raise UserError(
-                f"METIS failed with exit code {done.returncode} ({reason}); try "
-                "--partition.method contiguous"
-            )
-        return torch.from_numpy(np.load(folder / "part.npy", allow_pickle=False))
-
-
-def _pyg_lib(graph: CSRMatrix, parts: int, weights: Tensor) -> Tensor:
-    from pyg_lib.partition import metis
-
-    part = metis(
-        graph.rowptr.contiguous(), graph.col.contiguous(), parts, node_weight=weights.contiguous()
-    )
-    # It ignores METIS's error codes and would hand back uninitialised memory.
-    if part.numel() and not 0 <= int(part.min()) <= int(part.max()) < parts:
-        raise RuntimeError("METIS in pyg-lib failed; try --partition.provider pymetis")
-    return part
+    return csr_from_blocks(blocks, graphs[0].num_rows, symmetric=False)

@@ -45,13 +45,15 @@ class GraphShard:
     Args:
         part, parts: which shard of how many (parts = P).
         num_nodes: n of the whole graph.
-        owned_nodes: int64 [O] global ids, interior ones first, ascending inside each group.
+        owned_nodes: int64 [O] global ids, interior ones first; inside each group in an order that
+            keeps linked nodes close (``partition.order``).
         num_interior: I.
-        halo_nodes: int64 [H] global ids, grouped by owning part, ascending inside a group.
+        halo_nodes: int64 [H] global ids, grouped by owning part, inside a group in the order of
+            its owned_nodes.
         recv_counts: int64 [P], halo rows that come from each part (sum H; own entry 0).
         send_counts: int64 [P], owned rows that go to each part (sum S; own entry 0).
-        send_index: int64 [S] owned ids, grouped by receiving part, in the order of the receiver's
-            halo_nodes.
+        send_index: int64 [S] owned ids, grouped by receiving part, ascending inside a group: the
+            order of the receiver's halo_nodes.
         channels: one per propagation graph; all share the halo.
         features: CSRMatrix [O, F], Tensor [O, F] or None.
         labels: as in GraphData, rows of the owned nodes.

@@ -3,7 +3,7 @@
 ``plan_shards`` makes one pass over all entries and settles what has to agree between parts: who
 owns what, in which order, and which rows travel. ``build_shard`` then cuts any one part from that
 plan. Ids are as in ``graph/shard.py``: *global*, *owned* and *halo*.
-Letters: n nodes, P parts, O owned nodes, H halo nodes, e entries of one part.
+Letters: n nodes, P parts, O owned nodes, H halo nodes, c channels.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distributed_ignn.graph.data import CSRMatrix, GraphData, csr_from_entries, is_symmetric
+from distributed_ignn.graph.building import check_id_space
+from distributed_ignn.graph.cutting import Outline, cut_blocks, outline
+from distributed_ignn.graph.data import CSRMatrix, GraphData, is_symmetric
 from distributed_ignn.graph.shard import ChannelShard, GraphShard
 
 
@@ -25,13 +27,13 @@ class ShardPlan:
 
     Args:
         part: int64 [n], owning part of every node.
-        owned_nodes: per part, int64 [O] global ids, interior ones first, ascending in each group.
+        owned_nodes: per part, int64 [O] global ids, interior ones first.
         num_interior: interior nodes of every part.
-        halo_nodes: per part, int64 [H] global ids, grouped by owner, ascending in each group.
+        halo_nodes: per part, int64 [H] global ids, grouped by owner, in the owner's order.
         recv_counts: int64 [P, P], halo rows that part p (row) reads from part q (column).
-        owned_id: int64 [n], a node's owned id inside the part that owns it.
-        entries: int64 [P], stored entries of each part's rows, all channels, no self-loops.
-        cut_entries: int64 [P], those of them whose column belongs to another part.
+        owned_id: int32 [n], a node's owned id inside the part that owns it.
+        entries: int64 [P, c], stored entries of each part's rows, no self-loops.
+        cut_entries: int64 [P, c], those of them whose column belongs to another part.
         symmetric: per channel, whether the whole adjacency is.
     """
 
@@ -73,23 +75,34 @@ def plan_shards(
         symmetric = tuple(is_symmetric(graph) for graph in graphs)
     grouped = torch.argsort(part, stable=True)
     members = torch.split(grouped, torch.bincount(part, minlength=parts).tolist())
-    outlines = [_outline(graphs, part, p, nodes) for p, nodes in enumerate(members)]
-    owned_id = torch.empty_like(part)
-    for outline in outlines:
-        owned_id[outline.owned_nodes] = torch.arange(outline.owned_nodes.numel())
+    owner = part.numpy().astype(np.int32)
+    outlines = [outline(graphs, owner, p, nodes) for p, nodes in enumerate(members)]
+    owned_nodes = tuple(_in_order(found) for found in outlines)
+    owned_id = torch.empty(part.numel(), dtype=torch.int32)
+    for nodes in owned_nodes:
+        owned_id[nodes] = torch.arange(nodes.numel(), dtype=torch.int32)
+    halo_nodes = tuple(_by_owner(found.halo_nodes, part, owned_id) for found in outlines)
     return ShardPlan(
         part=part,
-        owned_nodes=tuple(o.owned_nodes for o in outlines),
-        num_interior=tuple(o.num_interior for o in outlines),
-        halo_nodes=tuple(o.halo_nodes for o in outlines),
-        recv_counts=torch.stack(
-            [torch.bincount(part[o.halo_nodes], minlength=parts) for o in outlines]
-        ),
+        owned_nodes=owned_nodes,
+        num_interior=tuple(int((~found.on_boundary).sum()) for found in outlines),
+        halo_nodes=halo_nodes,
+        recv_counts=torch.stack([torch.bincount(part[h], minlength=parts) for h in halo_nodes]),
         owned_id=owned_id,
-        entries=torch.tensor([o.entries for o in outlines]),
-        cut_entries=torch.tensor([o.cut_entries for o in outlines]),
+        entries=torch.tensor([found.entries for found in outlines]),
+        cut_entries=torch.tensor([found.cut_entries for found in outlines]),
         symmetric=symmetric,
     )
+
+
+def _in_order(found: Outline) -> Tensor:
+    """Owned nodes, interior ones first."""
+    return torch.cat([found.nodes[~found.on_boundary], found.nodes[found.on_boundary]])
+
+
+def _by_owner(halo: Tensor, part: Tensor, owned_id: Tensor) -> Tensor:
+    """``halo`` grouped by owner and, inside a group, in the owner's order."""
+    return halo[torch.argsort((part[halo] << 32) | owned_id[halo])]
 
 
 def build_shard(data: GraphData, plan: ShardPlan, p: int) -> GraphShard:
@@ -100,9 +113,11 @@ def build_shard(data: GraphData, plan: ShardPlan, p: int) -> GraphShard:
         features = features.select_rows(owned_nodes)
     elif features is not None:
         features = features[owned_nodes]
+    owned, halo = owned_nodes.numel(), halo_nodes.numel()
+    check_id_space(owned + halo, "owned and halo nodes of one part")
     # One lookup serves both id spaces, because no node is both owned and halo.
     local_id = plan.owned_id.clone()
-    local_id[halo_nodes] = torch.arange(halo_nodes.numel())
+    local_id[halo_nodes] = torch.arange(owned, owned + halo, dtype=torch.int32)
     send_counts, send_index = _send_plan(plan, p)
     splits = (data.train_nodes, data.val_nodes, data.test_nodes)
     train_index, val_index, test_index = (_owned_subset(plan, p, nodes) for nodes in splits)
@@ -117,8 +132,8 @@ def build_shard(data: GraphData, plan: ShardPlan, p: int) -> GraphShard:
         send_counts=send_counts,
         send_index=send_index,
         channels=tuple(
-            _cut_channel(graph, plan, p, local_id, symmetric)
-            for graph, symmetric in zip(data.graphs, plan.symmetric, strict=True)
+            _cut_channel(data.graphs[channel], plan, p, channel, local_id)
+            for channel in range(len(data.graphs))
         ),
         features=features,
         labels=data.labels[owned_nodes],
@@ -147,62 +162,26 @@ def build_shards(data: GraphData, part: Tensor, parts: int) -> Iterator[GraphSha
     return (build_shard(data, plan, p) for p in range(parts))
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Outline:
-    """One part's share of a ShardPlan."""
-
-    owned_nodes: Tensor
-    num_interior: int
-    halo_nodes: Tensor
-    entries: int
-    cut_entries: int
-
-
-def _outline(graphs: tuple[CSRMatrix, ...], part: Tensor, p: int, nodes: Tensor) -> _Outline:
-    """Split ``nodes`` (int64 [O], ascending) into interior and boundary and collect their halo."""
-    on_boundary = torch.zeros(nodes.numel(), dtype=torch.bool)
-    in_halo = torch.zeros(part.numel(), dtype=torch.bool)
-    entries = cut_entries = 0
-    for graph in graphs:
-        block = graph.select_rows(nodes)
-        row = block.rows()
-        if bool((nodes[row] == block.col).any()):
-            raise ValueError("a graph to be cut holds self-loops; shards add them themselves")
-        cut = part[block.col] != p
-        on_boundary[row[cut]] = True
-        in_halo[block.col[cut]] = True
-        entries += block.num_entries
-        cut_entries += int(cut.sum())
-    halo = in_halo.nonzero().squeeze(1)
-    return _Outline(
-        owned_nodes=torch.cat([nodes[~on_boundary], nodes[on_boundary]]),
-        num_interior=int((~on_boundary).sum()),
-        halo_nodes=halo[torch.argsort(part[halo], stable=True)],
-        entries=entries,
-        cut_entries=cut_entries,
-    )
-
-
 def _cut_channel(
-    graph: CSRMatrix, plan: ShardPlan, p: int, local_id: Tensor, symmetric: bool
+    graph: CSRMatrix, plan: ShardPlan, p: int, channel: int, local_id: Tensor
 ) -> ChannelShard:
-    """Rows of part ``p`` with their columns renamed: ``local_id`` [n] holds owned and halo ids."""
+    """Rows of part ``p`` with their columns renamed by ``local_id``, see ``cut_blocks``."""
     owned_nodes, halo_nodes = plan.owned_nodes[p], plan.halo_nodes[p]
-    owned, halo, interior = owned_nodes.numel(), halo_nodes.numel(), plan.num_interior[p]
-    block = graph.select_rows(owned_nodes)
-    row, col = block.rows(), local_id[block.col]
-    inside = plan.part[block.col] == p
-    outside = ~inside
-    loop = torch.arange(owned)
+    owned, boundary = cut_blocks(
+        graph,
+        owned_nodes,
+        plan.num_interior[p],
+        halo_nodes.numel(),
+        local_id.numpy(),
+        int(plan.cut_entries[p, channel]),
+    )
     degree = graph.rowptr[1:] - graph.rowptr[:-1]
     return ChannelShard(
-        owned=csr_from_entries(
-            torch.cat([row[inside], loop]), torch.cat([col[inside], loop]), owned, owned
-        ),
-        boundary=csr_from_entries(row[outside] - interior, col[outside], owned - interior, halo),
+        owned=owned,
+        boundary=boundary,
         degree_owned=degree[owned_nodes],
         degree_halo=degree[halo_nodes],
-        symmetric=symmetric,
+        symmetric=plan.symmetric[channel],
     )
 
 
@@ -214,12 +193,12 @@ def _send_plan(plan: ShardPlan, p: int) -> tuple[Tensor, Tensor]:
         halo[int(ends[q, p] - send_counts[q]) : int(ends[q, p])]
         for q, halo in enumerate(plan.halo_nodes)
     ]
-    return send_counts, plan.owned_id[torch.cat(wanted)]
+    return send_counts, plan.owned_id[torch.cat(wanted)].to(torch.int64)
 
 
 def _owned_subset(plan: ShardPlan, p: int, nodes: Tensor) -> Tensor:
     """Owned ids, ascending, of those global ``nodes`` that part ``p`` owns."""
-    return torch.sort(plan.owned_id[nodes[plan.part[nodes] == p]]).values
+    return torch.sort(plan.owned_id[nodes[plan.part[nodes] == p]].to(torch.int64)).values
 
 
 def _check_input(graphs: tuple[CSRMatrix, ...], part: Tensor, parts: int) -> None:

@@ -78,10 +78,9 @@ class FeatureStore:
         self._cols = features.col.to(device)
 
     @property
-    def constant(self) -> Tensor | None:
-        """X [O, F] where it is dense and nothing of it is ever dropped, else None."""
-        dropped = self._dropout.probability > 0.0 or self._node_dropout.probability > 0.0
-        return None if dropped else self._dense
+    def dense(self) -> Tensor | None:
+        """X [O, F] without dropout; None where it is sparse."""
+        return self._dense
 
     def linear(self, weight: Tensor, step: int | None) -> Tensor:
         """X @ weight [O, D], differentiable in ``weight``; ``step`` None means no dropout."""
@@ -168,17 +167,15 @@ class FeatureEncoder(nn.Module):
         self.spread = nn.ParameterList(_glorot(rows, width) for _ in self._channels)
         self.bias = nn.Parameter(torch.zeros(width)) if config.bias else None
         self.norm = nn.LayerNorm(width) if config.injection_norm == "layer" else None
-        self._constant = self._constant_terms(_KEPT_WIDTHS * width)
+        self._constant = self._constant_terms(config)
 
     @torch.no_grad()
-    def _constant_terms(self, most_columns: int) -> list[Tensor] | None:
-        """X, if b reads it, and A_hat_c X of the injected channels; None where they vary or are
-        wider than ``most_columns``.
-        """
-        features = self._store.constant
-        if self.inner is not None or features is None:
-            return None
-        if features.shape[1] * len(self._channels) > most_columns:
+    def _constant_terms(self, config: ModelConfig) -> list[Tensor] | None:
+        """X, if b reads it, and A_hat_c X of the injected channels; None where they vary."""
+        features = self._store.dense
+        if features is None or not keeps_constant_terms(
+            config, features.shape[1], len(self._channels)
+        ):
             return None
         terms = [] if self.own is None else [features]
         if self._channels:
@@ -221,6 +218,18 @@ class FeatureEncoder(nn.Module):
             blocks[channel] = block
         products = self._propagation(blocks)
         return [products[channel] for channel in self._channels]
+
+
+def keeps_constant_terms(config: ModelConfig, features: int, channels: int) -> bool:
+    """Whether A_hat_c X of dense features is computed once, see ``FeatureEncoder``.
+
+    Args:
+        config: the model section.
+        features: F.
+        channels: that b reads.
+    """
+    varies = config.injection_layers == 2 or config.input_dropout + config.node_dropout > 0.0
+    return not varies and features * channels <= _KEPT_WIDTHS * config.hidden
 
 
 def chosen_channels(choice: Literal["all", "graph", "knn"], count: int) -> tuple[int, ...]:

@@ -106,9 +106,11 @@ class ImplicitLayer:
         return [self.form.mix(product, x) for product in self.propagation.apply(x)]
 
     def _solve_cell(self, cell: Cell, driver: Tensor, plan: SolvePlan) -> Solution:
+        start = [plan.start(cell, driver)]
+        del driver
         solution = solve(
             cell,
-            plan.start(cell, driver),
+            start.pop(),  # so that nobody but the solve holds it
             plan.solver,
             self.reduce,
             tolerance=plan.tolerance,

@@ -93,7 +93,7 @@ class Probes:
             y.copy_(x)
             y.relu_()
 
-        history = History.empty(x, _MEMORY)
+        history = History(_MEMORY)
 
         def step() -> None:
             history.set_newest_gram(history.push(x, y).double())

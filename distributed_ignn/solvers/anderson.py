@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from distributed_ignn.solvers.base import FixedPointMap, Iterate, Reduce, relative_residual
+from distributed_ignn.solvers.blocks import square_sum
 from distributed_ignn.solvers.history import History
 
 _LARGEST_WEIGHT = 1e4  # beyond it, cancellation eats the digits of float32
@@ -65,16 +66,24 @@ class Anderson:
         memory: M, at least 1.
         beta: mixing of the residual, 1 is the plain method.
         regularization: see ``anderson_weights``.
+        storage: number format of the past iterates, see ``History``; None for that of the points.
     """
 
-    def __init__(self, memory: int = 5, beta: float = 1.0, regularization: float = 1e-10) -> None:
+    def __init__(
+        self,
+        memory: int = 5,
+        beta: float = 1.0,
+        regularization: float = 1e-10,
+        storage: torch.dtype | None = None,
+    ) -> None:
         self.memory = memory
+        self.storage = storage
         self.beta = beta
         self.regularization = regularization
 
     def init(self, z0: Tensor, fixed_point_map: FixedPointMap | None = None) -> AndersonState:
         """An empty history."""
-        return AndersonState(History.empty(z0, self.memory))
+        return AndersonState(History(self.memory, self.storage))
 
     def rider(self, state: AndersonState) -> None:
         """Nothing travels."""
@@ -84,7 +93,7 @@ class Anderson:
     ) -> tuple[AndersonState, float]:
         """The new row of the Gram matrix and ||f(z)||^2, reduced together."""
         dots = state.history.push(z, image)
-        sums = reduce(torch.cat([dots, image.square().sum()[None]]).double().cpu())
+        sums = reduce(torch.cat([dots, square_sum(image)[None]]).cpu())
         return state, self.record(state, sums[:-1], float(sums[-1]))
 
     def record(self, state: AndersonState, dots: Tensor, image_square: float) -> float:
@@ -119,7 +128,7 @@ class Anderson:
         if best.residual >= state.left_best:
             return self.start_over(state)
         state.left_best = best.residual
-        state.history.slots = []
+        state.history.clear()
         state.restarts += 1
         return best.image
 

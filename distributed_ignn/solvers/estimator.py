@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from distributed_ignn.solvers.anderson import Anderson
+from distributed_ignn.solvers.blocks import Rows, assemble, project
 from distributed_ignn.solvers.reduced import (
     RESOLVENTS,
     BasisCache,
@@ -49,8 +50,8 @@ class StructuredMap(Protocol):
         """W_c [D, D]."""
         ...
 
-    def gate(self, values: Tensor, image: Tensor) -> Tensor:
-        """m * values [O, D] with m of the point whose image is f(z)."""
+    def gate(self, values: Tensor, image: Tensor, rows: slice | Tensor = slice(None)) -> Tensor:
+        """m * values for some rows; ``values`` and the image f(z) are given for those alone."""
         ...
 
     def propagate(self, columns: Tensor, sparsified: bool) -> list[Tensor]:
@@ -160,28 +161,50 @@ class ErrorEstimator(nn.Module):
             image: f(z).
             step: k, counted from 0 within the solve.
         """
-        basis = self.basis(fixed_point_map)
-        columns = self.columns(fixed_point_map, basis, residual)
-        change = self.change(basis, columns, step)
-        return fixed_point_map.gate(change, image).add_(residual)
 
-    def change(self, basis: ReducedBasis, columns: list[Tensor], step: int) -> Tensor:
-        """What H adds to G where entries are active, [O, D], from what ``columns`` found."""
+        def rows(part: slice) -> Tensor:
+            return residual[part]
+
+        columns = self.columns_of(fixed_point_map, rows, image)
+        return assemble(self.estimate_rows(fixed_point_map, columns, rows, image, step), image)
+
+    def columns_of(
+        self, fixed_point_map: StructuredMap, residual: Rows, image: Tensor
+    ) -> list[Tensor]:
+        """What an estimate reads of a residual; ``hops`` exchanges of p columns."""
+        return self.columns(fixed_point_map, self.basis(fixed_point_map), residual, image)
+
+    def estimate_rows(
+        self,
+        fixed_point_map: StructuredMap,
+        columns: list[Tensor],
+        residual: Rows,
+        image: Tensor,
+        step: int,
+    ) -> Rows:
+        """H block by block, from what ``columns_of`` found of the same residual."""
         row = self.coefficients[min(step, self.steps - 1)]
-        return torch.cat(columns, dim=1) @ self._matrix(basis, row)
+        matrix = self._matrix(self.basis(fixed_point_map), row)
+
+        def rows(part: slice) -> Tensor:
+            change = torch.cat([block[part] for block in columns], dim=1) @ matrix
+            return fixed_point_map.gate(change, image[part], part).add_(residual(part))
+
+        return rows
 
     def columns(
-        self, fixed_point_map: StructuredMap, basis: ReducedBasis, residual: Tensor
+        self, fixed_point_map: StructuredMap, basis: ReducedBasis, residual: Rows, like: Tensor
     ) -> list[Tensor]:
         """The starts Y_0 (and the coarse level's), then A_c Y_h of each, [O, p] per block."""
-        starts = [residual @ basis.frame]
+        starts = [project(residual, basis.frame, like)]
         if self._coarse is not None:
             inner = self._cache.get(fixed_point_map.weights).inner  # of all channels
             solution = coarse_solution(self._coarse, starts[0], inner)
             starts.append(self._coarse.prolong(solution))
         found, current = list(starts), starts
         for number in range(self.hops):
-            products = fixed_point_map.propagate(torch.cat(current, dim=1), self.sparsified)
+            joined = current[0] if len(current) == 1 else torch.cat(current, dim=1)
+            products = fixed_point_map.propagate(joined, self.sparsified)
             blocks = [product.split(basis.rank, dim=1) for product in products]
             found += [block for product in blocks for block in product]
             if number + 1 < self.hops:

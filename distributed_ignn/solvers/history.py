@@ -1,102 +1,146 @@
-"""The last M + 1 points and residuals, and the global Gram matrix of the residuals.
+"""The last iterates as differences, and the global Gram matrix of the residuals.
+
+Held are the newest point z_k and residual g_k, and for every older iterate the differences to the
+next newer one, of the residuals and of the estimates y = z + g. Since the weights sum to 1,
+
+    sum_i alpha_i (z_i + beta g_i) = z_k + beta g_k - sum_j gamma_j (dy_j + (beta - 1) dg_j),
+    dy_j = y_{j+1} - y_j,  dg_j = g_{j+1} - g_j,  gamma_j = sum_{i <= j} alpha_i
+
+(Walker & Ni 2011, the unconstrained form of Anderson's method). Differences shrink as the solve
+converges, so they may be rounded: with bfloat16 storage the error of a step is 2^-9 of what the
+step changes, never of the state, and the fixed point stays what it is. Points and residuals that
+are themselves rounded would stop the solve at a relative residual of about 2^-9.
 
 One globally reduced Gram matrix gives every rank the same mixing weights. Only its new row is
-computed per step, so the reduction carries M + 2 numbers.
+computed per step, so the reduction carries M + 2 numbers. Everything is done block by block, each
+number read once; a slot's memory is taken when it is first written.
+
 Letters: M memory, m <= M + 1 iterates held, O owned rows, D columns.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from distributed_ignn.solvers.blocks import Rows, blocks
+
+
+@dataclass(slots=True, eq=False)
+class _Slot:
+    """One older iterate: dg and dy to the next newer one, [O, D] in the storage format."""
+
+    residual: Tensor
+    estimate: Tensor
+
 
 @dataclass(slots=True, eq=False)
 class History:
-    """A ring of iterates. ``slots`` lists the ring positions in use, newest first.
+    """The iterates of one solve.
 
     Args:
-        points, residuals: [M + 1, O, D] rings of z and g = f(z) - z, written from the front.
-        gram: float64 [M + 1, M + 1] on the CPU by ring position, <g_i, g_j> over all ranks.
+        memory: M.
+        storage: number format of the differences; None for that of the points.
+        gram: float64 [m, m] on the CPU, <g_i, g_j> over all ranks, newest first.
     """
 
-    points: Tensor
-    residuals: Tensor
-    gram: Tensor
-    slots: list[int]
-
-    @classmethod
-    def empty(cls, z0: Tensor, memory: int) -> History:
-        """Room for ``memory`` + 1 iterates shaped like ``z0`` [O, D]."""
-        shape = (memory + 1, *z0.shape)
-        gram = torch.zeros(memory + 1, memory + 1, dtype=torch.float64)
-        return cls(z0.new_empty(shape), z0.new_empty(shape), gram, [])
+    memory: int
+    storage: torch.dtype | None = None
+    gram: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.float64))
+    _point: Tensor | None = None
+    _residual: Tensor | None = None
+    _older: list[_Slot] = field(default_factory=list)  # newest first
+    _free: list[_Slot] = field(default_factory=list)
+    _held: int = 0
 
     def __len__(self) -> int:
-        return len(self.slots)
+        return self._held
 
     def push(self, z: Tensor, image: Tensor) -> Tensor:
-        """Store (z, f(z) - z) and return the local dots [m] of the new residual, newest first."""
+        """Enter (z, f(z) - z) and return the local dots [m] of the new residual, newest first.
+
+        ``z`` is kept, not copied: nobody may write into it while the solve lasts. Float64, on the
+        device of ``z``.
+        """
+        return self.push_rows(z, lambda rows: image[rows] - z[rows])
+
+    def push_rows(self, z: Tensor, residual: Rows) -> Tensor:
+        """As ``push``, with what stands in for the residual, made block by block."""
         slot = self._take_slot(z)
-        torch.sub(image, z, out=self.residuals[slot])
-        return self._dots(slot)
+        older = self._older if slot is None else [slot, *self._older]
+        newest = torch.empty_like(z) if self._residual is None else self._residual
+        total = torch.zeros(1 + len(older), dtype=torch.float64, device=z.device)
+        for rows in blocks(z):
+            fresh = residual(rows)
+            if slot is not None and self._point is not None:
+                change = fresh - newest[rows]
+                slot.residual[rows].copy_(change)
+                slot.estimate[rows].copy_(change.add_(z[rows]).sub_(self._point[rows]))
+            newest[rows].copy_(fresh)
+            flat = newest[rows].view(-1)
+            dots = [torch.dot(flat, flat), *(_dot(flat, old.residual[rows]) for old in older)]
+            total += torch.stack(dots)
+        self._point, self._residual, self._older = z, newest, older
+        self._held = 1 + len(older)
+        # g_i = g_k - sum of the changes since
+        total[1:] = total[0] - total[1:].cumsum(0)
+        return total
 
-    def push_residual(self, z: Tensor, residual: Tensor) -> Tensor:
-        """As ``push``, with what stands in for the residual given."""
-        slot = self._take_slot(z)
-        self.residuals[slot].copy_(residual)
-        return self._dots(slot)
-
-    def _take_slot(self, z: Tensor) -> int:
-        capacity = self.points.shape[0]
-        slot = (self.slots[0] + 1) % capacity if self.slots else 0
-        self.slots = [slot, *[s for s in self.slots if s != slot]]
-        self.points[slot].copy_(z)
-        return slot
-
-    def _dots(self, slot: int) -> Tensor:
-        flat = self.residuals[: self._used()].flatten(1)
-        return torch.mv(flat, flat[slot])[torch.tensor(self.slots, device=flat.device)]
-
-    def _used(self) -> int:
-        """Ring positions from 0 that cover everything held: less to read early in a solve."""
-        return max(self.slots) + 1
+    def _take_slot(self, z: Tensor) -> _Slot | None:
+        """Where the change to the newest iterate goes; None where there is nothing older."""
+        if self._held == 0:
+            return None
+        if len(self._older) == self.memory:
+            return self._older.pop()
+        if self._free:
+            return self._free.pop()
+        return _Slot(*(torch.empty_like(z, dtype=self.storage) for _ in range(2)))
 
     def set_newest_gram(self, dots: Tensor) -> None:
         """Enter the globally reduced dots [m] (float64, CPU), newest first."""
-        index = torch.tensor(self.slots)
-        self.gram[self.slots[0], index] = dots
-        self.gram[index, self.slots[0]] = dots
+        held = dots.numel()
+        gram = torch.empty(held, held, dtype=torch.float64)
+        gram[0], gram[:, 0] = dots, dots
+        gram[1:, 1:] = self.gram[: held - 1, : held - 1]
+        self.gram = gram
 
     def ordered_gram(self) -> Tensor:
         """Gram matrix [m, m], newest first."""
-        index = torch.tensor(self.slots)
-        return self.gram[index][:, index]
+        return self.gram.clone()
+
+    def newest(self) -> tuple[Tensor, Tensor]:
+        """The newest point and what stands for its residual, [O, D] each; to be read only.
+
+        Raises:
+            ValueError: nothing is held.
+        """
+        if self._point is None or self._residual is None or self._held == 0:
+            raise ValueError("the history is empty")
+        return self._point, self._residual
 
     def mix(self, alpha: Tensor, beta: float) -> Tensor:
         """sum_i alpha_i (z_i + beta g_i), [O, D].
 
         Args:
-            alpha: weights [m] newest first, or [O, m] with a row per node.
+            alpha: weights [m] newest first that sum to 1, or [O, m] with a row per node.
             beta: mixing of the residuals.
         """
-        if alpha.dim() == 2:
-            return self._mix_rows(alpha.detach().to(self.points), beta)
-        used = self._used()
-        weights = torch.zeros(used, dtype=torch.float64)
-        weights[torch.tensor(self.slots)] = alpha.detach().double().cpu()
-        weights = weights.to(self.points)
-        mixed = torch.mv(self.points[:used].flatten(1).T, weights)
-        mixed.addmv_(self.residuals[:used].flatten(1).T, weights, alpha=beta)
-        return mixed.view_as(self.points[0])
-
-    def _mix_rows(self, alpha: Tensor, beta: float) -> Tensor:
-        mixed = torch.zeros_like(self.points[0])
-        for weights, slot in zip(alpha.unbind(1), self.slots, strict=True):
-            mixed.addcmul_(self.points[slot], weights[:, None])
-            mixed.addcmul_(self.residuals[slot], weights[:, None], value=beta)
+        point, residual = self.newest()
+        mixed = torch.empty_like(point)
+        per_node = alpha.dim() == 2
+        alpha = alpha.detach().to(point.device if per_node else "cpu", torch.float64)
+        # what the iterates older than each difference weigh together
+        gamma = alpha[..., 1:].flip(-1).cumsum(-1).flip(-1)
+        for rows in blocks(point):
+            part = torch.add(point[rows], residual[rows], alpha=beta, out=mixed[rows])
+            weights = gamma[rows].to(point.dtype) if per_node else gamma
+            for place, slot in enumerate(self._older):
+                weight = weights[:, place, None] if per_node else float(weights[place])
+                _subtract(part, slot.estimate[rows], weight)
+                if beta != 1.0:
+                    _subtract(part, slot.residual[rows], weight * (beta - 1.0))
         return mixed
 
     def row_dots(self, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -105,14 +149,68 @@ class History:
         Returns:
             Two tensors [O, m], newest first.
         """
-        points = [(self.points[slot] * rows).sum(dim=1) for slot in self.slots]
-        residuals = [(self.residuals[slot] * rows).sum(dim=1) for slot in self.slots]
-        return torch.stack(points, dim=1), torch.stack(residuals, dim=1)
+        point, residual = self.newest()
+        estimates = [((point + residual) * rows).sum(dim=1)]
+        residuals = [(residual * rows).sum(dim=1)]
+        for slot in self._older:
+            estimates.append(estimates[-1] - (slot.estimate.to(rows) * rows).sum(dim=1))
+            residuals.append(residuals[-1] - (slot.residual.to(rows) * rows).sum(dim=1))
+        found = torch.stack(residuals, dim=1)
+        return torch.stack(estimates, dim=1) - found, found
+
+    def dots(self, other: Tensor) -> tuple[Tensor, Tensor]:
+        """Inner products of every point and every residual with ``other`` [O, D], local.
+
+        Returns:
+            Two tensors [m], newest first, float64 on the device of ``other``.
+        """
+        point, residual = self.newest()
+        points = torch.zeros(len(self), dtype=torch.float64, device=other.device)
+        residuals = points.clone()
+        for rows in blocks(other):
+            flat = other[rows].reshape(-1)
+            along = [residual, *(slot.residual for slot in self._older)]
+            ahead = [point, *(slot.estimate for slot in self._older)]
+            residuals += torch.stack([_dot(flat, array[rows]) for array in along])
+            points += torch.stack([_dot(flat, array[rows]) for array in ahead])
+        residuals[1:] = residuals[0] - residuals[1:].cumsum(0)
+        # z_i = y_i - g_i and y_i = y_k - sum of the changes since
+        points[1:] = points[0] + residuals[0] - points[1:].cumsum(0) - residuals[1:]
+        return points, residuals
 
     def drop_newest(self) -> None:
-        """Take the newest iterate back; its place is the next one to be written."""
-        self.slots = self.slots[1:]
+        """Take the newest iterate back."""
+        point, residual = self.newest()
+        if not self._older:
+            self.clear()
+            return
+        slot = self._older.pop(0)
+        change = slot.residual.to(residual)
+        residual -= change
+        self._point = point - slot.estimate.to(point) + change
+        self._free.append(slot)
+        self._held -= 1
+        self.gram = self.gram[1:, 1:]
 
     def forget_all_but_newest(self) -> None:
         """Restart: the next weights see one iterate only."""
-        self.slots = self.slots[:1]
+        self._free += self._older
+        self._older, self._held = [], min(self._held, 1)
+        self.gram = self.gram[:1, :1]
+
+    def clear(self) -> None:
+        """Restart from nothing; the memory is kept for what comes."""
+        self.forget_all_but_newest()
+        self._held, self._point, self.gram = 0, None, self.gram[:0, :0]
+
+
+def _dot(flat: Tensor, stored: Tensor) -> Tensor:
+    return torch.dot(flat, stored.reshape(-1).to(flat.dtype))
+
+
+def _subtract(total: Tensor, stored: Tensor, weight: float | Tensor) -> None:
+    """total -= weight stored, in place; the product is formed in the format of ``total``."""
+    if isinstance(weight, Tensor):
+        total.addcmul_(stored.to(total.dtype), weight, value=-1.0)
+    else:
+        total.add_(stored.to(total.dtype), alpha=-weight)

@@ -18,6 +18,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from distributed_ignn.solvers.blocks import assemble, project
 from distributed_ignn.solvers.estimator import StructuredMap
 from distributed_ignn.solvers.reduced import BasisCache, ReducedBasis, hop
 
@@ -55,16 +56,25 @@ class Initialiser(nn.Module):
     ) -> Tensor:
         """Z0 [O, D] from b [O, D]; ``hops`` exchanges of p columns."""
         basis = self.basis(fixed_point_map)
-        columns = self.columns(fixed_point_map, basis, activate(injection))
+        columns = self.columns(fixed_point_map, basis, injection, activate)
         turn = basis.frame.T @ self.frame
-        learned = [turn @ rows for rows in self.readout.split(basis.rank)]
-        return activate(self._pre_activation(basis, injection, columns, torch.cat(learned)))
+        learned = torch.cat([turn @ rows for rows in self.readout.split(basis.rank)])
+
+        def rows(part: slice) -> Tensor:
+            own = [block[part] for block in columns]
+            return activate(self._pre_activation(basis, injection[part], own, learned))
+
+        return assemble(rows, injection)
 
     def columns(
-        self, fixed_point_map: StructuredMap, basis: ReducedBasis, start: Tensor
+        self,
+        fixed_point_map: StructuredMap,
+        basis: ReducedBasis,
+        injection: Tensor,
+        activate: Callable[[Tensor], Tensor],
     ) -> list[Tensor]:
         """The blocks that B reads, newest hop first, [O, p] each."""
-        first = start @ basis.frame
+        first = project(lambda part: activate(injection[part]), basis.frame, injection)
         if self.hops == 0:
             return [first]
         found: list[Tensor] = []

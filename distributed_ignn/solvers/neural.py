@@ -35,6 +35,7 @@ from torch import Tensor
 
 from distributed_ignn.solvers.anderson import Anderson, AndersonState
 from distributed_ignn.solvers.base import FixedPointMap, Iterate, Reduce, relative_residual
+from distributed_ignn.solvers.blocks import square_sum
 from distributed_ignn.solvers.estimator import ErrorEstimator, StructuredMap, structured
 from distributed_ignn.solvers.predictors import Evidence, Predictor
 
@@ -103,6 +104,7 @@ class NeuralSolver:
         reduce_grad: differentiable sum over ranks, for training s; None for inference.
         estimator: beta, or None for a number.
         memory: M, where s does not say.
+        storage: see ``Anderson``.
         first_step: which of the estimator's steps the first evaluation is.
     """
 
@@ -115,13 +117,14 @@ class NeuralSolver:
         estimator: ErrorEstimator | None = None,
         memory: int = 5,
         first_step: int = 0,
+        storage: torch.dtype | None = None,
     ) -> None:
         self.first_step = first_step
         self.predictor = predictor
         self.estimator = estimator
         self.num_nodes = num_nodes
         memory = memory if predictor is None else predictor.shape.memory
-        self.anderson = Anderson(memory, 1.0, regularization)
+        self.anderson = Anderson(memory, 1.0, regularization, storage)
         self._reduce_grad = reduce_grad
 
     def init(self, z0: Tensor, fixed_point_map: FixedPointMap | None = None) -> NeuralState:
@@ -177,24 +180,30 @@ class NeuralSolver:
 
     def _push(self, state: NeuralState, z: Tensor, image: Tensor) -> Tensor:
         """Enter the iterate; this rank's Gram row, ||G||^2 and ||f(z)||^2, float64 on the CPU."""
+        history = state.base.history
         if self.estimator is not None and state.map is not None and state.strikes < _MAX_STRIKES:
-            residual, step = image - z, self.first_step + state.step
-            square = _square(residual)
-            estimate = self.estimator.estimate(state.map, residual, image, step)
-            dots = state.base.history.push_residual(z, estimate)
+
+            def residual(rows: slice) -> Tensor:
+                return image[rows] - z[rows]
+
+            step = self.first_step + state.step
+            columns = self.estimator.columns_of(state.map, residual, image)
+            estimate = self.estimator.estimate_rows(state.map, columns, residual, image, step)
+            square = square_sum(image, residual)[None]
+            dots = history.push_rows(z, estimate)
             state.estimated = True
         else:
-            dots = state.base.history.push(z, image)
+            dots = history.push(z, image)
             square = dots[:1]
             state.estimated = False
-        return torch.cat([dots, square, _square(image)]).double().cpu()
+        return torch.cat([dots, square, square_sum(image)[None]]).cpu()
 
     def _read_nodes(self, state: NeuralState, ridden: Tensor | None) -> Tensor | None:
         """Features of owned nodes [O, H]; None at the first step, where no scale is known yet."""
         if self.predictor is None or not self._network_decides(state) or state.norm == 0.0:
             return None
         keep = self.predictor.shape.slots
-        newest = state.base.history.residuals[state.base.history.slots[0]]
+        _, newest = state.base.history.newest()
         scale = state.norm / math.sqrt(self.num_nodes * newest.shape[1])
         if ridden is not None:
             state.neighbours = [ridden, *state.neighbours][:keep]
@@ -254,7 +263,7 @@ class NeuralSolver:
         entry in the history an estimate. Strikes bound how often it happens.
         """
         base.left_best = best.residual
-        base.history.slots = []
+        base.history.clear()
         base.restarts += 1
         return best.image
 
@@ -270,9 +279,3 @@ class NeuralSolver:
         gram = state.base.history.ordered_gram()
         evidence = Evidence(state.node_mean, gram, state.step - 1, state.decay, anderson)
         return self.predictor.correct(state.nodes, evidence)
-
-
-def _square(x: Tensor) -> Tensor:
-    """Sum of squares [1], in one pass without a copy."""
-    flat = x.flatten()
-    return torch.dot(flat, flat)[None]

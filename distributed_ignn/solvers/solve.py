@@ -37,7 +37,7 @@ class _Watch:
 
     def true_residual(self, residual: float) -> float:
         """What the relative residual may be at most, given the image's own error."""
-        return residual if self._error == 0.0 else math.hypot(residual, self._error)
+        return residual + self._error
 
     def settle(self) -> bool:
         """Whether the last evaluation used old rows, which the next ones will not."""
@@ -75,6 +75,7 @@ def solve(
         raise ValueError(f"max_steps is {max_steps}, a solve needs at least one evaluation")
     watch = _Watch(fixed_point_map, reduce)
     state, z, best = solver.init(z0, fixed_point_map), z0, None
+    del z0  # not kept in memory for the whole solve
     residuals: list[float] = []
     outcome = Outcome.MAX_STEPS
     while True:

@@ -28,12 +28,21 @@ from distributed_ignn.solvers.predictors import Predictor
 TRAIN, EVALUATE, ADJOINT = "train", "evaluate", "adjoint"
 
 
+def storage_format(name: str) -> torch.dtype | None:
+    """The format that ``history_dtype`` names; None for that of the points."""
+    return None if name == "auto" else getattr(torch, name)
+
+
 @dataclass(slots=True)
 class SolveLog:
-    """Records of the solves since the last ``clear``, by purpose."""
+    """Records of the solves since the last ``clear``, by purpose.
+
+    ``longest`` is the number of evaluations of the longest solve; it is never cleared.
+    """
 
     _steps: dict[str, int] = field(default_factory=dict)
     _residuals: dict[str, float] = field(default_factory=dict)
+    longest: dict[str, int] = field(default_factory=dict)
 
     def clear(self) -> None:
         self._steps.clear()
@@ -42,6 +51,7 @@ class SolveLog:
     def add(self, purpose: str, solution: Solution) -> None:
         self._steps[purpose] = self.steps(purpose) + solution.steps
         self._residuals[purpose] = solution.residual
+        self.longest[purpose] = max(self.longest.get(purpose, 0), solution.steps)
 
     def steps(self, purpose: str) -> int:
         """Evaluations of the map in all solves for ``purpose``."""
@@ -64,6 +74,7 @@ class LearnedSolver:
         num_nodes: n.
         memory, regularization: of Anderson's weights.
         ready: whether they are in use yet.
+        storage, adjoint_storage: number format of either solve's past iterates, see ``History``.
     """
 
     initialiser: Initialiser | None
@@ -74,6 +85,8 @@ class LearnedSolver:
     memory: int
     regularization: float
     ready: bool = False
+    storage: torch.dtype | None = None
+    adjoint_storage: torch.dtype | None = None
 
     def modules(self) -> dict[str, torch.nn.Module]:
         """The parts there are, by name."""
@@ -102,12 +115,20 @@ class LearnedSolver:
             reduce_grad,
             self.estimator,
             self.memory,
+            storage=self.storage,
         )
 
     def adjoint_solver(self) -> NeuralSolver:
         """The method of a backward solve from ``adjoint_start``."""
         return NeuralSolver(
-            None, self.num_nodes, self.regularization, None, self.adjoint, self.memory, first_step=1
+            None,
+            self.num_nodes,
+            self.regularization,
+            None,
+            self.adjoint,
+            self.memory,
+            first_step=1,
+            storage=self.adjoint_storage,
         )
 
     def adjoint_start(self, cell: AdjointCell, incoming: Tensor) -> Tensor:
@@ -160,27 +181,38 @@ class SolvePlanner:
         state: str,
     ) -> SolvePlan:
         def start(cell: Cell, driver: Tensor) -> Tensor:
-            kept = self.states.get(state) if self._starts_warm(purpose, config) else None
-            return first_guess(cell, driver) if kept is None else kept
+            # taken out: it need not stay in memory once the solve has moved on
+            if self._starts_warm(purpose, config) and state in self.states:
+                return self.states.pop(state)
+            return first_guess(cell, driver)
 
         def done(solution: Solution) -> None:
             self.log.add(purpose, solution)
-            if config.warm_start and solution.outcome is not Outcome.DIVERGED:
+            if solution.outcome is not Outcome.DIVERGED and self._starts_warm(purpose, config):
                 self.states[state] = solution.image
 
         return SolvePlan(
             self.method(config, purpose), start, config.tolerance, config.max_steps, done
         )
 
-    def _starts_warm(self, purpose: str, config: SolveConfig | AdjointConfig) -> bool:
+    def forget_unused(self) -> None:
+        """Let go of states that no solve starts from once the learned solver is ready."""
+        if not self._starts_warm(ADJOINT, self._adjoint, ready=True):
+            self.states.pop(ADJOINT, None)
+        if not self._starts_warm(TRAIN, self._forward, ready=True):
+            self.states.pop(TRAIN, None)
+
+    def _starts_warm(
+        self, purpose: str, config: SolveConfig | AdjointConfig, ready: bool = False
+    ) -> bool:
         """Whether the last solution is the best start there is.
 
         Not where dropout makes a map of its own every time (a training solve with dropout in b(X),
         a backward solve with any) and something was learned that starts closer: the initialiser,
-        or the estimator's first step.
+        or the estimator's first step. ``ready``: as if the learned solver were.
         """
         learned = self._learned
-        if not config.warm_start or learned is None or not learned.ready:
+        if not config.warm_start or learned is None or not (ready or learned.ready):
             return config.warm_start
         if purpose == TRAIN:
             return self._fixed_injection or learned.initialiser is None
@@ -215,4 +247,5 @@ class SolvePlanner:
                 return learned.solver()
             if learned.adjoint is not None:
                 return learned.adjoint_solver()
-        return Anderson(config.memory, config.beta, config.regularization)
+        storage = storage_format(config.history_dtype)
+        return Anderson(config.memory, config.beta, config.regularization, storage)

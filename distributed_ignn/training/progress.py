@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as RichProgress
 from rich.table import Column, Table
 
+from distributed_ignn.training.fit_check import BudgetReport
 from distributed_ignn.training.records import EpochRecord
 
 _PLAIN_LINES = 20  # about how many epoch lines a log file gets
@@ -34,6 +35,11 @@ class Progress:
         """One line about a step that may take a while."""
         if self._enabled:
             self._console.print(f"[dim]{what} ...[/dim]")
+
+    def budget(self, report: BudgetReport) -> None:
+        """What the run will hold in memory."""
+        if self._enabled:
+            self._console.print(report.table())
 
     def resumed(self, epoch: int) -> None:
         """Say where the run goes on."""
@@ -125,6 +131,10 @@ def _rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
             f"initialiser {parameters['initialiser']:,}",
         ),
         ("halo bytes per exchange", f"{summary['halo_bytes_per_exchange']:,}"),
-        ("peak memory (largest rank)", f"{summary['peak_memory_bytes'] / 2**20:,.0f} MiB"),
+        (
+            "peak memory (largest rank)",
+            f"{summary['peak_memory_bytes'] / 2**20:,.0f} MiB, budget "
+            f"{summary['memory_budget_bytes'] / 2**20:,.0f} MiB",
+        ),
         ("seconds", f"{summary['seconds_total']:.1f}, solver training {share:.1%}"),
     ]

@@ -1,14 +1,13 @@
 """One rank's whole run, from its settings to its summary; the same under torchrun and Ray Train.
 
-Output folder: config.yaml, metrics.jsonl, summary.json, checkpoints/, solver.safetensors, shards/,
-shards.json and TensorBoard events. Rank 0 writes; every rank fails together when one of them cannot
-go on.
+Output folder: config.yaml, metrics.jsonl, summary.json, memory.json, checkpoints/,
+solver.safetensors, shards/, shards.json and TensorBoard events. Rank 0 writes; every rank fails
+together when one of them cannot go on.
 """
 
 from __future__ import annotations
 
 import os
-import resource
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -20,11 +19,13 @@ import torch
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import RunConfig, dump_yaml
 from distributed_ignn.errors import UserError
-from distributed_ignn.files import atomic_write_text
+from distributed_ignn.files import atomic_write_json, atomic_write_text
 from distributed_ignn.graph.datasets import load_dataset
 from distributed_ignn.graph.shard import GraphShard
 from distributed_ignn.graph.shard_store import read_shard
+from distributed_ignn.training import memory
 from distributed_ignn.training.checkpoint import CheckpointStore, load_checkpoint, newest_checkpoint
+from distributed_ignn.training.fit_check import BudgetReport, check_budget
 from distributed_ignn.training.kept_solver import save_solver
 from distributed_ignn.training.plans import LearnedSolver
 from distributed_ignn.training.progress import Progress
@@ -34,6 +35,7 @@ from distributed_ignn.training.trainer import Trainer
 
 CHECKPOINTS = "checkpoints"
 SETTINGS = "config.yaml"
+BUDGET = "memory.json"
 
 EpochHook = Callable[[EpochRecord, Path | None], None]
 """Told each epoch's record and the checkpoint just written, if one was; called on every rank."""
@@ -62,7 +64,10 @@ def run_training(
     progress = Progress(config.train.epochs, enabled=comm.is_main)
     try:
         shards = find_shards(config, comm, lambda: _load(config, progress))
+        before = memory.resident(comm.device)
         shard = comm.together(lambda: read_shard(shards.path(config.output), comm.rank))
+        budget = check_budget(config, shard, comm, before)
+        progress.budget(budget)
         progress.status("building the model")
         trainer = Trainer(config, shard, comm, started)
         _resume(config, trainer, comm, progress)
@@ -70,7 +75,7 @@ def run_training(
         _leave_output(config, comm)
         raise
     recorder = comm.together(
-        lambda: _open_records(config, comm, shards, trainer.epoch), doing=writing
+        lambda: _open_records(config, comm, shards, trainer.epoch, budget), doing=writing
     )
     store = CheckpointStore(config.output / CHECKPOINTS, comm, config.train.keep_checkpoints)
 
@@ -89,7 +94,7 @@ def run_training(
 
     try:
         trainer.fit(on_epoch)
-        summary = _summarise(trainer)
+        summary = _summarise(trainer) | {"memory_budget_bytes": budget.total}
         if recorder is not None:
             recorder.summary(summary)
     finally:
@@ -137,12 +142,17 @@ def _leave_output(config: RunConfig, comm: Communicator) -> None:
 
 
 def _open_records(
-    config: RunConfig, comm: Communicator, shards: ShardRecord, epoch: int
+    config: RunConfig,
+    comm: Communicator,
+    shards: ShardRecord,
+    epoch: int,
+    budget: BudgetReport,
 ) -> RunRecorder | None:
     """From here on the folder holds a run; a resumed one with the settings that now apply."""
     if not comm.is_main:
         return None
     write_record(config.output, shards)
+    atomic_write_json(config.output / BUDGET, budget.as_json())
     atomic_write_text(config.output / SETTINGS, dump_yaml(config))
     return RunRecorder(config.output, epoch)
 
@@ -173,7 +183,7 @@ def _summarise(trainer: Trainer) -> dict[str, Any]:
     records = read_metrics(config.output / "metrics.jsonl") if comm.is_main else []
     width, item = config.model.hidden, trainer.model.head.weight.element_size()
     exchange = comm.sum(torch.tensor([shard.send_index.numel()]) * width * item)
-    peak = comm.max(torch.tensor([_peak_memory(comm)], dtype=torch.int64))
+    peak = comm.max(torch.tensor([memory.peak(comm.device)], dtype=torch.int64))
     return {
         "dataset": config.dataset,
         "nodes": shard.num_nodes,
@@ -251,10 +261,3 @@ def _count(learned: LearnedSolver | None, names: tuple[str, ...]) -> int:
 def _mean(records: list[dict[str, Any]], key: str) -> float:
     values = [r[key] for r in records if r[key] is not None]
     return sum(values) / len(values) if values else 0.0
-
-
-def _peak_memory(comm: Communicator) -> int:
-    """Bytes: of the GPU where there is one, else the process's largest resident size."""
-    if comm.device.type == "cuda":
-        return torch.cuda.max_memory_allocated(comm.device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -17,6 +17,7 @@ reads.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -58,6 +59,11 @@ class FitSample:
         chosen = hash_uniform(_SAMPLE_SEED, nodes) < limit / num_nodes
         return cls(chosen.nonzero()[:, 0])
 
+    @property
+    def chosen(self) -> slice | Tensor:
+        """What to index rows with."""
+        return slice(None) if self.rows is None else self.rows
+
     def take(self, tensor: Tensor) -> Tensor:
         return tensor if self.rows is None else tensor.index_select(0, self.rows)
 
@@ -68,7 +74,7 @@ class SolverFit:
     Args:
         comm: this rank's communicator.
         many, few: rows that enter the normal equations of the initialiser and of the estimator.
-        memory, regularization: of the solver that the estimator will serve.
+        memory, regularization, storage: of the solver that the estimator will serve.
     """
 
     def __init__(
@@ -78,12 +84,14 @@ class SolverFit:
         few: FitSample,
         memory: int,
         regularization: float,
+        storage: torch.dtype | None = None,
     ) -> None:
         self._comm = comm
         self._many = many
         self._few = few
         self._memory = memory
         self._regularization = regularization
+        self._storage = storage
 
     @torch.no_grad()
     def initialiser(
@@ -97,11 +105,13 @@ class SolverFit:
             injection: b [O, D].
             target: Z* [O, D].
         """
-        basis = h.basis(cell)
-        columns = h.columns(cell, basis, cell.form.activate(injection))
-        wanted = cell.pre_activation(target)
-        missing = self._many.take(wanted - h.untrained(basis, injection, columns))
-        features = self._many.take(torch.cat(columns, dim=1)).double()
+        basis, take = h.basis(cell), self._many.take
+        columns = [take(block) for block in h.columns(cell, basis, injection, cell.form.activate)]
+        chosen = take(injection)
+        missing = chosen - h.untrained(basis, chosen, columns)
+        for product, weight in zip(cell.propagate(target, False), cell.weights, strict=True):
+            missing.addmm_(take(product), weight)
+        features = torch.cat(columns, dim=1).double()
         gram = features.T @ features
         moment = features.T @ missing.double()
         sums = self._comm.sum(torch.cat([gram, moment], dim=1).cpu())
@@ -128,18 +138,17 @@ class SolverFit:
         Returns:
             The point that the last of these steps leads to, [O, D].
         """
-        history, z = History.empty(start, self._memory), start
+        history, z = History(self._memory, self._storage), start
         basis = beta.basis(cell)
         for step in range(beta.steps):
             image, _ = cell(z, None)
-            residual = image - z
-            columns = beta.columns(cell, basis, residual)
-            error = target - z - residual
-            row = self._solve(self._equations(beta.matrices(basis), columns, error, cell, image))
+            residual = partial(_difference, image, z)
+            columns = beta.columns(cell, basis, residual, image)
+            missing = self._few.take(target) - self._few.take(image)  # Z* - Z_k - G_k
+            row = self._solve(self._equations(beta.matrices(basis), columns, missing, cell, image))
             beta.coefficients[step:].copy_(row.expand(beta.steps - step, -1))
-            estimate = cell.gate(beta.change(basis, columns, step), image).add_(residual)
-            dots = history.push_residual(z, estimate)
-            history.set_newest_gram(self._comm.sum(dots.double().cpu()))
+            dots = history.push_rows(z, beta.estimate_rows(cell, columns, residual, image, step))
+            history.set_newest_gram(self._comm.sum(dots.cpu()))
             alpha = anderson_weights(history.ordered_gram(), self._regularization)
             if alpha is None:
                 history.forget_all_but_newest()
@@ -155,10 +164,13 @@ class SolverFit:
         cell: EquilibriumCell | AdjointCell,
         image: Tensor,
     ) -> Tensor:
-        """This rank's normal equations of a step, [J, J + 1]; the last column is the right side."""
+        """This rank's normal equations of a step, [J, J + 1]; the last column is the right side.
+
+        ``missing`` is given for the chosen rows alone.
+        """
         take = self._few.take
-        mask = take(cell.gate(torch.ones_like(image), image))
-        missing = take(missing) * mask
+        mask = cell.gate(torch.ones_like(missing), take(image), self._few.chosen)
+        missing = missing * mask
         blocks = [take(block) for block in columns]
         count = sum(map(len, matrices))
         normal = torch.zeros(count, count + 1, dtype=torch.float64, device=image.device)
@@ -181,6 +193,11 @@ class SolverFit:
         """t [J] of a step; 0 where the residual vanishes."""
         sums = self._comm.sum(equations.cpu())
         return _ridge(sums[:, :-1], sums[:, -1:])[:, 0]
+
+
+def _difference(image: Tensor, z: Tensor, rows: slice) -> Tensor:
+    """G = f(z) - z for some rows."""
+    return image[rows] - z[rows]
 
 
 def _ridge(gram: Tensor, moment: Tensor) -> Tensor:

@@ -33,6 +33,7 @@ from distributed_ignn.models.cell import EquilibriumCell
 from distributed_ignn.models.ignn import ImplicitGNN
 from distributed_ignn.models.implicit import Cell
 from distributed_ignn.solvers.base import Iterate, Solution
+from distributed_ignn.solvers.blocks import square_sum
 from distributed_ignn.solvers.estimator import ErrorEstimator
 from distributed_ignn.solvers.history import History
 from distributed_ignn.solvers.initialiser import Initialiser
@@ -42,7 +43,7 @@ from distributed_ignn.solvers.reduced import BasisCache
 from distributed_ignn.solvers.solve import solve
 from distributed_ignn.training.gradients import sum_gradients
 from distributed_ignn.training.node_loss import node_distance, node_mixed_residual
-from distributed_ignn.training.plans import EVALUATE, LearnedSolver, SolvePlanner
+from distributed_ignn.training.plans import EVALUATE, LearnedSolver, SolvePlanner, storage_format
 from distributed_ignn.training.schedule import Schedule
 from distributed_ignn.training.solver_fit import FitSample, SolverFit
 
@@ -89,6 +90,8 @@ def build_learned_solver(
         shard.num_nodes,
         section.memory,
         config.forward.regularization,
+        storage=storage_format(config.forward.history_dtype),
+        adjoint_storage=storage_format(config.adjoint.history_dtype),
     )
 
 
@@ -144,7 +147,9 @@ class SolverTrainer:
         many = FitSample.draw(nodes, learned.num_nodes, config.fit_nodes)
         limit = min(config.fit_nodes, _ESTIMATOR_NODES)
         few = FitSample.draw(nodes, learned.num_nodes, limit)
-        self._fit = SolverFit(comm, many, few, learned.memory, learned.regularization)
+        self._fit = SolverFit(
+            comm, many, few, learned.memory, learned.regularization, learned.storage
+        )
         predictor = learned.predictor
         self.optimizer = (
             None if predictor is None else torch.optim.Adam(predictor.parameters(), lr=config.lr)
@@ -167,17 +172,24 @@ class SolverTrainer:
             log(||Z - Z*|| / ||Z*||) where the fitted steps lead to, or the network's last loss;
             None where nothing was fitted.
         """
+        target, loss = self._phase_forward(model, planner, steps)
+        if self._learned.adjoint is not None and incoming is not None:
+            self._fit_adjoint(model, self._learned.adjoint, target, incoming)
+        return loss
+
+    def _phase_forward(
+        self, model: ImplicitGNN, planner: SolvePlanner, steps: int
+    ) -> tuple[Tensor, float | None]:
+        """Everything that belongs to the forward solve; Z* and the loss."""
         with torch.no_grad():
             injection = model.injection()
             cell = model.layer.cell(injection, model.channel_weights())
             target = self._target(cell, injection, planner)
             start, loss = self._fit_forward(cell, injection, target)
         self._learned.ready = True
-        if self._learned.adjoint is not None and incoming is not None:
-            self._fit_adjoint(model, self._learned.adjoint, target, incoming)
         for _ in range(steps if self._learned.predictor is not None else 0):
             loss = self._step(cell, start, target)
-        return loss
+        return target, loss
 
     def _fit_forward(
         self, cell: EquilibriumCell, injection: Tensor, target: Tensor
@@ -192,7 +204,7 @@ class SolverTrainer:
         if learned.estimator is None or self._config.lambda1 == 0.0:
             return start, None
         point = self._fit.estimator(learned.estimator, cell, start, target)
-        error, norm = self._sum((point - target).square().sum(), target.square().sum()).tolist()
+        error, norm = self._sum(square_sum(point - target), square_sum(target)).tolist()
         return start, 0.5 * math.log(max(error, 1e-300) / max(norm, 1e-300))
 
     def _fit_adjoint(
@@ -211,14 +223,18 @@ class SolverTrainer:
 
     def _target(self, cell: EquilibriumCell, injection: Tensor, planner: SolvePlanner) -> Tensor:
         """Z* to a tight tolerance, from the last validation's state if it is kept."""
-        kept = planner.states.get(EVALUATE)
-        start = planner.first_guess(cell, injection) if kept is None else kept
-        return self._solve(cell, start, self._learned.solver()).image
+        planner.forget_unused()
+        solver = self._learned.solver()
+        if EVALUATE in planner.states:
+            return self._solve(cell, planner.states[EVALUATE], solver).image
+        return self._solve(cell, planner.first_guess(cell, injection), solver).image
 
     def _solve(self, cell: Cell, start: Tensor, solver: NeuralSolver) -> Solution:
+        held = [start]
+        del start
         return solve(
             cell,
-            start,
+            held.pop(),
             solver,
             self._comm.sum,
             tolerance=self._config.target_tolerance,
@@ -268,7 +284,7 @@ class SolverTrainer:
         if self.optimizer is None or self._learned.predictor is None:
             raise ValueError("there is no network to train")
         progress = self._schedule.solver_progress(self.steps_done)
-        (square,) = self._sum(target.square().sum()).tolist()
+        (square,) = self._sum(square_sum(target)).tolist()
         target_norm = math.sqrt(max(square, 1e-300))
         self.optimizer.zero_grad()
         rollout = _Rollout(self._learned, self._config, self._comm, target, target_norm)
@@ -351,12 +367,10 @@ class _Rollout:
         self, history: History, alpha: Tensor, beta: Tensor, point: Tensor
     ) -> tuple[Tensor, float]:
         """log(||y - Z*|| / ||Z*||): a surrogate with its gradient in alpha, beta; and its value."""
-        error = (point - self._target).flatten()
-        slots = torch.tensor(history.slots, device=error.device)
-        with_points = torch.mv(history.points.flatten(1), error)[slots]
-        with_residuals = torch.mv(history.residuals.flatten(1), error)[slots]
-        local = torch.cat([with_points, with_residuals, error.square().sum()[None]])
-        sums = self._comm.sum(local.double().cpu()).to(alpha.device)
+        error = point - self._target
+        with_points, with_residuals = history.dots(error)
+        local = torch.cat([with_points, with_residuals, square_sum(error)[None]])
+        sums = self._comm.sum(local.cpu()).to(alpha.device)
         held = alpha.numel()
         square = sums[-1].clamp_min(1e-300)
         points, residuals = sums[:held], sums[held : 2 * held]

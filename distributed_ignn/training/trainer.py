@@ -19,7 +19,7 @@ from torch import Tensor
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import RunConfig
 from distributed_ignn.errors import UserError
-from distributed_ignn.graph.propagate import PropagationOptions
+from distributed_ignn.graph.propagate import PropagationOptions, choose_codec
 from distributed_ignn.graph.shard import GraphShard
 from distributed_ignn.graph.sparsify import sparsify
 from distributed_ignn.models.ignn import ImplicitGNN
@@ -75,7 +75,8 @@ class Trainer:
         solver = config.solver
         if neural and (solver.sparsifier != "none" or solver.network == "graph"):
             sparsified = sparsify(shard, comm, solver.sparsifier, solver.keep, dtype, config.seed)
-        options = PropagationOptions(config.train.kernel, config.comm.halo, config.comm.stale)
+        codec = choose_codec(config.comm.halo, comm)
+        options = PropagationOptions(config.train.kernel, codec, config.comm.stale)
         self.model = ImplicitGNN(shard, comm, config.model, dtype, config.seed, sparsified, options)
         self.learned = build_learned_solver(config, shard, comm, dtype) if neural else None
         self.planner = SolvePlanner(config, self.learned)

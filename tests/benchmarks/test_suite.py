@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from distributed_ignn.benchmarks import clock, epoch, exchange, iteration, propagate
+from distributed_ignn.benchmarks import clock, epoch, exchange, iteration, products, propagate
 from distributed_ignn.benchmarks.bandwidth import ProductSize
 from distributed_ignn.benchmarks.report import Report
 from distributed_ignn.benchmarks.silence import SilentCommunicator
@@ -73,10 +73,12 @@ def _check_reports(halo_rows: int, reports: list[Report]) -> list[list[str]]:
     for figure in by_name["iteration"].figures:
         sections[figure.section].add(figure.name)
     assert {iteration.YARDSTICK, iteration.OURS} <= sections[""]
-    assert "exposed exchange" in sections["profile"]
+    assert "what the exchange adds" in sections["profile"]
+    assert set(iteration.WAYS) == sections["seconds packing"]
     assert iteration.ALONE in sections["parallel efficiency"]
     sizes = {f.name: f.value for f in by_name["exchange"].figures if f.unit == "bytes"}
     assert sizes[exchange.FP32] == sizes[exchange.WIRE] == bytes_sent
+    assert sizes["int4"] == halo_rows * (8 // 2 + 1)  # half a byte an entry, and the scale
     return [[f"{f.section} {f.name} {f.unit}" for f in report.figures] for report in reports]
 
 
@@ -159,14 +161,14 @@ def test_other_shards_are_refused(shards: Path) -> None:
 
 def test_a_product_that_differs_is_not_timed(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _small_copies(monkeypatch)
-    name = list(propagate.PRODUCTS)[-1]
-    build = propagate.PRODUCTS[name]
+    name = list(products.PRODUCTS)[-1]
+    build = products.PRODUCTS[name]
 
     def broken(*arguments: object) -> object:
         product = build(*arguments)  # type: ignore[arg-type]
         return type(product)(lambda x: 1.01 * product.forward(x), product.transpose, product.layout)
 
-    monkeypatch.setitem(propagate.PRODUCTS, name, broken)
+    monkeypatch.setitem(products.PRODUCTS, name, broken)
     with (
         open_workload(_CONFIG, Communicator(), rounds=1, shards=shards) as workload,
         pytest.raises(RuntimeError, match=f"{name} differs"),

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
-from distributed_ignn.graph.data import CSRMatrix, csr_from_entries, is_symmetric, transpose
+from distributed_ignn.errors import UserError
+from distributed_ignn.graph import building
+from distributed_ignn.graph.building import MAX_IDS, row_ranges
+from distributed_ignn.graph.data import (
+    CSRMatrix,
+    csr_from_blocks,
+    csr_from_edges,
+    csr_from_entries,
+    entry_blocks,
+    is_symmetric,
+    transpose,
+)
 
 
 def _entries(rows: int, cols: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -59,3 +71,61 @@ def test_symmetry_needs_every_entry_mirrored() -> None:
     cycle = torch.arange(8)
     assert not is_symmetric(csr_from_entries(cycle, (cycle + 1) % 8, 8, 8))
     assert is_symmetric(csr_from_entries(cycle[:0], cycle[:0], 8, 8))
+
+
+@pytest.fixture(params=[1, 7, 10**6])
+def block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Sizes at which small arrays fall into many blocks and ranges, a few, and one."""
+    monkeypatch.setattr(building, "_BLOCK", request.param)
+    return request.param
+
+
+def test_blocks_give_what_one_piece_gives(block: int) -> None:
+    row, col, _ = _entries(13, 13)
+    row, col = torch.cat([row, row[:9]]), torch.cat([col, col[:9]])  # with repeats
+    dense = torch.zeros(13, 13, dtype=torch.float64)
+    dense[row, col] = 1.0
+    graph = csr_from_entries(row, col, 13, 13)
+    assert torch.equal(graph.to_dense(), dense)
+    assert (graph.rowptr.dtype, graph.col.dtype) == (torch.int64, torch.int32)
+    assert graph.col.untyped_storage().nbytes() == 4 * graph.num_entries
+    both = csr_from_edges(row, col, 13)
+    assert torch.equal(both.to_dense(), ((dense + dense.T) > 0).double().fill_diagonal_(0.0))
+    again = csr_from_blocks(entry_blocks(both), 13, symmetric=False)
+    assert torch.equal(again.rowptr, both.rowptr)
+    assert torch.equal(again.col, both.col)
+
+
+def test_symmetry_and_chosen_rows_do_not_depend_on_the_blocks(block: int) -> None:
+    row, col, value = _entries(13, 13)
+    matrix = csr_from_entries(row, col, 13, 13, value)
+    index = torch.tensor([12, 0, 0, 5])
+    chosen = matrix.select_rows(index)
+    assert torch.equal(chosen.to_dense(), matrix.to_dense()[index])
+    assert chosen.col.dtype == torch.int32
+    both = csr_from_edges(row, col, 13)
+    assert is_symmetric(both)
+    for lost in range(both.num_entries):
+        keep = torch.ones(both.num_entries, dtype=torch.bool)
+        keep[lost] = False
+        less = csr_from_entries(both.rows()[keep], both.col[keep], 13, 13)
+        assert not is_symmetric(less)
+
+
+def test_ranges_of_rows_hold_what_they_may() -> None:
+    rowptr = np.array([3, 3, 9, 10, 11, 30, 30, 31])
+    assert list(row_ranges(rowptr, 7)) == [(0, 3), (3, 4), (4, 5), (5, 7)]
+    assert list(row_ranges(rowptr[:1], 7)) == []
+
+
+@pytest.mark.parametrize("nodes", [MAX_IDS + 1, 2**31, 2**40])
+def test_ids_beyond_32_bits_are_refused_before_anything_is_allocated(nodes: int) -> None:
+    none = torch.empty(0, dtype=torch.int64)
+    for build in (
+        lambda: csr_from_edges(none, none, nodes),
+        lambda: csr_from_entries(none, none, 2, nodes, none.double()),
+    ):
+        with pytest.raises(UserError, match=r"at most 2,147,483,646") as caught:
+            build()
+        assert f"{nodes:,} " in str(caught.value)
+        assert "\n" not in str(caught.value)

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from distributed_ignn.config import PartitionConfig
 from distributed_ignn.errors import UserError
-from distributed_ignn.graph import partition
+from distributed_ignn.graph import metis
 from distributed_ignn.graph.data import CSRMatrix, csr_from_edges
 from distributed_ignn.graph.partition import assign_clusters, assign_parts
 
 needs_pymetis = pytest.mark.skipif(
-    not partition._is_installed("pymetis"), reason="pymetis is not installed"
+    not metis.is_installed("pymetis"), reason="pymetis is not installed"
 )
 
 
@@ -218,7 +218,7 @@ def test_what_would_end_metis_is_refused_in_one_line(graph: Any, parts: int, mes
 
 
 def test_missing_metis_is_one_line_with_two_ways_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(partition, "_is_installed", lambda module: False)
+    monkeypatch.setattr(metis, "is_installed", lambda module: False)
     graph = random_graph(9, 20)
     with pytest.raises(UserError, match=r"pip install pymetis .*--partition\.method contiguous"):
         assign_parts((graph,), 2, config())
@@ -243,8 +243,8 @@ def test_missing_metis_is_one_line_with_two_ways_out(monkeypatch: pytest.MonkeyP
 def test_auto_prefers_the_library_that_offers_the_settings(
     installed: set[str], settings: dict, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(partition, "_is_installed", installed.__contains__)
-    assert partition._choose_provider(config(**settings)) == expected
+    monkeypatch.setattr(metis, "is_installed", installed.__contains__)
+    assert metis.choose_provider(config(**settings)) == expected
 
 
 @pytest.fixture
@@ -252,7 +252,7 @@ def fake_pyg_lib(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
     """A pyg_lib with the signature of the real one, which records its calls."""
     calls: list[tuple] = []
 
-    def metis(
+    def divide(
         rowptr: Tensor,
         col: Tensor,
         num_partitions: int,
@@ -264,10 +264,10 @@ def fake_pyg_lib(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
         return torch.arange(rowptr.numel() - 1) % num_partitions
 
     module = ModuleType("pyg_lib.partition")
-    module.metis = metis  # type: ignore[attr-defined]
+    module.metis = divide  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "pyg_lib", ModuleType("pyg_lib"))
     monkeypatch.setitem(sys.modules, "pyg_lib.partition", module)
-    monkeypatch.setattr(partition, "_is_installed", {"pyg_lib"}.__contains__)
+    monkeypatch.setattr(metis, "is_installed", {"pyg_lib"}.__contains__)
     return calls
 
 
@@ -278,9 +278,10 @@ def test_pyg_lib_gets_contiguous_int64_arrays(fake_pyg_lib: list[tuple]) -> None
     [(rowptr, col, parts, weights, edge_weight, recursive)] = fake_pyg_lib
     assert (parts, edge_weight, recursive) == (3, None, False)
     assert torch.equal(rowptr, graph.rowptr)
-    assert torch.equal(col, graph.col)
+    assert torch.equal(col, graph.col.long())
     assert torch.equal(weights, graph.rowptr.diff() + 1)
     assert all(t.dtype == torch.int64 and t.is_contiguous() for t in (rowptr, col, weights))
+    assert graph.col.dtype == torch.int32
     assert torch.equal(found.part, torch.arange(30) % 3)
 
 
@@ -310,7 +311,7 @@ def test_metis_and_this_process_draw_from_different_generators() -> None:
 def test_a_failing_metis_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     script = tmp_path / "fails.py"
     script.write_text("raise SystemExit('no memory')")
-    monkeypatch.setattr(partition, "_METIS_SCRIPT", script)
+    monkeypatch.setattr(metis, "_SCRIPT", script)
     source = torch.arange(9)
     graphs = (csr_from_edges(source, source + 1, 10),)
     with pytest.raises(UserError, match=r"METIS failed with exit code 1 \(no memory\)"):

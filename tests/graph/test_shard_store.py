@@ -19,7 +19,8 @@ from distributed_ignn.config import ChainsConfig, DataConfig, PartitionConfig
 from distributed_ignn.errors import UserError
 from distributed_ignn.graph import shard_store
 from distributed_ignn.graph.data import CSRMatrix, GraphData, csr_from_edges
-from distributed_ignn.graph.partition import _is_installed, assign_clusters, assign_parts
+from distributed_ignn.graph.metis import is_installed
+from distributed_ignn.graph.partition import assign_clusters, assign_parts
 from distributed_ignn.graph.shard import GraphShard
 from distributed_ignn.graph.shard_store import (
     Manifest,
@@ -119,7 +120,7 @@ def test_round_trip_of_multilabel_and_empty_parts(tmp_path: Path) -> None:
         assert_same(read_shard(tmp_path / "shards", part), shard)
 
 
-@pytest.mark.skipif(not _is_installed("pymetis"), reason="pymetis is not installed")
+@pytest.mark.skipif(not is_installed("pymetis"), reason="pymetis is not installed")
 def test_clusters_are_stored_and_do_not_depend_on_the_parts(tmp_path: Path) -> None:
     data = dataclasses.replace(graph_data(), graphs=(graph(),))
     config = PartitionConfig(method="random", clusters=6)

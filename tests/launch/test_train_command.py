@@ -65,6 +65,7 @@ SUMMARY = {
     "residual_last",
     "halo_bytes_per_exchange",
     "peak_memory_bytes",
+    "memory_budget_bytes",
     "parameters",
 }
 

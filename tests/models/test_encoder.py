@@ -42,7 +42,7 @@ def _encoder(
     data: GraphData, drop: float, comm: Communicator | None = None, **settings: object
 ) -> FeatureEncoder:
     (shard,) = _shards(data)
-    config = ModelConfig.model_validate({"hidden": 5, **settings})
+    config = ModelConfig.model_validate({"hidden": 5, "input_dropout": drop, **settings})
     store = FeatureStore(shard, torch.float64, torch.device("cpu"), drop, SEED, config.node_dropout)
     propagation = Propagation(shard, comm or Communicator(), torch.float64)
     torch.manual_seed(0)

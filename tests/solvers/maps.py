@@ -41,7 +41,7 @@ class DenseMap:
         pairs = zip(self.graphs, self.weights, strict=True)
         return self.activate(self.offset + sum(graph @ z @ weight for graph, weight in pairs)), None
 
-    def gate(self, values: Tensor, image: Tensor) -> Tensor:
+    def gate(self, values: Tensor, image: Tensor, rows: slice | Tensor = slice(None)) -> Tensor:
         return values if self.linear else values * (image > 0)
 
     def propagate(self, columns: Tensor, sparsified: bool) -> list[Tensor]:

@@ -255,7 +255,7 @@ def test_a_network_reads_every_residual_it_is_given(network: Network) -> None:
 
 def test_rows_with_equal_weights_mix_as_one_vector_does() -> None:
     z = torch.randn(NODES, WIDTH, dtype=torch.float64)
-    history = History.empty(z, 2)
+    history = History(2)
     for _ in range(4):  # the ring has been written over
         history.push(torch.randn_like(z), torch.randn_like(z))
     alpha = torch.tensor([0.7, -0.2, 0.5], dtype=torch.float64)

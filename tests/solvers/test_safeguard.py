@@ -10,6 +10,7 @@ from torch import Tensor
 
 from distributed_ignn.solvers.anderson import Anderson
 from distributed_ignn.solvers.base import FixedPointMap
+from distributed_ignn.solvers.blocks import Rows
 from distributed_ignn.solvers.broyden import Broyden
 from distributed_ignn.solvers.estimator import ErrorEstimator, StructuredMap
 from distributed_ignn.solvers.neural import NeuralSolver, NeuralState
@@ -34,12 +35,17 @@ class Stretched(ErrorEstimator):
 
     lengths: list[float]
 
-    def estimate(
-        self, fixed_point_map: StructuredMap, residual: Tensor, image: Tensor, step: int
-    ) -> Tensor:
-        found = super().estimate(fixed_point_map, residual, image, step)
+    def estimate_rows(
+        self,
+        fixed_point_map: StructuredMap,
+        columns: list[Tensor],
+        residual: Rows,
+        image: Tensor,
+        step: int,
+    ) -> Rows:
+        found = super().estimate_rows(fixed_point_map, columns, residual, image, step)
         length = self.lengths[min(step, len(self.lengths) - 1)]
-        return found.add_(residual, alpha=length - 1.0)
+        return lambda part: found(part).add_(residual(part), alpha=length - 1.0)
 
 
 def _solver(lengths: list[float], others: float = 0.0) -> Watched:

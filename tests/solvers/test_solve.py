@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 from torch import Tensor
 
 from distributed_ignn.solvers.anderson import Anderson, anderson_weights
 from distributed_ignn.solvers.base import AnySolver, Iterate, Outcome, Solution
-from distributed_ignn.solvers.history import History
 from distributed_ignn.solvers.picard import Picard
 from distributed_ignn.solvers.solve import solve
 
@@ -169,20 +166,3 @@ def test_a_residual_that_must_grow_first_does_not_trap_anderson(memory: int) -> 
     start = torch.zeros_like(dense.offset)
     solution = solve(dense, start, Anderson(memory), lambda s: s, tolerance=1e-10, max_steps=300)
     assert solution.converged
-
-
-def test_a_history_reads_nothing_that_was_not_written() -> None:
-    """Its memory is not cleared; what is in it before must not matter."""
-    z = torch.ones(4, 2, dtype=torch.float64)
-    history = History.empty(z, 3)
-    history.points.fill_(math.nan)
-    history.residuals.fill_(math.nan)
-    for k in range(3):
-        dots = history.push(z * k, z * (2 * k + 1))  # residual (k + 1) in all eight entries
-        assert dots.tolist() == [8.0 * (k + 1) * (j + 1) for j in range(k, -1, -1)]
-        mixed = history.mix(torch.full((k + 1,), 1.0 / (k + 1), dtype=torch.float64), 2.0)
-        assert torch.allclose(mixed, z * (k / 2 + 2 * (k / 2 + 1)))
-    history.forget_all_but_newest()
-    assert history.push(z, z * 2).tolist() == [8.0, 24.0]
-    history.slots = []
-    assert history.push(z, z * 3).tolist() == [32.0]

@@ -110,7 +110,7 @@ def test_no_other_readout_starts_nearer_to_the_pre_activation(hops: int) -> None
     assert h is not None
     wanted = cell.pre_activation(target)
 
-    columns = h.columns(cell, h.basis(cell), torch.relu(injection))
+    columns = h.columns(cell, h.basis(cell), injection, torch.relu)
 
     def error() -> float:
         basis = h.basis(cell)

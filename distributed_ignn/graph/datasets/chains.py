@@ -48,7 +48,8 @@ def _features(config: ChainsConfig, chain_class: torch.Tensor) -> CSRMatrix | to
     if config.noise == 0:
         rowptr = torch.zeros(n + 1, dtype=torch.int64)
         rowptr[first + 1] = 1
-        return CSRMatrix(torch.cumsum(rowptr, 0), chain_class, None, config.features)
+        col = chain_class.to(torch.int32)
+        return CSRMatrix(torch.cumsum(rowptr, 0), col, None, config.features)
     generator = np.random.default_rng([config.seed, 1])
     noise = generator.standard_normal((n, config.features), dtype=np.float32)
     features = torch.from_numpy(noise) * config.noise

@@ -60,7 +60,7 @@ def cached_features(
 def _to_arrays(matrix: CSRMatrix) -> Arrays:
     return {
         "rowptr": matrix.rowptr.numpy(),
-        "col": matrix.col.numpy().astype(np.int32),
+        "col": matrix.col.numpy(),
         "value": (torch.empty(0) if matrix.value is None else matrix.value).numpy(),
         "columns": np.array(matrix.num_cols),
     }
@@ -168,7 +168,7 @@ def _matrix(
 ) -> CSRMatrix:
     return CSRMatrix(
         torch.from_numpy(rowptr),
-        torch.from_numpy(col).to(torch.int64),
+        torch.from_numpy(col.astype(np.int32, copy=False)),
         None if value is None else torch.from_numpy(value),
         columns,
     )

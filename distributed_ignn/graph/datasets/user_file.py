@@ -20,6 +20,7 @@ from torch import Tensor
 
 from distributed_ignn.config.data import FILE_SUFFIXES
 from distributed_ignn.errors import UserError
+from distributed_ignn.graph.building import check_id_space
 from distributed_ignn.graph.data import CSRMatrix, GraphData, Task, csr_from_edges, is_symmetric
 from distributed_ignn.graph.datasets.checks import brief, check_ids
 
@@ -200,9 +201,9 @@ def _sparse_features(fields: _Fields, n: int, path: Path) -> CSRMatrix:
 def _csr(matrix: sp.csr_array) -> CSRMatrix:
     matrix.sum_duplicates()  # sorts the columns too
     value = None if (matrix.data == 1).all() else torch.from_numpy(matrix.data)
-    rowptr, col = (
-        torch.from_numpy(part.astype(np.int64)) for part in (matrix.indptr, matrix.indices)
-    )
+    check_id_space(max(matrix.shape), "rows or columns of x")
+    rowptr = torch.from_numpy(matrix.indptr.astype(np.int64))
+    col = torch.from_numpy(matrix.indices.astype(np.int32, copy=False))
     return CSRMatrix(rowptr, col, value, matrix.shape[1])
 
 

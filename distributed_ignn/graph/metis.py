@@ -1,0 +1,116 @@
+"""METIS, from pyg-lib or from pymetis; both are imported only here and only when used.
+
+Letters: n nodes, P parts.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from distributed_ignn.config import PartitionConfig
+from distributed_ignn.errors import UserError
+from distributed_ignn.graph.data import CSRMatrix
+
+MetisProvider = Literal["pyg-lib", "pymetis"]
+
+_MODULES: dict[MetisProvider, str] = {"pyg-lib": "pyg_lib", "pymetis": "pymetis"}
+# pyg-lib passes no options, so METIS keeps its own default for k-way partitioning.
+_PYG_LIB_IMBALANCE = 1.03
+_SCRIPT = Path(__file__).with_name("metis_process.py")
+
+
+def choose_provider(config: PartitionConfig) -> MetisProvider:
+    """The METIS library that is asked for, or the one that suits the other settings best.
+
+    Raises:
+        UserError: it is not installed, or none is.
+    """
+    installed = {name for name, module in _MODULES.items() if is_installed(module)}
+    if config.provider != "auto":
+        if config.provider not in installed:
+            raise UserError(
+                f"partition.provider = {config.provider} is not installed; install it, or choose "
+                "--partition.provider auto or --partition.method contiguous"
+            )
+        return config.provider
+    # pyg-lib offers neither the volume objective nor a seed nor a bound on the imbalance.
+    suffices = (
+        config.objective == "cut" and config.seed == 0 and config.imbalance >= _PYG_LIB_IMBALANCE
+    )
+    if "pymetis" in installed and not (suffices and "pyg-lib" in installed):
+        return "pymetis"
+    if "pyg-lib" in installed:
+        return "pyg-lib"
+    raise UserError(
+        "partition.method = metis needs METIS and none is installed; run pip install pymetis or "
+        "choose --partition.method contiguous"
+    )
+
+
+def is_installed(module: str) -> bool:
+    """Whether ``module`` can be imported."""
+    return importlib.util.find_spec(module) is not None
+
+
+def run_pymetis(graph: CSRMatrix, parts: int, weights: Tensor, config: PartitionConfig) -> Tensor:
+    """Part of every node, int64 [n], from a process of its own; ``metis_process.py`` says why.
+
+    The arrays travel as files, which the other process maps, so this one makes no copy of them.
+
+    Args:
+        graph: symmetric, without values and self-loops.
+        parts: P.
+        weights: int64 [n], at least 1.
+
+    Raises:
+        UserError: METIS failed.
+    """
+    request = {
+        "parts": parts,
+        "objective": config.objective,
+        "ufactor": max(round((config.imbalance - 1) * 1000), 1),  # METIS counts in thousandths
+        # METIS seeds the C library, for which 0 and 1 are the same seed.
+        "seed": config.seed % (2**31 - 1) + 1,
+    }
+    arrays = {"rowptr": graph.rowptr, "col": graph.col, "weights": weights}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "request.json").write_text(json.dumps(request))
+        for key, value in arrays.items():
+            np.save(folder / f"{key}.npy", value.numpy())
+        # -P: the modules beside the script must not hide others of the same name
+        command = [sys.executable, "-P", str(_SCRIPT), name]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            raise UserError(
+                f"METIS failed with exit code {done.returncode} ({reason}); try "
+                "--partition.method fennel, which needs less memory, or contiguous"
+            )
+        return torch.from_numpy(np.load(folder / "part.npy", allow_pickle=False))
+
+
+def run_pyg_lib(graph: CSRMatrix, parts: int, weights: Tensor) -> Tensor:
+    """As ``run_pymetis`` with the cut objective, in this process."""
+    from pyg_lib.partition import metis
+
+    part = metis(
+        graph.rowptr.contiguous(),
+        graph.col.to(torch.int64).contiguous(),
+        parts,
+        node_weight=weights.contiguous(),
+    )
+    # It ignores METIS's error codes and would hand back uninitialised memory.
+    if part.numel() and not 0 <= int(part.min()) <= int(part.max()) < parts:
+        raise RuntimeError("METIS in pyg-lib failed; try --partition.provider pymetis")
+    return part

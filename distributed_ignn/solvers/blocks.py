@@ -1,0 +1,53 @@
+"""Work on tall arrays a block of rows at a time, so that what is made on the way stays small.
+
+Letters: O rows, D columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+_BLOCK_ENTRIES = {"cpu": 1 << 17, "cuda": 1 << 23}  # a few blocks fit into the cache
+
+Rows = Callable[[slice], Tensor]
+"""Some rows of an array [O, D] that is made when they are asked for; may be overwritten."""
+
+
+def blocks(like: Tensor) -> Iterator[slice]:
+    """Slices that cover the rows of ``like`` [O, D]."""
+    height = max(1, _BLOCK_ENTRIES[like.device.type] // max(like[:1].numel(), 1))
+    return (slice(begin, begin + height) for begin in range(0, like.shape[0], height))
+
+
+def square_sum(x: Tensor, rows: Rows | None = None) -> Tensor:
+    """Sum of squares of ``x`` [O, D], float64 without dimensions, on its device.
+
+    With ``rows`` that of the array they make up, which is shaped as ``x``.
+
+    Blocks are summed in the format of ``x`` and added up in float64: a single float32 sum over a
+    billion numbers would lose its last digits one by one.
+    """
+    total = torch.zeros((), dtype=torch.float64, device=x.device)
+    for part in blocks(x):
+        flat = (x[part] if rows is None else rows(part)).reshape(-1)
+        total += torch.dot(flat, flat)
+    return total
+
+
+def assemble(rows: Rows, like: Tensor) -> Tensor:
+    """The whole array [O, D] of ``rows``, shaped as ``like``."""
+    whole = torch.empty_like(like)
+    for part in blocks(like):
+        whole[part] = rows(part)
+    return whole
+
+
+def project(rows: Rows, matrix: Tensor, like: Tensor) -> Tensor:
+    """The array [O, D] of ``rows``, shaped as ``like``, times ``matrix`` [D, p]."""
+    product = like.new_empty(like.shape[0], matrix.shape[1])
+    for part in blocks(like):
+        torch.mm(rows(part), matrix, out=product[part])
+    return product

@@ -1,0 +1,88 @@
+"""What memory this process holds, what the machine has left, and how the ranks share it.
+
+All numbers are bytes. On a GPU they are those of torch's allocator and of the driver.
+"""
+
+from __future__ import annotations
+
+import resource
+import socket
+from pathlib import Path
+
+import torch
+
+from distributed_ignn.comm.communicator import Communicator
+
+_STATUS = Path("/proc/self/status")
+_MEMINFO = Path("/proc/meminfo")
+# folder, limit and usage of a container, for either version of control groups
+_CGROUPS = (
+    (Path("/sys/fs/cgroup"), "memory.max", "memory.current"),
+    (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes"),
+)
+
+
+def resident(device: torch.device) -> int:
+    """Held now: resident size of the process, or allocated on its GPU."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    return _field(_STATUS, "VmRSS") or 0
+
+
+def peak(device: torch.device) -> int:
+    """The largest value that ``resident`` has had."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    known = _field(_STATUS, "VmHWM")
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 if known is None else known
+
+
+def available(device: torch.device) -> int | None:
+    """What may still be taken on this machine or GPU; None where that cannot be known."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    found = [_field(_MEMINFO, "MemAvailable")]
+    for folder, limit, usage in _CGROUPS:
+        most, used = _number(folder / limit), _number(folder / usage)
+        if most is not None and used is not None:
+            # files that were read count as used, and make room when it is needed
+            found.append(max(most - used, 0) + _cached(folder / "memory.stat"))
+    known = [value for value in found if value is not None]
+    return min(known) if known else None
+
+
+def place(comm: Communicator) -> str:
+    """Names what this rank shares its memory with: a machine, or one GPU of it."""
+    host = socket.gethostname()
+    if comm.device.type != "cuda":
+        return host
+    return f"GPU {torch.cuda.get_device_properties(comm.device).uuid} of {host}"
+
+
+def _field(path: Path, key: str) -> int | None:
+    """A line "key:   number kB" of a file in /proc."""
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        if line.startswith(f"{key}:"):
+            return int(line.split()[1]) * 1024
+    return None
+
+
+def _cached(path: Path) -> int:
+    """Bytes of files in a container's memory that it can do without."""
+    try:
+        pairs = [line.split() for line in path.read_text().splitlines()]
+    except OSError:
+        return 0
+    return sum(int(value) for key, value in pairs if key == "inactive_file")
+
+
+def _number(path: Path) -> int | None:
+    """The number in a file; None where there is none, as in "max"."""
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return None
