@@ -25,8 +25,11 @@ from distributed_ignn.models.dropout import NodeDropout
 from distributed_ignn.planning.resident import peak_resident
 from distributed_ignn.solvers.history import History
 
-SIZES = ((16_000, 64), (64_000, 64), (128_000, 128))
-"""Rows and columns of the arrays: 4, 16 and 66 MB, below and above what caches hold."""
+Sizes = tuple[tuple[int, int], ...]
+"""Rows and columns of arrays, by ascending size; the last is the one for what has a single rate."""
+
+SIZES: Sizes = ((16_000, 64), (64_000, 64), (128_000, 128))
+"""4, 16 and 66 MB: below and above what caches hold."""
 
 WIDTHS = (16, 64, 128)
 """Columns that the sparse product is measured with."""
@@ -47,24 +50,26 @@ class Probes:
 
     Args:
         comm: its communicator; all ranks measure at the same time.
-        folder: of the graphs, ``scattered-N`` and ``clustered-N`` for every N rows in ``SIZES``.
+        folder: of the graphs, ``scattered-N`` and ``clustered-N`` for every N rows in ``sizes``.
+        sizes: of the arrays.
     """
 
     comm: Communicator
     folder: Path
+    sizes: Sizes = SIZES
 
     def run(self) -> Measured:
         """Everything; exchanges only where there is another rank."""
         found: Measured = {"process_bytes": float(peak_resident())}
-        for rows, width in SIZES:
+        for rows, width in self.sizes:
             found |= self._arrays(rows, width)
             for kind in ("scattered", "clustered"):
                 found |= self._gather(kind, rows)
-        found |= self._rows(*SIZES[-1])
+        found |= self._rows(*self.sizes[-1])
         found |= self._fresh()
         found["operation"] = self._operation()
         if self.comm.world_size > 1:
-            found |= self._network(*SIZES[-1])
+            found |= self._network(*self.sizes[-1])
         return found
 
     def _seconds(self, action: Callable[[], object], rounds: int = _ROUNDS) -> float:
@@ -195,7 +200,7 @@ class Probes:
 
     def _hidden(self, rows: torch.Tensor, counts: list[int], exchange: float) -> float:
         """Share of the shorter one that is gone when product and exchange overlap."""
-        size, width = SIZES[1]
+        size, width = self.sizes[1]
         operator = self._operator("scattered", size)
         x = torch.rand(size, width)
         product = self._seconds(lambda: operator @ x, 5)
@@ -210,6 +215,6 @@ class Probes:
         return min(max(saved, 0.0), 1.0)
 
 
-def measure(comm: Communicator, folder: str) -> Measured:
+def measure(comm: Communicator, folder: str, sizes: Sizes) -> Measured:
     """All probes on one rank; the entry of a started process."""
-    return Probes(comm, Path(folder)).run()
+    return Probes(comm, Path(folder), sizes).run()

@@ -132,5 +132,8 @@ def test_memory_adds_up_and_a_longer_history_takes_more() -> None:
 def test_every_codec_is_forecast_for_every_number_of_ranks() -> None:
     found = by_codec(part, [2, 8], WORK, machine())
     assert list(found) == ["fp32", "bf16", "int8", "int4", "int3", "int2"]
-    sent = [line[1].cost.sent for line in found.values()]
-    assert sent == sorted(sent, reverse=True)
+    sent = {codec: line[1].cost.sent for codec, line in found.items()}
+    coded = [sent[codec] for codec in ("fp32", "bf16", "int8", "int4", "int3")]
+    assert coded == sorted(coded, reverse=True)
+    exchanges = {codec: line[1].cost.exchanges for codec, line in found.items()}
+    assert exchanges["int2"] > exchanges["int3"] == exchanges["fp32"]

@@ -18,7 +18,8 @@ def test_bytes_are_forecast_exactly_and_seconds_and_memory_nearly(
     tmp_path: Path,
 ) -> None:
     told: list[str] = []
-    profile = calibration.calibrate("here", told.append)
+    sizes = ((2_000, 64), (4_000, 64), (8_000, 128))
+    profile = calibration.calibrate("here", told.append, sizes=sizes)
     assert "measuring one rank" in told
     path = tmp_path / "here.yaml"
     write_profile(path, profile)
