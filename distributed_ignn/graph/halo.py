@@ -23,6 +23,7 @@ from distributed_ignn.comm.codecs import (
     quantiser,
 )
 from distributed_ignn.comm.communicator import Communicator, PendingRows
+from distributed_ignn.comm.row_exchange import RowExchange
 from distributed_ignn.graph.shard import GraphShard
 
 
@@ -57,8 +58,8 @@ class HaloExchange:
     comm: Communicator
     num_owned: int
     send_index: Tensor
-    send_counts: tuple[int, ...]
-    recv_counts: tuple[int, ...]
+    out: RowExchange
+    home: RowExchange
 
     @classmethod
     def from_shard(cls, shard: GraphShard, comm: Communicator) -> HaloExchange:
@@ -72,50 +73,49 @@ class HaloExchange:
                 f"shard {shard.part} of {shard.parts} given to rank {comm.rank} of "
                 f"{comm.world_size}"
             )
+        send, receive = shard.send_counts.tolist(), shard.recv_counts.tolist()
         return cls(
             comm,
             shard.num_owned,
             shard.send_index.to(comm.device),
-            tuple(shard.send_counts.tolist()),
-            tuple(shard.recv_counts.tolist()),
+            RowExchange(comm, send, receive),
+            RowExchange(comm, receive, send),
         )
 
     @property
     def num_halo(self) -> int:
         """H."""
-        return sum(self.recv_counts)
+        return sum(self.out.recv_counts)
 
     @property
     def num_sent(self) -> int:
         """S."""
-        return sum(self.send_counts)
+        return sum(self.out.send_counts)
 
     def start(self, *owned: Tensor) -> PendingRows:
         """Send owned rows, one or more [O, D_i]; waiting yields the halo rows [H, sum D_i]."""
         picked = [columns.index_select(0, self.send_index) for columns in owned]
         rows = picked[0] if len(picked) == 1 else torch.cat(picked, dim=1)
-        return self.comm.start_exchange(rows, self.send_counts, self.recv_counts)
+        return self.out.start(rows)
 
     def start_rounded(self, columns: Tensor, coder: Quantiser) -> RoundedRows:
         """As ``start``, each row rounded by itself: for what guides an iteration, no more."""
         rows = columns.index_select(0, self.send_index)
-        return self._send_rounded(rows, coder, self.send_counts, self.recv_counts)
+        return self._send_rounded(rows, coder, self.out)
 
     def start_rounded_transpose(self, halo: Tensor, coder: Quantiser) -> RoundedRows:
         """As ``start_transpose``, each row rounded by itself; ``halo`` is overwritten."""
-        return self._send_rounded(halo, coder, self.recv_counts, self.send_counts)
+        return self._send_rounded(halo, coder, self.home)
 
-    def _send_rounded(
-        self, rows: Tensor, coder: Quantiser, send: tuple[int, ...], receive: tuple[int, ...]
-    ) -> RoundedRows:
+    def _send_rounded(self, rows: Tensor, coder: Quantiser, way: RowExchange) -> RoundedRows:
         with self.comm.clock.measure("pack"):
             payload = encode_once(rows, coder)
-        pending = self.comm.start_exchange(payload, send, receive)
+        pending = way.start(payload)
         return RoundedRows(pending, coder, rows.shape[1], rows.dtype, self.comm)
 
     def start_transpose(self, halo: Tensor) -> PendingRows:
         """Send halo rows [H, D] home; waiting yields rows [S, D] for ``add_home``."""
-        return self.comm.start_exchange(halo, self.recv_counts, self.send_counts)
+        return self.home.start(halo)
 
     def add_home(self, owned: Tensor, received: Tensor) -> Tensor:
         """Add rows that came home [S, D] into ``owned`` [O, D], in place."""
@@ -184,6 +184,10 @@ class HaloLink:
         self._exchange = exchange
         self._coder = quantiser(codec)
         self._transposed = transposed
+        way = exchange.home if transposed else exchange.out
+        # an exchange may be under way while the next one begins
+        lag = 2 if stale else 1
+        self._way = RowExchange(exchange.comm, way.send_counts, way.recv_counts, lag)
         self._stale = stale
         self._settled = not stale
         self._in_flight: deque[_Flight] = deque()
@@ -224,10 +228,9 @@ class HaloLink:
             if rider is not None:
                 extra = rider.index_select(0, exchange.send_index).view(payload.dtype)
                 payload = torch.cat([payload, extra], dim=1)
-        counts = exchange.send_counts, exchange.recv_counts
-        send, receive = counts[::-1] if self._transposed else counts
-        pending = exchange.comm.start_exchange(payload, send, receive)
-        self._in_flight.append(_Flight(pending, width, rows.shape[1], rows.dtype, coder))
+        self._in_flight.append(
+            _Flight(self._way.start(payload), width, rows.shape[1], rows.dtype, coder)
+        )
 
     def _coder_for(self, rows: Tensor) -> Quantiser | None:
         """How the next rows are written; makes room for what the receivers hold."""
