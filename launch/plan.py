@@ -183,6 +183,7 @@ def _workload(args: Namespace, known: list[PartitionSizes]) -> Workload:
         adjoint=adjoint,
         validation=validation,
         memory=args.memory,
+        history=args.history,
         learned=learned,
         compress=args.compress,
         warm_adjoint=not learned,
@@ -229,6 +230,12 @@ def _parse(argv: Sequence[str]) -> Namespace:
         help="of the map in an epoch: forward, adjoint, validation",
     )
     work.add_argument("--memory", type=int, default=5, help="M of the solver")
+    work.add_argument(
+        "--history",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="number format of the solver's history",
+    )
     work.add_argument("--compress", type=int, default=16, help="p, columns of a hop")
     work.add_argument("--codec", choices=(*CODECS, "all"), default="fp32", help="of halo rows")
     work.add_argument("--stale", action="store_true", help="use the last evaluation's halo rows")

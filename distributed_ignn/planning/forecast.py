@@ -84,7 +84,7 @@ def forecast(
                 part,
                 work.codec,
                 cost,
-                tuple(memory_items(part, work, profile.process_bytes)),
+                tuple(memory_items(part, work, profile.process_bytes, profile.on_cpu)),
                 profile.memory_bytes,
                 alone / (count * cost.seconds),
             )

@@ -22,8 +22,9 @@ from distributed_ignn.graph.shard_file import read_shard_file
 from distributed_ignn.graph.sparse import RUN_ROWS, SparseMatrix
 from distributed_ignn.models.dense import affine
 from distributed_ignn.models.dropout import NodeDropout
-from distributed_ignn.planning.resident import peak_resident
+from distributed_ignn.planning.epoch import HISTORY_PASSES
 from distributed_ignn.solvers.history import History
+from distributed_ignn.training.memory import peak
 
 Sizes = tuple[tuple[int, int], ...]
 """Rows and columns of arrays, by ascending size; the last is the one for what has a single rate."""
@@ -60,7 +61,7 @@ class Probes:
 
     def run(self) -> Measured:
         """Everything; exchanges only where there is another rank."""
-        found: Measured = {"process_bytes": float(peak_resident())}
+        found: Measured = {"process_bytes": float(peak(torch.device("cpu")))}
         for rows, width in self.sizes:
             found |= self._arrays(rows, width)
             for kind in ("scattered", "clustered"):
@@ -101,7 +102,7 @@ class Probes:
         for _ in range(_MEMORY + 1):
             step()
         alpha = torch.full((_MEMORY + 1,), 1.0 / (_MEMORY + 1), dtype=torch.float64)
-        weight, held = torch.rand(width, width) / width, _MEMORY + 1
+        weight = torch.rand(width, width) / width
         stream, push = self._seconds(passes), self._seconds(step)
         mix = self._seconds(lambda: history.mix(alpha, 1.0))
         runs = [slice(begin, begin + RUN_ROWS) for begin in range(0, rows, RUN_ROWS)]
@@ -111,7 +112,7 @@ class Probes:
         masks = self._seconds(lambda: dropout.mask(0, 0, nodes, width), 3)
         return {
             f"stream {size}": 7 * size / stream,
-            f"history {size}": (5 + held + 2 * held + 3) * size / (push + mix),
+            f"history {size}": (HISTORY_PASSES + 2 * _MEMORY) * size / (push + mix),
             f"dense {size}": 2 * rows * width**2 / dense,
             f"plain_dense {size}": 2 * rows * width**2 / plain,
             f"masks {size}": rows * width / masks,
