@@ -25,6 +25,10 @@ from distributed_ignn.models.encoder import keeps_constant_terms
 PROCESS_BYTES = 300 * 2**20
 """Python with torch and this package, where it has not been measured."""
 
+TYPICAL_EVALUATIONS = 5
+"""Of the map in a longest solve, as far as it can be known before the run: 4 to 7 were measured on
+graphs like ogbn-products. Each one more or less is two arrays of the history."""
+
 _WORKSPACE_BYTES = 110 * 2**20  # of libraries once they are used: mappings, threads, buffers
 _INDEX = 4  # bytes of a column number and of a row's start in torch's product
 
@@ -110,7 +114,7 @@ def budget(
         config: the run.
         process: what the process holds before it has read its part.
         evaluations: of the map in the longest forward solve ("forward") and backward solve
-            ("adjoint"), where they are known; otherwise the history is taken to be full.
+            ("adjoint"); where they are not given, the history is taken to be full.
         coded_halo: whether the halo exchange keeps what it sent and received last.
     """
     run = _Run(sizes, config)

@@ -97,7 +97,10 @@ def run_training(
 
     try:
         trainer.fit(on_epoch)
-        summary = _summarise(trainer) | {"memory_budget_bytes": budget.total}
+        summary = _summarise(trainer) | {
+            "memory_budget_bytes": budget.total,
+            "memory_bound_bytes": budget.bound,
+        }
         if recorder is not None:
             recorder.summary(summary)
     finally:
