@@ -162,9 +162,11 @@ def _parse(argv: Sequence[str]) -> tuple[Namespace, RunConfig]:
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of each rank")
     parser.add_argument("--timeout", type=float, default=3600.0, metavar="S", help="of one point")
     args, config = parse_command(parser, spelled_out(argv))
+    if any(argument.partition("=")[0] == "--comm.halo" for argument in argv):
+        raise UserError("--comm.halo is set by the study; it takes --halo")
     gpus = 0 if config.device == "cpu" else torch.cuda.device_count()
     args.ranks = sorted(set(args.ranks or _default_ranks(gpus)))
-    _check(args, config, gpus)
+    _check(args, gpus)
     return args, absolute_paths(config)
 
 
@@ -173,7 +175,7 @@ def _default_ranks(gpus: int) -> list[int]:
     return [2**k for k in range(gpus.bit_length())] if gpus else [1, 2, 4]
 
 
-def _check(args: Namespace, config: RunConfig, gpus: int) -> None:
+def _check(args: Namespace, gpus: int) -> None:
     for flag in ("rounds", "threads", "timeout"):
         if getattr(args, flag) <= 0:
             raise UserError(f"--{flag} {getattr(args, flag)} must be above 0")
@@ -188,8 +190,6 @@ def _check(args: Namespace, config: RunConfig, gpus: int) -> None:
         raise UserError("--link slows down what travels between CPUs; add --device cpu")
     if args.link is not None and args.ranks[-1] < 2:
         raise UserError("--link joins at least 2 ranks; add them to --ranks")
-    if config.comm.halo != "fp32":
-        raise UserError("comm.halo is set by the study; it takes --halo")
 
 
 if __name__ == "__main__":

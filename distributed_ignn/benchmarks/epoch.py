@@ -21,6 +21,7 @@ from distributed_ignn.benchmarks.waiting import Seconds, clock_figures, clocked
 from distributed_ignn.benchmarks.workload import Workload
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import RunConfig
+from distributed_ignn.graph.propagate import choose_codec
 from distributed_ignn.solvers.base import Solution
 from distributed_ignn.training.memory import peak
 from distributed_ignn.training.records import EpochRecord
@@ -93,7 +94,7 @@ def run(workload: Workload) -> Report:
     comm = workload.comm
     settings = {
         **workload.settings(),
-        "halo": workload.config.comm.halo,
+        "halo": choose_codec(workload.config.comm.halo, comm),
         "stale": workload.config.comm.stale,
         "kernel": workload.config.train.kernel,
         "tolerance": workload.config.forward.tolerance,

@@ -18,6 +18,7 @@ from distributed_ignn.benchmarks.epoch import warm_up_epochs, with_epochs
 from distributed_ignn.benchmarks.report import Figure, Report, compare
 from distributed_ignn.benchmarks.workload import Workload
 from distributed_ignn.comm.communicator import Communicator
+from distributed_ignn.graph.propagate import choose_codec
 from distributed_ignn.training.budget import PartSizes, budget
 from distributed_ignn.training.memory import peak, resident
 from distributed_ignn.training.trainer import Trainer
@@ -43,7 +44,8 @@ def run(workload: Workload) -> Report:
     trainer = Trainer(with_epochs(config, workload.rounds), workload.shard, comm)
     built = resident(comm.device)
     evaluations = _train(trainer, warm_up_epochs(config) + workload.rounds)
-    sizes, coded = PartSizes.from_shard(workload.shard), config.comm.halo != "fp32"
+    codec = choose_codec(config.comm.halo, comm)
+    sizes, coded = PartSizes.from_shard(workload.shard), codec != "fp32"
     started = workload.process_bytes
     known = budget(sizes, config, process=started, evaluations=evaluations, coded_halo=coded)
     full = budget(sizes, config, process=started, coded_halo=coded)
@@ -68,7 +70,7 @@ def run(workload: Workload) -> Report:
     settings = {
         **workload.settings(),
         "method": config.forward.method,
-        "halo": config.comm.halo,
+        "halo": codec,
         "evaluations_forward": evaluations["forward"],
         "evaluations_adjoint": evaluations["adjoint"],
     }
