@@ -98,11 +98,11 @@ def locality_rank(graph: CSRMatrix) -> NDArray[np.int32]:
     """A rank for every node, int32 [n], that puts linked nodes near each other; repeats possible.
 
     On half of the generated graph with 306,129 nodes (7.4 million entries, D = 128, one thread) the
-    product takes 111 ms in this order and 142 ms with shuffled ids (embedding_bag; torch's CSR
-    product 398 and 804 ms). METIS clusters of 1,000 nodes give 112 and 391 ms, and finding them
-    takes six times as long; the communities that the graph was drawn from give 104 and 338 ms.
-    Breadth-first search and reverse Cuthill-McKee over nodes fall behind METIS clusters by factors
-    of 1.4 and 2.3.
+    product takes 111 ms in this order and 152 ms with shuffled ids (embedding_bag; torch's CSR
+    product 479 and 1143 ms), for 1.0 s spent here. METIS clusters of 1,000 nodes give 135 and
+    515 ms for 4.6 s, reverse Cuthill-McKee over nodes 128 and 646 ms for 0.2 s, breadth-first
+    search 154 and 1007 ms; the communities that the graph was drawn from give 103 and 544 ms.
+    Seconds are of CPU time.
     """
     cluster = bounded_clusters(graph, _CLUSTER_NODES, passes=_PASSES, seed=0)
     return chain_clusters(graph, cluster)[cluster]

@@ -7,6 +7,7 @@ Letters: n nodes, P parts, E stored entries of all channels.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ from distributed_ignn.graph.data import CSRMatrix, csr_from_blocks, entry_blocks
 from distributed_ignn.graph.fennel import fennel
 from distributed_ignn.graph.metis import choose_provider, run_pyg_lib, run_pymetis
 from distributed_ignn.graph.sharding import ShardPlan, plan_shards
+
+logger = logging.getLogger(__name__)
 
 Provider = Literal["pyg-lib", "pymetis", "fennel", "random", "contiguous"]
 Objective = Literal["volume", "cut", "none"]
@@ -92,11 +95,13 @@ def assign_parts(graphs: tuple[CSRMatrix, ...], parts: int, config: PartitionCon
         raise UserError(f"parts = {parts}: a graph is divided into at least 1 part")
     _check_edges(graphs)
     symmetric = tuple(is_symmetric(graph) for graph in graphs)
+    logger.info("dividing %d nodes into %d parts with %s", graphs[0].num_rows, parts, config.method)
     started = time.perf_counter()
     provider, objective, part = _decide(graphs, parts, config, symmetric)
     seconds = time.perf_counter() - started
     rank = None
     if config.order == "locality":
+        logger.info("ordering the rows")
         rank = torch.from_numpy(locality_rank(_union(graphs)))
     plan = plan_shards(graphs, part, parts, symmetric=symmetric, rank=rank)
     return Assignment(part, parts, provider, objective, seconds, measure(plan), plan)
