@@ -27,7 +27,7 @@ _MEMORY = Path("/dev/shm")
 
 
 class SharedRows:
-    """The mapped files of one exchange plan and one size of rows.
+    """The mapped files between this rank and each other one.
 
     Args:
         outgoing: per receiving rank, uint8 [rooms, bytes], or None where nothing goes.
@@ -44,45 +44,33 @@ class SharedRows:
         self._turn = 0
 
     @classmethod
-    def open(
-        cls,
-        comm: Communicator,
-        send_counts: Sequence[int],
-        recv_counts: Sequence[int],
-        row_bytes: int,
-        lag: int,
-    ) -> SharedRows | None:
+    def open(cls, comm: Communicator, sizes: Sequence[int], rooms: int) -> SharedRows | None:
         """Create and map the files, every rank together; None where some rank could not.
 
         Args:
             comm: this rank's communicator.
-            send_counts, recv_counts: rows to and from each rank.
-            row_bytes: size of a row.
-            lag: see above.
+            sizes: bytes of an exchange between this rank and each other one, the same both ways.
+            rooms: exchanges that have room.
         """
-        rooms = 2 * lag
         folder = _MEMORY if _MEMORY.is_dir() else Path(tempfile.gettempdir())
         token = comm.gather_json(uuid.uuid4().hex if comm.is_main else None)[0]
 
         def path(sender: int, receiver: int) -> Path:
             return folder / f"ignn-{token}-{sender}-{receiver}"
 
-        own = {q: path(comm.rank, q) for q, count in enumerate(send_counts) if count}
+        others = [rank for rank, size in enumerate(sizes) if size]
+        own = {rank: path(comm.rank, rank) for rank in others}
         try:
-            made = [_create(own[q], rooms * send_counts[q] * row_bytes) for q in own]
+            made = [_create(own[rank], rooms * sizes[rank]) for rank in others]
             if not _all(comm, all(made)):
                 return None
-            outgoing = [
-                _map(own.get(q), rooms, count * row_bytes) for q, count in enumerate(send_counts)
-            ]
-            incoming = [
-                _map(path(p, comm.rank) if count else None, rooms, count * row_bytes)
-                for p, count in enumerate(recv_counts)
-            ]
+            outgoing: list[Tensor | None] = [None] * len(sizes)
+            incoming: list[Tensor | None] = [None] * len(sizes)
+            for rank in others:
+                outgoing[rank] = _map(own[rank], rooms, sizes[rank])
+                incoming[rank] = _map(path(rank, comm.rank), rooms, sizes[rank])
             mapped = all(
-                (block is not None) == (count > 0)
-                for blocks, counts in ((outgoing, send_counts), (incoming, recv_counts))
-                for block, count in zip(blocks, counts, strict=True)
+                outgoing[rank] is not None and incoming[rank] is not None for rank in others
             )
             return cls(outgoing, incoming, rooms) if _all(comm, mapped) else None
         finally:
@@ -94,14 +82,19 @@ class SharedRows:
         turn, self._turn = self._turn, (self._turn + 1) % self._rooms
         for block, part in zip(self._outgoing, rows.split(list(send_counts)), strict=True):
             if block is not None:
-                block[turn].view(rows.dtype).view(part.shape).copy_(part)
+                _view(block[turn], part).copy_(part)
         return turn
 
     def read(self, turn: int, received: Tensor, recv_counts: Sequence[int]) -> None:
         """Copy what arrived in a turn to ``received`` [sum(recv_counts), D]."""
         for block, part in zip(self._incoming, received.split(list(recv_counts)), strict=True):
             if block is not None:
-                part.copy_(block[turn].view(received.dtype).view(part.shape))
+                part.copy_(_view(block[turn], part))
+
+
+def _view(room: Tensor, part: Tensor) -> Tensor:
+    """The front of a room in the form of ``part``."""
+    return room[: part.numel() * part.element_size()].view(part.dtype).view(part.shape)
 
 
 def _all(comm: Communicator, fine: bool) -> bool:
@@ -125,10 +118,8 @@ def _create(path: Path, size: int) -> bool:
     return True
 
 
-def _map(path: Path | None, rooms: int, size: int) -> Tensor | None:
-    """A file as uint8 [rooms, size]; None without one."""
-    if path is None:
-        return None
+def _map(path: Path, rooms: int, size: int) -> Tensor | None:
+    """A file as uint8 [rooms, size]; None where that does not work."""
     try:
         whole = torch.from_file(str(path), shared=True, size=rooms * size, dtype=torch.uint8)
     except (OSError, RuntimeError):

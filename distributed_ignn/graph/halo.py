@@ -6,6 +6,7 @@ Letters: O owned nodes, H halo nodes, S rows sent, D columns, R rider columns.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +24,7 @@ from distributed_ignn.comm.codecs import (
     quantiser,
 )
 from distributed_ignn.comm.communicator import Communicator, PendingRows
-from distributed_ignn.comm.row_exchange import RowExchange
+from distributed_ignn.comm.row_exchange import RowArena, RowExchange
 from distributed_ignn.graph.shard import GraphShard
 
 
@@ -78,8 +79,7 @@ class HaloExchange:
             comm,
             shard.num_owned,
             shard.send_index.to(comm.device),
-            RowExchange(comm, send, receive),
-            RowExchange(comm, receive, send),
+            *_both_ways(comm, send, receive, lag=1),
         )
 
     @property
@@ -125,6 +125,14 @@ class HaloExchange:
         """Halo rows [H, D] of owned rows [O, D], differentiable."""
         result: Tensor = _Exchange.apply(owned, self)
         return result
+
+
+def _both_ways(
+    comm: Communicator, send: Sequence[int], receive: Sequence[int], lag: int
+) -> tuple[RowExchange, RowExchange]:
+    """A plan and its reverse over the same memory."""
+    arena = RowArena(comm, send, receive, lag)
+    return RowExchange(comm, send, receive, arena), RowExchange(comm, receive, send, arena)
 
 
 class _Exchange(torch.autograd.Function):
@@ -184,10 +192,11 @@ class HaloLink:
         self._exchange = exchange
         self._coder = quantiser(codec)
         self._transposed = transposed
-        way = exchange.home if transposed else exchange.out
-        # an exchange may be under way while the next one begins
-        lag = 2 if stale else 1
-        self._way = RowExchange(exchange.comm, way.send_counts, way.recv_counts, lag)
+        ways = exchange.out, exchange.home
+        if stale:  # an exchange is under way while the next one begins
+            counts = exchange.out.send_counts, exchange.out.recv_counts
+            ways = _both_ways(exchange.comm, *counts, lag=2)
+        self._way = ways[int(transposed)]
         self._stale = stale
         self._settled = not stale
         self._in_flight: deque[_Flight] = deque()

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from distributed_ignn.comm import shared_rows
 from distributed_ignn.comm.communicator import Communicator
-from distributed_ignn.comm.row_exchange import RowExchange
+from distributed_ignn.comm.row_exchange import RowArena, RowExchange
 from tests.ranks import run_ranks
 
 pytestmark = pytest.mark.timeout(120)
@@ -36,19 +36,21 @@ def _both_ways(comm: Communicator) -> tuple[bool, bool, list[str]]:
     send, receive = _plan(comm.rank)
     equal = []
     for lag in (1, 2):
-        ways = RowExchange(comm, send, receive, lag), RowExchange(comm, receive, send, lag)
+        arena = RowArena(comm, send, receive, 2 * lag)
+        way = RowExchange(comm, send, receive, arena)
+        back = RowExchange(comm, receive, send, arena)
         for width, dtype in ((4, torch.float32), (3, torch.float64), (5, torch.uint8)):
             waiting = []
             for turn in range(8):
                 rows = _rows(comm.rank, turn, width, dtype)
                 plain = comm.start_exchange(rows, send, receive).wait()
-                waiting.append((ways[0].start(rows), plain))
+                waiting.append((way.start(rows), plain))
                 if len(waiting) == lag:
                     pending, expected = waiting.pop(0)
                     arrived = pending.wait()
                     equal.append(torch.equal(arrived, expected))
                     home = comm.start_exchange(arrived, receive, send).wait()
-                    equal.append(torch.equal(ways[1].start(arrived).wait(), home))
+                    equal.append(torch.equal(back.start(arrived).wait(), home))
     comm.barrier()
     left = [name for name in set(os.listdir("/dev/shm")) - before if name.startswith("ignn-")]
     return comm.shares_memory, all(equal), left
@@ -67,10 +69,11 @@ def _without_room(comm: Communicator, culprit: int) -> tuple[bool, bool]:
     fault = mock.Mock(side_effect=OSError(28, "No space left on device"))
     fallocate = fault if comm.rank == culprit else os.posix_fallocate
     with mock.patch.object(shared_rows.os, "posix_fallocate", fallocate):
-        way = RowExchange(comm, send, receive)
+        arena = RowArena(comm, send, receive)
+        way = RowExchange(comm, send, receive, arena)
         arrived = way.start(rows).wait()
     expected = comm.start_exchange(rows, send, receive).wait()
-    return torch.equal(arrived, expected), way._shared == {16: None}
+    return torch.equal(arrived, expected), arena.memory(16) is None
 
 
 def test_a_rank_without_room_sends_all_ranks_back_to_sockets() -> None:
