@@ -45,10 +45,11 @@ def run(workload: Workload) -> Report:
     built = resident(comm.device)
     evaluations = _train(trainer, warm_up_epochs(config) + workload.rounds)
     codec = choose_codec(config.comm.halo, comm)
-    sizes, coded = PartSizes.from_shard(workload.shard), codec != "fp32"
+    sizes = PartSizes.from_shard(workload.shard)
+    ways = {"coded_halo": codec != "fp32", "shares_memory": comm.shares_memory}
     started = workload.process_bytes
-    known = budget(sizes, config, process=started, evaluations=evaluations, coded_halo=coded)
-    full = budget(sizes, config, process=started, coded_halo=coded)
+    known = budget(sizes, config, process=started, evaluations=evaluations, **ways)
+    full = budget(sizes, config, process=started, **ways)
     measured = {
         "process": started,
         "shard read": read,

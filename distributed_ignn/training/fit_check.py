@@ -9,6 +9,7 @@ from rich.table import Table
 
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import RunConfig
+from distributed_ignn.graph.propagate import choose_codec
 from distributed_ignn.graph.shard import GraphShard
 from distributed_ignn.training import memory
 from distributed_ignn.training.budget import TYPICAL_EVALUATIONS, PartSizes, budget
@@ -82,8 +83,12 @@ def check_budget(
     base = resident if process is None else process
     sizes = PartSizes.from_shard(shard)
     steps = dict.fromkeys(("forward", "adjoint"), TYPICAL_EVALUATIONS)
-    items = budget(sizes, config, process=base, evaluations=steps)
-    total = sum(budget(sizes, config, process=base).values())
+    ways = {
+        "coded_halo": choose_codec(config.comm.halo, comm) != "fp32",
+        "shares_memory": comm.shares_memory,
+    }
+    items = budget(sizes, config, process=base, evaluations=steps, **ways)
+    total = sum(budget(sizes, config, process=base, **ways).values())
     own = {
         "place": memory.place(comm),
         "items": items,
@@ -95,7 +100,7 @@ def check_budget(
     report = _report(ranks, config.train.memory_limit)
     if report.available is not None and report.needed > report.available:
         smaller = _with_rounded_history(config)
-        saved = total - sum(budget(sizes, smaller, process=base).values())
+        saved = total - sum(budget(sizes, smaller, process=base, **ways).values())
         comm.agree(_refusal(report, saved / max(total, 1)))
     return report
 
