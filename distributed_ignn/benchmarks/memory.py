@@ -11,6 +11,7 @@ Every figure is that of the largest rank.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import torch
 
@@ -44,12 +45,17 @@ def run(workload: Workload) -> Report:
     trainer = Trainer(with_epochs(config, workload.rounds), workload.shard, comm)
     built = resident(comm.device)
     evaluations = _train(trainer, warm_up_epochs(config) + workload.rounds)
+    sizes, started = PartSizes.from_shard(workload.shard), workload.process_bytes
     codec = choose_codec(config.comm.halo, comm)
-    sizes = PartSizes.from_shard(workload.shard)
-    ways = {"coded_halo": codec != "fp32", "shares_memory": comm.shares_memory}
-    started = workload.process_bytes
-    known = budget(sizes, config, process=started, evaluations=evaluations, **ways)
-    full = budget(sizes, config, process=started, **ways)
+    hold = partial(
+        budget,
+        sizes,
+        config,
+        process=started,
+        coded_halo=codec != "fp32",
+        shares_memory=comm.shares_memory,
+    )
+    known, full = hold(evaluations=evaluations), hold()
     measured = {
         "process": started,
         "shard read": read,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from rich.table import Table
@@ -83,12 +84,15 @@ def check_budget(
     base = resident if process is None else process
     sizes = PartSizes.from_shard(shard)
     steps = dict.fromkeys(("forward", "adjoint"), TYPICAL_EVALUATIONS)
-    ways = {
-        "coded_halo": choose_codec(config.comm.halo, comm) != "fp32",
-        "shares_memory": comm.shares_memory,
-    }
-    items = budget(sizes, config, process=base, evaluations=steps, **ways)
-    total = sum(budget(sizes, config, process=base, **ways).values())
+    hold = partial(
+        budget,
+        sizes,
+        process=base,
+        coded_halo=choose_codec(config.comm.halo, comm) != "fp32",
+        shares_memory=comm.shares_memory,
+    )
+    items = hold(config, evaluations=steps)
+    total = sum(hold(config).values())
     own = {
         "place": memory.place(comm),
         "items": items,
@@ -100,7 +104,7 @@ def check_budget(
     report = _report(ranks, config.train.memory_limit)
     if report.available is not None and report.needed > report.available:
         smaller = _with_rounded_history(config)
-        saved = total - sum(budget(sizes, smaller, process=base, **ways).values())
+        saved = total - sum(hold(smaller).values())
         comm.agree(_refusal(report, saved / max(total, 1)))
     return report
 
