@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from distributed_ignn.graph.kernels import Entries, choose_kernel
 from distributed_ignn.graph.triton_rows import LONGEST, TritonRows, block_columns, block_rows
 from tests.graph.triton_cases import (
     cell_report,
+    compiled,
     evaluation_errors,
     fusable,
     not_a_number,
@@ -92,6 +94,19 @@ def test_cells_agree_with_float64_on_one_rank_and_two() -> None:
                     continue
                 error = (value - expected[case][name]).norm() / expected[case][name].norm()
                 assert error < EXACT, (case, name, world_size)
+
+
+@needs_triton
+@pytest.mark.parametrize("capability", [80, 90])
+def test_kernels_compile_for_gpus(
+    capability: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    (sizes,) = run_ranks(compiled, 1, capability, timeout=110)
+    assert sizes["product_kernel"] == 0
+    # three programs fit beside each other on an A100 (164 KiB) and on an H100 (228 KiB)
+    assert 0 < sizes["evaluation_kernel"] < 164 * 1024 / 3
 
 
 def test_every_entry_is_summed_once_and_programs_take_rows_alike() -> None:

@@ -17,7 +17,7 @@ from distributed_ignn.comm.clock import Clock
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.graph import triton_rows
 from distributed_ignn.graph.data import csr_from_entries
-from distributed_ignn.graph.kernels import Entries
+from distributed_ignn.graph.kernels import Entries, Kernel
 from distributed_ignn.graph.propagate import Propagation, PropagationOptions
 from distributed_ignn.graph.row_sum import RowSum
 from distributed_ignn.graph.sharding import build_shards
@@ -176,8 +176,8 @@ def not_a_number(comm: Communicator) -> list[bool]:
     z = torch.ones(COLUMNS, 16)
     z[int(part.col[0])] = torch.nan
     image, own, weight = torch.empty(70, 16), torch.zeros(70, 16), torch.eye(16)
-    tensors = (t.to(comm.device) for t in (weight, own, own, image))
-    tail = Tail(*tensors)
+    weight, own, image = (t.to(comm.device) for t in (weight, own, image))
+    tail = Tail(weight, own, own, image)
     squares = TritonRows.from_entries(part).evaluate(z.to(comm.device), tail)
     reached = tail.image.isnan().all(dim=1).cpu()
     expected = (dense @ z.double()).isnan().any(dim=1)  # 0 * NaN marks rows that it is not in
@@ -203,7 +203,7 @@ def fusable(comm: Communicator) -> list[bool]:
     ]
 
 
-def cell_report(comm: Communicator, kernel: str) -> dict[str, dict[str, Tensor]]:
+def cell_report(comm: Communicator, kernel: Kernel) -> dict[str, dict[str, Tensor]]:
     """Images, kept products, squares and the fixed point of cells on awkward graphs.
 
     With ``reduce`` in float64: the reference. Which of them were evaluated in one kernel is told.
@@ -217,7 +217,7 @@ def cell_report(comm: Communicator, kernel: str) -> dict[str, dict[str, Tensor]]
     return {name: _cell(comm, name.partition(",")[0], form, kernel) for name, form in forms.items()}
 
 
-def _cell(comm: Communicator, case: str, form: CellForm, kernel: str) -> dict[str, Tensor]:
+def _cell(comm: Communicator, case: str, form: CellForm, kernel: Kernel) -> dict[str, Tensor]:
     kind = torch.float64 if kernel == "reduce" else torch.float32
     shards = build_shards(make_data(case), assign(case, comm.world_size), comm.world_size)
     shard = list(shards)[comm.rank]
@@ -251,8 +251,45 @@ def _cell(comm: Communicator, case: str, form: CellForm, kernel: str) -> dict[st
     for number, block in enumerate(cell.products_at(point)):
         found[f"product {number}"] = spread(shard, block)
     if case == "awkward":
-        limits = {"tolerance": 1e-5, "max_steps": 50}
-        solution = solve(cell, torch.zeros_like(point), Picard(), comm.sum, **limits)
+        solution = solve(
+            cell, torch.zeros_like(point), Picard(), comm.sum, tolerance=1e-5, max_steps=50
+        )
         found["fixed point"] = spread(shard, solution.image)
         found["<steps>"] = torch.tensor(solution.steps)
     return found
+
+
+def compiled(comm: Communicator, capability: int) -> dict[str, int]:
+    """Bytes of shared memory of the kernels, compiled for a GPU that need not be there."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from distributed_ignn.graph import triton_kernels
+
+    flags = {"HAS_VALUE": False, "HAS_SCALE": True, "HAS_LEFT": True}
+    tail = {"HAS_START": True, "KEEP": True, "LINEAR": False, "BLOCK_N": 32}
+    shape = {"BLOCK_D": 128, "ROWS": triton_rows.block_rows(128), "UNROLL": 4}
+    sizes = {}
+    for kernel, constants in (
+        (triton_kernels.product_kernel.fn, flags | shape),
+        (triton_kernels.evaluation_kernel.fn, flags | tail | shape),
+    ):
+        names = list(kernel.arg_names)
+        source = ASTSource(
+            fn=kernel,
+            signature={name: _kind(name, constants) for name in names},
+            constexprs={(names.index(name),): value for name, value in constants.items()},
+        )
+        binary = triton.compile(source, target=GPUTarget("cuda", capability, 32))
+        sizes[kernel.__name__] = binary.metadata.shared
+    return sizes
+
+
+def _kind(name: str, constants: dict[str, int]) -> str:
+    """Triton's name for the type of a kernel's argument."""
+    if name in constants:
+        return "constexpr"
+    if not name.endswith("_ptr"):
+        return "i32"
+    return "*i32" if name in ("row_ptr", "begin_ptr", "length_ptr", "col_ptr") else "*fp32"
