@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -25,11 +26,14 @@ from distributed_ignn.graph.shard_store import (
     read_manifest,
     write_shards,
 )
+from distributed_ignn.resident import Peak, read_peak, reset_peak
 
 _EXAMPLES = """\
 examples:
   python launch/partition.py --dataset acm --parts 4 --out shards/acm-4
   torchrun --nproc-per-node 4 launch/train.py --dataset acm --partition.dir shards/acm-4
+  python launch/partition.py --dataset synthetic-products --data.synthetic.scale 1.0 --parts 2 \\
+    --partition.objective cut --out shards/products-2
 """
 
 
@@ -40,11 +44,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str]) -> None:
     args, run = _parse(argv)
-    seconds: dict[str, float] = {}
-    manifest = _partition(run, args.parts, args.out, seconds)
-    state = "already in" if "compare" in seconds else "written to"
+    steps: dict[str, _Cost] = {}
+    manifest = _partition(run, args.parts, args.out, steps)
+    state = "already in" if "compare" in steps else "written to"
     print(f"{manifest.dataset}: {manifest.parts} shards {state} {args.out}")
-    Console().print(_table(manifest, seconds))
+    Console().print(_table(manifest, steps))
 
 
 def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, RunConfig]:
@@ -53,7 +57,7 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, RunConfig]:
     parser.add_argument("--out", type=Path, required=True, help="new folder for the shards")
     parser.add_argument(
         "--method",
-        choices=("metis", "random", "contiguous"),
+        choices=("metis", "fennel", "random", "contiguous"),
         help="short for --partition.method, and stronger",
     )
     args, run = parse_command(parser, argv)
@@ -65,33 +69,40 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, RunConfig]:
     return args, absolute_paths(run)
 
 
-def _partition(run: RunConfig, parts: int, out: Path, seconds: dict[str, float]) -> Manifest:
-    """Write the shards, or recognise those in ``out``; ``seconds`` receives the time of each step.
+def _partition(run: RunConfig, parts: int, out: Path, steps: dict[str, _Cost]) -> Manifest:
+    """Write the shards, or recognise those in ``out``; ``steps`` receives the cost of each step.
 
     Reading the dataset is not avoided for existing shards: its files may have changed since.
     """
     settings = data_settings(run.dataset, run.data)
     found = find_shards(out, parts, run.partition, settings)
-    with _step("load", seconds):
+    with _step("load", steps):
         data = load_dataset(run.dataset, run.data_root, run.data)
     if found is not None:
-        with _step("compare", seconds):
+        with _step("compare", steps):
             return read_manifest(out, fingerprint=data.fingerprint())
-    with _step("partition", seconds):
+    with _step("partition", steps):
         assignment = assign_parts(data.graphs, parts, run.partition)
-    with _step("write", seconds):
+    with _step("write", steps):
         return write_shards(out, data, assignment, run.partition, settings=settings)
 
 
+@dataclass(frozen=True, slots=True)
+class _Cost:
+    seconds: float
+    peak: Peak
+
+
 @contextmanager
-def _step(name: str, seconds: dict[str, float]) -> Iterator[None]:
+def _step(name: str, steps: dict[str, _Cost]) -> Iterator[None]:
+    children = reset_peak()
     started = time.perf_counter()
     with Console(stderr=True).status(f"{name} ..."):
         yield
-    seconds[name] = time.perf_counter() - started
+    steps[name] = _Cost(time.perf_counter() - started, read_peak(children))
 
 
-def _table(manifest: Manifest, seconds: dict[str, float]) -> Table:
+def _table(manifest: Manifest, steps: dict[str, _Cost]) -> Table:
     stats = manifest.statistics
     table = Table()
     table.add_column("quantity")
@@ -112,11 +123,18 @@ def _table(manifest: Manifest, seconds: dict[str, float]) -> Table:
         "interior nodes": f"{stats.interior_fraction:.1%}",
         "clusters of the coarse level": str(manifest.request.get("clusters", 0)),
         "size on disk": decimal(manifest.num_bytes),
-        **{f"seconds, {name}": f"{spent:.2f}" for name, spent in seconds.items()},
+        **{f"seconds, {name}": f"{cost.seconds:.2f}" for name, cost in steps.items()},
+        **{f"peak memory, {name}": _memory(cost.peak) for name, cost in steps.items()},
     }
     for row in rows.items():
         table.add_row(*row)
     return table
+
+
+def _memory(peak: Peak) -> str:
+    """Of this process and, where METIS ran, of its own process beside it."""
+    own = decimal(peak.process)
+    return f"{own} and METIS {decimal(peak.child)}" if peak.child else own
 
 
 if __name__ == "__main__":

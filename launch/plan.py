@@ -16,7 +16,7 @@ from distributed_ignn.config import CommandParser
 from distributed_ignn.errors import UserError
 from distributed_ignn.planning import report
 from distributed_ignn.planning.calibration import calibrate, known_link
-from distributed_ignn.planning.forecast import PartOf, by_codec, forecast
+from distributed_ignn.planning.forecast import PartOf, by_codec, forecast, with_codec
 from distributed_ignn.planning.halo import Growth, fit_growth, parse_growth, typical_part
 from distributed_ignn.planning.hardware import Profile, load_profile, shipped, write_profile
 from distributed_ignn.planning.sizes import PartitionSizes, read_sizes
@@ -26,7 +26,7 @@ from distributed_ignn.planning.workload import CODECS, Part, Workload
 _EXAMPLES = """\
 examples:
   ogbn-papers100M on 8 to 64 H200, halo of half the owned rows at 8 parts:
-    python launch/plan.py --nodes 111059956 --edges 1615685872 --halo-growth 0.5@8:0.85 \\
+    python launch/plan.py --nodes 111059956 --edges 1615685872 --halo-growth 0.5@8 \\
       --features 128 --classes 172 --ranks 8 16 32 64 --hardware h200 --plot papers.png
   a graph that is partitioned (shards of several numbers of parts give the growth of the halo):
     python launch/plan.py --shards shards/products-2 shards/products-8 --hardware a100 --codec all
@@ -105,7 +105,7 @@ def _forecast(args: Namespace, console: Console) -> None:
         }
         first = lines["fp32"]
     else:
-        first = forecast(part_of, ranks, work, profile)
+        first = forecast(part_of, ranks, with_codec(work, args.codec), profile)
         lines = {args.codec: first}
     report.show_forecasts(console, f"{title}, {first[0].codec}", first)
     if args.codec == "all":
@@ -149,7 +149,7 @@ def _growth(args: Namespace, known: list[PartitionSizes], nodes: int) -> Growth:
     if not known:
         raise UserError(
             "--nodes and --edges do not say how the graph falls apart: add --halo-growth, as in "
-            "0.5@8:0.85 or random"
+            "0.5@8:0.75 or random"
         )
     return fit_growth(nodes, [sizes.cut for sizes in known])
 
@@ -183,10 +183,10 @@ def _workload(args: Namespace, known: list[PartitionSizes]) -> Workload:
         adjoint=adjoint,
         validation=validation,
         memory=args.memory,
+        history=args.history,
         learned=learned,
         compress=args.compress,
         warm_adjoint=not learned,
-        codec="fp32" if args.codec == "all" else args.codec,
         stale=args.stale,
         locality=args.locality,
     )
@@ -230,6 +230,12 @@ def _parse(argv: Sequence[str]) -> Namespace:
         help="of the map in an epoch: forward, adjoint, validation",
     )
     work.add_argument("--memory", type=int, default=5, help="M of the solver")
+    work.add_argument(
+        "--history",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="number format of the solver's history",
+    )
     work.add_argument("--compress", type=int, default=16, help="p, columns of a hop")
     work.add_argument("--codec", choices=(*CODECS, "all"), default="fp32", help="of halo rows")
     work.add_argument("--stale", action="store_true", help="use the last evaluation's halo rows")

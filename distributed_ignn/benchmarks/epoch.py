@@ -16,13 +16,14 @@ from dataclasses import dataclass, field
 import torch
 
 from distributed_ignn.benchmarks.clock import STAGES, StageClock, watch
-from distributed_ignn.benchmarks.peak import peak_memory
 from distributed_ignn.benchmarks.report import Figure, Report, compare, interleave
 from distributed_ignn.benchmarks.waiting import Seconds, clock_figures, clocked
 from distributed_ignn.benchmarks.workload import Workload
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import RunConfig
+from distributed_ignn.graph.propagate import choose_codec
 from distributed_ignn.solvers.base import Solution
+from distributed_ignn.training.memory import peak
 from distributed_ignn.training.records import EpochRecord
 from distributed_ignn.training.trainer import Trainer
 
@@ -30,11 +31,12 @@ CLASSICAL = ("anderson", "picard")
 EPOCH = "epoch"
 SPREAD = "with the solver phase spread"
 SOLVE = "solve from f(0) or the initialiser"
+SENT = "sent"
 _COUNTED = {
     "evaluations_forward": ("forward", "evaluations"),
     "evaluations_adjoint": ("adjoint", "evaluations"),
     "evaluations_validation": ("validation", "evaluations"),
-    "bytes_sent": ("bytes", "sent"),
+    "bytes_sent": ("bytes", SENT),
 }
 
 
@@ -92,13 +94,13 @@ def run(workload: Workload) -> Report:
     comm = workload.comm
     settings = {
         **workload.settings(),
-        "halo": workload.config.comm.halo,
+        "halo": choose_codec(workload.config.comm.halo, comm),
         "stale": workload.config.comm.stale,
         "kernel": workload.config.train.kernel,
         "tolerance": workload.config.forward.tolerance,
         "solver_phase_every": workload.config.schedule.model_steps,
         # of all methods together: measure one alone for its own
-        "peak_memory_bytes": int(comm.max(torch.tensor([peak_memory(comm)]))),
+        "peak_memory_bytes": int(comm.max(torch.tensor([peak(comm.device)]))),
     }
     return Report("epoch", settings, figures)
 
@@ -117,22 +119,28 @@ def methods_of(workload: Workload) -> dict[str, RunConfig]:
     return {name: found[name] for name in found if name in wanted}
 
 
-def _warm_up_epochs(config: RunConfig) -> int:
+def warm_up_epochs(config: RunConfig) -> int:
     """Until the learned solver has been trained once; two where there is none."""
     return config.schedule.warmup_epochs + 1 if config.forward.method == "neural" else 2
 
 
-def _start(workload: Workload, config: RunConfig) -> _Course:
-    needed = _warm_up_epochs(workload.config) + workload.rounds + 1
+def with_epochs(config: RunConfig, rounds: int) -> RunConfig:
+    """The settings for at least the warm-up, ``rounds`` epochs, and one more that is the last."""
+    needed = warm_up_epochs(config) + rounds + 1
     train = config.train.model_copy(update={"epochs": max(config.train.epochs, needed)})
-    config = config.model_copy(update={"train": train})
+    return config.model_copy(update={"train": train})
+
+
+def _start(workload: Workload, config: RunConfig) -> _Course:
+    more = max(0, warm_up_epochs(workload.config) - warm_up_epochs(config))
+    config = with_epochs(config, workload.rounds + more)
     trainer = Trainer(config, workload.shard, workload.comm)
     return _Course(trainer, watch(trainer))
 
 
 def _train(workload: Workload, courses: Mapping[str, _Course]) -> None:
     """As many epochs for all: they are compared at the same point of the training."""
-    epochs = _warm_up_epochs(workload.config)
+    epochs = warm_up_epochs(workload.config)
     for _ in range(epochs):
         for course in courses.values():
             course.warm_up()

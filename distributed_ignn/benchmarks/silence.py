@@ -18,7 +18,9 @@ class SilentCommunicator(Communicator):
     """
 
     def __init__(self, comm: Communicator) -> None:
-        super().__init__(comm.rank, comm.world_size, comm.local_rank, comm.device)
+        super().__init__(
+            comm.rank, comm.world_size, comm.local_rank, comm.device, shares_memory=False
+        )
         self._zeros: dict[tuple[int, ...], Tensor] = {}
 
     def start_exchange(

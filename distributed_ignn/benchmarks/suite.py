@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from distributed_ignn.benchmarks import epoch, exchange, iteration, propagate
+from distributed_ignn.benchmarks import epoch, exchange, iteration, memory, propagate
 from distributed_ignn.benchmarks.report import Report
 from distributed_ignn.benchmarks.workload import Workload
 
@@ -13,6 +13,7 @@ SUITE: dict[str, Callable[[Workload], Report]] = {
     "exchange": exchange.run,
     "iteration": iteration.run,
     "epoch": epoch.run,
+    "memory": memory.run,
 }
 #: Those with a baseline of one process, which holds the whole graph.
 WITH_SINGLE = frozenset({"iteration"})

@@ -9,9 +9,10 @@ import torch
 from distributed_ignn.benchmarks.report import Figure, compare
 from distributed_ignn.comm.communicator import Communicator
 
+WAITING = "seconds waiting and multiplying"
 #: Tables and their columns, as the clock names them.
 TABLES = {
-    "seconds waiting and multiplying": ("exposed", "product"),
+    WAITING: ("exposed", "product"),
     "seconds packing": ("pack", "unpack"),
     "seconds reducing": ("reduce",),
 }

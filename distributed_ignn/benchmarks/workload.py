@@ -34,6 +34,7 @@ from distributed_ignn.graph.shard_store import (
     read_shard,
     write_shards,
 )
+from distributed_ignn.training.memory import resident
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,6 +49,7 @@ class Workload:
         stats: of the partition.
         rounds: interleaved rounds of a measurement; medians count.
         single: whether a single process is measured too.
+        process_bytes: what this process held before it read its shard.
         methods: names of those to compare, where there is a choice; all by default.
         tell: told what has been finished.
     """
@@ -59,6 +61,7 @@ class Workload:
     stats: PartitionStats
     rounds: int
     single: bool
+    process_bytes: int
     methods: tuple[str, ...] = ()
     tell: Tell = tell_nobody
 
@@ -115,11 +118,14 @@ def open_workload(
         (root, *_) = comm.gather_json(str((shards or Path(own)).absolute()))
         folder = Path(root)
         comm.together(lambda: prepare(config, folder, parts, tell) if comm.is_main else None)
+        before = resident(comm.device)
         shard = comm.together(
             lambda: read_shard(folder / str(comm.world_size), comm.rank, verify=False)
         )
         stats = read_manifest(folder / str(comm.world_size)).statistics
-        yield Workload(config, comm, folder, shard, stats, rounds, single, tuple(methods), tell)
+        yield Workload(
+            config, comm, folder, shard, stats, rounds, single, before, tuple(methods), tell
+        )
         comm.barrier()  # the first rank removes the folder
 
 

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from distributed_ignn.comm.clock import Clock
+from distributed_ignn.comm.shared_rows import SharedRows
 from distributed_ignn.comm.traffic import Traffic
 from distributed_ignn.errors import UserError
 
@@ -33,6 +34,7 @@ class PendingRows:
     device: torch.device
     sent: Tensor  # kept alive until the transfer is over
     clock: Clock
+    fetch: Callable[[], None] | None = None  # brings rows that wait in shared memory
 
     def arrived(self) -> bool:
         """Whether ``wait`` would return at once, as far as this rank can tell."""
@@ -43,6 +45,8 @@ class PendingRows:
         if self.work is not None:
             with self.clock.measure("exposed"):
                 self.work.wait()
+                if self.fetch is not None:
+                    self.fetch()
         return self.received.to(self.device, non_blocking=True)
 
 
@@ -54,6 +58,7 @@ class Communicator:
         device: where this rank computes.
         owns_group: whether ``close`` ends the process group.
         spans_machines: whether some ranks run on other machines.
+        shares_memory: whether rows may go through memory that ranks share; CPUs of one machine.
     """
 
     def __init__(
@@ -65,6 +70,7 @@ class Communicator:
         *,
         owns_group: bool = False,
         spans_machines: bool = False,
+        shares_memory: bool = True,
     ) -> None:
         self.rank = rank
         self.world_size = world_size
@@ -74,6 +80,8 @@ class Communicator:
         self.clock = Clock(self.device)
         self.spans_machines = spans_machines
         self._owns_group = owns_group
+        alone = world_size == 1 or spans_machines or self.device.type != "cpu"
+        self.shares_memory = shares_memory and not alone
         self._staged = self.device.type == "cuda" and self.backend == "gloo"
 
     @property
@@ -105,6 +113,24 @@ class Communicator:
             received, sent, list(recv_counts), list(send_counts), async_op=True
         )
         return PendingRows(received, work, self.device, sent, self.clock)
+
+    def start_shared(
+        self, rows: Tensor, shared: SharedRows, send: Sequence[int], receive: Sequence[int]
+    ) -> PendingRows:
+        """As ``start_exchange``, through shared memory."""
+        self.traffic.exchanges += 1
+        self.traffic.exchange_bytes += rows.numel() * rows.element_size()
+        turn = shared.write(rows, send)
+        work = dist.all_reduce(torch.zeros(1), async_op=True)  # says that the rows are there
+        received = rows.new_empty(sum(receive), rows.shape[1])
+        return PendingRows(
+            received,
+            work,
+            self.device,
+            rows,
+            self.clock,
+            lambda: shared.read(turn, received, receive),
+        )
 
     def sum(self, tensor: Tensor) -> Tensor:
         """Sum over ranks, in place; returns ``tensor``."""
@@ -197,6 +223,7 @@ def start_communicator(
     backend: str = "auto",
     init_method: str = "env://",
     timeout_seconds: float = 1800.0,
+    shares_memory: bool = True,
 ) -> Communicator:
     """Join the job and return this rank's Communicator.
 
@@ -208,6 +235,7 @@ def start_communicator(
         local_world_size: ranks on this machine; all of them by default.
         backend: see ``choose_backend``.
         init_method, timeout_seconds: how ranks find each other, and how long one waits for others.
+        shares_memory: whether rows may go through shared memory where ranks are on one machine.
 
     Raises:
         UserError: nccl was asked for without a GPU per rank.
@@ -218,7 +246,14 @@ def start_communicator(
         return Communicator(rank, world_size, local_rank, device)
     spans = local_world_size is not None and local_world_size < world_size
     if dist.is_initialized():
-        return Communicator(rank, world_size, local_rank, device, spans_machines=spans)
+        return Communicator(
+            rank,
+            world_size,
+            local_rank,
+            device,
+            spans_machines=spans,
+            shares_memory=shares_memory,
+        )
     name = choose_backend(backend, device, local_world_size or world_size)
     dist.init_process_group(
         name,

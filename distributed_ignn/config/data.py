@@ -85,7 +85,13 @@ class SyntheticConfig(Section):
     communities: int = Field(
         0, ge=0, description="communities, each of one class (0: chosen from the node count)"
     )
-    homophily: float = Field(0.8, ge=0, le=1, description="share of edges drawn inside a community")
+    homophily: float = Field(
+        0.65,
+        ge=0,
+        le=1,
+        description="share of edges drawn inside a community; the others inside ever wider groups",
+    )
+    mean_degree: float = Field(0.0, ge=0, description="mean degree (0: 50.5, as ogbn-products)")
     exponent: float = Field(
         2.5, gt=2, description="power-law exponent of the degrees; above 2 for a finite mean"
     )
@@ -115,8 +121,10 @@ class PartitionConfig(Section):
     dir: Path | None = Field(
         None, description="folder of shards written by launch/partition.py, reused as they are"
     )
-    method: Literal["metis", "random", "contiguous"] = Field(
-        "metis", description="metis: few halo rows; the others are baselines"
+    method: Literal["metis", "fennel", "random", "contiguous"] = Field(
+        "metis",
+        description="metis: few halo rows; fennel: streaming, for graphs that METIS has no memory "
+        "for, and for directed ones; the others are baselines",
     )
     provider: Literal["auto", "pyg-lib", "pymetis"] = Field(
         "auto",
@@ -128,6 +136,11 @@ class PartitionConfig(Section):
     )
     balance: Literal["nodes", "edges", "both"] = Field(
         "both", description="what every part gets an equal share of"
+    )
+    order: Literal["locality", "id"] = Field(
+        "locality",
+        description="rows of a part: linked nodes near each other (faster products), or by id; "
+        "interior before boundary nodes in both",
     )
     clusters: int = Field(
         0,

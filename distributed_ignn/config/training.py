@@ -81,6 +81,9 @@ class CommConfig(Section):
         "train.dtype; the others: their change in so many bits, with the same fixed point; auto: "
         "int4 between machines, fp32 within one",
     )
+    shared_memory: bool = Field(
+        True, description="exchange rows through shared memory where all ranks are on one machine"
+    )
     stale: bool = Field(
         False,
         description="hide each exchange behind the next evaluation, which uses rows that are one "

@@ -120,6 +120,7 @@ def compress(
         rowptr[first + 1 : last + 1] = used + ends
         columns[used : used + keys.size] = keys  # the cast keeps the lower half: the column
         used += keys.size
+        del keys  # before the next range makes its own
     columns.resize(used, refcheck=False)  # in place: gives back what repeats had taken
     return rowptr, columns
 

@@ -6,6 +6,7 @@ Letters: O owned nodes, H halo nodes, S rows sent, D columns, R rider columns.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,7 @@ from distributed_ignn.comm.codecs import (
     quantiser,
 )
 from distributed_ignn.comm.communicator import Communicator, PendingRows
+from distributed_ignn.comm.row_exchange import RowArena, RowExchange
 from distributed_ignn.graph.shard import GraphShard
 
 
@@ -57,8 +59,8 @@ class HaloExchange:
     comm: Communicator
     num_owned: int
     send_index: Tensor
-    send_counts: tuple[int, ...]
-    recv_counts: tuple[int, ...]
+    out: RowExchange
+    home: RowExchange
 
     @classmethod
     def from_shard(cls, shard: GraphShard, comm: Communicator) -> HaloExchange:
@@ -72,50 +74,48 @@ class HaloExchange:
                 f"shard {shard.part} of {shard.parts} given to rank {comm.rank} of "
                 f"{comm.world_size}"
             )
+        send, receive = shard.send_counts.tolist(), shard.recv_counts.tolist()
         return cls(
             comm,
             shard.num_owned,
             shard.send_index.to(comm.device),
-            tuple(shard.send_counts.tolist()),
-            tuple(shard.recv_counts.tolist()),
+            *_both_ways(comm, send, receive, lag=1),
         )
 
     @property
     def num_halo(self) -> int:
         """H."""
-        return sum(self.recv_counts)
+        return sum(self.out.recv_counts)
 
     @property
     def num_sent(self) -> int:
         """S."""
-        return sum(self.send_counts)
+        return sum(self.out.send_counts)
 
     def start(self, *owned: Tensor) -> PendingRows:
         """Send owned rows, one or more [O, D_i]; waiting yields the halo rows [H, sum D_i]."""
         picked = [columns.index_select(0, self.send_index) for columns in owned]
         rows = picked[0] if len(picked) == 1 else torch.cat(picked, dim=1)
-        return self.comm.start_exchange(rows, self.send_counts, self.recv_counts)
+        return self.out.start(rows)
 
     def start_rounded(self, columns: Tensor, coder: Quantiser) -> RoundedRows:
         """As ``start``, each row rounded by itself: for what guides an iteration, no more."""
         rows = columns.index_select(0, self.send_index)
-        return self._send_rounded(rows, coder, self.send_counts, self.recv_counts)
+        return self._send_rounded(rows, coder, self.out)
 
     def start_rounded_transpose(self, halo: Tensor, coder: Quantiser) -> RoundedRows:
         """As ``start_transpose``, each row rounded by itself; ``halo`` is overwritten."""
-        return self._send_rounded(halo, coder, self.recv_counts, self.send_counts)
+        return self._send_rounded(halo, coder, self.home)
 
-    def _send_rounded(
-        self, rows: Tensor, coder: Quantiser, send: tuple[int, ...], receive: tuple[int, ...]
-    ) -> RoundedRows:
+    def _send_rounded(self, rows: Tensor, coder: Quantiser, way: RowExchange) -> RoundedRows:
         with self.comm.clock.measure("pack"):
             payload = encode_once(rows, coder)
-        pending = self.comm.start_exchange(payload, send, receive)
+        pending = way.start(payload)
         return RoundedRows(pending, coder, rows.shape[1], rows.dtype, self.comm)
 
     def start_transpose(self, halo: Tensor) -> PendingRows:
         """Send halo rows [H, D] home; waiting yields rows [S, D] for ``add_home``."""
-        return self.comm.start_exchange(halo, self.recv_counts, self.send_counts)
+        return self.home.start(halo)
 
     def add_home(self, owned: Tensor, received: Tensor) -> Tensor:
         """Add rows that came home [S, D] into ``owned`` [O, D], in place."""
@@ -125,6 +125,14 @@ class HaloExchange:
         """Halo rows [H, D] of owned rows [O, D], differentiable."""
         result: Tensor = _Exchange.apply(owned, self)
         return result
+
+
+def _both_ways(
+    comm: Communicator, send: Sequence[int], receive: Sequence[int], lag: int
+) -> tuple[RowExchange, RowExchange]:
+    """A plan and its reverse over the same memory."""
+    arena = RowArena(comm, send, receive, lag)
+    return RowExchange(comm, send, receive, arena), RowExchange(comm, receive, send, arena)
 
 
 class _Exchange(torch.autograd.Function):
@@ -184,6 +192,11 @@ class HaloLink:
         self._exchange = exchange
         self._coder = quantiser(codec)
         self._transposed = transposed
+        ways = exchange.out, exchange.home
+        if stale:  # an exchange is under way while the next one begins
+            counts = exchange.out.send_counts, exchange.out.recv_counts
+            ways = _both_ways(exchange.comm, *counts, lag=2)
+        self._way = ways[int(transposed)]
         self._stale = stale
         self._settled = not stale
         self._in_flight: deque[_Flight] = deque()
@@ -224,10 +237,9 @@ class HaloLink:
             if rider is not None:
                 extra = rider.index_select(0, exchange.send_index).view(payload.dtype)
                 payload = torch.cat([payload, extra], dim=1)
-        counts = exchange.send_counts, exchange.recv_counts
-        send, receive = counts[::-1] if self._transposed else counts
-        pending = exchange.comm.start_exchange(payload, send, receive)
-        self._in_flight.append(_Flight(pending, width, rows.shape[1], rows.dtype, coder))
+        self._in_flight.append(
+            _Flight(self._way.start(payload), width, rows.shape[1], rows.dtype, coder)
+        )
 
     def _coder_for(self, rows: Tensor) -> Quantiser | None:
         """How the next rows are written; makes room for what the receivers hold."""

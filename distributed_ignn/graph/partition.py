@@ -7,6 +7,7 @@ Letters: n nodes, P parts, E stored entries of all channels.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,11 +21,15 @@ from torch import Tensor
 from distributed_ignn.config import PartitionConfig
 from distributed_ignn.errors import UserError
 from distributed_ignn.graph.building import Ids
+from distributed_ignn.graph.clusters import locality_rank
 from distributed_ignn.graph.data import CSRMatrix, csr_from_blocks, entry_blocks, is_symmetric
+from distributed_ignn.graph.fennel import fennel
 from distributed_ignn.graph.metis import choose_provider, run_pyg_lib, run_pymetis
 from distributed_ignn.graph.sharding import ShardPlan, plan_shards
 
-Provider = Literal["pyg-lib", "pymetis", "random", "contiguous"]
+logger = logging.getLogger(__name__)
+
+Provider = Literal["pyg-lib", "pymetis", "fennel", "random", "contiguous"]
 Objective = Literal["volume", "cut", "none"]
 
 
@@ -90,10 +95,15 @@ def assign_parts(graphs: tuple[CSRMatrix, ...], parts: int, config: PartitionCon
         raise UserError(f"parts = {parts}: a graph is divided into at least 1 part")
     _check_edges(graphs)
     symmetric = tuple(is_symmetric(graph) for graph in graphs)
+    logger.info("dividing %d nodes into %d parts with %s", graphs[0].num_rows, parts, config.method)
     started = time.perf_counter()
     provider, objective, part = _decide(graphs, parts, config, symmetric)
     seconds = time.perf_counter() - started
-    plan = plan_shards(graphs, part, parts, symmetric=symmetric)
+    rank = None
+    if config.order == "locality":
+        logger.info("ordering the rows")
+        rank = torch.from_numpy(locality_rank(_union(graphs)))
+    plan = plan_shards(graphs, part, parts, symmetric=symmetric, rank=rank)
     return Assignment(part, parts, provider, objective, seconds, measure(plan), plan)
 
 
@@ -166,12 +176,15 @@ def _decide(
         return "contiguous", "none", _split_evenly(weights, parts)
     if parts > nodes:
         raise UserError(
-            f"parts = {parts} exceeds the graph's {nodes} nodes; METIS needs a node for every part"
+            f"parts = {parts} exceeds the graph's {nodes} nodes; every part needs a node"
         )
+    if config.method == "fennel":
+        part = fennel(_union(graphs), parts, weights, imbalance=config.imbalance, seed=config.seed)
+        return "fennel", "cut", part
     if not all(symmetric):
         raise UserError(
             f"channel {symmetric.index(False)} of the graph is directed and METIS divides "
-            "symmetric graphs only; choose --partition.method contiguous or random"
+            "symmetric graphs only; choose --partition.method fennel, contiguous or random"
         )
     provider = choose_provider(config)
     union = _union(graphs)

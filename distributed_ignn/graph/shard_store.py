@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -42,6 +43,8 @@ from distributed_ignn.graph.partition import Assignment, assign_clusters, assign
 from distributed_ignn.graph.shard import GraphShard
 from distributed_ignn.graph.shard_file import read_shard_file, write_shard_file
 from distributed_ignn.graph.sharding import build_shard
+
+logger = logging.getLogger(__name__)
 
 __all__ = [
     "FORMAT_VERSION",
@@ -323,5 +326,6 @@ class _Written:
 def _write_shard(folder: Path, shard: GraphShard) -> _Written:
     path = folder / f"part-{shard.part:05d}-of-{shard.parts:05d}.safetensors"
     write_shard_file(path, shard)
+    logger.info("wrote part %d of %d", shard.part + 1, shard.parts)
     file = ShardFile(name=path.name, size=path.stat().st_size, sha256=sha256_file(path))
     return _Written(file, PartSize.of(shard), DatasetSize.of(shard))

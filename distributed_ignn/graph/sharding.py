@@ -58,6 +58,7 @@ def plan_shards(
     parts: int,
     *,
     symmetric: tuple[bool, ...] | None = None,
+    rank: Tensor | None = None,
 ) -> ShardPlan:
     """Order the nodes of every part and find its halo, which all channels share.
 
@@ -66,6 +67,8 @@ def plan_shards(
         part: int64 [n] in [0, parts); parts may stay empty.
         symmetric: per channel, whether it is symmetric, where the caller knows; the check costs
             about as much as the rest.
+        rank: integers [n]; interior and boundary nodes of a part are each ordered by it, and by id
+            where it is the same or missing.
 
     Raises:
         ValueError: the assignment or a graph breaks those rules.
@@ -77,7 +80,7 @@ def plan_shards(
     members = torch.split(grouped, torch.bincount(part, minlength=parts).tolist())
     owner = part.numpy().astype(np.int32)
     outlines = [outline(graphs, owner, p, nodes) for p, nodes in enumerate(members)]
-    owned_nodes = tuple(_in_order(found) for found in outlines)
+    owned_nodes = tuple(_in_order(found, rank) for found in outlines)
     owned_id = torch.empty(part.numel(), dtype=torch.int32)
     for nodes in owned_nodes:
         owned_id[nodes] = torch.arange(nodes.numel(), dtype=torch.int32)
@@ -95,9 +98,15 @@ def plan_shards(
     )
 
 
-def _in_order(found: Outline) -> Tensor:
+def _in_order(found: Outline, rank: Tensor | None) -> Tensor:
     """Owned nodes, interior ones first."""
-    return torch.cat([found.nodes[~found.on_boundary], found.nodes[found.on_boundary]])
+    nodes = found.nodes
+    if rank is not None:
+        order = torch.argsort(rank[nodes], stable=True)
+        nodes, boundary = nodes[order], found.on_boundary[order]
+    else:
+        boundary = found.on_boundary
+    return torch.cat([nodes[~boundary], nodes[boundary]])
 
 
 def _by_owner(halo: Tensor, part: Tensor, owned_id: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ from distributed_ignn.planning.hardware import (
     Rate,
 )
 from distributed_ignn.planning.local_ranks import on_local_ranks
-from distributed_ignn.planning.probes import SIZES, WIDTHS, Measured, measure
+from distributed_ignn.planning.probes import SIZES, WIDTHS, Measured, Sizes, measure
 
 _NODES = 2_449_029  # of the generated graph at scale 1
 _CLUSTER = 2000  # nodes that lie together in the clustered order
@@ -43,29 +43,30 @@ _CLUSTER = 2000  # nodes that lie together in the clustered order
 Tell = Callable[[str], None]
 
 
-def calibrate(name: str, tell: Tell, link: Link | None = None) -> Profile:
+def calibrate(name: str, tell: Tell, link: Link | None = None, sizes: Sizes = SIZES) -> Profile:
     """Measure this machine; a minute or two, best with nothing else running.
 
     Args:
         name: of the profile.
         tell: told what is being measured.
         link: between boxes, if it is known.
+        sizes: of the arrays that are measured with.
     """
     cores = len(os.sched_getaffinity(0))
     ranks = max(2, cores)
     with tempfile.TemporaryDirectory() as folder:
         tell("generating graphs")
-        _write_graphs(Path(folder))
+        _write_graphs(Path(folder), sizes)
         tell("measuring one rank")
-        alone = on_local_ranks(measure, 1, folder)
+        alone = on_local_ranks(measure, 1, folder, sizes)
         tell(f"measuring {ranks} ranks at once")
-        together = on_local_ranks(measure, ranks, folder)
-    return _profile(name, _mean(alone), _mean(together), ranks, cores, link)
+        together = on_local_ranks(measure, ranks, folder, sizes)
+    return _profile(name, (_mean(alone), _mean(together)), sizes, ranks, cores, link)
 
 
-def _write_graphs(folder: Path) -> None:
+def _write_graphs(folder: Path, sizes: Sizes) -> None:
     """The generated graph at every size, its ids shuffled as they are, and in order of clusters."""
-    for rows, _ in SIZES:
+    for rows, _ in sizes:
         data = load_dataset(
             "synthetic-products",
             Path(),  # generated, nothing is read
@@ -97,20 +98,28 @@ def _mean(found: list[Measured]) -> Measured:
 
 
 def _profile(
-    name: str, alone: Measured, together: Measured, ranks: int, cores: int, link: Link | None
+    name: str,
+    found: tuple[Measured, Measured],
+    sizes: Sizes,
+    ranks: int,
+    cores: int,
+    link: Link | None,
 ) -> Profile:
+    """From what one rank alone and all together were measured to reach."""
+    alone, together = found
+
     def rate(key: str) -> Rate:
         return Rate(rank=alone[key], box=together[key] * ranks)
 
     def curve(key: str) -> Curve:
-        sizes = [rows * width * 4 for rows, width in SIZES]
-        return Curve(points=tuple(Point(bytes=s, rate=rate(f"{key} {s}")) for s in sizes))
+        counts = [rows * width * 4 for rows, width in sizes]
+        return Curve(points=tuple(Point(bytes=n, rate=rate(f"{key} {n}")) for n in counts))
 
     def gather(kind: str, width: int) -> Curve:
-        points = [Point(bytes=n * width * 4, rate=rate(f"{kind} {n} {width}")) for n, _ in SIZES]
+        points = [Point(bytes=n * width * 4, rate=rate(f"{kind} {n} {width}")) for n, _ in sizes]
         return Curve(points=tuple(points))
 
-    largest = SIZES[-1][0] * SIZES[-1][1] * 4
+    largest = sizes[-1][0] * sizes[-1][1] * 4
     wire = together["link"]
     loopback = Link(
         rate=Rate(rank=wire, box=wire * ranks),

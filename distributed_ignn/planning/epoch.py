@@ -12,11 +12,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
+from distributed_ignn.graph.sparse import RUN_ROWS
 from distributed_ignn.planning.equations import Machine
 from distributed_ignn.planning.workload import Part, Workload, row_bytes
 
 _OPERATIONS = 50.0  # started per evaluation: the map, Anderson's Gram matrix, its small system
+_RUN_OPERATIONS = 12.0  # more for every run of rows, of which a device has one
 _LEARNED_OPERATIONS = 30.0  # more with the error estimator
+HISTORY_PASSES = 10.0
+"""Over [O, D] in a step of Anderson's history besides two for each older iterate: entering a point
+reads it, its image and the last pair and writes three arrays, mixing reads two and writes one."""
 _RUN_BYTES = 2e6  # of a run of rows, which stays in the cache
 _EPOCH_OPERATIONS = 250.0  # encoder, readout, loss, backward, optimiser
 _EPOCH_REDUCTIONS = 5  # loss, gradients, metrics, counters
@@ -106,8 +111,14 @@ class EpochModel:
         map_cost = moved + Cost(
             dense=model.dense(dense),
             elementwise=model.stream(passes * state, state) + model.fresh(new, state),
+            starting=model.operations(_RUN_OPERATIONS * self._runs()),
         )
         return self._stale(map_cost, moved) + self._method(adjoint)
+
+    def _runs(self) -> float:
+        """Runs of rows of a product."""
+        on_cpu = self.machine.profile.on_cpu
+        return max(1.0, self.part.owned / RUN_ROWS) if on_cpu else 1.0
 
     def _stale(self, cost: Cost, moved: Cost) -> Cost:
         """With rows of the last evaluation the exchange has all of this one's time."""
@@ -121,12 +132,11 @@ class EpochModel:
         work, model, state = self.work, self.machine, self._state
         steps = max(work.adjoint if adjoint else work.forward, 1)
         held = sum(min(i + 1, work.memory + 1) for i in range(steps)) / steps
-        # push: copy z, store g, dots with all held; mix: all z and all g, one result
-        history = model.history((5.0 + held + 2.0 * held + 3.0) * state, state)
+        older = (held - 1.0) * (0.5 if work.history == "bfloat16" else 1.0)
+        history = model.history((HISTORY_PASSES + 2.0 * older) * state, state)
         cost = Cost(history=history, reduction=model.reduction())
         if not work.learned:
-            # square of the image as an array, then its sum
-            passes = model.stream(3.0 * state, state) + model.fresh(1.0, state)
+            passes = model.stream(state, state)  # the square of the image
             return cost + Cost(elementwise=passes, starting=model.operations(_OPERATIONS))
         return cost + self._estimate()
 
@@ -136,11 +146,12 @@ class EpochModel:
         p = min(work.compress, work.width)
         blocks = 1 + part.channels
         dense = 2.0 * part.owned * work.width * p * (1 + blocks)
-        # g, G and image squared, columns side by side, gate, + G
-        passes = 3.0 + 2.0 + 3.0 + 3.0 + 2.0 * blocks * p / work.width
+        # G = image - z is made block by block: for its columns, its square and its estimate; the
+        # image's square; columns side by side
+        passes = 2.0 + 2.0 + 2.0 + 1.0 + 2.0 * blocks * p / work.width
         return self._propagation(p, False) + Cost(
             dense=model.dense(dense),
-            elementwise=model.stream(passes * state, state) + model.fresh(3.0, state),
+            elementwise=model.stream(passes * state, state),
             starting=model.operations(_OPERATIONS + _LEARNED_OPERATIONS),
         )
 

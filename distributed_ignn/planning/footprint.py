@@ -1,21 +1,22 @@
 """Bytes that a rank holds at its worst moment, by what they are for.
 
-Peak of an epoch: the backward solve, when the training step's arrays and Anderson's history are
-alive together. Letters as in ``workload.py``.
+They are counted by ``training/budget.py``, for the run that a ``Workload`` describes.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from distributed_ignn.config import (
+    AdjointConfig,
+    ModelConfig,
+    NeuralSolverConfig,
+    RunConfig,
+    ScheduleConfig,
+    SolveConfig,
+)
 from distributed_ignn.planning.workload import Part, Workload
-
-_STEP_ARRAYS = 8.25
-"""[O, D] arrays alive in a backward solve besides the history: Z*, A_hat Z*, a mask of bytes, g, v
-times W', v, its image, the best pair, the mixed point."""
-
-_KEPT_ARRAYS = 2.0  # warm starts of the forward and of the backward solve
-_INDEX = 4  # bytes of a column index
+from distributed_ignn.training.budget import PartSizes, budget
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,34 +41,52 @@ def memory_items(
         part: sizes of the rank.
         work: the settings.
         base: what the process takes before it has any data (libraries, device context).
-        mapped: whether the shard's file counts too, whose pages a CPU rank has resident.
+        mapped: whether the rank computes on a CPU, where the shard's file counts too.
     """
-    state = part.owned * work.width * work.bytes
-    rows = _INDEX * (part.owned + 2 * part.boundary + part.halo)
-    kept = part.channels if work.keeps_terms(part.channels) else 0
-    rows_labelled = part.owned * work.train_share
-    found = [
-        MemoryItem("process", base),
-        MemoryItem("features", part.owned * work.features * 4.0),
-        MemoryItem("graph", (part.owned_entries + 2.0 * part.boundary_entries) * _INDEX + rows),
-        MemoryItem("history", 2.0 * (work.memory + 1) * state),
-        MemoryItem("training step", _STEP_ARRAYS * state),
-        MemoryItem("warm starts", _KEPT_ARRAYS * state),
-        MemoryItem("propagated features", kept * part.owned * work.features * 4.0),
-        MemoryItem("logits", rows_labelled * (4.0 * work.classes + 3.0 * work.width) * work.bytes),
-        MemoryItem("halo buffers", (2.0 * part.sent + part.halo) * work.width * 4.0),
-        MemoryItem("indices", 8.0 * (part.owned + part.sent)),
-    ]
-    if work.codec != "fp32":
-        # what both ends have decoded so far, for the forward and for the backward solve
-        held = 2.0 * (part.sent + part.halo) * work.width * 4.0
-        found.append(MemoryItem("codec references", held))
-    if mapped:
-        entries = part.owned_entries + part.boundary_entries
-        found.append(MemoryItem("shard file", 8.0 * (entries + 5.0 * part.owned + 2.0 * part.halo)))
-    return sorted(found, key=lambda item: -item.bytes)
+    found = budget(
+        _sizes(part, work, mapped),
+        _run(work, mapped),
+        process=round(base),
+        evaluations={"forward": work.forward, "adjoint": work.adjoint},
+        coded_halo=work.codec != "fp32",
+    )
+    items = [MemoryItem(name, float(value)) for name, value in found.items()]
+    return sorted(items, key=lambda item: -item.bytes)
 
 
 def memory_bytes(part: Part, work: Workload, base: float = 0.0, mapped: bool = False) -> float:
     """Their sum."""
     return sum(item.bytes for item in memory_items(part, work, base, mapped))
+
+
+def _sizes(part: Part, work: Workload, mapped: bool) -> PartSizes:
+    entries = part.owned_entries + part.boundary_entries
+    # 32-bit columns; 64-bit row starts, ids, labels and degrees; dense features
+    ids = 8.0 * (5.0 * part.owned + part.boundary + 2.0 * part.halo + part.sent)
+    file = 4.0 * entries + ids + 4.0 * part.owned * work.features
+    return PartSizes(
+        owned=round(part.owned),
+        halo=round(part.halo),
+        sent=round(part.sent),
+        boundary=round(part.boundary),
+        owned_entries=round(part.owned_entries),
+        boundary_entries=round(part.boundary_entries),
+        channels=part.channels,
+        features=work.features,
+        train=round(part.owned * work.train_share),
+        file=round(file) if mapped else 0,
+    )
+
+
+def _run(work: Workload, mapped: bool) -> RunConfig:
+    solve = {"memory": work.memory, "history_dtype": work.history}
+    return RunConfig(
+        dataset="file",
+        data={"path": "any.npz"},
+        device="cpu" if mapped else "cuda",
+        model=ModelConfig(hidden=work.width, injection="both" if work.propagated else "features"),
+        forward=SolveConfig(method="neural" if work.learned else "anderson", **solve),
+        adjoint=AdjointConfig(**solve),
+        solver=NeuralSolverConfig(memory=work.memory, compress=work.compress),
+        schedule=ScheduleConfig(warmup_epochs=0),
+    )

@@ -263,6 +263,11 @@ class Profile(_Strict):
             )
         return self.model_copy(update={"network": name})
 
+    @property
+    def on_cpu(self) -> bool:
+        """Whether ranks compute on cores that they share, and not on devices of their own."""
+        return self.cores_per_box is not None
+
     def crowding(self, ranks: int) -> float:
         """How many of ``ranks`` in a box wait for the same core; 1 where each has its own."""
         return 1.0 if self.cores_per_box is None else max(1.0, ranks / self.cores_per_box)

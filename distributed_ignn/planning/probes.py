@@ -22,11 +22,15 @@ from distributed_ignn.graph.shard_file import read_shard_file
 from distributed_ignn.graph.sparse import RUN_ROWS, SparseMatrix
 from distributed_ignn.models.dense import affine
 from distributed_ignn.models.dropout import NodeDropout
-from distributed_ignn.planning.resident import peak_resident
+from distributed_ignn.planning.epoch import HISTORY_PASSES
 from distributed_ignn.solvers.history import History
+from distributed_ignn.training.memory import peak
 
-SIZES = ((16_000, 64), (64_000, 64), (128_000, 128))
-"""Rows and columns of the arrays: 4, 16 and 66 MB, below and above what caches hold."""
+Sizes = tuple[tuple[int, int], ...]
+"""Rows and columns of arrays, by ascending size; the last is the one for what has a single rate."""
+
+SIZES: Sizes = ((16_000, 64), (64_000, 64), (128_000, 128))
+"""4, 16 and 66 MB: below and above what caches hold."""
 
 WIDTHS = (16, 64, 128)
 """Columns that the sparse product is measured with."""
@@ -47,24 +51,26 @@ class Probes:
 
     Args:
         comm: its communicator; all ranks measure at the same time.
-        folder: of the graphs, ``scattered-N`` and ``clustered-N`` for every N rows in ``SIZES``.
+        folder: of the graphs, ``scattered-N`` and ``clustered-N`` for every N rows in ``sizes``.
+        sizes: of the arrays.
     """
 
     comm: Communicator
     folder: Path
+    sizes: Sizes = SIZES
 
     def run(self) -> Measured:
         """Everything; exchanges only where there is another rank."""
-        found: Measured = {"process_bytes": float(peak_resident())}
-        for rows, width in SIZES:
+        found: Measured = {"process_bytes": float(peak(torch.device("cpu")))}
+        for rows, width in self.sizes:
             found |= self._arrays(rows, width)
             for kind in ("scattered", "clustered"):
                 found |= self._gather(kind, rows)
-        found |= self._rows(*SIZES[-1])
+        found |= self._rows(*self.sizes[-1])
         found |= self._fresh()
         found["operation"] = self._operation()
         if self.comm.world_size > 1:
-            found |= self._network(*SIZES[-1])
+            found |= self._network(*self.sizes[-1])
         return found
 
     def _seconds(self, action: Callable[[], object], rounds: int = _ROUNDS) -> float:
@@ -96,7 +102,7 @@ class Probes:
         for _ in range(_MEMORY + 1):
             step()
         alpha = torch.full((_MEMORY + 1,), 1.0 / (_MEMORY + 1), dtype=torch.float64)
-        weight, held = torch.rand(width, width) / width, _MEMORY + 1
+        weight = torch.rand(width, width) / width
         stream, push = self._seconds(passes), self._seconds(step)
         mix = self._seconds(lambda: history.mix(alpha, 1.0))
         runs = [slice(begin, begin + RUN_ROWS) for begin in range(0, rows, RUN_ROWS)]
@@ -106,7 +112,7 @@ class Probes:
         masks = self._seconds(lambda: dropout.mask(0, 0, nodes, width), 3)
         return {
             f"stream {size}": 7 * size / stream,
-            f"history {size}": (5 + held + 2 * held + 3) * size / (push + mix),
+            f"history {size}": (HISTORY_PASSES + 2 * _MEMORY) * size / (push + mix),
             f"dense {size}": 2 * rows * width**2 / dense,
             f"plain_dense {size}": 2 * rows * width**2 / plain,
             f"masks {size}": rows * width / masks,
@@ -195,7 +201,7 @@ class Probes:
 
     def _hidden(self, rows: torch.Tensor, counts: list[int], exchange: float) -> float:
         """Share of the shorter one that is gone when product and exchange overlap."""
-        size, width = SIZES[1]
+        size, width = self.sizes[1]
         operator = self._operator("scattered", size)
         x = torch.rand(size, width)
         product = self._seconds(lambda: operator @ x, 5)
@@ -210,6 +216,6 @@ class Probes:
         return min(max(saved, 0.0), 1.0)
 
 
-def measure(comm: Communicator, folder: str) -> Measured:
+def measure(comm: Communicator, folder: str, sizes: Sizes) -> Measured:
     """All probes on one rank; the entry of a started process."""
-    return Probes(comm, Path(folder)).run()
+    return Probes(comm, Path(folder), sizes).run()

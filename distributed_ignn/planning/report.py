@@ -50,7 +50,7 @@ def show_forecasts(console: Console, title: str, found: Sequence[Forecast]) -> N
 
 def show_codecs(console: Console, found: Mapping[str, Sequence[Forecast]]) -> None:
     """Seconds of an epoch by codec, and which is the fastest."""
-    table = Table(title="seconds an epoch by halo codec, same number of evaluations")
+    table = Table(title="seconds an epoch by halo codec; int2 with 1.45 times the evaluations")
     table.add_column("ranks", justify="right")
     for codec in found:
         table.add_column(codec, justify="right")

@@ -17,6 +17,7 @@ from typing import Literal
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import (
     AdjointConfig,
+    CommConfig,
     DataConfig,
     ModelConfig,
     NeuralSolverConfig,
@@ -35,9 +36,9 @@ from distributed_ignn.planning.equations import Machine
 from distributed_ignn.planning.footprint import memory_bytes
 from distributed_ignn.planning.hardware import Profile
 from distributed_ignn.planning.local_ranks import on_local_ranks
-from distributed_ignn.planning.resident import peak_resident
 from distributed_ignn.planning.sizes import PartitionSizes, read_sizes
 from distributed_ignn.planning.workload import Workload
+from distributed_ignn.training.memory import peak
 
 _NEVER = 1e-30  # a tolerance
 _WARMUP = 2  # epochs that are not counted
@@ -154,6 +155,7 @@ def run_config(case: Case, epochs: int) -> RunConfig:
         adjoint=AdjointConfig(**limits),
         solver=NeuralSolverConfig(target_max_steps=case.steps),
         schedule=ScheduleConfig(warmup_epochs=1, model_steps=10 * (epochs + _WARMUP)),
+        comm=CommConfig(halo="fp32"),
         train=TrainConfig(epochs=epochs + _WARMUP, threads=1),
     )
 
@@ -176,7 +178,7 @@ def _train(comm: Communicator, case: Case, epochs: int, folder: str) -> Measurem
     return Measurement(
         statistics.median(record.seconds for record in records),
         statistics.mean(record.bytes_sent for record in records),
-        float(peak_resident()),
+        float(peak(comm.device)),
     )
 
 

@@ -8,7 +8,7 @@ halo rows, D columns, F features, C classes, M memory, p columns of a hop.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import get_args
+from typing import Literal, get_args
 
 from distributed_ignn.comm.codecs import HaloCodec, quantiser
 
@@ -74,6 +74,7 @@ class Workload:
             its columns are anywhere.
         train_share: share of nodes with a training label.
         bytes: of a number of the state.
+        history: number format of the differences between Anderson's iterates.
     """
 
     width: int = 128
@@ -94,6 +95,7 @@ class Workload:
     locality: float = 0.0
     train_share: float = 0.08
     bytes: int = 4
+    history: Literal["float32", "bfloat16"] = "float32"
 
     @property
     def evaluations(self) -> int:

@@ -19,14 +19,20 @@ import torch
 
 from distributed_ignn.config import AdjointConfig, RunConfig, SolveConfig
 from distributed_ignn.graph.data import CSRMatrix
+from distributed_ignn.graph.kernels import choose_kernel
 from distributed_ignn.graph.shard import GraphShard
 from distributed_ignn.models.encoder import keeps_constant_terms
 
 PROCESS_BYTES = 300 * 2**20
 """Python with torch and this package, where it has not been measured."""
 
-_WORKSPACE_BYTES = 48 * 2**20  # threads of the backward pass, buffers of libraries and transports
-_INDEX = 4  # bytes of a column number and of a row's start in torch's product
+TYPICAL_EVALUATIONS = 5
+"""Of the map in a longest solve, as far as it can be known before the run: 4 to 7 were measured on
+graphs like ogbn-products. Each one more or less is two arrays of the history."""
+
+_WORKSPACE_BYTES = 110 * 2**20  # of libraries once they are used: mappings, threads, buffers
+_INDEX = 4  # bytes of a column number and of a row's start in a run
+_ROOMS = 2  # of shared memory in each direction: what is sent and what is read
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +108,7 @@ def budget(
     process: int = PROCESS_BYTES,
     evaluations: dict[str, int] | None = None,
     coded_halo: bool = False,
+    shares_memory: bool = False,
 ) -> dict[str, int]:
     """Bytes of one rank by name at the largest moment of a run; their sum is the whole.
 
@@ -110,8 +117,9 @@ def budget(
         config: the run.
         process: what the process holds before it has read its part.
         evaluations: of the map in the longest forward solve ("forward") and backward solve
-            ("adjoint"), where they are known; otherwise the history is taken to be full.
+            ("adjoint"); where they are not given, the history is taken to be full.
         coded_halo: whether the halo exchange keeps what it sent and received last.
+        shares_memory: whether ranks exchange rows through memory that both of them map.
     """
     run = _Run(sizes, config)
     known = evaluations or {}
@@ -125,9 +133,9 @@ def budget(
         "features": run.features(),
         "propagated features": run.constant_terms(),
         "embedding and its optimiser": run.embedding(),
-        # a copy to send, what arrives, and the rows it is multiplied into
-        "halo buffers": exchange + (sizes.sent + sizes.boundary) * run.row,
+        "halo buffers": exchange,  # a copy to send, and what arrives
         "halo codec state": 2 * exchange if coded_halo else 0,
+        "shared halo rows": _ROOMS * exchange if shares_memory and not coded_halo else 0,
         **moments[largest],
     }
     return {name: value for name, value in items.items() if value}
@@ -139,16 +147,27 @@ class _Run:
     def __init__(self, sizes: PartSizes, config: RunConfig) -> None:
         self._sizes, self._config = sizes, config
         self._item = 8 if config.train.dtype == "float64" else 4
+        self._dtype = torch.float64 if self._item == 8 else torch.float32
+        self._device = torch.device("cuda" if config.device == "cuda" else "cpu")
         self.row = config.model.hidden * self._item
         self._state = sizes.owned * self.row
 
     def graph(self) -> int:
-        """CSR blocks of both directions."""
+        """Both directions of the blocks, beside the ids in the shard file, which are used in place.
+
+        The transposed boundary block and the rows that come home have ids of their own, and so has
+        a transposed owned block that differs. Kernels other than embedding sums store values.
+        """
         sizes = self._sizes
-        owned, boundary = sizes.owned_entries, sizes.boundary_entries
-        entries = owned * (1 if sizes.symmetric else 2) + 2 * boundary
-        starts = (2 if sizes.symmetric else 3) * sizes.owned + sizes.halo
-        return entries * (_INDEX + self._item) + starts * sizes.channels * _INDEX
+        turned = sizes.boundary_entries + (0 if sizes.symmetric else sizes.owned_entries)
+        turned += sizes.sent
+        offsets = (2 if sizes.symmetric else 3) * sizes.owned + 2 * sizes.boundary + sizes.halo
+        scales = (sizes.owned + sizes.halo) * self._item
+        found = turned * _INDEX + sizes.channels * (offsets * _INDEX + scales)
+        kernel = choose_kernel(self._config.train.kernel, self._dtype, self._device)
+        if kernel != "bag":
+            found += (sizes.owned_entries + sizes.boundary_entries + turned) * self._item
+        return found
 
     def features(self) -> int:
         """What is made of X beside the shard's own array."""

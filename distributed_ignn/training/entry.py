@@ -44,6 +44,7 @@ def on_this_rank(
         device=choose_device(device, place.local_rank),
         backend=settings.backend,
         timeout_seconds=settings.timeout_seconds,
+        shares_memory=settings.shared_memory,
     )
     try:
         return action(comm)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from rich.table import Table
 
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import RunConfig
+from distributed_ignn.graph.propagate import choose_codec
 from distributed_ignn.graph.shard import GraphShard
 from distributed_ignn.training import memory
-from distributed_ignn.training.budget import PartSizes, budget
+from distributed_ignn.training.budget import TYPICAL_EVALUATIONS, PartSizes, budget
 
 _GIB = 2**30
 
@@ -21,15 +23,19 @@ class BudgetReport:
     """What a run will take, on every rank alike.
 
     Args:
-        items: bytes by name of the rank that needs most.
+        items: bytes by name of the rank that needs most, with solves of
+            ``TYPICAL_EVALUATIONS``.
         total: their sum.
+        bound: that sum with solves that fill their history.
         needed, available: of the machine or GPU with the least to spare: what its ranks need
-            together, and what they may have (None where that is not known).
+            together if solves fill their history, and what they may have (None where that is not
+            known).
         ranks: that share it.
     """
 
     items: dict[str, int]
     total: int
+    bound: int
     needed: int
     available: int | None
     ranks: int
@@ -39,6 +45,7 @@ class BudgetReport:
         return {
             "items": self.items,
             "total": self.total,
+            "bound": self.bound,
             "needed_together": self.needed,
             "available_together": self.available,
             "ranks_together": self.ranks,
@@ -51,6 +58,7 @@ class BudgetReport:
         for name, value in sorted(self.items.items(), key=lambda item: -item[1]):
             table.add_row(name, f"{value / 2**20:,.0f}")
         table.add_row("[bold]sum[/bold]", f"[bold]{self.total / 2**20:,.0f}[/bold]")
+        table.add_row("sum if solves fill their history", f"{self.bound / 2**20:,.0f}")
         if self.available is not None:
             share = f"{self.needed / _GIB:.2f} of {self.available / _GIB:.2f} GiB"
             table.add_row(f"{_ranks(self.ranks)} sharing memory", share)
@@ -75,10 +83,20 @@ def check_budget(
     resident = memory.resident(comm.device)
     base = resident if process is None else process
     sizes = PartSizes.from_shard(shard)
-    items = budget(sizes, config, process=base)
+    steps = dict.fromkeys(("forward", "adjoint"), TYPICAL_EVALUATIONS)
+    hold = partial(
+        budget,
+        sizes,
+        process=base,
+        coded_halo=choose_codec(config.comm.halo, comm) != "fp32",
+        shares_memory=comm.shares_memory,
+    )
+    items = hold(config, evaluations=steps)
+    total = sum(hold(config).values())
     own = {
         "place": memory.place(comm),
         "items": items,
+        "bound": total,
         "resident": resident,
         "available": memory.available(comm.device),
     }
@@ -86,14 +104,13 @@ def check_budget(
     report = _report(ranks, config.train.memory_limit)
     if report.available is not None and report.needed > report.available:
         smaller = _with_rounded_history(config)
-        total = sum(items.values())
-        saved = total - sum(budget(sizes, smaller, process=base).values())
+        saved = total - sum(hold(smaller).values())
         comm.agree(_refusal(report, saved / max(total, 1)))
     return report
 
 
 def _report(ranks: list[dict[str, Any]], limit: float) -> BudgetReport:
-    totals = [sum(rank["items"].values()) for rank in ranks]
+    totals = [rank["bound"] for rank in ranks]
     largest = max(range(len(ranks)), key=totals.__getitem__)
     tightest: tuple[float, int, int | None, int] | None = None
     for place in sorted({rank["place"] for rank in ranks}):
@@ -111,7 +128,8 @@ def _report(ranks: list[dict[str, Any]], limit: float) -> BudgetReport:
     if tightest is None:
         raise ValueError("a job has ranks")
     _, needed, known, count = tightest
-    return BudgetReport(ranks[largest]["items"], totals[largest], needed, known, count)
+    items = ranks[largest]["items"]
+    return BudgetReport(items, sum(items.values()), totals[largest], needed, known, count)
 
 
 def _with_rounded_history(config: RunConfig) -> RunConfig:

@@ -5,14 +5,17 @@ All numbers are bytes. On a GPU they are those of torch's allocator and of the d
 
 from __future__ import annotations
 
+import ctypes
 import resource
 import socket
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 
 from distributed_ignn.comm.communicator import Communicator
 
+_M_MMAP_THRESHOLD = -3  # of malloc.h
 _STATUS = Path("/proc/self/status")
 _MEMINFO = Path("/proc/meminfo")
 # folder, limit and usage of a container, for either version of control groups
@@ -57,6 +60,18 @@ def place(comm: Communicator) -> str:
     if comm.device.type != "cuda":
         return host
     return f"GPU {torch.cuda.get_device_properties(comm.device).uuid} of {host}"
+
+
+def return_freed_memory() -> None:
+    """Have the C library give freed blocks of 4 MiB and more back at once, where it is glibc.
+
+    It would keep blocks of up to 32 MiB for later once it has seen one of them freed, which leaves
+    a process of many short-lived arrays with holes. Calling it again also returns what is free now.
+    """
+    with suppress(OSError, AttributeError):
+        library = ctypes.CDLL(None)
+        library.mallopt(_M_MMAP_THRESHOLD, 4 << 20)
+        library.malloc_trim(0)
 
 
 def _field(path: Path, key: str) -> int | None:

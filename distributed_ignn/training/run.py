@@ -59,17 +59,20 @@ def run_training(
     """
     started = time.perf_counter()
     _set_threads(config)
+    memory.return_freed_memory()
     writing = f"write to output = {config.output}"
     comm.together(lambda: claim_output(config) if comm.is_main else None, doing=writing)
     progress = Progress(config.train.epochs, enabled=comm.is_main)
     try:
         shards = find_shards(config, comm, lambda: _load(config, progress))
+        memory.return_freed_memory()  # what loading and partitioning have left
         before = memory.resident(comm.device)
         shard = comm.together(lambda: read_shard(shards.path(config.output), comm.rank))
         budget = check_budget(config, shard, comm, before)
         progress.budget(budget)
         progress.status("building the model")
         trainer = Trainer(config, shard, comm, started)
+        memory.return_freed_memory()
         _resume(config, trainer, comm, progress)
     except UserError:
         _leave_output(config, comm)
@@ -94,7 +97,10 @@ def run_training(
 
     try:
         trainer.fit(on_epoch)
-        summary = _summarise(trainer) | {"memory_budget_bytes": budget.total}
+        summary = _summarise(trainer) | {
+            "memory_budget_bytes": budget.total,
+            "memory_bound_bytes": budget.bound,
+        }
         if recorder is not None:
             recorder.summary(summary)
     finally:

@@ -16,6 +16,7 @@ reads.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -31,7 +32,8 @@ from distributed_ignn.solvers.history import History
 from distributed_ignn.solvers.initialiser import Initialiser
 
 _RIDGE = 1e-6  # relative to the diagonal of the normal equations
-_CHUNK_ENTRIES = 4_000_000  # float64 entries of features at a time
+_CHUNK_ENTRIES = 500_000  # float64 entries of features at a time
+_CHUNK_ROWS = 4096
 _SAMPLE_SEED = 77
 
 
@@ -58,6 +60,14 @@ class FitSample:
             return cls(None)
         chosen = hash_uniform(_SAMPLE_SEED, nodes) < limit / num_nodes
         return cls(chosen.nonzero()[:, 0])
+
+    def parts(self, owned: int) -> Iterator[slice | Tensor]:
+        """The rows a few thousand at a time, of ``owned`` ones."""
+        if self.rows is not None:
+            yield from self.rows.split(_CHUNK_ROWS)
+            return
+        for begin in range(0, owned, _CHUNK_ROWS):
+            yield slice(begin, begin + _CHUNK_ROWS)
 
     @property
     def chosen(self) -> slice | Tensor:
@@ -105,17 +115,20 @@ class SolverFit:
             injection: b [O, D].
             target: Z* [O, D].
         """
-        basis, take = h.basis(cell), self._many.take
-        columns = [take(block) for block in h.columns(cell, basis, injection, cell.form.activate)]
-        chosen = take(injection)
-        missing = chosen - h.untrained(basis, chosen, columns)
-        for product, weight in zip(cell.propagate(target, False), cell.weights, strict=True):
-            missing.addmm_(take(product), weight)
-        features = torch.cat(columns, dim=1).double()
-        gram = features.T @ features
-        moment = features.T @ missing.double()
-        sums = self._comm.sum(torch.cat([gram, moment], dim=1).cpu())
-        size = gram.shape[0]
+        basis = h.basis(cell)
+        columns = h.columns(cell, basis, injection, cell.form.activate)
+        products = cell.propagate(target, False)
+        size = sum(block.shape[1] for block in columns)
+        shape = size, size + injection.shape[1]
+        normal = torch.zeros(shape, dtype=torch.float64, device=injection.device)
+        for part in self._many.parts(target.shape[0]):
+            own = [block[part] for block in columns]
+            missing = injection[part] - h.untrained(basis, injection[part], own)
+            for product, weight in zip(products, cell.weights, strict=True):
+                missing.addmm_(product[part], weight)
+            features = torch.cat(own, dim=1).double()
+            normal.addmm_(features.T, torch.cat([features, missing.double()], dim=1))
+        sums = self._comm.sum(normal.cpu())
         h.readout.copy_(_ridge(sums[:, :size], sums[:, size:]))
         h.frame.copy_(basis.frame)
 

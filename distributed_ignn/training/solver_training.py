@@ -217,9 +217,10 @@ class SolverTrainer:
         """Fit the backward solve's estimator to the v of the current loss."""
         cell = model.layer.adjoint_cell(target, model.channel_weights(), incoming(target))
         with torch.no_grad():
-            first = self._learned.adjoint_start(cell, cell.start())
-            solution = self._solve(cell, first, self._learned.adjoint_solver())
-            self._fit.estimator(beta, cell, torch.zeros_like(first), solution.image)
+            solver = self._learned.adjoint_solver()
+            first = [self._learned.adjoint_start(cell, cell.start())]
+            found = self._solve(cell, first.pop(), solver).image
+            self._fit.estimator(beta, cell, torch.zeros_like(found), found)
 
     def _target(self, cell: EquilibriumCell, injection: Tensor, planner: SolvePlanner) -> Tensor:
         """Z* to a tight tolerance, from the last validation's state if it is kept."""
@@ -231,7 +232,7 @@ class SolverTrainer:
 
     def _solve(self, cell: Cell, start: Tensor, solver: NeuralSolver) -> Solution:
         held = [start]
-        del start
+        del start  # the solve alone holds it
         return solve(
             cell,
             held.pop(),

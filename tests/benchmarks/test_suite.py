@@ -8,7 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from distributed_ignn.benchmarks import clock, epoch, exchange, iteration, products, propagate
+from distributed_ignn.benchmarks import (
+    clock,
+    epoch,
+    exchange,
+    iteration,
+    memory,
+    products,
+    propagate,
+)
 from distributed_ignn.benchmarks.bandwidth import ProductSize
 from distributed_ignn.benchmarks.report import Report
 from distributed_ignn.benchmarks.silence import SilentCommunicator
@@ -208,3 +216,23 @@ def test_methods_can_be_chosen(shards: Path) -> None:
         _CONFIG, Communicator(), rounds=1, shards=shards, methods=["picard"]
     ) as workload:
         assert {f.name for f in epoch.run(workload).figures if f.section == ""} == {"picard"}
+
+
+def test_the_budget_stands_beside_what_was_measured(shards: Path) -> None:
+    with open_workload(_CONFIG, Communicator(), rounds=1, shards=shards) as workload:
+        report = memory.run(workload)
+        started = workload.process_bytes
+    beside = {(f.name, f.unit): f for f in report.figures if not f.section}
+    for name in ("process", "shard read", "run built", memory.PEAK):
+        assert beside[name, "budget"].ratio == pytest.approx(
+            beside[name, "measured"].value / beside[name, "budget"].value
+        )
+    assert beside["process", "measured"].value == started
+    assert beside[memory.PEAK, "measured"].value >= beside["run built", "measured"].value > 0
+    items = {f.name: f.value for f in report.figures if f.section == "items of the budget"}
+    whole = items.pop(memory.PEAK)
+    assert whole == beside[memory.PEAK, "measured"].value
+    assert sum(items.values()) == beside[memory.PEAK, "budget"].value
+    totals = {f.name: f.value for f in report.figures if f.section == "whole"}
+    # a history that need not be full takes no more than a full one
+    assert totals[memory.KNOWN] <= totals[memory.FULL]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -129,3 +132,25 @@ def test_ids_beyond_32_bits_are_refused_before_anything_is_allocated(nodes: int)
             build()
         assert f"{nodes:,} " in str(caught.value)
         assert "\n" not in str(caught.value)
+
+
+def test_no_step_holds_the_entries_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The peak above what was there before, over the bytes of the adjacency."""
+    monkeypatch.setattr(building, "_BLOCK", 4_000)
+    rng = np.random.default_rng(0)
+    source, target = (torch.from_numpy(rng.integers(0, 5_000, 400_000)) for _ in range(2))
+
+    def peak(call: Callable[[], object]) -> int:
+        tracemalloc.start()
+        try:
+            call()
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    graph = csr_from_edges(source, target, 5_000)
+    size = 4 * graph.num_entries + 8 * graph.rowptr.numel()
+    assert peak(lambda: csr_from_edges(source, target, 5_000)) < 1.6 * size
+    assert peak(lambda: is_symmetric(graph)) < 1.3 * size
+    keys = lambda: (source * 5_000 + target).numpy() + np.zeros(1, np.int64)  # noqa: E731
+    assert peak(keys) > 0.9 * size  # int64 pairs are seen where they are made

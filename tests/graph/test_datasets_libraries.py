@@ -84,10 +84,10 @@ def _no_questions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("builtins.input", asked)
 
 
-def _check_ogb(data: Any, classes: int) -> None:
+def _check_ogb(data: Any, classes: int, dtype: torch.dtype = torch.float32) -> None:
     assert np.array_equal(data.graphs[0].to_dense().numpy(), _expected(DIRECTED, 6))
-    assert torch.equal(data.features, torch.from_numpy(FEATURES))
-    assert data.features.dtype == torch.float32
+    assert torch.equal(data.features, torch.from_numpy(FEATURES).to(dtype))
+    assert data.features.dtype == dtype
     assert data.num_classes == classes
     assert data.train_nodes.tolist() == [0, 3]
     assert data.val_nodes.tolist() == [1, 2]
@@ -126,8 +126,31 @@ def test_papers_read_npz_and_keep_unlabelled_nodes(tmp_path: Path) -> None:
     labels[4] = np.nan
     _write_papers(tmp_path / "ogbn_papers100M", labels)
     data = load_dataset("ogbn-papers100M", tmp_path, DataConfig())
-    _check_ogb(data, 172)
+    _check_ogb(data, 172, torch.float16)
     assert data.labels.tolist() == [0, 39, 2, 0, -1, 2]
+
+
+def test_papers_arrays_are_mapped_and_unpacked_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole file would not fit the memory: nothing may load an array of it."""
+    folder = tmp_path / "ogbn_papers100M"
+    _write_papers(folder, LABELS.astype(np.float32)[:, None])
+    load = np.load
+
+    def only_labels(file: Any, *args: Any, **kwargs: Any) -> Any:
+        assert kwargs.get("mmap_mode") == "c" or str(file).endswith("node-label.npz")
+        return load(file, *args, **kwargs)
+
+    monkeypatch.setattr(np, "load", only_labels)
+    first = load_dataset("ogbn-papers100M", tmp_path, DataConfig())
+    kept = {path: path.stat().st_mtime_ns for path in (folder / ".cache").iterdir()}
+    assert len(kept) == 3
+    assert isinstance(first.features, torch.Tensor)
+    first.features.fill_(7)  # a private copy of the page
+    again = load_dataset("ogbn-papers100M", tmp_path, DataConfig())
+    _check_ogb(again, 172, torch.float16)
+    assert {path: path.stat().st_mtime_ns for path in (folder / ".cache").iterdir()} == kept
 
 
 def test_ogb_saved_split_is_read(tmp_path: Path) -> None:

@@ -206,7 +206,7 @@ def directed() -> CSRMatrix:
         (looped, 2, "links node 0 to itself"),
         (out_of_range, 2, r"names node 7; the ids of its 2 nodes are 0\.\.1"),
         (negative, 2, "names node -1"),
-        (directed, 2, "channel 0 of the graph is directed.*--partition.method contiguous"),
+        (directed, 2, "channel 0 of the graph is directed.*--partition.method fennel"),
         (lambda: random_graph(3, 9), 4, "parts = 4 exceeds the graph's 3 nodes"),
         (lambda: random_graph(3, 9), 0, "parts = 0"),
     ],

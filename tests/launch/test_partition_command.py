@@ -31,7 +31,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     return output.err
 
 
-@pytest.mark.parametrize("method", ["metis", "random", "contiguous"])
+@pytest.mark.parametrize("method", ["metis", "fennel", "random", "contiguous"])
 def test_shards_of_the_dataset_are_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], method: str
 ) -> None:
@@ -56,6 +56,9 @@ def test_shards_of_the_dataset_are_written(
         "seconds, load",
         "seconds, partition",
         "seconds, write",
+        "peak memory, load",
+        "peak memory, partition",
+        "peak memory, write",
     ):
         assert quantity in printed
     assert f"{manifest.statistics.halo_rows:,}" in printed

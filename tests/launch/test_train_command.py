@@ -66,6 +66,7 @@ SUMMARY = {
     "halo_bytes_per_exchange",
     "peak_memory_bytes",
     "memory_budget_bytes",
+    "memory_bound_bytes",
     "parameters",
 }
 

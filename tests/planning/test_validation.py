@@ -18,7 +18,8 @@ def test_bytes_are_forecast_exactly_and_seconds_and_memory_nearly(
     tmp_path: Path,
 ) -> None:
     told: list[str] = []
-    profile = calibration.calibrate("here", told.append)
+    sizes = ((2_000, 64), (4_000, 64), (8_000, 128))
+    profile = calibration.calibrate("here", told.append, sizes=sizes)
     assert "measuring one rank" in told
     path = tmp_path / "here.yaml"
     write_profile(path, profile)
@@ -29,8 +30,8 @@ def test_bytes_are_forecast_exactly_and_seconds_and_memory_nearly(
     predicted, measured = found.predicted, found.measured
     assert predicted.bytes == pytest.approx(measured.bytes, rel=0.02)
     assert measured.memory / 1.6 < predicted.memory < measured.memory * 1.6
-    # a shared machine may be several times slower at one moment than at another
-    assert measured.seconds / 6 < predicted.seconds < measured.seconds * 6
+    # epochs of a tenth of a second wait for whatever else runs, so the bound below is loose
+    assert measured.seconds / 20 < predicted.seconds < measured.seconds * 4
 
 
 def test_measurements_of_ranks_join_as_slowest_sum_and_largest() -> None:

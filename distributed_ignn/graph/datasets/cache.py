@@ -1,11 +1,13 @@
-"""Arrays that cost long to read, kept as ``.npz`` beside the data or in the user's cache."""
+"""Arrays that cost long to read or do not fit the memory, kept beside the data or in the cache."""
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import shutil
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,8 @@ from distributed_ignn.graph.datasets.download import atomic_path
 logger = logging.getLogger(__name__)
 
 Arrays = dict[str, np.ndarray]
+
+_COPY_BYTES = 16 * 2**20
 
 
 def cached_arrays(
@@ -43,6 +47,41 @@ def cached_arrays(
             save(stream, mark=np.array(mark), **arrays)  # type: ignore[arg-type]
     except OSError as error:
         logger.warning("could not keep %s for the next run (%s)", path, error)
+    return arrays
+
+
+def mapped_members(archive: Path, names: Sequence[str], folder: Path) -> Arrays:
+    """Arrays of an ``.npz`` file as memory-mapped ``.npy`` files, without ever loading them.
+
+    Writing into a mapped array changes neither file.
+
+    Args:
+        archive: the ``.npz`` file, which may be larger than the memory.
+        names: of the arrays; those that the file lacks are left out.
+        folder: keeps the ``.npy`` files, as large as the arrays; they serve the next run.
+
+    Raises:
+        OSError, ValueError, BadZipFile: a damaged archive, or no room on the disk.
+    """
+    state = archive.stat()
+    source = f"{archive.resolve()} {state.st_size} {state.st_mtime_ns}"
+    mark = hashlib.sha256(source.encode()).hexdigest()[:16]
+    arrays: Arrays = {}
+    with zipfile.ZipFile(archive) as opened:
+        present = set(opened.namelist())
+        for name in names:
+            if f"{name}.npy" not in present:
+                continue
+            target = folder / f"{mark}-{name}.npy"
+            if not target.exists():
+                logger.info("unpacking %s of %s", name, archive)
+                with (
+                    opened.open(f"{name}.npy") as member,
+                    atomic_path(target) as temporary,
+                    temporary.open("wb") as stream,
+                ):
+                    shutil.copyfileobj(member, stream, _COPY_BYTES)
+            arrays[name] = np.load(target, mmap_mode="c", allow_pickle=False)
     return arrays
 
 

@@ -11,6 +11,8 @@ from torch import Tensor
 from distributed_ignn.errors import UserError
 from distributed_ignn.graph.data import CSRMatrix, GraphData
 
+_ROWS = 1 << 16
+
 
 def validate(data: GraphData, origin: str) -> GraphData:
     """Return ``data`` if every rule of a training graph holds.
@@ -75,18 +77,21 @@ def _check_features(features: CSRMatrix | Tensor, num_nodes: int, origin: str) -
     values = features.value if isinstance(features, CSRMatrix) else features
     if isinstance(features, CSRMatrix):
         check_ids(features.col, width, f"{origin}: feature columns")
-    # The sum is NaN or infinite whenever an entry is, and costs no mask of the size of X.
-    if (
-        values is not None
-        and values.numel()
-        and not torch.isfinite(values.sum(dtype=torch.float64))
-    ):
+    if values is not None and not _is_finite(values):
         bad = (~torch.isfinite(values)).nonzero()[0]
         row = int(features.rows()[bad[0]]) if isinstance(features, CSRMatrix) else int(bad[0])
         kind = "sparse features" if sparse else "features"
         raise UserError(
             f"{origin}: {kind} hold NaN or infinity, first in node {row}; clean the data"
         )
+
+
+def _is_finite(values: Tensor) -> bool:
+    """In pieces: a mask, or the copy in double precision that a sum makes, may be larger than X."""
+    # the sum is NaN or infinite whenever an entry is
+    return all(
+        bool(torch.isfinite(piece.sum(dtype=torch.float64))) for piece in values.split(_ROWS)
+    )
 
 
 def _check_labels(data: GraphData, origin: str) -> None:

@@ -25,7 +25,7 @@ from torch import Tensor
 from distributed_ignn.errors import UserError
 from distributed_ignn.files import temporary_sibling
 from distributed_ignn.graph.data import GraphData, csr_from_edges
-from distributed_ignn.graph.datasets.cache import Arrays, cached_arrays
+from distributed_ignn.graph.datasets.cache import Arrays, cached_arrays, mapped_members
 from distributed_ignn.graph.datasets.checks import brief, check_ids
 from distributed_ignn.graph.datasets.download import cache_folder, fetch
 
@@ -126,6 +126,9 @@ def _tensor(array: np.ndarray) -> Tensor:
 
 
 def _dense(features: np.ndarray | None) -> Tensor | None:
+    """Half precision stays: at the size of papers100M the copy would not fit, and ranks convert."""
+    if features is not None and features.dtype == np.float16:
+        return _tensor(features)
     return None if features is None else _tensor(features.astype(np.float32, copy=False))
 
 
@@ -196,11 +199,13 @@ def _read_ogb(name: str, folder: Path) -> tuple[Arrays, np.ndarray, dict[str, An
 
 
 def _read_npz(raw: Path) -> Arrays:
-    from ogb.io.read_graph_raw import read_binary_graph_raw
-
-    graph = read_binary_graph_raw(str(raw))[0]
+    """As OGB's ``read_binary_graph_raw``, which would load everything: 50 GB for papers100M."""
+    folder = cache_folder(raw.parent / ".cache", "ogb")
+    names = ("edge_index", "node_feat", "num_nodes_list")
+    arrays = mapped_members(raw / "data.npz", names, folder)
+    graph = {"edge_index": arrays["edge_index"], "node_feat": arrays.get("node_feat")}
     with np.load(raw / "node-label.npz") as file:
-        return _wanted(graph, file["node_label"])
+        return _wanted(graph | {"num_nodes": arrays["num_nodes_list"][0]}, file["node_label"])
 
 
 def _read_csv(raw: Path) -> Arrays:

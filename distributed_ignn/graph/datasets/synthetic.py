@@ -1,15 +1,16 @@
 """A generated graph with the statistics of ogbn-products, at any scale.
 
-A degree-corrected planted partition with three nested levels: communities, the classes that they
-belong to, and the whole graph. Degrees are heavy-tailed, features are noisy, so neighbours tell
-more about a node's class than its own features do. Time and memory grow linearly with the size
-but for sorting the edges. Letters: n nodes, m undirected edges, F features, C classes.
+Nodes lie in communities of about a thousand, communities in a tree of ever wider groups. Degrees
+are heavy-tailed; an edge is drawn inside the community or, with decaying probability, inside a
+wider group, and only some nodes reach far. Features are noisy, so neighbours tell more about a
+node's class than its own features do. ``nested.py`` draws the edges. Letters: n nodes, m undirected
+edges, F features, C classes.
 """
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from itertools import count
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,7 +18,8 @@ import torch
 from torch import Tensor
 
 from distributed_ignn.errors import UserError
-from distributed_ignn.graph.data import GraphData, csr_from_edges
+from distributed_ignn.graph.data import CSRMatrix, GraphData, csr_from_blocks
+from distributed_ignn.graph.datasets.nested import Pairs, Tree, draw_pairs, power_law
 
 if TYPE_CHECKING:
     from distributed_ignn.config import SyntheticConfig
@@ -32,30 +34,19 @@ _MAX_DEGREE_RATIO = 346.0
 
 _COMMUNITY_SIZE = 1_000
 _MIN_NODES = 100
-#: Of the edges that leave a community, the share that stays inside its class.
-_CLASS_SHARE = 0.5
 #: Lengths of a class centre and of a community's offset from it, in units of one noise deviation.
 _CLASS_RADIUS, _COMMUNITY_RADIUS = 1.0, 1.0
 _BATCH = 4_000_000
-
-
-@dataclass(frozen=True, slots=True)
-class _Blocks:
-    """Nodes in order of their community, and communities in order of their class.
-
-    community: int64 [n], community of each node, ascending.
-    class_of: int64 [communities], ascending.
-    """
-
-    community: np.ndarray
-    class_of: np.ndarray
+_ATTEMPTS = 40
 
 
 def make_products(config: SyntheticConfig) -> GraphData:
     """The graph of one seed: dense float32 features [n, F], random split of OGB's proportions.
 
-    n is 2,449,029 times ``config.scale`` and the mean degree stays that of ogbn-products, as long
-    as n nodes have room for it; the number of edges is met within one per cent.
+    n is 2,449,029 times ``config.scale``; the mean degree is ``config.mean_degree`` or that of
+    ogbn-products, as long as n nodes have room for it. The number of edges is met within one per
+    cent. The peak of memory is the pairs (8 m bytes) and the adjacency (8 m) with half of it again,
+    or the adjacency and the features (4 n F), whichever is more.
 
     Raises:
         UserError: a scale so small that classes and splits would be empty.
@@ -66,21 +57,22 @@ def make_products(config: SyntheticConfig) -> GraphData:
             f"data.synthetic.scale: {config.scale} gives {n} nodes, too few for {config.classes} "
             f"classes; use at least {max(_MIN_NODES, 2 * config.classes) / NUM_NODES:.1g}"
         )
-    blocks = _make_blocks(n, config)
+    mean_degree = config.mean_degree or 2 * NUM_EDGES / NUM_NODES
     # At most a quarter of all pairs, so that drawing pairs without repeats ends soon.
-    edges = min(round(NUM_EDGES * config.scale), n * (n - 1) // 8)
-    low, high = _draw_edges(blocks, edges, config)
-    logger.info("generated %d nodes and %d edges", n, low.size)
-    # Shuffled ids: the order of the blocks must not tell a partitioner where to cut.
-    place = np.random.default_rng([config.seed, 3]).permutation(n)
-    node_class = np.empty(n, np.int64)
-    node_class[place] = blocks.class_of[blocks.community]
+    edges = min(round(n * mean_degree / 2), n * (n - 1) // 8)
+    sizes, class_of = _communities(n, config)
+    # Shuffled ids: the order of the communities must not tell a partitioner where to cut.
+    place = np.random.default_rng([config.seed, 3]).permutation(n).astype(np.int32)
+    graph = _graph(Tree(sizes), place, edges, config)
+    logger.info("generated %d nodes and %d edges", n, graph.num_entries // 2)
+    community = np.empty(n, np.int32)
+    community[place] = np.repeat(np.arange(sizes.size, dtype=np.int32), sizes)
     train, val, test = _split(n, config)
     return GraphData(
         name="synthetic-products",
-        graphs=(csr_from_edges(torch.from_numpy(place[low]), torch.from_numpy(place[high]), n),),
-        features=_features(blocks, place, config),
-        labels=torch.from_numpy(node_class),
+        graphs=(graph,),
+        features=_features(community, class_of, config),
+        labels=torch.from_numpy(class_of[community]),
         num_classes=config.classes,
         task="multiclass",
         train_nodes=train,
@@ -89,7 +81,8 @@ def make_products(config: SyntheticConfig) -> GraphData:
     )
 
 
-def _make_blocks(n: int, config: SyntheticConfig) -> _Blocks:
+def _communities(n: int, config: SyntheticConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Sizes of the communities and their classes, ascending, both int64 [communities]."""
     rng = np.random.default_rng([config.seed, 0])
     wanted = config.communities or n // _COMMUNITY_SIZE
     communities = min(max(wanted, config.classes), n // 2)
@@ -100,92 +93,46 @@ def _make_blocks(n: int, config: SyntheticConfig) -> _Blocks:
     )
     class_of = np.sort(np.concatenate([np.arange(config.classes), extra]))
     weight = rng.lognormal(0.0, 0.5, communities)
-    sizes = 2 + rng.multinomial(n - 2 * communities, weight / weight.sum())
-    return _Blocks(np.repeat(np.arange(communities), sizes), class_of)
+    return 2 + rng.multinomial(n - 2 * communities, weight / weight.sum()), class_of
 
 
-def _degrees(n: int, edges: int, config: SyntheticConfig) -> np.ndarray:
-    """Wanted degrees, int64 [n]: a truncated power law with the right mean, at least one each."""
-    rng = np.random.default_rng([config.seed, 1])
+def _graph(tree: Tree, place: np.ndarray, edges: int, config: SyntheticConfig) -> CSRMatrix:
+    """Symmetric adjacency with ``edges`` edges within half a per cent; node i is place[i]."""
+    n = tree.num_nodes
     mean = 2 * edges / n
-    weight = rng.random(n) ** (-1.0 / (config.exponent - 1.0))
-    largest = min(_MAX_DEGREE_RATIO * mean, n / 4)
-    for _ in range(20):  # cutting the tail lowers the mean, scaling up lengthens the tail
-        weight = np.minimum(weight * (mean / weight.mean()), largest)
-    return np.maximum(1, np.floor(weight + rng.random(n))).astype(np.int64)
+    degree = power_law(
+        np.random.default_rng([config.seed, 1]),
+        n,
+        mean=mean,
+        largest=min(_MAX_DEGREE_RATIO * mean, n / 4),
+        exponent=config.exponent,
+    )
+    pairs: list[Pairs] = []
+    missing = edges
+    for attempt in count():
+        # Communities fill up, so what they cannot take goes to the whole graph in the end.
+        inside = config.homophily if attempt < 3 else None
+        rng = np.random.default_rng([config.seed, 2, attempt])
+        for low, high in draw_pairs(rng, tree, degree * np.float32(missing / edges), inside):
+            pairs.append((place[low], place[high]))
+        graph = csr_from_blocks(lambda: iter(pairs), n)
+        missing = edges - graph.num_entries // 2
+        if missing <= edges // 200 or attempt == _ATTEMPTS:
+            return graph
+        del graph  # the next one needs its room
+    raise AssertionError("unreachable: the attempts do not end")
 
 
-def _draw_edges(
-    blocks: _Blocks, edges: int, config: SyntheticConfig
-) -> tuple[np.ndarray, np.ndarray]:
-    """Different pairs low < high of node positions, int64 [about ``edges``]."""
-    n = blocks.community.size
-    rng = np.random.default_rng([config.seed, 2])
-    stubs = _Stubs(blocks, _degrees(n, edges, config))
-    keys = np.empty(0, np.int64)
-    for attempt in range(40):
-        missing = edges - keys.size
-        if missing <= edges // 200:
-            break
-        # Small communities fill up, so what they cannot take goes to the whole graph in the end.
-        inside = config.homophily if attempt < 3 else 0.0
-        new = [
-            stubs.draw(rng, min(_BATCH, missing - done), inside)
-            for done in range(0, missing, _BATCH)
-        ]
-        keys = _distinct(np.concatenate([keys, *new]))
-    return keys // n, keys % n
-
-
-def _distinct(keys: np.ndarray) -> np.ndarray:
-    # numpy.unique hashes, which takes ten times as long on keys with this much structure.
-    keys.sort()
-    return keys[np.concatenate([[True], keys[1:] != keys[:-1]])]
-
-
-class _Stubs:
-    """Each node as often as its degree, in order of position: sampling is one look-up."""
-
-    def __init__(self, blocks: _Blocks, degrees: np.ndarray) -> None:
-        self.num_nodes = degrees.size
-        self.node = np.repeat(np.arange(degrees.size, dtype=np.int32), degrees)
-        first = np.concatenate([[0], np.cumsum(degrees)])
-        self.community = blocks.community
-        self.class_of = blocks.class_of
-        starts = np.searchsorted(blocks.community, np.arange(blocks.class_of.size + 1))
-        self.community_start = first[starts]
-        classes = np.arange(blocks.class_of[-1] + 2)
-        self.class_start = self.community_start[np.searchsorted(blocks.class_of, classes)]
-
-    def draw(self, rng: np.random.Generator, count: int, inside: float) -> np.ndarray:
-        """Keys low * n + high of ``count`` draws, self-loops left out, repeats possible."""
-        source = self.node[rng.integers(0, self.node.size, count)]
-        community = self.community[source]
-        level = rng.random(count)
-        in_class = level < inside + _CLASS_SHARE * (1.0 - inside)
-        of_class = self.class_of[community]
-        start = np.where(in_class, self.class_start[of_class], 0)
-        end = np.where(in_class, self.class_start[of_class + 1], self.node.size)
-        in_community = level < inside
-        start = np.where(in_community, self.community_start[community], start)
-        end = np.where(in_community, self.community_start[community + 1], end)
-        target = self.node[start + (rng.random(count) * (end - start)).astype(np.int64)]
-        low, high = np.minimum(source, target), np.maximum(source, target)
-        keys = low.astype(np.int64) * self.num_nodes + high
-        return keys[low < high]
-
-
-def _features(blocks: _Blocks, place: np.ndarray, config: SyntheticConfig) -> Tensor:
+def _features(community: np.ndarray, class_of: np.ndarray, config: SyntheticConfig) -> Tensor:
+    """Centre of the class, offset of the community and noise, float32 [n, F]."""
     rng = np.random.default_rng([config.seed, 4])
     width = config.features
     centre = rng.standard_normal((config.classes, width)) * (_CLASS_RADIUS / width**0.5)
-    offset = rng.standard_normal((blocks.class_of.size, width)) * (_COMMUNITY_RADIUS / width**0.5)
-    mean = (centre[blocks.class_of] + offset).astype(np.float32)
-    features = rng.standard_normal((place.size, width), dtype=np.float32)
+    offset = rng.standard_normal((class_of.size, width)) * (_COMMUNITY_RADIUS / width**0.5)
+    mean = (centre[class_of] + offset).astype(np.float32)
+    features = rng.standard_normal((community.size, width), dtype=np.float32)
     features *= np.float32(config.feature_noise)
-    community = np.empty_like(blocks.community)
-    community[place] = blocks.community
-    for start in range(0, place.size, _BATCH // width + 1):  # no second array of the size of X
+    for start in range(0, community.size, _BATCH // width + 1):  # no second array of the size of X
         rows = slice(start, start + _BATCH // width + 1)
         features[rows] += mean[community[rows]]
     return torch.from_numpy(features)

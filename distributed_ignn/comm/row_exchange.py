@@ -1,0 +1,86 @@
+"""RowExchange: one send and receive plan, by the fastest way there is between its ranks."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from distributed_ignn.comm.communicator import Communicator, PendingRows
+from distributed_ignn.comm.shared_rows import SharedRows
+
+logger = logging.getLogger(__name__)
+
+_ALIGNMENT = 16  # so that rooms begin where any number format may
+
+
+class RowArena:
+    """Shared memory for a plan and its reverse, where the communicator allows it and has room.
+
+    Mapped at the first exchange, and again for longer rows; every rank meets the same sizes.
+
+    Args:
+        comm: this rank's communicator.
+        send_counts, recv_counts: rows to and from each rank, world_size entries each.
+        lag: how many exchanges may begin before the rows of the first of them are waited for.
+    """
+
+    def __init__(
+        self,
+        comm: Communicator,
+        send_counts: Sequence[int],
+        recv_counts: Sequence[int],
+        lag: int = 1,
+    ) -> None:
+        self._comm = comm
+        self._most = [max(pair) for pair in zip(send_counts, recv_counts, strict=True)]
+        self._lag = lag
+        self._row_bytes = 0
+        self._shared: SharedRows | None = None
+        self._usable = comm.shares_memory
+
+    def memory(self, row_bytes: int) -> SharedRows | None:
+        """For rows of a size; None where they have to go another way."""
+        if self._usable and row_bytes > self._row_bytes:
+            sizes = [-(-count * row_bytes // _ALIGNMENT) * _ALIGNMENT for count in self._most]
+            self._row_bytes = row_bytes
+            self._shared = SharedRows.open(self._comm, sizes, 2 * self._lag)
+            self._usable = self._shared is not None
+            if not self._usable and self._comm.is_main:
+                logger.warning(
+                    "no room for halo rows in shared memory; they go through sockets, which is "
+                    "slower (in a container, give /dev/shm more room)"
+                )
+        return self._shared if row_bytes else None
+
+
+class RowExchange:
+    """Exchanges rows between the same ranks in the same numbers, again and again.
+
+    Every rank makes it and calls it alike.
+
+    Args:
+        comm: this rank's communicator.
+        send_counts, recv_counts: rows to and from each rank, world_size entries each.
+        arena: shared memory of this plan, or of its reverse.
+    """
+
+    def __init__(
+        self,
+        comm: Communicator,
+        send_counts: Sequence[int],
+        recv_counts: Sequence[int],
+        arena: RowArena,
+    ) -> None:
+        self.comm = comm
+        self.send_counts = tuple(send_counts)
+        self.recv_counts = tuple(recv_counts)
+        self._arena = arena
+
+    def start(self, rows: Tensor) -> PendingRows:
+        """Begin an exchange of rows [sum(send_counts), D], grouped by receiving rank."""
+        shared = self._arena.memory(rows.shape[1] * rows.element_size())
+        if shared is None:
+            return self.comm.start_exchange(rows, self.send_counts, self.recv_counts)
+        return self.comm.start_shared(rows, shared, self.send_counts, self.recv_counts)

@@ -1,0 +1,58 @@
+"""The benchmark command, from its arguments to the file of figures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from distributed_ignn.benchmarks.command import spelled_out
+from launch.benchmark import main
+
+_SMALL = ("--scale", "0.0005", "--width=8", "--rounds", "1", "--device", "cpu")
+
+
+def test_short_flags_are_settings_and_a_graph_is_there_unless_one_is_named() -> None:
+    assert spelled_out(["x", "--scale", "2", "--width=3"])[-4:] == [
+        "x",
+        "--data.synthetic.scale",
+        "2",
+        "--model.hidden=3",
+    ]
+    assert spelled_out(["x"])[:2] == ["--dataset", "synthetic-products"]
+    assert spelled_out(["x", "--dataset=acm"]) == ["x", "--dataset=acm"]
+
+
+def test_figures_are_printed_and_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "figures" / "exchange.json"
+    assert main(["exchange", *_SMALL, "--json", str(file)]) == 0
+    assert "ratio = fp32 / variant" in " ".join(capsys.readouterr().out.split())
+    stored = json.loads(file.read_text())
+    assert stored["benchmark"] == "exchange"
+    assert stored["settings"]["width"] == 8
+    assert stored["settings"]["nodes"] == round(2_449_029 * 0.0005)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("iteration", "--rounds", "0"), "--rounds 0 must be at least 1"),
+        (("iteration", "--run", "runs/x"), "--run is for studies of a trained run"),
+        (("solver",), "needs a trained run"),
+        (("sparsifier", "--run", "runs/x", "--keep", "2"), "at most be 1"),
+        (("epoch", "--method", "picard"), "did you mean '--methods'"),
+        (("iteration", "--scale", "0"), "data.synthetic.scale"),
+        (("iteration", "--partition.dir", "shards", *_SMALL), "--shards DIR"),
+        (("everything",), "invalid choice"),
+    ],
+)
+def test_mistakes_are_one_line(
+    arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    printed = capsys.readouterr().err
+    assert message in printed
+    assert printed.count("\n") == 1
