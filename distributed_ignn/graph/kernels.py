@@ -21,7 +21,7 @@ from torch import Tensor
 
 from distributed_ignn.errors import UserError
 
-Kernel = Literal["auto", "bag", "reduce", "csr", "triton", "triton-product"]
+Kernel = Literal["auto", "triton", "triton-product", "bag", "reduce", "csr"]
 
 _SHORT = (torch.float32, torch.bfloat16, torch.float16)
 
