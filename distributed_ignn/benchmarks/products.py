@@ -23,6 +23,7 @@ from distributed_ignn.benchmarks.yardstick import (
     transposed,
 )
 from distributed_ignn.comm.communicator import Communicator
+from distributed_ignn.errors import UserError
 from distributed_ignn.graph.kernels import Kernel
 from distributed_ignn.graph.propagate import ChannelOperator, ChannelTranspose, RunBounds
 from distributed_ignn.graph.shard import GraphShard
@@ -86,7 +87,10 @@ def _blocks(kernel: Kernel) -> Build:
     return build
 
 
-_KERNELS: tuple[Kernel, ...] = tuple(name for name in get_args(Kernel) if name != "auto")
+# "triton" multiplies as "triton-product" does; what it adds is not part of a product alone
+_KERNELS: tuple[Kernel, ...] = tuple(
+    name for name in get_args(Kernel) if name not in ("auto", "triton")
+)
 
 #: By name; the first is the baseline.
 PRODUCTS: dict[str, Build] = {
@@ -105,7 +109,7 @@ def build_products(
         try:
             product = build(shard, comm, local.dtype)
             product.forward(local)
-        except (NotImplementedError, RuntimeError) as error:
+        except (NotImplementedError, RuntimeError, UserError) as error:
             if name == PLAIN:
                 raise
             tell(f"{name} is left out: {str(error).splitlines()[0]}")

@@ -58,10 +58,11 @@ class TrainConfig(Section):
     threads: int = Field(
         0, ge=0, description="CPU threads of each rank (0: cores divided by local ranks)"
     )
-    kernel: Literal["auto", "bag", "reduce", "csr"] = Field(
+    kernel: Literal["auto", "bag", "reduce", "csr", "triton", "triton-product"] = Field(
         "auto",
         description="sparse product; bag: sums of embedding rows, reduce: torch.sparse.mm, csr: "
-        "torch's CSR product; auto: what measures fastest for the device and number format",
+        "torch's CSR product, triton: a GPU kernel for the whole evaluation, triton-product: one "
+        "for the product alone; auto: what suits the device and the number format",
     )
     memory_limit: float = Field(
         0.0,

@@ -2,13 +2,16 @@
 
 Which is fastest was measured (``launch/benchmark.py propagate``; docs/benchmarks.md): on a CPU the
 sum of embedding rows, whose inner loop prefetches the rows it gathers, is several times as fast as
-torch's CSR product. It reads 32-bit ids, needs no stored values and adds in float32.
+torch's CSR product. It reads 32-bit ids, needs no stored values and adds in float32. On a GPU a
+Triton kernel does the same, and what follows the product as well (``triton_rows``).
 
 Letters: r rows of the run, e its entries, m columns of the matrix, D columns of the dense operand.
 """
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import warnings
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -16,7 +19,9 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-Kernel = Literal["auto", "bag", "reduce", "csr"]
+from distributed_ignn.errors import UserError
+
+Kernel = Literal["auto", "triton", "triton-product", "bag", "reduce", "csr"]
 
 _SHORT = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -115,16 +120,39 @@ def choose_kernel(kernel: Kernel, dtype: torch.dtype, device: torch.device) -> K
     """Resolve ``auto`` by what measured fastest where it works.
 
     A rule, not a race at start: every rank and every resumed run adds in the same order.
+
+    Raises:
+        UserError: Triton was asked for by name and cannot run here.
     """
+    if kernel.startswith("triton"):
+        reason = _against_triton(dtype, device)
+        if reason is not None:
+            raise UserError(f"train.kernel = {kernel}: {reason}; auto takes what there is")
     if kernel != "auto":
         return kernel
     if device.type == "cuda":
-        return "csr"
+        return "csr" if _against_triton(dtype, device) else "triton"
     return "bag" if dtype in _SHORT else "reduce"
+
+
+def _against_triton(dtype: torch.dtype, device: torch.device) -> str | None:
+    """Why the Triton kernels cannot multiply; None if they can."""
+    if dtype not in (torch.float32, torch.bfloat16):
+        return f"Triton's sums are float32, and the state is {str(dtype).removeprefix('torch.')}"
+    if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        return f"Triton needs a CUDA device, and this is a {device.type.upper()}"
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed (pip install triton)"
+    return None
 
 
 def row_product(part: Entries, kernel: Kernel, dtype: torch.dtype) -> RowProduct:
     """``part`` ready to multiply operands of ``dtype``."""
     if kernel == "bag":
         return EmbeddingBag(part)
+    if kernel.startswith("triton"):
+        # here, because that module builds on this one
+        from distributed_ignn.graph.triton_rows import TritonRows
+
+        return TritonRows.from_entries(part)
     return TorchCSR.from_entries(part, dtype, reduce=kernel == "reduce")

@@ -27,11 +27,15 @@ from distributed_ignn.comm.communicator import Communicator, PendingRows
 from distributed_ignn.graph.data import CSRMatrix, csr_from_entries
 from distributed_ignn.graph.halo import HaloExchange, HaloLink, RoundedRows
 from distributed_ignn.graph.kernels import Kernel
+from distributed_ignn.graph.row_sum import RowSum
 from distributed_ignn.graph.shard import ChannelShard, GraphShard
 from distributed_ignn.graph.sparse import SparseMatrix, run_bounds
 
 Finish = Callable[[slice, list[Tensor]], None]
 """Takes a run of owned rows and, per channel, their products [r, D], which it may overwrite."""
+
+FinishSums = Callable[[slice, list[RowSum]], None]
+"""Takes a run of owned rows and, per channel, their products before they are multiplied."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,9 +289,15 @@ class Propagation:
         Returns:
             The rider's halo rows [H, R] (None without rider).
         """
+        return self.iterate_sums(x, lambda rows, sums: finish(rows, _multiply(sums)), rider)
+
+    def iterate_sums(
+        self, x: Tensor, finish: FinishSums, rider: Tensor | None = None
+    ) -> Tensor | None:
+        """Like ``iterate``, but ``finish`` multiplies, so that it may go on in the same kernel."""
         self.link.send(x, rider)
         for run in range(self.runs.interior):
-            finish(self.runs.rows(run), self._owned_products(run, x))
+            finish(self.runs.rows(run), [self._sum(c.owned, run, x) for c in self.channels])
         # rows that wait for the halo: what there is of them while it is on its way
         early: list[list[Tensor]] = []
         boundary = len(self.runs) - self.runs.interior
@@ -297,20 +307,19 @@ class Propagation:
         early.reverse()
         for number in range(boundary):
             run = self.runs.interior + number
-            products = early.pop() if early else self._owned_products(run, x)
-            self._add_boundary(number, products, halo)
-            finish(self.runs.rows(run), products)
+            starts = early.pop() if early else self._owned_products(run, x)
+            pairs = zip(self.channels, starts, strict=True)
+            sums = [self._sum(c.boundary, number, halo, start) for c, start in pairs]
+            finish(self.runs.rows(run), sums)
         return None if rider is None else rider_halo
 
-    def _owned_products(self, run: int, x: Tensor) -> list[Tensor]:
-        with self._clock.measure("product"):
-            return [channel.owned.run(run, x) for channel in self.channels]
+    def _sum(
+        self, matrix: SparseMatrix, run: int, operand: Tensor, start: Tensor | None = None
+    ) -> RowSum:
+        return RowSum(matrix, run, operand, start, self._clock)
 
-    def _add_boundary(self, run: int, products: list[Tensor], halo: Tensor) -> None:
-        with self._clock.measure("product"):
-            for channel, product in zip(self.channels, products, strict=True):
-                if channel.boundary.num_entries:
-                    product += channel.boundary.run(run, halo)
+    def _owned_products(self, run: int, x: Tensor) -> list[Tensor]:
+        return _multiply([self._sum(channel.owned, run, x) for channel in self.channels])
 
     def iterate_home(self, ys: Sequence[Tensor], finish: Finish) -> None:
         """sum_c A_hat_c' y_c inside an iteration, run by run; one exchange through its link.
@@ -424,6 +433,10 @@ def _home_matrix(
         shard.send_index.to(torch.int64), torch.arange(sent), shard.num_owned, max(sent, 1)
     )
     return SparseMatrix.from_csr(pattern, dtype, device, bounds=runs.owned, kernel=kernel)
+
+
+def _multiply(sums: Sequence[RowSum]) -> list[Tensor]:
+    return [each.product() for each in sums]
 
 
 def _split_like(rows: Tensor, columns: Sequence[Tensor]) -> list[Tensor]:

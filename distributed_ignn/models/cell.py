@@ -22,6 +22,8 @@ import torch
 from torch import Tensor
 
 from distributed_ignn.graph.propagate import ChannelOperator, Propagation
+from distributed_ignn.graph.row_sum import RowSum
+from distributed_ignn.graph.triton_rows import Tail
 from distributed_ignn.models.dense import affine, matmul
 
 _SAFETY = 2.0  # measured: up to 1.3 is needed with two bits, and no more with the others
@@ -71,7 +73,9 @@ class EquilibriumCell:
 
     Rows are worked off in runs: sparse product, dense product and activation of a run follow each
     other while it is in the cache. The products B_c Z of the last evaluation are kept where the
-    backward pass needs them, because a solve usually returns its last point.
+    backward pass needs them, because a solve usually returns its last point. Where the kernel can
+    (``RowSum.fuses``), a run is one pass that writes the image, the kept product and the sums of
+    squares that the residual is made of.
 
     Args:
         propagation: all channels behind one exchange.
@@ -100,6 +104,7 @@ class EquilibriumCell:
         self._keep = keep_products
         self._products: list[Tensor] = []
         self._last: Tensor | None = None
+        self._squares: list[Tensor | None] = []
         self.evaluations = 0
         propagation.link.begin()
 
@@ -110,15 +115,57 @@ class EquilibriumCell:
         if self._keep and not self._products:
             self._products = [torch.empty_like(z) for _ in self.weights]
 
-        def finish(rows: slice, products: list[Tensor]) -> None:
-            products = [self.form.mix(product, z[rows]) for product in products]
-            for kept, product in zip(self._products, products, strict=False):
-                kept[rows] = product
-            self._write_image(image[rows], products, rows, z)
+        self._squares = []
 
-        rider_halo = self._propagation.iterate(z, finish, rider)
+        def finish(rows: slice, sums: list[RowSum]) -> None:
+            self._squares.append(self._evaluate(rows, sums, z, image))
+
+        rider_halo = self._propagation.iterate_sums(z, finish, rider)
         self._last = z
         return image, self._carry(rider, rider_halo)
+
+    def _evaluate(
+        self, rows: slice, sums: Sequence[RowSum], z: Tensor, image: Tensor
+    ) -> Tensor | None:
+        """Write some rows of the image and of the kept products; squares as in ``squares``."""
+        plain = self.form.step == 1.0 and self.form.residual == 0.0
+        if plain and sums[-1].fuses:
+            return self._evaluate_fused(rows, sums, z, image)
+        products = [self.form.mix(each.product(), z[rows]) for each in sums]
+        for kept, product in zip(self._products, products, strict=False):
+            kept[rows] = product
+        self._write_image(image[rows], products, rows, z)
+        return None
+
+    def _evaluate_fused(
+        self, rows: slice, sums: Sequence[RowSum], z: Tensor, image: Tensor
+    ) -> Tensor:
+        """The same where nothing is mixed; the last channel's kernel does all that follows."""
+        total = self._injection[rows]
+        kept: list[Tensor | None] = [block[rows] for block in self._products]
+        kept = kept or [None] * len(sums)
+        for each, weight, block in zip(sums[:-1], self.weights[:-1], kept[:-1], strict=True):
+            product = each.product()
+            total = affine(product, weight, total)
+            if block is not None:
+                block.copy_(product)
+        return sums[-1].evaluate(
+            Tail(
+                weight=self.weights[-1].contiguous(),
+                offset=total.contiguous(),
+                own=z[rows],
+                image=image[rows],
+                product=kept[-1],
+                linear=self.form.linear,
+            )
+        )
+
+    def squares(self, z: Tensor) -> Tensor | None:
+        """See ``MeasuredMap``."""
+        parts = [part for part in self._squares if part is not None]
+        if self._last is not z or not parts or len(parts) < len(self._squares):
+            return None
+        return torch.stack(parts).sum(0)
 
     def _write_image(self, image: Tensor, products: list[Tensor], rows: slice, z: Tensor) -> None:
         """phi((1 - t) z + t (sum_c (B_c z) W_c + b)) of some rows, [r, D]."""

@@ -42,6 +42,18 @@ class InexactMap(Protocol):
         ...
 
 
+@runtime_checkable
+class MeasuredMap(Protocol):
+    """A map that may sum squares while it writes an image, so that nobody reads it again."""
+
+    def squares(self, z: Tensor) -> Tensor | None:
+        """||f(z) - z||^2 and ||f(z)||^2 of this rank's rows, float64 [2], on any device.
+
+        None where ``z`` is not the last evaluated point or the map has not summed.
+        """
+        ...
+
+
 class Outcome(enum.StrEnum):
     """How a solve ended; the values are the messages."""
 

@@ -1,0 +1,52 @@
+"""The Triton kernels compiled, on a GPU; ``tests/graph`` interprets them on the CPU."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+import torch
+
+from distributed_ignn.comm.communicator import Communicator
+from tests.graph.triton_cases import cell_report, evaluation_errors, not_a_number, product_errors
+from tests.parity.cases import sum_reports
+from tests.ranks import run_ranks
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine"),
+    pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="no Triton"),
+    # every width and every sort of entries is compiled, and tuned, on its own
+    pytest.mark.timeout(900),
+]
+
+GPU = torch.device("cuda", 0)
+EXACT = 1e-6
+
+
+def test_products_agree_with_float64() -> None:
+    (errors,) = run_ranks(product_errors, 1, timeout=400, device=GPU)
+    assert {name: error for name, error in errors.items() if error > EXACT} == {}
+
+
+@pytest.mark.parametrize("state", [torch.float32, torch.bfloat16])
+def test_evaluations_agree_with_float64(state: torch.dtype) -> None:
+    (report,) = run_ranks(evaluation_errors, 1, state, timeout=400, device=GPU)
+    rounded = EXACT if state is torch.float32 else 2.0**-8 + EXACT
+    for name, errors in report.items():
+        assert errors["image"] < rounded, name
+        assert errors["squares"] < EXACT, name
+        assert errors.get("product", 0.0) < EXACT, name
+    assert run_ranks(not_a_number, 1, timeout=400, device=GPU) == [[True, True, True]]
+
+
+def test_cells_agree_with_float64_on_the_cpu() -> None:
+    expected = cell_report(Communicator(), "reduce")
+    for world_size in (1, 2):
+        reports = run_ranks(cell_report, world_size, "triton", timeout=400, device=GPU)
+        for case, values in sum_reports(reports).items():
+            fused = not case.endswith("mixed")
+            assert values["<known>"] == (world_size if fused else 0), case
+            for name in values.keys() - {"<known>", "<steps>"}:
+                error = (values[name] - expected[case][name]).norm() / expected[case][name].norm()
+                assert error < EXACT, (case, name, world_size)
