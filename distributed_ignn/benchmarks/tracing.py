@@ -98,8 +98,8 @@ class _Observed:
     def weights(self) -> tuple[Tensor, ...]:
         return self._cell.weights
 
-    def gate(self, values: Tensor, image: Tensor) -> Tensor:
-        return self._cell.gate(values, image)
+    def gate(self, values: Tensor, image: Tensor, rows: slice = slice(None)) -> Tensor:
+        return self._cell.gate(values, image, rows)
 
     def propagate(self, columns: Tensor, sparsified: bool) -> list[Tensor]:
         return self._cell.propagate(columns, sparsified)

@@ -45,7 +45,10 @@ class RowArena:
         if self._usable and row_bytes > self._row_bytes:
             sizes = [-(-count * row_bytes // _ALIGNMENT) * _ALIGNMENT for count in self._most]
             self._row_bytes = row_bytes
+            before = self._comm.traffic
+            self._comm.traffic = before.snapshot()  # agreeing on files is no message of the run
             self._shared = SharedRows.open(self._comm, sizes, 2 * self._lag)
+            self._comm.traffic = before
             self._usable = self._shared is not None
             if not self._usable and self._comm.is_main:
                 logger.warning(

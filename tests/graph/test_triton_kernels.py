@@ -156,11 +156,10 @@ def test_tiles_hold_all_columns_and_enough_rows_for_a_dense_product() -> None:
     assert [block_rows(block_columns(width)) for width in (1, 64, 128, 256)] == [128, 32, 16, 16]
 
 
-def test_auto_is_triton_on_a_gpu_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_triton_is_taken_by_name_where_it_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
-    assert choose_kernel("auto", torch.float32, GPU) == "triton"
-    assert choose_kernel("auto", torch.float64, GPU) == "csr"
+    assert choose_kernel("triton", torch.float32, GPU) == "triton"
     assert choose_kernel("triton-product", torch.bfloat16, GPU) == "triton-product"
     assert choose_kernel("auto", torch.float32, CPU) == "bag"
     with pytest.raises(UserError, match=r"train.kernel = triton: .*float32.*float64; auto"):
