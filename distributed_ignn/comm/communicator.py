@@ -115,14 +115,37 @@ class Communicator:
         return PendingRows(received, work, self.device, sent, self.clock)
 
     def start_shared(
-        self, rows: Tensor, shared: SharedRows, send: Sequence[int], receive: Sequence[int]
+        self,
+        rows: Tensor,
+        shared: SharedRows,
+        send: Sequence[int],
+        receive: Sequence[int],
+        *,
+        index: Tensor | None = None,
+        borrow: bool = False,
     ) -> PendingRows:
-        """As ``start_exchange``, through shared memory."""
+        """As ``start_exchange``, through shared memory.
+
+        Args:
+            rows: [sum(send), D], or [O, D] with ``index``.
+            shared: the memory.
+            send, receive: rows to and from each rank.
+            index: int64 [sum(send)], which rows to send.
+            borrow: whether the rows that arrive may be handed over where they are, to be read
+                before the next exchange through ``shared``.
+        """
+        width, turn = rows.shape[1], shared.next_turn()
         self.traffic.exchanges += 1
-        self.traffic.exchange_bytes += rows.numel() * rows.element_size()
-        turn = shared.write(rows, send)
+        self.traffic.exchange_bytes += sum(send) * width * rows.element_size()
+        if index is None:
+            shared.write(turn, rows, send)
+        else:
+            shared.gather(turn, rows, index, send)
         work = dist.all_reduce(torch.zeros(1), async_op=True)  # says that the rows are there
-        received = rows.new_empty(sum(receive), rows.shape[1])
+        borrowed = shared.borrow(turn, width, rows.dtype, receive) if borrow else None
+        if borrowed is not None:
+            return PendingRows(borrowed, work, self.device, rows, self.clock)
+        received = rows.new_empty(sum(receive), width)
         return PendingRows(
             received,
             work,

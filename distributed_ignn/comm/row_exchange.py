@@ -81,9 +81,21 @@ class RowExchange:
         self.recv_counts = tuple(recv_counts)
         self._arena = arena
 
-    def start(self, rows: Tensor) -> PendingRows:
-        """Begin an exchange of rows [sum(send_counts), D], grouped by receiving rank."""
+    def start(
+        self, rows: Tensor, index: Tensor | None = None, *, borrow: bool = False
+    ) -> PendingRows:
+        """Begin an exchange of rows grouped by receiving rank.
+
+        Args:
+            rows: [sum(send_counts), D], or [O, D] with ``index``.
+            index: int64 [sum(send_counts)], which rows to send; all by default.
+            borrow: whether the rows may be handed over in shared memory, to be read before the
+                next exchange begins.
+        """
         shared = self._arena.memory(rows.shape[1] * rows.element_size())
         if shared is None:
-            return self.comm.start_exchange(rows, self.send_counts, self.recv_counts)
-        return self.comm.start_shared(rows, shared, self.send_counts, self.recv_counts)
+            picked = rows if index is None else rows.index_select(0, index)
+            return self.comm.start_exchange(picked, self.send_counts, self.recv_counts)
+        return self.comm.start_shared(
+            rows, shared, self.send_counts, self.recv_counts, index=index, borrow=borrow
+        )

@@ -77,24 +77,44 @@ class SharedRows:
             for file in own.values():
                 file.unlink(missing_ok=True)
 
-    def write(self, rows: Tensor, send_counts: Sequence[int]) -> int:
-        """Put rows [sum(send_counts), D] where their receivers find them; the turn to read."""
+    def next_turn(self) -> int:
+        """The room of the next exchange."""
         turn, self._turn = self._turn, (self._turn + 1) % self._rooms
+        return turn
+
+    def write(self, turn: int, rows: Tensor, send_counts: Sequence[int]) -> None:
+        """Put rows [sum(send_counts), D] where their receivers find them."""
         for block, part in zip(self._outgoing, rows.split(list(send_counts)), strict=True):
             if block is not None:
-                _view(block[turn], part).copy_(part)
-        return turn
+                _view(block[turn], part.shape, part.dtype).copy_(part)
+
+    def gather(self, turn: int, rows: Tensor, index: Tensor, send_counts: Sequence[int]) -> None:
+        """As ``write`` for ``rows[index]``, rows [O, D] and index [sum(send_counts)]."""
+        for block, part in zip(self._outgoing, index.split(list(send_counts)), strict=True):
+            if block is not None:
+                shape = torch.Size((part.numel(), rows.shape[1]))
+                torch.index_select(rows, 0, part, out=_view(block[turn], shape, rows.dtype))
 
     def read(self, turn: int, received: Tensor, recv_counts: Sequence[int]) -> None:
         """Copy what arrived in a turn to ``received`` [sum(recv_counts), D]."""
         for block, part in zip(self._incoming, received.split(list(recv_counts)), strict=True):
             if block is not None:
-                part.copy_(_view(block[turn], part))
+                part.copy_(_view(block[turn], part.shape, part.dtype))
+
+    def borrow(
+        self, turn: int, width: int, dtype: torch.dtype, recv_counts: Sequence[int]
+    ) -> Tensor | None:
+        """What arrives in a turn, in place; None unless it all comes from one rank."""
+        senders = [rank for rank, count in enumerate(recv_counts) if count]
+        block = self._incoming[senders[0]] if len(senders) == 1 else None
+        if block is None:
+            return None
+        return _view(block[turn], torch.Size((recv_counts[senders[0]], width)), dtype)
 
 
-def _view(room: Tensor, part: Tensor) -> Tensor:
-    """The front of a room in the form of ``part``."""
-    return room[: part.numel() * part.element_size()].view(part.dtype).view(part.shape)
+def _view(room: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    """The front of a room as rows."""
+    return room[: shape.numel() * dtype.itemsize].view(dtype).view(shape)
 
 
 def _all(comm: Communicator, fine: bool) -> bool:

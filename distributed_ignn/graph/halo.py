@@ -94,9 +94,10 @@ class HaloExchange:
 
     def start(self, *owned: Tensor) -> PendingRows:
         """Send owned rows, one or more [O, D_i]; waiting yields the halo rows [H, sum D_i]."""
+        if len(owned) == 1:
+            return self.out.start(owned[0], self.send_index)
         picked = [columns.index_select(0, self.send_index) for columns in owned]
-        rows = picked[0] if len(picked) == 1 else torch.cat(picked, dim=1)
-        return self.out.start(rows)
+        return self.out.start(torch.cat(picked, dim=1))
 
     def start_rounded(self, columns: Tensor, coder: Quantiser) -> RoundedRows:
         """As ``start``, each row rounded by itself: for what guides an iteration, no more."""
@@ -229,17 +230,22 @@ class HaloLink:
             rows: owned rows [O, D], or halo rows [H, D] if transposed.
             rider: further columns [O, R] that travel along as they are.
         """
-        exchange = self._exchange
-        with exchange.comm.clock.measure("pack"):
-            coder = self._coder_for(rows)
-            payload = self._encode(rows, coder)
-            width = payload.shape[1]
-            if rider is not None:
-                extra = rider.index_select(0, exchange.send_index).view(payload.dtype)
-                payload = torch.cat([payload, extra], dim=1)
-        self._in_flight.append(
-            _Flight(self._way.start(payload), width, rows.shape[1], rows.dtype, coder)
-        )
+        clock, index = self._exchange.comm.clock, self._exchange.send_index
+        coder = self._coder_for(rows)
+        width, columns = rows.shape[1], rows.shape[1]
+        with clock.measure("pack"):
+            if coder is None and rider is None:
+                # read before the link's next exchange, which is when a sender may write again
+                picks = None if self._transposed else index
+                pending = self._way.start(rows, picks, borrow=True)
+            else:
+                payload = self._encode(rows, coder)
+                width = payload.shape[1]
+                if rider is not None:
+                    extra = rider.index_select(0, index).view(payload.dtype)
+                    payload = torch.cat([payload, extra], dim=1)
+                pending = self._way.start(payload)
+        self._in_flight.append(_Flight(pending, width, columns, rows.dtype, coder))
 
     def _coder_for(self, rows: Tensor) -> Quantiser | None:
         """How the next rows are written; makes room for what the receivers hold."""
