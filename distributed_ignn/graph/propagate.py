@@ -267,7 +267,8 @@ class Propagation:
         errors of different rows independent: ||A E||^2 = ||A||_F^2 / S ||E||^2 on average. One
         reduction, once.
         """
-        sums = self.halo.comm.sum(torch.tensor([*self._squares, float(self.halo.num_sent)]))
+        parts = [*self._squares, float(self.halo.num_sent)]
+        sums = self.halo.comm.sum(torch.tensor(parts, dtype=torch.float64))
         return tuple((float(square) / max(float(sums[-1]), 1.0)) ** 0.5 for square in sums[:-1])
 
     def reset_links(self) -> None:
