@@ -25,7 +25,7 @@ from distributed_ignn.benchmarks.yardstick import (
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.errors import UserError
 from distributed_ignn.graph.kernels import Kernel
-from distributed_ignn.graph.propagate import ChannelOperator, ChannelTranspose, RunBounds
+from distributed_ignn.graph.operators import ChannelOperator, ChannelTranspose, RunBounds
 from distributed_ignn.graph.shard import GraphShard
 
 PLAIN = "torch CSR int64, ascending ids"

@@ -31,7 +31,7 @@ from distributed_ignn.benchmarks.variants import Variant, train_variant
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import RunConfig
 from distributed_ignn.errors import UserError
-from distributed_ignn.graph.propagate import ChannelOperator
+from distributed_ignn.graph.operators import ChannelOperator
 from distributed_ignn.graph.sparsify import Sparsifier, sparsify
 
 NO_GRAPH, CHANNELS, WHOLE = "no graph", "channels", "none"

@@ -20,7 +20,7 @@ from torch import Tensor
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.graph.data import csr_from_entries
 from distributed_ignn.graph.halo import HaloExchange
-from distributed_ignn.graph.propagate import normalised_blocks
+from distributed_ignn.graph.operators import normalised_blocks
 from distributed_ignn.graph.shard import GraphShard
 from distributed_ignn.graph.sparse import SparseMatrix
 

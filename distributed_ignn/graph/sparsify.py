@@ -29,7 +29,7 @@ from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.graph.data import csr_from_entries
 from distributed_ignn.graph.halo import HaloExchange
 from distributed_ignn.graph.hashing import hash_uniform
-from distributed_ignn.graph.propagate import ChannelOperator
+from distributed_ignn.graph.operators import ChannelOperator
 from distributed_ignn.graph.shard import ChannelShard, GraphShard
 
 Sparsifier = Literal["pri", "degree", "random", "none"]

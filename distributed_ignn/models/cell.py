@@ -21,7 +21,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from distributed_ignn.graph.propagate import ChannelOperator, Propagation
+from distributed_ignn.graph.operators import ChannelOperator
+from distributed_ignn.graph.propagate import Propagation
 from distributed_ignn.graph.row_sum import RowSum
 from distributed_ignn.graph.triton_rows import Tail
 from distributed_ignn.models.dense import affine, matmul

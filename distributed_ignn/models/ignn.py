@@ -12,12 +12,8 @@ from torch import Tensor, nn
 
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import ModelConfig
-from distributed_ignn.graph.propagate import (
-    EXACT,
-    ChannelOperator,
-    Propagation,
-    PropagationOptions,
-)
+from distributed_ignn.graph.operators import ChannelOperator
+from distributed_ignn.graph.propagate import EXACT, Propagation, PropagationOptions
 from distributed_ignn.graph.shard import GraphShard
 from distributed_ignn.models.dropout import NodeDropout
 from distributed_ignn.models.encoder import (

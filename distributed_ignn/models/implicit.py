@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from distributed_ignn.graph.propagate import ChannelOperator, Propagation
+from distributed_ignn.graph.operators import ChannelOperator
+from distributed_ignn.graph.propagate import Propagation
 from distributed_ignn.models.cell import (
     PLAIN,
     AdjointCell,

@@ -17,7 +17,7 @@ import torch
 
 from distributed_ignn.comm.codecs import Integers, decode_change, encode_change
 from distributed_ignn.comm.communicator import Communicator
-from distributed_ignn.graph.propagate import ChannelOperator
+from distributed_ignn.graph.operators import ChannelOperator
 from distributed_ignn.graph.shard_file import read_shard_file
 from distributed_ignn.graph.sparse import RUN_ROWS, SparseMatrix
 from distributed_ignn.models.dense import affine

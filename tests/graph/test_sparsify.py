@@ -10,7 +10,7 @@ from torch import Tensor
 
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.graph.data import GraphData, csr_from_edges
-from distributed_ignn.graph.propagate import ChannelOperator
+from distributed_ignn.graph.operators import ChannelOperator
 from distributed_ignn.graph.shard import GraphShard
 from distributed_ignn.graph.sharding import build_shards
 from distributed_ignn.graph.sparsify import Edges, Sparsifier, edge_probabilities, sparsify
