@@ -141,7 +141,9 @@ class Communicator:
             shared.write(turn, rows, send)
         else:
             shared.gather(turn, rows, index, send)
-        work = dist.all_reduce(torch.zeros(1), async_op=True)  # says that the rows are there
+        # says that the rows are there
+        told, heard = torch.zeros(2, self.world_size)
+        work = dist.all_to_all_single(heard, told, async_op=True)
         borrowed = shared.borrow(turn, width, rows.dtype, receive) if borrow else None
         if borrowed is not None:
             return PendingRows(borrowed, work, self.device, rows, self.clock)

@@ -49,6 +49,7 @@ def memory_items(
         process=round(base),
         evaluations={"forward": work.forward, "adjoint": work.adjoint},
         coded_halo=work.codec != "fp32",
+        shares_memory=mapped,  # the CPUs that are planned for are those of one machine
     )
     items = [MemoryItem(name, float(value)) for name, value in found.items()]
     return sorted(items, key=lambda item: -item.bytes)
