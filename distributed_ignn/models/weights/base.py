@@ -8,6 +8,7 @@ implicit gradient, warm starts, riders and the exchange, is the same for all of 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,27 +16,6 @@ from torch import Tensor, nn
 from distributed_ignn.models.cell import PLAIN, CellForm
 
 _START = 3.0  # sigmoid(3) = 0.953: a learned kappa starts close to its upper bound
-
-
-class CellWeights(nn.Module, ABC):
-    """The recurrent weights of the model, replicated on every rank."""
-
-    form: CellForm = PLAIN
-
-    @abstractmethod
-    def forward(self) -> list[Tensor]:
-        """W_c [D, D], one per channel, differentiable in the parameters."""
-
-    @abstractmethod
-    def contraction(self) -> float | None:
-        """Certified Lipschitz constant of f, below 1, in the norm that the cell names; or None.
-
-        With it, ||Z - Z*|| <= ||f(Z) - Z|| / (1 - contraction) in that norm.
-        """
-
-    def project(self) -> bool:
-        """Bring the parameters back inside the bound; False where that is never needed."""
-        return False
 
 
 class Kappa(nn.Module):
@@ -48,18 +28,62 @@ class Kappa(nn.Module):
         learned: whether kappa is a parameter.
     """
 
+    scale: Tensor
+
     def __init__(self, upper: float, learned: bool) -> None:
         super().__init__()
         self.upper = upper
+        # a buffer, so that weights are saved and loaded with the bound they were trained under
+        self.register_buffer("scale", torch.ones(1))
         self.offset = nn.Parameter(torch.zeros(1)) if learned else None
+
+    @property
+    def bound(self) -> float:
+        """The largest value that kappa may have."""
+        return self.upper * float(self.scale)
+
+    def tighten(self, factor: float) -> None:
+        """Multiply the bound by ``factor``."""
+        self.scale.mul_(factor)
 
     def forward(self) -> Tensor | float:
         """kappa: [1] where it is learned, else a number."""
         if self.offset is None:
-            return self.upper
-        return self.upper * torch.sigmoid(_START + self.offset)
+            return self.bound
+        return self.bound * torch.sigmoid(_START + self.offset)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        # older checkpoints have no scale
+        state_dict.setdefault(prefix + "scale", torch.ones_like(self.scale))
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     @torch.no_grad()
     def value(self) -> float:
         """kappa as a number."""
         return float(self())
+
+
+class CellWeights(nn.Module, ABC):
+    """The recurrent weights of the model, replicated on every rank."""
+
+    form: CellForm = PLAIN
+    kappa: Kappa
+
+    @abstractmethod
+    def forward(self) -> list[Tensor]:
+        """W_c [D, D], one per channel, differentiable in the parameters."""
+
+    @abstractmethod
+    def contraction(self) -> float | None:
+        """Certified Lipschitz constant of f, below 1, in the norm that the cell names; or None.
+
+        With it, ||Z - Z*|| <= ||f(Z) - Z|| / (1 - contraction) in that norm.
+        """
+
+    def tighten(self, factor: float) -> None:
+        """Multiply the bound on the weights by ``factor``; ``project`` brings them inside."""
+        self.kappa.tighten(factor)
+
+    def project(self) -> bool:
+        """Bring the parameters back inside the bound; False where that is never needed."""
+        return False

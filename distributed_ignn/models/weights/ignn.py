@@ -33,8 +33,12 @@ class IgnnWeights(CellWeights):
         self._config = config
         self._growth = growth
         self.kappa = Kappa(config.kappa, config.learn_kappa)
-        self.radius = 1.0 if config.learn_kappa else config.kappa / growth
         self.weight = nn.Parameter(self._initial(channels))
+
+    @property
+    def radius(self) -> float:
+        """What the columns of the parameter may sum to."""
+        return 1.0 if self._config.learn_kappa else self.kappa.bound / self._growth
 
     def _initial(self, channels: int) -> Tensor:
         """[channels, D, D]; ``identity`` shares the bound among the channels.

@@ -83,7 +83,10 @@ class Splitting:
 
 
 def _largest(matrices: Tensor) -> Tensor:
-    """Largest |eigenvalue| of each symmetric matrix [C, D, D]."""
+    """Largest |eigenvalue| of each symmetric matrix [C, D, D]; NaN where one is not finite."""
+    if not bool(torch.isfinite(matrices).all()):
+        # not an error of this rank alone, which the others would wait for: the solve shows it
+        return torch.full_like(matrices[:, 0, 0], torch.nan)
     return torch.linalg.eigvalsh(matrices).abs().amax(dim=1)
 
 
@@ -147,5 +150,7 @@ def _gram(x: Tensor) -> Tensor:
 
 
 def _inverse(positive: Tensor) -> Tensor:
-    """Of a symmetric positive definite matrix [..., D, D]."""
+    """Of a symmetric positive definite matrix [..., D, D]; itself where it is not finite."""
+    if not bool(torch.isfinite(positive).all()):
+        return positive
     return torch.cholesky_inverse(torch.linalg.cholesky(positive))
