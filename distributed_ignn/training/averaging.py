@@ -44,8 +44,8 @@ class WeightAverage:
 
     def load(self, mean: TensorDict, steps: int) -> None:
         """Go on from the ``mean`` and ``steps`` of an earlier run of the same model."""
-        own = self._model.state_dict() if mean and self._decay else {}
-        self.mean = {name: mean.get(name, value).to(value).clone() for name, value in own.items()}
+        own = self._model.state_dict()
+        self.mean = {name: value.to(own[name]) for name, value in mean.items() if self._decay}
         self.steps = steps if self.mean else 0
 
     @contextmanager

@@ -25,7 +25,7 @@ from distributed_ignn.config import RunConfig
 from distributed_ignn.errors import UserError
 from distributed_ignn.solvers.base import Solution
 
-_LOG = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 _NAMED_RANKS = 4
 
 Suspects = Callable[[], Sequence[tuple[str, Tensor]]]
@@ -158,8 +158,7 @@ class NumberGuard:
             raise UserError(
                 f"{fault} (after {_count(limit, 'epoch')} skipped in a row, train.max_bad_steps)"
             ) from fault
-        if self._comm.is_main:
-            _LOG.warning("%s (epoch skipped)", _without_way_out(fault))
+        logger.warning("%s (epoch skipped)", _without_way_out(fault))
 
     def roll_back(self, fault: NumbersError) -> float:
         """Count a rollback; the factor on the bound kappa that the retry is to have.
@@ -183,8 +182,7 @@ class NumberGuard:
         how = f"train.lr = {train.lr * self.state.lr_scale:.3g}"
         if train.rollback_kappa_factor < 1.0:
             how += f" and kappa times {train.rollback_kappa_factor:g}"
-        if self._comm.is_main:
-            _LOG.warning("%s (back to epoch %d, with %s)", _without_way_out(fault), epoch, how)
+        logger.warning("%s (back to epoch %d, with %s)", _without_way_out(fault), epoch, how)
 
     def snapshot(self) -> dict[str, Any]:
         """The state as JSON values."""
@@ -223,7 +221,7 @@ def warn_unconverged(summary: dict[str, Any], config: RunConfig) -> None:
     if epochs:
         what.append(f"the validation of {_count(epochs, 'epoch')}")
     if what:
-        _LOG.warning(
+        logger.warning(
             "%s came from solves that did not reach forward.tolerance = %g; raise "
             "forward.max_steps = %d, or the tolerance",
             " and ".join(what),

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from distributed_ignn.training.checkpoint import CheckpointStore, load_checkpoint
+from distributed_ignn.training.checkpoint import list_checkpoints, load_newest
 from distributed_ignn.training.numbers import NumbersError
 from distributed_ignn.training.trainer import Trainer
 
@@ -21,24 +21,38 @@ class Recovery:
 
     Args:
         trainer: in the state that the run begins with.
-        store: of the run's checkpoints.
-        last: the checkpoint that the run was resumed from; None for a fresh one, whose first state
-            is then written as epoch 0 if it may be needed.
+        folder: of the checkpoints.
+        save: writes one of the trainer's present state.
         rewind: told the epoch that the run has gone back to, to drop later records.
     """
 
     def __init__(
         self,
         trainer: Trainer,
-        store: CheckpointStore,
-        last: Path | None,
+        folder: Path,
+        save: Callable[[], object],
         rewind: Callable[[int], None],
     ) -> None:
         self._trainer = trainer
-        self._store = store
+        self._folder = folder
+        self._save = save
         self._rewind = rewind
-        self.last = last
-        if last is None and trainer.guard.policy == "rollback":
+
+    def begin(self) -> None:
+        """See to it that the newest checkpoint is the present state, if rollbacks may come.
+
+        A fresh run writes epoch 0. One that was resumed from an older checkpoint writes that again,
+        which removes those of the course that it has left.
+        """
+        trainer, comm = self._trainer, self._trainer.comm
+        if trainer.guard.policy != "rollback":
+            return
+        found = comm.together(
+            lambda: list_checkpoints(self._folder) if comm.is_main else [],
+            doing=f"read {self._folder}",
+        )
+        newest = comm.gather_json(found[-1].name if found else None)[0]
+        if newest != f"epoch-{trainer.epoch:06d}":
             self._save()
 
     def on_fault(self, fault: NumbersError) -> None:
@@ -47,15 +61,11 @@ class Recovery:
         Raises:
             UserError: too many rollbacks, or the checkpoint cannot be read or written.
         """
-        trainer, path = self._trainer, self.last
-        if path is None:
-            raise fault
-        nodes = trainer.shard.owned_nodes
-        snapshot = trainer.comm.together(lambda: load_checkpoint(path, trainer.comm, nodes))
-        trainer.roll_back(fault, snapshot)
-        self._save()
-        self._rewind(trainer.epoch)
-
-    def _save(self) -> None:
         trainer = self._trainer
-        self.last = self._store.save(trainer.epoch, trainer.snapshot(), trainer.shard.owned_nodes)
+        with trainer.comm.activity.phase("going back to a checkpoint"):
+            snapshot = load_newest(self._folder, trainer.comm, trainer.shard.owned_nodes)
+            if snapshot is None:
+                raise fault
+            trainer.roll_back(fault, snapshot)
+            self._save()
+            self._rewind(trainer.epoch)

@@ -13,20 +13,15 @@ from collections.abc import Callable
 
 import torch
 
-from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.training.numbers import NumbersError
 from distributed_ignn.training.plans import LearnedSolver
 from distributed_ignn.training.solver_training import SolverTrainer
 
-_LOG = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 def guarded_phase(
-    trainer: SolverTrainer,
-    learned: LearnedSolver,
-    action: Callable[[], float | None],
-    epoch: int,
-    comm: Communicator,
+    trainer: SolverTrainer, learned: LearnedSolver, action: Callable[[], float | None], epoch: int
 ) -> float | None:
     """The loss of a phase; None where nothing was fitted or what was fitted is dropped.
 
@@ -37,7 +32,6 @@ def guarded_phase(
         learned: what is trained.
         action: the phase.
         epoch: model steps done, for the message.
-        comm: rank 0 tells.
     """
     kept = {name: tensor.clone() for name, tensor in trainer.state().items()}
     steps, ready = trainer.steps_done, learned.ready
@@ -50,10 +44,8 @@ def guarded_phase(
         return loss
     trainer.load_state(kept)
     trainer.steps_done, learned.ready = steps, ready
-    if not comm.is_main:
-        return None
     instead = "those of the last phase serve on" if ready else "Anderson's method serves on"
-    _LOG.warning(
+    logger.warning(
         "epoch %d: solver training met bad numbers (%s); what it found is dropped, %s",
         epoch + 1,
         problem,

@@ -27,7 +27,7 @@ from distributed_ignn.training.averaging import WeightAverage
 from distributed_ignn.training.checkpoint import Snapshot
 from distributed_ignn.training.consistency import Consistency
 from distributed_ignn.training.engine import Engine, TorchEngine
-from distributed_ignn.training.numbers import NumbersError, NumberGuard
+from distributed_ignn.training.numbers import NumberGuard, NumbersError
 from distributed_ignn.training.objective import Objective
 from distributed_ignn.training.plans import ADJOINT, EVALUATE, TRAIN, SolvePlanner
 from distributed_ignn.training.records import EpochRecord
@@ -96,6 +96,7 @@ class Trainer:
         self.best = Best()
         self.seconds_solver_training = 0.0
         self.stale_validations = 0
+        self.val_metric: float | None = None  # of the last validation
 
     def _build_engine(self) -> Engine:
         if self.config.engine == "torch":
@@ -153,8 +154,11 @@ class Trainer:
             NumbersError: they are, and the policy is to go back; the state is no good any more.
         """
         started, traffic = time.perf_counter(), self.comm.traffic.snapshot()
+        phase = self.comm.activity.phase
+        self.comm.activity.epoch = self.epoch + 1
         self.planner.log.clear()
-        solver_steps, solver_loss, solver_seconds = self._train_solver()
+        with phase("training the solver"):
+            solver_steps, solver_loss, solver_seconds = self._train_solver()
         loss, metrics, skipped = self._step_and_validate()
         sent = self.comm.traffic.since(traffic)
         totals = self.comm.sum(
@@ -186,11 +190,13 @@ class Trainer:
 
     def _step_and_validate(self) -> tuple[float, dict[str, float], bool]:
         """Loss, metrics, and whether the step was left out because its numbers were bad."""
-        step, loss = self.epoch, float("nan")
+        step, loss, phase = self.epoch, float("nan"), self.comm.activity.phase
         try:
-            loss = self._train_model()
+            with phase("training the model"):
+                loss = self._train_model()
             self.epoch = step + 1
-            metrics = self._validate()
+            with phase("validating"):
+                metrics = self._validate()
         except NumbersError as fault:
             self.guard.skip(fault)
         else:
@@ -224,7 +230,7 @@ class Trainer:
         started = time.perf_counter()
         incoming = self._incoming if backward else None
         phase = partial(self.solver_trainer.phase, self.model, self.planner, steps, incoming)
-        loss = guarded_phase(self.solver_trainer, self.learned, phase, self.epoch, self.comm)
+        loss = guarded_phase(self.solver_trainer, self.learned, phase, self.epoch)
         seconds = time.perf_counter() - started
         self.seconds_solver_training += seconds
         return loss, seconds
@@ -242,12 +248,14 @@ class Trainer:
     def _train_model(self) -> float:
         """Forward, backward, step; the global loss before the step."""
         self.model.train()
-        share = self._loss_share()
+        with self.comm.activity.phase("forward solve"):
+            share = self._loss_share()
         self._check_solve(TRAIN, "forward")
         loss = float(self.comm.sum(share.detach().double().cpu().reshape(1)))
         self.guard.check_loss(loss, self.epoch + 1, self._suspects)
         self._step_tensors.clear()  # not kept in memory for the backward solve
-        self.engine.step(share, self._check_gradients)
+        with self.comm.activity.phase("backward solve and step"):
+            self.engine.step(share, self._check_gradients)
         sharded = self.model.sharded_names()
         replicated = [(k, p) for k, p in self.model.named_parameters() if k not in sharded]
         self.guard.check_weights(self.epoch + 1, replicated)
@@ -302,6 +310,7 @@ class Trainer:
         with self.average.in_use():
             metrics = self.evaluate(("train", "val"))
             self._check_solve(EVALUATE, "validation", self.epoch)
+            self.val_metric = metrics["val"]
             if metrics["val"] > self.best.val_metric:
                 self.best = Best(self.epoch, metrics["val"], self._weights())
                 self.stale_validations = 0
@@ -364,6 +373,7 @@ class Trainer:
             "best_epoch": self.best.epoch,
             "best_val": self.best.val_metric,
             "stale_validations": self.stale_validations,
+            "val_metric": self.val_metric,
             "average_steps": self.average.steps,
             "seconds_total": self.seconds_total,
             "seconds_solver_training": self.seconds_solver_training,
@@ -402,6 +412,7 @@ class Trainer:
         torch.set_rng_state(snapshot.common["rng/torch"])
         self.epoch = state["epoch"]
         self.stale_validations = state["stale_validations"]
+        self.val_metric = state.get("val_metric")
         self.guard.restore(state.get("numbers", {}))
         self.engine.scale_lr(self.guard.state.lr_scale)
         self._seconds_before = state.get("seconds_total", 0.0)

@@ -60,7 +60,7 @@ def test_a_loss_that_is_not_finite_is_one_line(value: float) -> None:
         trainer.model.head.bias[0] = value
     with pytest.raises(
         UserError,
-        match=r"epoch 1: the training loss is nan: NaN or Inf in weights head.bias on rank 0 .1 of 3 entries.; lower train.lr = 0.01",
+        match=r"epoch 1: the training loss is nan: NaN or Inf in weights head.bias on rank 0",
     ) as error:
         trainer.train_epoch()
     assert "\n" not in str(error.value)

@@ -8,7 +8,6 @@ implicit gradient, warm starts, riders and the exchange, is the same for all of 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -51,11 +50,6 @@ class Kappa(nn.Module):
         if self.offset is None:
             return self.bound
         return self.bound * torch.sigmoid(_START + self.offset)
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        # older checkpoints have no scale
-        state_dict.setdefault(prefix + "scale", torch.ones_like(self.scale))
-        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     @torch.no_grad()
     def value(self) -> float:
