@@ -193,8 +193,10 @@ class NumberGuard:
         self.state = GuardState(**values)
 
     def _fail(self, epoch: int, what: str, suspects: Suspects, squares: bool = False) -> None:
-        where = locate(suspects(), self._comm, squares)
-        found = f": NaN or Inf in {where}" if where else ""
+        tensors = suspects()
+        where = locate(tensors, self._comm, squares)
+        largest = "" if where else f"; largest: {_largest(tensors, self._comm)}"
+        found = f": NaN or Inf in {where}" if where else largest
         raise NumbersError(f"epoch {epoch}: {what}{found}; {self._way_out(where or '')}")
 
     def _way_out(self, where: str) -> str:

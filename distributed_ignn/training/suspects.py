@@ -35,7 +35,8 @@ def step_tensors(
     found += model.encoder.constants()
     found.append(("the injection b(X)", model.injection(step)))
     found += [
-        (f"the kept state of {name}", planner.states[name]) for name in sorted(planner.states)
+        (f"the kept state of the {_SOLVES.get(key, key)} solve", planner.states[key])
+        for key in sorted(planner.states)
     ]
     for purpose, name in _SOLVES.items():
         solution = planner.log.diverged.get(purpose)

@@ -8,6 +8,7 @@ implicit gradient, warm starts, riders and the exchange, is the same for all of 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -61,6 +62,7 @@ class CellWeights(nn.Module, ABC):
     """The recurrent weights of the model, replicated on every rank."""
 
     form: CellForm = PLAIN
+    norm: Literal["max", "rows", "frobenius"] = "frobenius"
     kappa: Kappa
 
     @abstractmethod
@@ -74,6 +76,14 @@ class CellWeights(nn.Module, ABC):
         With it, ||Z - Z*|| <= ||f(Z) - Z|| / (1 - contraction) in that norm.
         """
 
+    @abstractmethod
+    def present_contraction(self) -> float:
+        """Lipschitz constant of f in ``norm`` for the present W_c; 1 or more certifies nothing.
+
+        ``norm`` is max_ij |Z_ij| / w_i, max_i ||Z_i||_2 / w_i with the w of ``growth_vector``, or
+        Frobenius's.
+        """
+
     def tighten(self, factor: float) -> None:
         """Multiply the bound on the weights by ``factor``; ``project`` brings them inside."""
         self.kappa.tighten(factor)
@@ -81,3 +91,12 @@ class CellWeights(nn.Module, ABC):
     def project(self) -> bool:
         """Bring the parameters back inside the bound; False where that is never needed."""
         return False
+
+
+def spectral_norms(matrices: Tensor) -> Tensor:
+    """||M||_2 of each symmetric matrix [C, D, D], float64 on the CPU; NaN if one is not finite."""
+    matrices = matrices.detach().double().cpu()
+    if not bool(torch.isfinite(matrices).all()):
+        # not an error of this rank alone, which the others would wait for: the solve shows it
+        return torch.full_like(matrices[:, 0, 0], torch.nan)
+    return torch.linalg.eigvalsh(matrices).abs().amax(dim=1)
