@@ -64,8 +64,8 @@ class Certificate:
 
     @property
     def relative(self) -> float:
-        """The bound in parts of ||Y||."""
-        return self.distance / self.size if self.size > 0.0 else math.inf
+        """The bound in parts of ||Y||; 0 where both vanish."""
+        return self.distance / self.size if self.distance > 0.0 else 0.0
 
 
 @torch.no_grad()
@@ -96,7 +96,7 @@ def certify(
     sizes = comm.sum(sizes).sqrt() if weights.norm == "frobenius" else comm.max(sizes)
     residual, error_size, size = sizes.tolist()
     total = residual + error_size
-    if not math.isfinite(total):
+    if not math.isfinite(total) or size == 0.0 < total:
         return None
     distance = total / (1.0 - contraction)
     return Certificate(weights.norm, contraction, total, size, scale * distance)

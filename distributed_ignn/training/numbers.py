@@ -27,6 +27,7 @@ from distributed_ignn.solvers.base import Solution
 
 logger = logging.getLogger(__name__)
 _NAMED_RANKS = 4
+_HUGE = 1e15  # sums of squares of such numbers come close to the end of float32
 
 Suspects = Callable[[], Sequence[tuple[str, Tensor]]]
 """Named tensors of this rank, causes before effects; as many, of the same names, on every rank."""
@@ -195,9 +196,9 @@ class NumberGuard:
     def _fail(self, epoch: int, what: str, suspects: Suspects, squares: bool = False) -> None:
         tensors = suspects()
         where = locate(tensors, self._comm, squares)
-        largest = "" if where else f"; largest: {_largest(tensors, self._comm)}"
-        found = f": NaN or Inf in {where}" if where else largest
-        raise NumbersError(f"epoch {epoch}: {what}{found}; {self._way_out(where or '')}")
+        place = where or _largest(tensors, self._comm)
+        found = f": NaN or Inf in {place}" if where else f"; largest: {place}"
+        raise NumbersError(f"epoch {epoch}: {what}{found}; {self._way_out(place)}")
 
     def _way_out(self, where: str) -> str:
         """What a person may change; ``where`` begins with the name of the faulty tensor."""
@@ -266,17 +267,18 @@ def locate(
 
 
 def _largest(suspects: Sequence[tuple[str, Tensor]], comm: Communicator) -> str:
-    """The tensor with the largest entry on any rank."""
-    # features may be as large as they like
-    sizes = [
-        float(t.detach().abs().max()) if t.numel() and name != "features" else 0.0
-        for name, t in suspects
-    ]
-    top = max(range(len(sizes)), key=sizes.__getitem__)
-    found = comm.gather_json([sizes[top], top])
-    rank = max(range(len(found)), key=lambda r: found[r][0])
-    size, place = found[rank]
-    return f"{suspects[int(place)][0]} on rank {rank} ({size:.2g})"
+    """The first tensor with an entry that is huge, or else the largest; and on which rank."""
+    sizes = [float(t.detach().abs().max()) if t.numel() else 0.0 for _, t in suspects]
+    found = torch.tensor(comm.gather_json(sizes))
+    tops, ranks = found.max(dim=0)
+    huge = (tops > _HUGE).nonzero()
+    if huge.numel():
+        place = int(huge[0])
+    else:
+        # features may be as large as they like
+        known = torch.tensor([name != "features" for name, _ in suspects])
+        place = int((tops * known).argmax())
+    return f"{suspects[place][0]} on rank {int(ranks[place])} ({float(tops[place]):.2g})"
 
 
 def _count_bad(tensor: Tensor) -> int:

@@ -150,7 +150,7 @@ def _judge(options: PredictOptions, trainer: Trainer, solution: Solution) -> dic
     comm, forward = trainer.comm, trainer.config.forward
     if solution.outcome is Outcome.DIVERGED:
         raise UserError(
-            f"the solve of {options.run} diverges in {solution.steps} evaluations, there is "
+            f"the solve of {options.run} diverges (map evaluations {solution.steps}), there is "
             "nothing to predict from; train with model.constraint projection"
         )
     tolerance = forward.tolerance if options.tolerance is None else options.tolerance
@@ -164,8 +164,8 @@ def _judge(options: PredictOptions, trainer: Trainer, solution: Solution) -> dic
     }
     if not found["converged"]:
         what = (
-            f"relative residual {solution.residual:.1e} after {solution.steps} evaluations, above "
-            f"the tolerance of {tolerance:g}"
+            f"relative residual {solution.residual:.1e} above {tolerance:g}, map evaluations "
+            f"{solution.steps}"
         )
         if options.require_converged:
             raise UserError(
