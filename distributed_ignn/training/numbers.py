@@ -186,12 +186,15 @@ class NumberGuard:
         logger.warning("%s (back to epoch %d, with %s)", _without_way_out(fault), epoch, how)
 
     def snapshot(self) -> dict[str, Any]:
-        """The state as JSON values."""
-        return asdict(self.state)
+        """The state as JSON values, with the learning rate that the scale belongs to."""
+        return asdict(self.state) | {"lr": self._config.train.lr}
 
     def restore(self, values: dict[str, Any]) -> None:
-        """Inverse of ``snapshot``; a checkpoint from before there was one has no values."""
-        self.state = GuardState(**values)
+        """Inverse of ``snapshot``; with another ``train.lr`` rollbacks begin anew, at that."""
+        state = GuardState(**{k: v for k, v in values.items() if k != "lr"})
+        if values.get("lr") != self._config.train.lr:
+            state.rollbacks, state.lr_scale = 0, 1.0
+        self.state = state
 
     def _fail(self, epoch: int, what: str, suspects: Suspects, squares: bool = False) -> None:
         tensors = suspects()

@@ -122,14 +122,17 @@ class Trainer:
         Args:
             on_epoch: told each record, on every rank.
             on_fault: told why an epoch came to nothing where the policy is to go back; it puts the
-                trainer into an earlier state, on every rank.
+                trainer into an earlier state, on every rank. Without it such a run stops.
+
+        Raises:
+            UserError: the numbers are bad and there is no going on.
         """
         while not self.finished:
             try:
                 record = self.train_epoch()
             except NumbersError as fault:
                 if on_fault is None:
-                    raise
+                    raise UserError(str(fault)) from fault
                 on_fault(fault)
                 continue
             on_epoch(record)

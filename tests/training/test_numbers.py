@@ -13,10 +13,18 @@ from torch import Tensor
 
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.errors import UserError
+from distributed_ignn.training.engine import TorchEngine
 from distributed_ignn.training.numbers import NumbersError
 from distributed_ignn.training.trainer import Trainer
 from tests.ranks import run_ranks
-from tests.training.runs import assert_equal, everything, small_config, small_trainer, train
+from tests.training.runs import (
+    assert_equal,
+    everything,
+    numbers,
+    small_config,
+    small_trainer,
+    train,
+)
 
 WAY_OUT = (
     "; lower train.lr = 0.01, or lower model.kappa = 0.9, or add --train.on-bad-numbers rollback"
@@ -235,6 +243,35 @@ def test_what_explodes_is_known_after_a_resume_too() -> None:
     assert resumed.guard.state == first.guard.state
     with pytest.raises(UserError, match=f"the lowest so far .{lowest:.3g}"):
         resumed.train_epoch()
+
+
+def _lr(trainer: Trainer) -> float:
+    assert isinstance(trainer.engine, TorchEngine)
+    rate: float = trainer.engine.optimizer.param_groups[0]["lr"]
+    return rate
+
+
+def test_a_scaled_step_is_resumed_but_not_on_another_learning_rate() -> None:
+    settings = {"on_bad_numbers": "rollback", "lr": 1e6, "rollback_lr_factor": 1e-3}
+    config = small_config({**PLAIN, "train": settings})
+    trainer = small_trainer(Communicator(), config)
+    start = trainer.snapshot()
+    trainer.train_epoch()
+    with pytest.raises(NumbersError) as caught:
+        trainer.train_epoch()
+    trainer.roll_back(caught.value, start)
+    assert (trainer.epoch, _lr(trainer)) == (0, 1e3)
+    assert trainer.engine.common_state() == {}
+    again = small_trainer(Communicator(), config)
+    again.restore(trainer.snapshot())
+    assert again.guard.state == trainer.guard.state
+    assert numbers(again.train_epoch()) == numbers(trainer.train_epoch())
+    assert_equal(everything(again), everything(trainer))
+    lower = small_config({**PLAIN, "train": settings | {"lr": 0.01}})
+    other = small_trainer(Communicator(), lower)
+    other.restore(trainer.snapshot())
+    assert _lr(other) == 0.01
+    assert (other.guard.state.rollbacks, other.guard.state.lr_scale) == (0, 1.0)
 
 
 def test_without_the_constraint_a_diverging_solve_is_found() -> None:
