@@ -21,6 +21,7 @@ from distributed_ignn.training.entry import main
 from distributed_ignn.training.predict import PredictOptions, predict
 from distributed_ignn.training.records import EpochRecord
 from distributed_ignn.training.run import run_training
+from launch.predict import main as predict_main
 from tests.launch.test_train_command import ROOT, SMALL, _records, _start, _summary
 
 # explodes in the second epoch; a thousandth of the learning rate does not
@@ -188,3 +189,63 @@ def test_an_unconverged_run_says_so(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "and the validation of 2 epochs came from solves that did not reach" in line
     assert line.endswith("raise forward.max_steps = 5, or the tolerance")
     assert [record["converged"] for record in _records(output)] == [False, False]
+
+
+def test_a_diverging_solve_leaves_no_predictions(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Weights without a bound, trained with solves too short to show where they lead."""
+    output, out = tmp_path / "run", tmp_path / "p.parquet"
+    free = [
+        "--model.constraint",
+        "none",
+        "--forward.method",
+        "picard",
+        "--adjoint.method",
+        "picard",
+    ]
+    short = ["--forward.max-steps", "4", "--adjoint.max-steps", "4", "--train.explode-factor", "0"]
+    assert main([*SMALL, *free, *short, "--train.lr", "0.3", "--output", str(output)]) == 0
+    command = ["--run", str(output), "--device", "cpu", "--out", str(out)]
+    assert predict_main([*command, "--steps", "3"]) == 0
+    assert "none: these weights are no contraction" in capsys.readouterr().out
+    out.unlink()
+    assert predict_main([*command, "--steps", "100000"]) == 2
+    (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error: ")]
+    assert f"the solve of {output} diverges (map evaluations " in line
+    assert "train with model.constraint projection" in line
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--train.on-bad-numbers", "retry"], "train.on_bad_numbers = 'retry': must be 'stop'"),
+        (["--train.explode-factor", "0.5"], "train.explode_factor = 0.5 must be above 1, or 0"),
+        (["--train.rollback-lr-factor", "0"], "train.rollback_lr_factor = '0': must be greater"),
+        (
+            ["--train.rollback-lr-factor", "0.1"],
+            "train.rollback_lr_factor = 0.1 has no effect with train.on_bad_numbers = stop; add "
+            "--train.on-bad-numbers rollback or drop it",
+        ),
+        (
+            ["--train.on-bad-numbers", "rollback", "--train.rollback-lr-factor", "1"],
+            "would repeat the same numbers after every rollback; lower one of them",
+        ),
+        (
+            [*ROLLBACK, "--train.rollback-kappa-factor", "0.5", "--model.constraint", "none"],
+            "tightens a bound that model.constraint = none switches off",
+        ),
+        (["--train.max-bad-steps", "0"], "train.max_bad_steps = '0': must be greater"),
+    ],
+)
+def test_contradictions_are_one_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, arguments: list[str], expected: str
+) -> None:
+    output = tmp_path / "run"
+    assert main(["--dataset", "chains", *arguments, "--output", str(output)]) == 2
+    line = capsys.readouterr().err
+    assert expected in line
+    assert line.startswith("error: ")
+    assert line.count("\n") == 1
+    assert not output.exists()
