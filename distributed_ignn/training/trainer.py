@@ -157,11 +157,9 @@ class Trainer:
             NumbersError: they are, and the policy is to go back; the state is no good any more.
         """
         started, traffic = time.perf_counter(), self.comm.traffic.snapshot()
-        phase = self.comm.activity.phase
         self.comm.activity.epoch = self.epoch + 1
         self.planner.log.clear()
-        with phase("training the solver"):
-            solver_steps, solver_loss, solver_seconds = self._train_solver()
+        solver_steps, solver_loss, solver_seconds = self._train_solver()
         loss, metrics, skipped = self._step_and_validate()
         sent = self.comm.traffic.since(traffic)
         totals = self.comm.sum(
@@ -217,7 +215,8 @@ class Trainer:
         if not self.schedule.phase_before(self.epoch):
             return 0, None, 0.0
         steps = self.schedule.solver_steps_before(self.epoch)
-        loss, seconds = self.tune_solver(steps, backward=True)
+        with self.comm.activity.phase("training the solver"):
+            loss, seconds = self.tune_solver(steps, backward=True)
         return steps, loss, seconds
 
     def tune_solver(self, steps: int = 0, backward: bool = False) -> tuple[float | None, float]:
