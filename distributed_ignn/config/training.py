@@ -54,6 +54,11 @@ class TrainConfig(Section):
         description="newest checkpoints kept, besides the one with the best validation; each holds "
         "the best weights so far too",
     )
+    async_checkpoints: Literal["auto", "true", "false"] = Field(
+        "auto",
+        description="write checkpoints in a thread while training goes on, from a copy in main "
+        "memory; auto: on GPUs, whose states are copied in any case",
+    )
     grace_seconds: float = Field(
         120.0,
         gt=0,

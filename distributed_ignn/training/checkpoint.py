@@ -23,6 +23,7 @@ import re
 import shutil
 import uuid
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,24 @@ class Snapshot:
     common: TensorDict
     rows: TensorDict
 
+    def apart(self) -> Snapshot:
+        """A copy in main memory, which later steps do not touch."""
+        common, rows = (
+            {key: value.detach().to("cpu", copy=True) for key, value in part.items()}
+            for part in (self.common, self.rows)
+        )
+        return Snapshot(dict(self.state), common, rows)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Writing:
+    """A checkpoint on its way to the disk."""
+
+    final: Path
+    temporary: Path
+    snapshot: Snapshot
+    digests: Future[dict[str, str]]
+
 
 class CheckpointStore:
     """Writes the checkpoints of one run; every rank calls it together.
@@ -76,6 +95,9 @@ class CheckpointStore:
         self._folder = folder
         self._comm = comm
         self._keep = keep
+        self._doing = f"write the checkpoint in {folder}"
+        self._writer = ThreadPoolExecutor(1, "checkpoint")
+        self._writing: _Writing | None = None
 
     def save(self, epoch: int, snapshot: Snapshot, nodes: Tensor) -> Path:
         """Write the checkpoint of ``epoch`` epochs done; ``nodes`` are the owned global ids.
@@ -83,27 +105,68 @@ class CheckpointStore:
         Raises:
             UserError: the folder cannot be written (on every rank).
         """
+        self.begin(epoch, snapshot, nodes)
+        return self.finish()
+
+    def begin(self, epoch: int, snapshot: Snapshot, nodes: Tensor) -> None:
+        """Start to write in a thread; nothing is seen of it before ``finish``.
+
+        Args:
+            epoch: epochs done.
+            snapshot: its tensors must not change meanwhile, see ``Snapshot.apart``.
+            nodes: owned global ids.
+
+        Raises:
+            UserError: the folder cannot be written (on every rank).
+            RuntimeError: the one before has not been finished.
+        """
+        if self._writing is not None:
+            raise RuntimeError("a checkpoint is being written")
         comm = self._comm
         final = self._folder / f"epoch-{epoch:06d}"
         # its own name, so that a rank of an earlier attempt that wakes up late writes elsewhere
         token = comm.gather_json(uuid.uuid4().hex[:8] if comm.is_main else None)[0]
         temporary = self._folder / f".{final.name}.{token}.tmp"
-        doing = f"write the checkpoint in {self._folder}"
+        comm.together(lambda: self._begin(temporary) if comm.is_main else None, doing=self._doing)
+        digests = self._writer.submit(_write_rank, temporary, comm, snapshot, nodes)
+        self._writing = _Writing(final, temporary, snapshot, digests)
+
+    @property
+    def writing(self) -> bool:
+        """Whether a checkpoint was begun and not finished."""
+        return self._writing is not None
+
+    @property
+    def written(self) -> bool:
+        """Whether this rank's part of it is on the disk, or has failed."""
+        return self._writing is not None and self._writing.digests.done()
+
+    def finish(self) -> Path:
+        """Wait for all ranks, and give the checkpoint its name.
+
+        Raises:
+            UserError: the folder cannot be written (on every rank).
+            RuntimeError: none was begun.
+        """
+        one, self._writing = self._writing, None
+        if one is None:
+            raise RuntimeError("no checkpoint is being written")
+        comm = self._comm
         try:
-            comm.together(lambda: self._begin(temporary) if comm.is_main else None, doing=doing)
-            written = comm.together(
-                lambda: _write_rank(temporary, comm, snapshot, nodes), doing=doing
-            )
+            written = comm.together(one.digests.result, doing=self._doing)
             digests = {n: d for part in comm.gather_json(written) for n, d in part.items()}
             comm.together(
-                lambda: self._finish(temporary, final, snapshot, digests) if comm.is_main else None,
-                doing=doing,
+                lambda: self._finish(one, digests) if comm.is_main else None, doing=self._doing
             )
         except UserError:
             if comm.is_main:
-                shutil.rmtree(temporary, ignore_errors=True)
+                shutil.rmtree(one.temporary, ignore_errors=True)
             raise
-        return final
+        return one.final
+
+    def close(self) -> None:
+        """Let go of the thread; what is not finished is given up."""
+        self._writer.shutdown(wait=True)
 
     def _begin(self, temporary: Path) -> None:
         """An empty folder, beside no remains of a killed run."""
@@ -113,20 +176,18 @@ class CheckpointStore:
                 shutil.rmtree(path, ignore_errors=True)
         temporary.mkdir()
 
-    def _finish(
-        self, temporary: Path, final: Path, snapshot: Snapshot, digests: Mapping[str, str]
-    ) -> None:
+    def _finish(self, one: _Writing, digests: Mapping[str, str]) -> None:
         state = {
             "version": FORMAT_VERSION,
             "world_size": self._comm.world_size,
             "sha256": dict(digests),
-            **snapshot.state,
+            **one.snapshot.state,
         }
-        atomic_write_json(temporary / _STATE, state | {_OWN_SUM: _sum_of(state)})
-        _remove(final)
-        temporary.rename(final)
+        atomic_write_json(one.temporary / _STATE, sealed(state))
+        _remove(one.final)
+        one.temporary.rename(one.final)
         sync(self._folder)
-        self._retain(final)
+        self._retain(one.final)
 
     def _retain(self, newest: Path) -> None:
         """Remove all but the newest few and the best, and what was written before a run went back.
@@ -281,15 +342,18 @@ def _read_state(path: Path) -> dict[str, Any]:
             f"{path} has an unknown format, this release reads version {FORMAT_VERSION}; choose "
             "another checkpoint"
         )
-    if state.pop(_OWN_SUM, None) != _sum_of(state):
+    if sealed(state) != state:
         raise UserError(
             f"{path} is damaged, the checksum of {_STATE} differs; choose another checkpoint"
         )
     return state
 
 
-def _sum_of(state: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+def sealed(state: Mapping[str, Any]) -> dict[str, Any]:
+    """A state with the checksum of its other values."""
+    values = {key: value for key, value in state.items() if key != _OWN_SUM}
+    digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    return values | {_OWN_SUM: digest}
 
 
 def _read_tensors(path: Path, state: Mapping[str, Any]) -> TensorDict:

@@ -41,7 +41,10 @@ from distributed_ignn.training.trainer import Trainer
 logger = logging.getLogger(__name__)
 
 EpochHook = Callable[[EpochRecord, Path | None], None]
-"""Told each epoch's record and the checkpoint just written, if one was; called on every rank."""
+"""Told each epoch's record with None, and again with its checkpoint where one is written for it.
+
+Called on every rank, in the same order.
+"""
 
 
 @dataclass(slots=True, eq=False)
@@ -181,6 +184,10 @@ class _Session:
         self._hook = hook
         keep = self._config.train.keep_checkpoints
         self._store = CheckpointStore(self._config.output / CHECKPOINTS, self._comm, keep)
+        self._newest: EpochRecord | None = None  # whose checkpoint is being written
+        asked = self._config.train.async_checkpoints
+        on_gpu = self._comm.device.type == "cuda"
+        self._in_background = on_gpu if asked == "auto" else asked == "true"
 
     def fit(self, polls: list[StopPoll]) -> None:
         """Train until the last epoch, or until some rank is asked to stop.
@@ -201,13 +208,16 @@ class _Session:
                 record.seconds,
                 extra=LOG_ONLY,
             )
-            signum = self._agree(polls)
+            signum, written = self._agree(polls)
+            if written:
+                self._publish()
             trainer = self._trainer
             every = self._config.train.checkpoint_every
-            due = trainer.finished or signum or record.epoch % every == 0
-            path = self._save() if due else None
+            last = trainer.finished or bool(signum)
             if self._hook is not None:
-                self._hook(record, path)
+                self._hook(record, None)
+            if last or record.epoch % every == 0:
+                self._save(record, wait=last or not self._in_background)
             if signum and not trainer.finished:
                 raise Stopped(
                     signum,
@@ -228,28 +238,47 @@ class _Session:
             doing=f"write to output = {self._config.output}",
         )
 
-    def _agree(self, polls: list[StopPoll]) -> int:
-        """The signal that some rank was asked to stop by, or 0; the same on every rank.
+    def _agree(self, polls: list[StopPoll]) -> tuple[int, bool]:
+        """What all ranks know after an epoch.
+
+        Returns:
+            The signal that some rank was asked to stop by, or 0; and whether every rank has written
+            its part of a checkpoint.
 
         Raises:
             UserError: rank 0 cannot write its records (on every rank).
         """
         own = max((poll() or 0 for poll in polls), default=0)
         problem = self._recorder.problem if self._recorder is not None else None
-        known = torch.tensor([own, int(problem is not None)])
-        signum, failed = self._comm.max(known).tolist()
+        known = torch.tensor([own, int(problem is not None), int(not self._store.written)])
+        signum, failed, unfinished = self._comm.max(known).tolist()
         if failed:
             self._comm.agree(problem)
-        return int(signum)
+        return int(signum), not unfinished
 
-    def _save(self) -> Path:
+    def _save(self, record: EpochRecord, *, wait: bool) -> None:
+        """Begin a checkpoint after the one before, and wait until it is there if that is asked."""
+        if self._store.writing:
+            self._publish()
         trainer = self._trainer
         with self._comm.activity.phase("writing a checkpoint"):
-            path = self._store.save(trainer.epoch, trainer.snapshot(), trainer.shard.owned_nodes)
-        logger.info("wrote %s", path, extra=LOG_ONLY)
+            snapshot = trainer.snapshot()
+            if not wait:
+                snapshot = snapshot.apart()
+            self._store.begin(trainer.epoch, snapshot, trainer.shard.owned_nodes)
+        self._newest = record
         # a run resumed from here begins like this too
         trainer.model.propagation.reset_links()
-        return path
+        if wait:
+            self._publish()
+
+    def _publish(self) -> None:
+        """Finish the checkpoint that is being written."""
+        with self._comm.activity.phase("writing a checkpoint"):
+            path = self._store.finish()
+        logger.info("wrote %s", path, extra=LOG_ONLY)
+        if self._hook is not None and self._newest is not None:
+            self._hook(self._newest, path)
 
     def finish(self) -> dict[str, Any]:
         """Evaluate on the test nodes, and write and show the summary."""
@@ -271,5 +300,6 @@ class _Session:
     def close(self) -> None:
         """Leave terminal and files as they should be."""
         self._progress.close()
+        self._store.close()
         if self._recorder is not None:
             self._recorder.close()

@@ -85,11 +85,11 @@ def _snapshot(value: float, epoch: int) -> Snapshot:
 def test_a_checkpoint_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
     """With one more to write, one to remove, and the remains of the attempts before."""
     comm = Communicator()
-    store = CheckpointStore(tmp_path, comm, keep=1)
-    store.save(1, _snapshot(0.5, 1), NODES)
+    CheckpointStore(tmp_path, comm, keep=1).save(1, _snapshot(0.5, 1), NODES)
 
     def save(step: int) -> None:
-        store.save(2 + step, _snapshot(0.125, 2 + step), NODES)
+        # its own: a forked process has no thread but the one that forks
+        CheckpointStore(tmp_path, comm, keep=1).save(2 + step, _snapshot(0.125, 2 + step), NODES)
 
     def check(step: int) -> None:
         found = load_newest(tmp_path, comm, NODES)
@@ -102,7 +102,7 @@ def test_a_checkpoint_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
 
     assert every_step(save, check) > 10
     # the best, the newest, and nothing hidden
-    store.save(99, _snapshot(0.25, 99), NODES)
+    CheckpointStore(tmp_path, comm, keep=1).save(99, _snapshot(0.25, 99), NODES)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["epoch-000001", "epoch-000099"]
 
 

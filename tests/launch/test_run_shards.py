@@ -15,7 +15,7 @@ from distributed_ignn.errors import UserError
 from distributed_ignn.graph.data import GraphData
 from distributed_ignn.graph.shard_store import read_manifest
 from distributed_ignn.training import run as run_module
-from distributed_ignn.training.checkpoint import list_checkpoints
+from distributed_ignn.training.checkpoint import list_checkpoints, sealed
 from distributed_ignn.training.predict import PredictOptions, predict
 from distributed_ignn.training.run import run_training
 from distributed_ignn.training.shards import ShardRecord, find_shards, read_record
@@ -166,7 +166,7 @@ def test_the_seconds_of_all_attempts_are_added(run: Path) -> None:
     state = list_checkpoints(run / "checkpoints")[-1] / "state.json"
     values = json.loads(state.read_text())
     assert 0 < values["seconds_solver_training"] + values["seconds_total"] < 100
-    state.write_text(json.dumps(values | {"seconds_total": 1000.0}))
+    state.write_text(json.dumps(sealed(values | {"seconds_total": 1000.0})))
     summary = _train(run, "--resume", "auto", "--train.epochs", "3")
     assert 1000 < summary["seconds_total"] < 1100
     newest = list_checkpoints(run / "checkpoints")[-1] / "state.json"

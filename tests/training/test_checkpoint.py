@@ -150,6 +150,33 @@ def test_a_run_that_went_back_forgets_what_came_later(tmp_path: Path) -> None:
     assert _epochs(tmp_path) == [12]
 
 
+def test_one_written_in_the_background_holds_what_was_then(tmp_path: Path) -> None:
+    store, snapshot = _store(tmp_path), _snapshot(1.0)
+    store.begin(7, snapshot.apart(), NODES)
+    for tensor in (*snapshot.common.values(), *snapshot.rows.values()):
+        tensor.mul_(0)  # the next steps
+    assert list_checkpoints(tmp_path) == []
+    with pytest.raises(RuntimeError, match="is being written"):
+        store.begin(8, snapshot, NODES)
+    path = store.finish()
+    assert not store.writing
+    assert float(_load(path).common["model/weight"][0, 0]) == 1.0
+    with pytest.raises(RuntimeError, match="no checkpoint"):
+        store.finish()
+    store.close()
+
+
+def test_a_failure_in_the_background_is_told_at_the_end(tmp_path: Path) -> None:
+    store = _store(tmp_path)
+    with _disk_full_beyond(100):
+        store.begin(7, _snapshot(), NODES)
+        with pytest.raises(UserError, match="cannot write the checkpoint") as error:
+            store.finish()
+    _line(error)
+    assert list(tmp_path.iterdir()) == []
+    store.close()
+
+
 def test_an_epoch_can_be_written_again(tmp_path: Path) -> None:
     store = _store(tmp_path)
     store.save(5, _snapshot(1.0), NODES)
