@@ -23,6 +23,7 @@ class Recovery:
         trainer: in the state that the run begins with.
         folder: of the checkpoints.
         save: writes one of the trainer's present state.
+        settle: waits for one that is being written.
         rewind: told the epoch that the run has gone back to, to drop later records.
     """
 
@@ -31,11 +32,13 @@ class Recovery:
         trainer: Trainer,
         folder: Path,
         save: Callable[[], object],
+        settle: Callable[[], object],
         rewind: Callable[[int], None],
     ) -> None:
         self._trainer = trainer
         self._folder = folder
         self._save = save
+        self._settle = settle
         self._rewind = rewind
 
     def begin(self) -> None:
@@ -63,6 +66,7 @@ class Recovery:
         """
         trainer = self._trainer
         with trainer.comm.activity.phase("going back to a checkpoint"):
+            self._settle()
             snapshot = load_newest(self._folder, trainer.comm, trainer.shard.owned_nodes)
             if snapshot is None:
                 raise fault

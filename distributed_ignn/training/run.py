@@ -226,7 +226,11 @@ class _Session:
                 )
 
         recovery = Recovery(
-            self._trainer, self._config.output / CHECKPOINTS, self._save, self._rewind
+            self._trainer,
+            self._config.output / CHECKPOINTS,
+            save=lambda: self._save(None, wait=True),
+            settle=self._settle,
+            rewind=self._rewind,
         )
         recovery.begin()
         self._trainer.fit(on_epoch, recovery.on_fault)
@@ -256,10 +260,19 @@ class _Session:
             self._comm.agree(problem)
         return int(signum), not unfinished
 
-    def _save(self, record: EpochRecord, *, wait: bool) -> None:
-        """Begin a checkpoint after the one before, and wait until it is there if that is asked."""
+    def _settle(self) -> None:
+        """No checkpoint is left half written."""
         if self._store.writing:
             self._publish()
+
+    def _save(self, record: EpochRecord | None, *, wait: bool) -> None:
+        """Begin a checkpoint after the one before, and wait until it is there if that is asked.
+
+        Args:
+            record: of its epoch, for the hook; None if that need not know.
+            wait: see above.
+        """
+        self._settle()
         trainer = self._trainer
         with self._comm.activity.phase("writing a checkpoint"):
             snapshot = trainer.snapshot()

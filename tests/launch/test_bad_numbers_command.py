@@ -119,8 +119,12 @@ def test_a_run_killed_after_a_rollback_goes_on_with_the_same_numbers(tmp_path: P
     assert log.count("back to epoch 0") == 1
 
 
+@pytest.mark.parametrize("background", ["false", "true"])
 def test_a_rollback_keeps_what_was_good(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    background: str,
 ) -> None:
     """One bad gradient in epoch 4, after the checkpoint of epoch 2: two epochs are repeated."""
     step, calls = TorchEngine.step, [0]
@@ -132,6 +136,7 @@ def test_a_rollback_keeps_what_was_good(
     monkeypatch.setattr(TorchEngine, "step", spoiled)
     output = tmp_path / "run"
     settings = ["--train.on-bad-numbers", "rollback", "--train.rollback-kappa-factor", "0.8"]
+    settings += ["--train.async-checkpoints", background]
     assert main([*SMALL, *settings, "--output", str(output)]) == 0
     assert calls[0] == 4 + 3
     warning = capsys.readouterr().err
