@@ -7,9 +7,6 @@ E edges, F features, C classes.
 from __future__ import annotations
 
 import logging
-import pickle
-import zipfile
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +20,8 @@ from distributed_ignn.errors import UserError
 from distributed_ignn.graph.building import check_id_space
 from distributed_ignn.graph.data import CSRMatrix, GraphData, Task, csr_from_edges, is_symmetric
 from distributed_ignn.graph.datasets.checks import brief, check_ids
+from distributed_ignn.reading.arrays import read_npz
+from distributed_ignn.reading.torch_files import check_tensor, read_torch
 
 logger = logging.getLogger(__name__)
 
@@ -80,12 +79,8 @@ def load_user_file(path: Path) -> GraphData:
 
 def _read_npz(path: Path) -> _Fields:
     try:
-        with path.open("rb") as stream:
-            file = np.load(stream, allow_pickle=False)
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise ValueError("it holds a single array")
-            return {key: _from_numpy(file[key]) for key in _KEYS if key in file.files}
-    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        return {key: _from_numpy(array) for key, array in read_npz(path, _KEYS).items()}
+    except (OSError, ValueError, TypeError) as error:
         raise UserError(
             f"{path} is not a .npz file of plain number arrays ({brief(error)}); write it with "
             "numpy.savez and without object arrays"
@@ -93,7 +88,9 @@ def _read_npz(path: Path) -> _Fields:
 
 
 def _from_numpy(array: np.ndarray) -> Tensor:
-    return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))
+    if array.dtype.kind == "u" and array.dtype.itemsize > 1:
+        array = array.astype(np.int64)  # torch computes little with the wider unsigned types
+    return torch.from_numpy(array)
 
 
 def _read_pt(path: Path) -> _Fields:
@@ -104,25 +101,36 @@ def _read_pt(path: Path) -> _Fields:
     allowed = [Data, DataEdgeAttr, DataTensorAttr, GlobalStorage]
     advice = "save it again with torch.save(data.to_dict(), path)"
     try:
-        with torch.serialization.safe_globals(allowed):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-        if isinstance(content, Data):
-            content = content.to_dict()
-    except (pickle.UnpicklingError, OSError, RuntimeError, ValueError, EOFError, KeyError,
-            AttributeError, TypeError) as error:  # fmt: skip
+        content = read_torch(path, allowed)
+    except (OSError, ValueError) as error:
         raise UserError(
             f"{path} holds something other than a PyG Data object ({brief(error)}); {advice}"
         ) from error
-    if not isinstance(content, dict):
+    if type(content) is Data:
+        # as its to_dict does, but the file had a say in what a method of it finds
+        store = vars(content).get("_store")
+        content = vars(store).get("_mapping") if type(store) is GlobalStorage else None
+    if type(content) is not dict:
         kind = type(content).__name__
         raise UserError(f"{path} holds a {kind}, not a PyG Data object; {advice}")
     return {key: _tensor(content[key], key, path) for key in _KEYS if content.get(key) is not None}
 
 
 def _tensor(value: Any, key: str, path: Path) -> Tensor:
-    if not isinstance(value, (Tensor, int)):
+    if type(value) is int and abs(value) < 2**63:
+        return torch.tensor(value)
+    if not isinstance(value, Tensor):
         raise UserError(f"{path}: {key} is a {type(value).__name__}, a tensor is needed")
-    return torch.as_tensor(value).detach()
+    try:
+        check_tensor(value)
+    except ValueError as error:
+        raise UserError(f"{path}: {key} is {brief(error)}; a plain tensor is needed") from error
+    return _signed(value.detach())
+
+
+def _signed(value: Tensor) -> Tensor:
+    wide = value.dtype in (torch.uint16, torch.uint32, torch.uint64)
+    return value.to(torch.int64) if wide else value
 
 
 def _integers(fields: _Fields, key: str, path: Path, *, dim: int = 1) -> Tensor:
