@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import tokenize
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -121,7 +122,7 @@ def _read_header(
         }[version]
         shape, fortran, dtype = reader(stream, max_header_size=_HEADER_LIMIT)
     except (ValueError, TypeError, SyntaxError, LookupError, RecursionError, MemoryError,
-            OverflowError) as error:  # fmt: skip
+            OverflowError, tokenize.TokenError) as error:  # fmt: skip
         # the header is a Python literal, and the errors are those of its parser
         raise ValueError(f"{what} has no valid header ({in_one_line(error)})") from error
     if dtype.kind not in kinds or dtype.hasobject:

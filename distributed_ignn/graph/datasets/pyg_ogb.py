@@ -122,7 +122,7 @@ def load_ogb(name: str, data_root: Path) -> GraphData:
         )
     graph, labels, split = _read_ogb(name, folder)
     edges = _tensor(graph["edge_index"])
-    n = int(graph["num_nodes"])
+    n = int(np.asarray(graph["num_nodes"]).item())
     if labels.size != n:  # before memory is taken for n nodes
         raise UserError(
             f"{folder}: {labels.size} labels for {n} nodes; delete it to fetch it again"
@@ -221,6 +221,9 @@ def _read_ogb(name: str, folder: Path) -> tuple[Arrays, np.ndarray, dict[str, An
 
 def _check_ogb(graph: dict[str, Any]) -> None:
     edges, features = graph["edge_index"], graph.get("node_feat")
+    count = np.asarray(graph["num_nodes"])
+    if count.size != 1 or count.dtype.kind not in "iu":
+        raise ValueError("its number of nodes is no whole number")
     if edges.ndim != 2 or edges.shape[0] != 2 or edges.dtype.kind not in "iu":
         raise ValueError(f"its edges have shape {edges.shape}, two rows of ids are needed")
     if features is not None and (features.ndim != 2 or features.dtype.kind not in "iuf"):

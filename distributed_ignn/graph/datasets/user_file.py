@@ -62,6 +62,7 @@ def load_user_file(path: Path) -> GraphData:
     if path.suffix not in FILE_SUFFIXES:
         raise UserError(f"{path} must end in {' or '.join(FILE_SUFFIXES)}")
     fields = _read_pt(path) if path.suffix == ".pt" else _read_npz(path)
+    _check_forms(fields, path)
     labels, num_classes, task = _labels(fields, path)
     n = labels.shape[0]
     return GraphData(
@@ -85,6 +86,21 @@ def _read_npz(path: Path) -> _Fields:
             f"{path} is not a .npz file of plain number arrays ({brief(error)}); write it with "
             "numpy.savez and without object arrays"
         ) from error
+
+
+def _check_forms(fields: _Fields, path: Path) -> None:
+    """Only x may be sparse, nothing may be complex, and a number of classes is one number."""
+    for key, value in fields.items():
+        if value.is_complex():
+            raise UserError(f"{path}: {key} has type {value.dtype}; real numbers are needed")
+        if value.layout is not torch.strided and key != "x":
+            raise UserError(f"{path}: {key} is sparse; only x may be, save {key}.to_dense()")
+    classes = fields.get("num_classes")
+    if classes is not None and (classes.numel() != 1 or classes.is_floating_point()):
+        raise UserError(
+            f"{path}: num_classes has shape {tuple(classes.shape)} and type {classes.dtype}; one "
+            "whole number is needed"
+        )
 
 
 def _from_numpy(array: np.ndarray) -> Tensor:
@@ -184,10 +200,13 @@ def _features(fields: _Fields, n: int, path: Path) -> CSRMatrix | Tensor | None:
         logger.info("%s: no features; the model learns an embedding for each node", path)
         return None
     x = fields["x"]
-    if x.dim() != 2 or x.is_complex():
+    if x.dim() != 2 or (x.layout is not torch.strided and x.dense_dim() > 0):
         raise UserError(f"{path}: x has shape {tuple(x.shape)}; [nodes, features] is needed")
     if x.layout is torch.strided:
         return x.to(torch.float32).contiguous()
+    if x.shape[0] != n:  # before memory is taken for as many rows
+        raise UserError(f"{path}: {x.shape[0]} feature rows for {n} nodes; give one row a node")
+    check_id_space(x.shape[1], "columns of x")
     coo = x.to(torch.float32).to_sparse_coo().coalesce()
     return _csr(sp.csr_array((coo.values().numpy(), tuple(coo.indices().numpy())), x.shape))
 
@@ -203,6 +222,7 @@ def _sparse_features(fields: _Fields, n: int, path: Path) -> CSRMatrix:
     if value.shape != col.shape:
         raise UserError(f"{path}: x_data has {value.numel()} entries, x_indices has {col.numel()}")
     shape = (n, int(col.max()) + 1)
+    check_id_space(shape[1], "columns of x")
     return _csr(sp.csr_array((value.numpy(), col.numpy(), pointer.numpy()), shape))
 
 
@@ -227,6 +247,8 @@ def _labels(fields: _Fields, path: Path) -> tuple[Tensor, int, Task]:
         raise UserError(
             f"{path}: y has shape {tuple(y.shape)}; [nodes] or [nodes, classes] is needed"
         )
+    if y.is_floating_point():
+        y = y.to(torch.float64)  # the shorter formats cannot be rounded
     if y.is_floating_point() and not torch.equal(y, y.round()):
         raise UserError(f"{path}: y holds numbers that are no class; use whole numbers from 0")
     labels = y.to(torch.int64)
