@@ -19,7 +19,7 @@ settings.register_profile(
     derandomize=True,
     database=None,
     deadline=None,
-    max_examples=40,
+    max_examples=25,
     suppress_health_check=_CHECKS,
     phases=[Phase.explicit, Phase.generate],  # the seed is fixed: a failure repeats as it is
 )

@@ -34,7 +34,7 @@ TEST_FRACTION = 0.10
 VAL_FRACTION = 0.10
 
 _UNPACKED_LIMIT = 256 * 2**20  # the published files have 13 MB and less
-_LINE_LIMIT = 16 * 2**20
+_LINE_LIMIT = 4 * 2**20
 
 _URL = "https://snap.stanford.edu/data/bigdata/communities/"
 _SOURCE = "snap.stanford.edu (com-Amazon)"
