@@ -13,13 +13,18 @@ BUILD := $(subst =,_,$(TORCH))
 TRAIN_READY := $(VENV)/.train-$(BUILD)
 DEV_READY := $(VENV)/.dev-$(BUILD)
 
-.PHONY: help train test lint clean
+# Of make fuzz: examples of each property, and seconds of coverage-guided fuzzing for each reader.
+EXAMPLES ?= 2000
+FUZZ_SECONDS ?= 120
+
+.PHONY: help train test lint fuzz clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make train   two CPU processes train on a generated graph, in a new folder"
 	@echo "make test    all tests, cheapest first"
 	@echo "make lint    format, lint, types and import order"
+	@echo "make fuzz    damaged files in every reader, for about an hour"
 	@echo "make clean   remove the virtual environment and caches"
 
 train: $(TRAIN_READY)
@@ -34,6 +39,15 @@ lint: $(DEV_READY)
 	$(BIN)/ruff format --check
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/mypy
+
+# atheris has no wheels for some versions of Python; the rest does without it
+fuzz: $(DEV_READY)
+	IGNN_FUZZ_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest -o timeout=0 tests/fuzz tests/reading
+	if $(PIP) 'atheris>=3,<4'; then \
+		$(BIN)/python -m tests.fuzz.coverage_guided --seconds $(FUZZ_SECONDS); \
+	else \
+		echo "atheris cannot be installed here: no coverage-guided fuzzing"; \
+	fi
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

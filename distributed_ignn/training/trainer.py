@@ -32,6 +32,7 @@ from distributed_ignn.training.objective import Objective
 from distributed_ignn.training.plans import ADJOINT, EVALUATE, TRAIN, SolvePlanner
 from distributed_ignn.training.records import EpochRecord
 from distributed_ignn.training.regularizer import Regularizer
+from distributed_ignn.training.run_state import check_state
 from distributed_ignn.training.schedule import Schedule
 from distributed_ignn.training.solver_training import SolverTrainer, build_learned_solver
 
@@ -311,6 +312,7 @@ class Trainer:
                 number format.
         """
         try:
+            check_state(snapshot.state)
             self._restore(snapshot)
         except (KeyError, ValueError, TypeError, RuntimeError) as error:
             # whatever a file can lack or hold instead: its checksums only say that it is whole

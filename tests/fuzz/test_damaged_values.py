@@ -201,7 +201,7 @@ def test_foreign_arrays(name: str, room: Path, which: int, value: int) -> None:
     chosen = list(arrays)[which % len(arrays)]
     arrays[chosen] = _strange_arrays()[value]
     stream = io.BytesIO()
-    np.savez(stream, **arrays)  # type: ignore[arg-type]
+    np.savez(stream, **arrays)
     _attempt(name, room, stream.getvalue())
 
 

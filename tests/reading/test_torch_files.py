@@ -167,7 +167,7 @@ def test_sparse_indices_outside(tmp_path: Path) -> None:
 
 
 def test_arrays_of_numpy(tmp_path: Path) -> None:
-    arrays = {
+    arrays: dict[str, Any] = {
         "small": np.arange(5, dtype=np.int32),
         "swapped": np.arange(5, dtype=">i8"),
         "plane": np.asfortranarray(np.arange(6.0).reshape(2, 3)),

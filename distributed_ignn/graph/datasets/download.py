@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 #: Of a download where the caller names no other; the largest file fetched so has 330 MB.
 DOWNLOAD_LIMIT = 4 * 2**30
+_SCHEMES = ("https", "file")
 _SILENCE_SECONDS = 60.0
 _PIECE = 2**20
 
@@ -102,7 +103,7 @@ def _download(url: str, path: Path, limit: int) -> str:
         OSError: it cannot be fetched or written.
         ValueError: it is not https, larger than ``limit``, or ends early.
     """
-    if urllib.parse.urlsplit(url).scheme not in ("https", "file"):
+    if urllib.parse.urlsplit(url).scheme not in _SCHEMES:
         raise ValueError(f"{in_one_line(url)} is not https")
     opener = urllib.request.build_opener(_HttpsOnly)
     digest, size = hashlib.sha256(), 0
