@@ -48,8 +48,8 @@ def read_plain(path: Path, limit: int, *, follow_links: bool = True) -> bytes:
     return content
 
 
-def in_one_line(words: object) -> str:
-    """Words that came with a file, without line breaks and control characters, cut to 200."""
+def in_one_line(words: object, longest: int = _LONGEST_WORDS) -> str:
+    """Words that came with a file, without line breaks and control characters, cut to a length."""
     text = " ".join(str(words).split())
     text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
-    return text if len(text) <= _LONGEST_WORDS else text[: _LONGEST_WORDS - 3] + "..."
+    return text if len(text) <= longest else text[: longest - 3] + "..."

@@ -48,7 +48,8 @@ def parse_yaml(content: bytes | str) -> Any:
 
     Raises:
         ValueError: it is not YAML, a key is written twice or not a word, or it holds references,
-            types of a programming language, or values nested more than 32 deep.
+            types of a programming language, text that is no Unicode, or values nested more than
+            32 deep.
     """
     text = content.decode("utf-8") if isinstance(content, bytes) else content
     try:
@@ -66,6 +67,8 @@ def _check_events(text: str) -> None:
         if isinstance(event, yaml.AliasEvent):
             place = "" if event.start_mark is None else f" in line {event.start_mark.line + 1}"
             raise yaml.YAMLError(f"the reference{place} is not allowed; write the value")
+        if isinstance(event, yaml.ScalarEvent):
+            event.value.encode()  # half of a surrogate pair, which no file name holds
         depth += isinstance(event, yaml.CollectionStartEvent)
         depth -= isinstance(event, yaml.CollectionEndEvent)
         if depth > _DEEPEST:
