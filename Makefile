@@ -16,7 +16,11 @@ BUILD := $(subst =,_,$(TORCH))
 TRAIN_READY := $(VENV)/.train-$(BUILD)
 DEV_READY := $(VENV)/.dev-$(BUILD)
 
-.PHONY: help train test lint faults soak clean
+# Of make fuzz: examples of each property, and seconds of coverage-guided fuzzing for each reader.
+EXAMPLES ?= 2000
+FUZZ_SECONDS ?= 120
+
+.PHONY: help train test lint faults soak fuzz clean
 .DEFAULT_GOAL := help
 
 help:
@@ -25,6 +29,7 @@ help:
 	@echo "make lint    format, lint, types and import order"
 	@echo "make faults  200 kills at random moments under torchrun and Ray (about an hour)"
 	@echo "make soak    30 minutes of training; memory, file handles and threads have to stay flat"
+	@echo "make fuzz    damaged files in every reader, for about an hour"
 	@echo "make clean   remove the virtual environment and caches"
 
 train: $(TRAIN_READY)
@@ -45,6 +50,15 @@ faults: $(DEV_READY)
 
 soak: $(DEV_READY)
 	$(BIN)/python -m tests.faults.soak --minutes $(MINUTES)
+
+# atheris has no wheels for some versions of Python; the rest does without it
+fuzz: $(DEV_READY)
+	IGNN_FUZZ_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest -o timeout=0 tests/fuzz tests/reading
+	if $(PIP) 'atheris>=3,<4'; then \
+		$(BIN)/python -m tests.fuzz.coverage_guided --seconds $(FUZZ_SECONDS); \
+	else \
+		echo "atheris cannot be installed here: no coverage-guided fuzzing"; \
+	fi
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

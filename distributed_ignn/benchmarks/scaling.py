@@ -27,6 +27,8 @@ from distributed_ignn.benchmarks.waiting import WAITING
 from distributed_ignn.config import RunConfig, dump_yaml
 from distributed_ignn.errors import UserError
 from distributed_ignn.graph.shard_store import data_settings, partition_request
+from distributed_ignn.reading.plain_files import in_one_line
+from distributed_ignn.reading.strict_json import read_json
 
 Study = Literal["strong", "weak"]
 NO_LINK = "none"
@@ -148,8 +150,20 @@ def _grown(config: RunConfig, ranks: int) -> RunConfig:
 
 
 def read_row(point: Point, path: Path) -> Row:
-    """What the epoch benchmark of a point has written."""
-    content = json.loads(path.read_text())
+    """What the epoch benchmark of a point has written.
+
+    Raises:
+        UserError: the file is something else.
+    """
+    try:
+        return _row(point, read_json(path))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} cannot be read ({in_one_line(error)}); remove it to measure again"
+        ) from error
+
+
+def _row(point: Point, content: Any) -> Row:
     found = {(f["section"], f["unit"]): float(f["value"]) for f in content["figures"]}
     settings: Mapping[str, Any] = content["settings"]
     return Row(

@@ -12,6 +12,7 @@ from pydantic_core import ErrorDetails
 from distributed_ignn.config.sections import RunConfig
 from distributed_ignn.config.suggest import suggest
 from distributed_ignn.errors import UserError
+from distributed_ignn.reading.plain_files import in_one_line
 
 _LONGEST_VALUE = 60
 
@@ -46,7 +47,8 @@ def validate_run(
             message += f" (in {path})"
         if len(details) > 1:
             message += f" (and {len(details) - 1} more)"
-        raise UserError(message) from error
+        # long enough for any list of what is allowed
+        raise UserError(in_one_line(message, 1_000)) from error
 
 
 def _describe(detail: ErrorDetails) -> str:
@@ -68,7 +70,7 @@ def _describe(detail: ErrorDetails) -> str:
         return (
             f"{location}: {reason}".removeprefix(": ")
             if is_section
-            else (f"{location} = {detail['input']} {reason}")
+            else (f"{location} = {_cut(str(detail['input']))} {reason}")
         )
     reason = detail["msg"].replace("Input should be", "must be")
     return f"{location} = {_shorten(detail['input'])}: {reason}"
@@ -104,5 +106,8 @@ def _contains(flags: Mapping[str, Any], loc: tuple[int | str, ...]) -> bool:
 
 
 def _shorten(value: Any) -> str:
-    text = repr(value)
+    return _cut(repr(value))
+
+
+def _cut(text: str) -> str:
     return text if len(text) <= _LONGEST_VALUE else text[: _LONGEST_VALUE - 3] + "..."

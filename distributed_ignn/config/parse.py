@@ -19,6 +19,8 @@ from distributed_ignn.config.command import CommandParser
 from distributed_ignn.config.data import DATASET_NAMES
 from distributed_ignn.config.sections import RunConfig
 from distributed_ignn.errors import UserError
+from distributed_ignn.reading.plain_files import in_one_line
+from distributed_ignn.reading.strict_yaml import read_yaml
 
 CONFIG_FOLDER = Path(__file__).resolve().parents[2] / "configs"
 
@@ -162,29 +164,14 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-class _StrictLoader(yaml.SafeLoader):
-    """A safe loader that refuses a key written twice, of which YAML keeps only the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                line = key_node.start_mark.line + 1
-                raise yaml.YAMLError(f"key {key!r} is written twice, again in line {line}")
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
 def _read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file, unchecked."""
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _StrictLoader)  # noqa: S506
+        content = read_yaml(path)
     except OSError as error:
         raise UserError(f"cannot read the config file {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        detail = " ".join(str(error).split())
-        raise UserError(f"{path} is not valid YAML: {detail}") from error
+    except ValueError as error:
+        raise UserError(f"{path} is not valid YAML: {in_one_line(error)}") from error
     if content is None:
         return {}
     if not isinstance(content, dict):

@@ -53,6 +53,24 @@ class CSRMatrix:
     def num_entries(self) -> int:
         return self.col.numel()
 
+    def problem(self) -> str | None:
+        """Why the arrays are not compressed rows, in a few words; None if they are.
+
+        Columns are not looked at: what they may be depends on what the matrix is for.
+        """
+        whole = (torch.int32, torch.int64)
+        if self.rowptr.dtype is not torch.int64 or self.col.dtype not in whole:
+            return f"its offsets and columns are {self.rowptr.dtype} and {self.col.dtype}"
+        if self.rowptr.dim() != 1 or self.col.dim() != 1 or self.rowptr.numel() == 0:
+            return "its offsets or columns are no plain list"
+        if self.value is not None and self.value.shape != self.col.shape:
+            return f"it has {self.value.numel()} values for {self.num_entries} entries"
+        if int(self.rowptr[0]) != 0 or int(self.rowptr[-1]) != self.num_entries:
+            return f"its offsets do not run from 0 to its {self.num_entries} entries"
+        if bool((self.rowptr[1:] < self.rowptr[:-1]).any()):
+            return "its offsets decrease"
+        return None
+
     def rows(self) -> Tensor:
         """Row index of every entry, int64 [E]."""
         counts = self.rowptr[1:] - self.rowptr[:-1]

@@ -6,7 +6,6 @@ planned, without opening a shard.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +15,8 @@ from distributed_ignn.errors import UserError
 from distributed_ignn.graph.data import CSRMatrix, Task
 from distributed_ignn.graph.partition import Objective, PartitionStats, Provider
 from distributed_ignn.graph.shard import GraphShard
+from distributed_ignn.reading.plain_files import in_one_line
+from distributed_ignn.reading.strict_json import parse_json
 
 FORMAT_VERSION: Literal[2] = 2
 MANIFEST = "manifest.json"
@@ -166,22 +167,32 @@ def parse_manifest(path: Path, content: bytes) -> Manifest:
     """
     advice = f"delete {path.parent} and write it again with {COMMAND}"
     try:
-        version = json.loads(content)["version"]
+        version = parse_json(content)["version"]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not a manifest of shards; {advice}") from error
     if version != FORMAT_VERSION:
         raise UserError(
-            f"{path} has format version {version!r} and version {FORMAT_VERSION} is read; {advice}"
+            f"{path} has format version {in_one_line(repr(version))} and version {FORMAT_VERSION} "
+            f"is read; {advice}"
         )
     try:
         manifest = Manifest.model_validate_json(content)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(step) for step in first["loc"])
-        raise UserError(f"{path} is damaged: {key}: {first['msg']}; {advice}") from error
+        problem = in_one_line(f"{key}: {first['msg']}")
+        raise UserError(f"{path} is damaged: {problem}; {advice}") from error
     for name, found in {"files": manifest.files, "sizes": manifest.part_sizes}.items():
         if len(found) != manifest.parts:
             raise UserError(
                 f"{path} is damaged: {manifest.parts} parts in {len(found)} {name}; {advice}"
             )
+    for part, file in enumerate(manifest.files):
+        if file.name != part_name(part, manifest.parts):
+            raise UserError(f"{path} is damaged: part {part} is called {file.name}; {advice}")
     return manifest
+
+
+def part_name(part: int, parts: int) -> str:
+    """The name of a part's file in the folder."""
+    return f"part-{part:05d}-of-{parts:05d}.safetensors"

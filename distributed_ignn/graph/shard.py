@@ -8,6 +8,7 @@ sent, F features, C classes.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -86,33 +87,7 @@ class GraphShard:
     clusters: Tensor | None = None
 
     def __post_init__(self) -> None:
-        owned, halo = self.num_owned, self.num_halo
-        boundary = owned - self.num_interior
-        checks = {
-            "recv_counts sum to the halo": int(self.recv_counts.sum()) == halo,
-            "send_counts sum to send_index": int(self.send_counts.sum()) == self.send_index.numel(),
-            "one count per part": self.recv_counts.numel()
-            == self.send_counts.numel()
-            == self.parts,
-            "send_index names owned nodes": _within(self.send_index, owned),
-            "labels cover owned nodes": self.labels.shape[0] == owned,
-            "interior is part of owned": 0 <= self.num_interior <= owned,
-            "clusters cover owned nodes": self.clusters is None or self.clusters.numel() == owned,
-            "no rows to oneself": int(self.send_counts[self.part] + self.recv_counts[self.part])
-            == 0,
-        }
-        for i, channel in enumerate(self.channels):
-            checks |= {
-                f"channel {i} owned block is [O, O]": channel.owned.num_rows == owned
-                and channel.owned.num_cols == owned
-                and _within(channel.owned.col, owned),
-                f"channel {i} boundary block is [B, H]": channel.boundary.num_rows == boundary
-                and channel.boundary.num_cols == halo
-                and _within(channel.boundary.col, halo),
-                f"channel {i} degrees": channel.degree_owned.numel() == owned
-                and channel.degree_halo.numel() == halo,
-            }
-        for rule, holds in checks.items():
+        for rule, holds in _rules(self):
             if not holds:
                 raise ValueError(f"shard {self.part} of {self.parts} breaks the rule: {rule}")
 
@@ -123,6 +98,75 @@ class GraphShard:
     @property
     def num_halo(self) -> int:
         return self.halo_nodes.numel()
+
+
+def _rules(shard: GraphShard) -> Iterator[tuple[str, bool]]:
+    """What has to hold, so that no kernel reads foreign memory; each rule relies on those before.
+
+    A shard may come from a file, so nothing is taken for granted.
+    """
+    owned, halo, parts = shard.num_owned, shard.num_halo, shard.parts
+    lists = {
+        "owned_nodes": shard.num_nodes,
+        "halo_nodes": shard.num_nodes,
+        "recv_counts": halo + 1,
+        "send_counts": shard.send_index.numel() + 1,
+        "send_index": owned,
+        **dict.fromkeys(("train_index", "val_index", "test_index"), owned),
+    }
+    for name, bound in lists.items():
+        tensor: Tensor = getattr(shard, name)
+        yield f"{name} is a list of int64", tensor.dtype is torch.int64 and tensor.dim() == 1
+        yield f"{name} are in range", _within(tensor, bound)
+    yield "part is one of the parts", 0 <= shard.part < parts
+    yield "one count per part", shard.recv_counts.numel() == shard.send_counts.numel() == parts
+    yield "recv_counts sum to the halo", int(shard.recv_counts.sum()) == halo
+    yield (
+        "send_counts sum to send_index",
+        int(shard.send_counts.sum()) == shard.send_index.numel(),
+    )
+    yield "no rows to oneself", int((shard.send_counts + shard.recv_counts)[shard.part]) == 0
+    yield "interior is part of owned", 0 <= shard.num_interior <= owned
+    clusters = shard.clusters
+    yield (
+        "clusters cover owned nodes",
+        clusters is None or (clusters.shape == (owned,) and clusters.dtype is torch.int64),
+    )
+    yield from _node_rules(shard, owned)
+    for i, channel in enumerate(shard.channels):
+        for rule, holds in _channel_rules(channel, owned, owned - shard.num_interior, halo):
+            yield f"channel {i} {rule}", holds
+
+
+def _node_rules(shard: GraphShard, owned: int) -> Iterator[tuple[str, bool]]:
+    labels, features = shard.labels, shard.features
+    yield "labels cover owned nodes", labels.shape[:1] == (owned,)
+    if shard.task == "multilabel":
+        yield "labels are one column per class", labels.shape[1:] == (shard.num_classes,)
+    else:
+        yield "labels are a list of int64", labels.dim() == 1 and labels.dtype is torch.int64
+        yield "labels are classes", _within(labels + 1, shard.num_classes + 1)
+    width = shard.num_features
+    if isinstance(features, CSRMatrix):
+        yield "features are [O, F]", _is_block(features, owned, width)
+    elif features is not None:
+        yield "features are [O, F]", features.shape == (owned, width)
+
+
+def _channel_rules(
+    channel: ChannelShard, owned: int, boundary: int, halo: int
+) -> Iterator[tuple[str, bool]]:
+    yield "owned block is [O, O]", _is_block(channel.owned, owned, owned)
+    yield "boundary block is [B, H]", _is_block(channel.boundary, boundary, halo)
+    yield (
+        "degrees",
+        channel.degree_owned.shape == (owned,) and channel.degree_halo.shape == (halo,),
+    )
+
+
+def _is_block(matrix: CSRMatrix, rows: int, columns: int) -> bool:
+    shaped = matrix.problem() is None and (matrix.num_rows, matrix.num_cols) == (rows, columns)
+    return shaped and _within(matrix.col, columns)
 
 
 def _within(index: Tensor, bound: int) -> bool:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from safetensors import safe_open
+from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
 from distributed_ignn.files import write_tensors
-from distributed_ignn.graph.data import CSRMatrix
+from distributed_ignn.graph.data import CSRMatrix, Task
 from distributed_ignn.graph.shard import ChannelShard, GraphShard
+from distributed_ignn.reading.plain_files import in_one_line
+from distributed_ignn.reading.tensors import read_tensors
 
 _TENSORS = (
     "owned_nodes",
@@ -24,17 +27,26 @@ _TENSORS = (
     "val_index",
     "test_index",
 )
-_SCALARS = (
-    "part",
-    "parts",
-    "num_nodes",
-    "num_interior",
-    "num_features",
-    "num_classes",
-    "task",
-    "name",
-    "split_sizes",
-)
+
+
+class _Scalars(BaseModel):
+    """What a shard holds besides arrays."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    part: int
+    parts: int
+    num_nodes: int
+    num_interior: int
+    num_features: int
+    num_classes: int
+    task: Task
+    name: str
+    split_sizes: tuple[int, int, int]
+
+
+class _Stored(_Scalars):
+    symmetric: tuple[bool, ...]
 
 
 def write_shard_file(path: Path, shard: GraphShard) -> None:
@@ -55,7 +67,7 @@ def write_shard_file(path: Path, shard: GraphShard) -> None:
         tensors |= _csr_tensors(f"channel{i}.boundary", channel.boundary)
         tensors[f"channel{i}.degree_owned"] = channel.degree_owned
         tensors[f"channel{i}.degree_halo"] = channel.degree_halo
-    scalars = {name: getattr(shard, name) for name in _SCALARS}
+    scalars = {name: getattr(shard, name) for name in _Scalars.model_fields}
     scalars["symmetric"] = [channel.symmetric for channel in shard.channels]
     # one key: the order of several changes from run to run
     write_tensors(path, tensors, {"shard": json.dumps(scalars)})
@@ -65,13 +77,21 @@ def read_shard_file(path: Path) -> GraphShard:
     """Inverse of ``write_shard_file``; the arrays stay memory-mapped until they are used.
 
     Raises:
-        OSError, SafetensorError, KeyError, ValueError: the file is missing or damaged.
+        OSError, ValueError: the file is missing or damaged.
     """
-    with safe_open(path, framework="pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        scalars = json.loads(file.metadata()["shard"])
-    symmetric = scalars.pop("symmetric")
-    scalars["split_sizes"] = tuple(scalars["split_sizes"])
+    tensors, metadata = read_tensors(path, copy=False, follow_links=False)
+    try:
+        stored = _Stored.model_validate_json(metadata["shard"])
+        return _build(tensors, stored)
+    except ValidationError as error:  # a ValueError of several lines
+        raise ValueError(str(error.errors()[0]["msg"])) from error
+    except (KeyError, IndexError, TypeError, RuntimeError) as error:
+        # a missing array, or one whose shape or type does not even allow to look at it
+        raise ValueError(in_one_line(error)) from error
+
+
+def _build(tensors: Mapping[str, Tensor], stored: _Stored) -> GraphShard:
+    scalars: dict[str, Any] = stored.model_dump(exclude={"symmetric"})
     owned, halo = tensors["owned_nodes"].numel(), tensors["halo_nodes"].numel()
     channels = tuple(
         ChannelShard(
@@ -81,15 +101,15 @@ def read_shard_file(path: Path) -> GraphShard:
             degree_halo=tensors[f"channel{i}.degree_halo"],
             symmetric=flag,
         )
-        for i, flag in enumerate(symmetric)
+        for i, flag in enumerate(stored.symmetric)
     )
     features: CSRMatrix | Tensor | None = tensors.get("features")
     if "features.rowptr" in tensors:
-        features = _csr_from_tensors("features", tensors, scalars["num_features"])
-    rest = {name: tensors[name] for name in _TENSORS}
-    return GraphShard(
-        **scalars, **rest, channels=channels, features=features, clusters=tensors.get("clusters")
-    )
+        features = _csr_from_tensors("features", tensors, stored.num_features)
+    arrays: dict[str, Any] = {
+        name: tensors[name] for name in (*_TENSORS, "clusters") if name in tensors
+    }
+    return GraphShard(**scalars, **arrays, channels=channels, features=features)
 
 
 def _csr_tensors(prefix: str, matrix: CSRMatrix) -> dict[str, Tensor]:

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import JsonValue
-from safetensors import SafetensorError
 
 from distributed_ignn.config import DataConfig, PartitionConfig
 from distributed_ignn.errors import UserError
@@ -38,11 +37,14 @@ from distributed_ignn.graph.manifest import (
     PartSize,
     ShardFile,
     parse_manifest,
+    part_name,
 )
 from distributed_ignn.graph.partition import Assignment, assign_clusters, assign_parts
 from distributed_ignn.graph.shard import GraphShard
 from distributed_ignn.graph.shard_file import read_shard_file, write_shard_file
 from distributed_ignn.graph.sharding import build_shard
+from distributed_ignn.reading.plain_files import in_one_line, open_plain, read_plain
+from distributed_ignn.reading.strict_json import JSON_LIMIT
 
 logger = logging.getLogger(__name__)
 
@@ -211,7 +213,7 @@ def read_manifest(
     """
     path = folder / MANIFEST
     try:
-        manifest = parse_manifest(path, path.read_bytes())
+        manifest = parse_manifest(path, read_plain(path, JSON_LIMIT))
     except OSError as error:
         raise UserError(
             f"{folder} holds no shards ({MANIFEST}: {error.strerror}); write some with {COMMAND} "
@@ -224,8 +226,9 @@ def read_manifest(
         )
     if fingerprint is not None and manifest.fingerprint != fingerprint:
         raise UserError(
-            f"the shards in {folder} were cut from other data ({manifest.dataset} "
-            f"{manifest.fingerprint[:12]}, not {fingerprint[:12]}); write new ones with {COMMAND}"
+            f"the shards in {folder} were cut from other data ({in_one_line(manifest.dataset)} "
+            f"{in_one_line(manifest.fingerprint[:12])}, not {fingerprint[:12]}); write new ones "
+            f"with {COMMAND}"
         )
     return manifest
 
@@ -248,25 +251,28 @@ def read_shard(folder: Path, part: int, *, verify: bool = True) -> GraphShard:
     entry = manifest.files[part]
     path = folder / entry.name
     try:
-        intact = path.stat().st_size == entry.size
+        with open_plain(path, follow_links=False) as stream:  # a link may lead out of the folder
+            intact = os.fstat(stream.fileno()).st_size == entry.size
         if intact and verify:
             intact = sha256_file(path) == entry.sha256
-        if intact:
-            return read_shard_file(path)
+        shard = read_shard_file(path) if intact else None
     except OSError as error:
         raise UserError(
             f"part {part} of {manifest.parts} cannot be read: {path}: {error.strerror}; delete "
             f"{folder} and write it again with {COMMAND}"
         ) from error
-    except (SafetensorError, KeyError, ValueError) as error:
-        raise _damaged(path) from error
-    raise _damaged(path)
+    except ValueError as error:
+        raise _damaged(path, in_one_line(error)) from error
+    if shard is None:
+        raise _damaged(path, f"it differs from its checksum in {MANIFEST}")
+    if (shard.part, shard.parts) != (part, manifest.parts):
+        raise _damaged(path, f"it is part {shard.part} of {shard.parts}")
+    return shard
 
 
-def _damaged(path: Path) -> UserError:
+def _damaged(path: Path, reason: str) -> UserError:
     return UserError(
-        f"{path} is damaged: it differs from its checksum in {MANIFEST}; delete {path.parent} and "
-        f"write it again with {COMMAND}"
+        f"{path} is damaged: {reason}; delete {path.parent} and write it again with {COMMAND}"
     )
 
 
@@ -293,9 +299,10 @@ def _check_settings(
     """Name the first setting in which the shards differ from what is wanted."""
     for key in [*wanted, *found]:
         if found.get(key) != wanted.get(key):
-            name = key if key == "dataset" else f"{section}.{key}"
+            name = key if key == "dataset" else f"{section}.{in_one_line(key)}"
+            value = in_one_line(found.get(key))
             raise UserError(
-                f"the shards in {folder} were made with {name} = {found.get(key)}, not "
+                f"the shards in {folder} were made with {name} = {value}, not "
                 f"{wanted.get(key)}; write new ones with {COMMAND} to another folder"
             )
 
@@ -324,7 +331,7 @@ class _Written:
 
 
 def _write_shard(folder: Path, shard: GraphShard) -> _Written:
-    path = folder / f"part-{shard.part:05d}-of-{shard.parts:05d}.safetensors"
+    path = folder / part_name(shard.part, shard.parts)
     write_shard_file(path, shard)
     logger.info("wrote part %d of %d", shard.part + 1, shard.parts)
     file = ShardFile(name=path.name, size=path.stat().st_size, sha256=sha256_file(path))

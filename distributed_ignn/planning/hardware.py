@@ -19,6 +19,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from distributed_ignn.config.suggest import suggest
 from distributed_ignn.errors import UserError
 from distributed_ignn.files import atomic_write_text
+from distributed_ignn.reading.strict_yaml import read_yaml
 
 FOLDER = Path(__file__).resolve().parents[2] / "configs" / "hardware"
 
@@ -287,7 +288,7 @@ def load_profile(name: str) -> Profile:
     own = name.endswith((".yaml", ".yml"))
     path = Path(name) if own else FOLDER / f"{name}.yaml"
     try:
-        content = yaml.safe_load(path.read_text("utf-8"))
+        content = read_yaml(path)
     except FileNotFoundError as error:
         known = shipped()
         raise UserError(
@@ -295,7 +296,7 @@ def load_profile(name: str) -> Profile:
             + ("" if own else suggest(name, known))
             + f"; shipped: {', '.join(known)}; or measure this machine with --calibrate FILE.yaml"
         ) from error
-    except (OSError, UnicodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"hardware profile {path} cannot be read: {_line(error)}") from error
     try:
         return Profile.model_validate(content)

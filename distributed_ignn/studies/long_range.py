@@ -13,9 +13,9 @@ far end must stay above the tolerance of the solve and the rounding of the reado
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ from distributed_ignn.config import RunConfig
 from distributed_ignn.errors import UserError
 from distributed_ignn.files import atomic_write_json
 from distributed_ignn.graph.datasets import load_dataset
+from distributed_ignn.reading.strict_json import read_json
 from distributed_ignn.studies.baselines import (
     BUILDERS,
     MORE_EPOCHS,
@@ -135,7 +136,7 @@ def _baseline(
         "depths": list(depths),
         "configs": [c.model_dump(mode="json", exclude={"output"}) for c in configs.values()],
     }
-    stored = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    stored = _read_stored(path)
     rows: list[dict[str, Any]] = stored.get("rows", [])
     if stored.get("settings") != settings:
         rows = _train_choices(name, configs, graphs, depths)
@@ -145,6 +146,15 @@ def _baseline(
     console = Console(highlight=False)
     console.print(f"length {length} {name}: depth {depth}, test {mean:.3f}", soft_wrap=True)
     return rows
+
+
+def _read_stored(path: Path) -> dict[str, Any]:
+    """What a former call has kept; nothing where that cannot be read."""
+    try:
+        stored = read_json(path)
+    except (OSError, ValueError):
+        return {}
+    return stored if isinstance(stored, dict) else {}
 
 
 def _train_choices(

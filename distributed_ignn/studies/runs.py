@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,8 @@ from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import RunConfig, absolute_paths, load_yaml
 from distributed_ignn.config.check import validate_run
 from distributed_ignn.errors import UserError
+from distributed_ignn.reading.plain_files import in_one_line
+from distributed_ignn.reading.strict_json import read_json
 from distributed_ignn.training.output import SETTINGS
 from distributed_ignn.training.records import read_metrics
 from distributed_ignn.training.run import run_training
@@ -98,5 +99,13 @@ def _is_same_run(run: RunConfig) -> bool:
 
 
 def _read(run: RunConfig) -> FinishedRun:
-    summary = json.loads((run.output / "summary.json").read_text(encoding="utf-8"))
+    path = run.output / "summary.json"
+    try:
+        summary = read_json(path)
+        if not isinstance(summary, dict):
+            raise ValueError("it is no object")
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path} cannot be read ({in_one_line(error)}); remove {run.output} to run it again"
+        ) from error
     return FinishedRun(run, summary, tuple(read_metrics(run.output / "metrics.jsonl")))

@@ -29,18 +29,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.errors import UserError
 from distributed_ignn.files import atomic_write_json, sha256_file, sync, write_tensors
+from distributed_ignn.reading.plain_files import open_plain
+from distributed_ignn.reading.strict_json import read_json
+from distributed_ignn.reading.tensors import read_tensors
 
 FORMAT_VERSION = 2
 NODES = "nodes"
 _STATE = "state.json"
 _OWN_SUM = "state_sha256"
 _COMMON = "common.safetensors"
+#: Types of the values that restoring reads from the state; a bool is no int here.
+_KINDS: dict[str, tuple[type, ...]] = {
+    "world_size": (int,),
+    "sha256": (dict,),
+    "epoch": (int,),
+}
 _NAME = re.compile(r"epoch-(\d{6,})")
 _REMAINS = re.compile(r"\.epoch-\d{6,}.*\.tmp")
 
@@ -278,7 +286,7 @@ def load_checkpoint(path: Path, comm: Communicator, nodes: Tensor) -> Snapshot:
     common = _read_tensors(path / _COMMON, state)
     writers = int(state["world_size"])
     if writers == comm.world_size:
-        own = _read_tensors(path / _rank_name(comm.rank, writers), state)
+        own = _read_rows(path / _rank_name(comm.rank, writers), state)
         if torch.equal(own[NODES], nodes.cpu()):
             rows = {k[4:]: v for k, v in own.items() if k.startswith("row/")}
             return Snapshot(state, common, rows)
@@ -292,7 +300,7 @@ def _gather_rows(path: Path, state: Mapping[str, Any], writers: int, nodes: Tens
     order = torch.argsort(nodes)
     ordered = nodes[order]
     for writer in range(writers):
-        tensors = _read_tensors(path / _rank_name(writer, writers), state)
+        tensors = _read_rows(path / _rank_name(writer, writers), state)
         theirs = tensors[NODES]
         place = torch.searchsorted(ordered, theirs).clamp_max(max(nodes.numel() - 1, 0))
         mine = torch.zeros_like(theirs, dtype=torch.bool)
@@ -331,7 +339,7 @@ def _write_rank(
 
 def _read_state(path: Path) -> dict[str, Any]:
     try:
-        state = json.loads((path / _STATE).read_bytes())
+        state = read_json(path / _STATE)
     except (OSError, ValueError) as error:
         raise UserError(
             f"{path} is not a complete checkpoint ({_STATE} cannot be read); choose another one"
@@ -346,6 +354,10 @@ def _read_state(path: Path) -> dict[str, Any]:
         raise UserError(
             f"{path} is damaged, the checksum of {_STATE} differs; choose another checkpoint"
         )
+    if not all(type(state.get(key)) in kinds for key, kinds in _KINDS.items()):
+        raise UserError(
+            f"{path} is damaged, {_STATE} holds other values; choose another checkpoint"
+        )
     return state
 
 
@@ -356,12 +368,26 @@ def sealed(state: Mapping[str, Any]) -> dict[str, Any]:
     return values | {_OWN_SUM: digest}
 
 
+def _read_rows(path: Path, state: Mapping[str, Any]) -> TensorDict:
+    """The tensors of one rank's file, each with one row for every node that it names."""
+    tensors = _read_tensors(path, state)
+    nodes = tensors.get(NODES)
+    if (
+        nodes is None
+        or nodes.dim() != 1
+        or nodes.dtype is not torch.int64
+        or any(value.shape[:1] != nodes.shape for value in tensors.values())
+    ):
+        raise UserError(f"{path} is damaged, it lacks rows of nodes; choose another checkpoint")
+    return tensors
+
+
 def _read_tensors(path: Path, state: Mapping[str, Any]) -> TensorDict:
     try:
+        open_plain(path, follow_links=False).close()  # a link may lead out of the folder
         if sha256_file(path) != state["sha256"][path.name]:
             raise UserError(f"{path} is damaged, its checksum differs; choose another checkpoint")
-        with safe_open(path, framework="pt") as file:
-            # copies: rows mapped from a file are not aligned, and their products round differently
-            return {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
-    except (OSError, KeyError, SafetensorError) as error:
+        # copies: rows mapped from a file are not aligned, and their products round differently
+        return read_tensors(path, copy=True, follow_links=False)[0]
+    except (OSError, KeyError, ValueError) as error:
         raise UserError(f"{path} is missing or damaged; choose another checkpoint") from error

@@ -8,7 +8,6 @@ the others say where they saw it last.
 from __future__ import annotations
 
 import fcntl
-import json
 import logging
 import os
 import platform
@@ -30,6 +29,7 @@ from distributed_ignn.comm.watchdog import explained, table
 from distributed_ignn.config import RunConfig
 from distributed_ignn.errors import Stopped, UserError
 from distributed_ignn.files import atomic_write_json
+from distributed_ignn.reading.strict_json import read_json
 from distributed_ignn.training.records import last_record
 
 logger = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ def crash_reports(config: RunConfig, comm: Communicator) -> Iterator[None]:
 
     def write(error: str, stack: list[str]) -> None:
         logger.critical("%s", error, extra=LOG_ONLY)
-        with suppress(OSError):  # a full disk may be what the report is about
+        with suppress(OSError, ValueError):  # a full disk may be what the report is about
             _write(folder, config, comm, error, stack)
 
     def write_from_watchdog(problem: str) -> None:
@@ -118,7 +118,7 @@ def _try_lock(descriptor: int) -> bool:
 
 
 def _joined(folder: Path, config: RunConfig, comm: Communicator) -> dict[str, Any]:
-    parts = [json.loads(path.read_bytes()) for path in sorted(folder.glob("rank-*.json"))]
+    parts = [read_json(path) for path in sorted(folder.glob("rank-*.json"))]
     ranks: dict[str, Any] = {str(part["rank"]): part for part in parts}
     for rank in map(str, range(comm.world_size)):
         if rank not in ranks:

@@ -29,6 +29,8 @@ from distributed_ignn.config import RunConfig, TrainConfig
 from distributed_ignn.config.parse import CONFIG_FOLDER
 from distributed_ignn.errors import UserError
 from distributed_ignn.models.ignn import ImplicitGNN
+from distributed_ignn.reading.plain_files import in_one_line
+from distributed_ignn.reading.strict_json import read_json
 from distributed_ignn.training.engine import Check, require_usable
 from distributed_ignn.training.gradients import is_usable
 
@@ -362,7 +364,7 @@ def read_settings(path: Path | None) -> dict[str, Any]:
     _check_keys(settings, chosen)
     zero = settings.get(_ZERO, {})
     if not isinstance(zero, dict):
-        raise UserError(f"{_ZERO} = {json.dumps(zero)} in {chosen}: must be an object")
+        raise UserError(f"{_ZERO} = {_shown(zero)} in {chosen}: must be an object")
     zero = {"stage": 1} | zero
     _check_zero(zero, chosen)
     return {_ZERO: zero}
@@ -370,17 +372,23 @@ def read_settings(path: Path | None) -> dict[str, Any]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        settings = json.loads(path.read_bytes())
+        settings = read_json(path, limit=2**20)
     except OSError as error:
         raise UserError(
             f"deepspeed_config = {path} cannot be read ({error.strerror}); name a JSON file, or "
             "drop it for the one shipped"
         ) from error
     except ValueError as error:
-        raise UserError(f"deepspeed_config = {path} is not JSON ({error}); correct it") from error
+        raise UserError(
+            f"deepspeed_config = {path} is not JSON ({in_one_line(error)}); correct it"
+        ) from error
     if not isinstance(settings, dict):
         raise UserError(f"deepspeed_config = {path} holds {settings!r:.60}; it must be an object")
     return settings
+
+
+def _shown(value: Any) -> str:
+    return in_one_line(json.dumps(value))
 
 
 def _check_keys(settings: dict[str, Any], path: Path) -> None:
@@ -389,23 +397,25 @@ def _check_keys(settings: dict[str, Any], path: Path) -> None:
             # Files made for other programs often switch both off by name.
             if not isinstance(value, dict) or value.get("enabled", True) is not False:
                 raise UserError(
-                    f"{key} = {json.dumps(value)} in {path}: this engine computes in float32; "
+                    f"{key} = {_shown(value)} in {path}: this engine computes in float32; "
                     f"drop {key} or set its enabled to false"
                 )
         elif key != _ZERO:
             reason = _REASONS.get(key, f"it is not known here; allowed: {_ZERO}")
-            raise UserError(f"{key} = {json.dumps(value)} in {path}: {reason}; drop {key}")
+            name = in_one_line(key)
+            raise UserError(f"{name} = {_shown(value)} in {path}: {reason}; drop {name}")
 
 
 def _check_zero(zero: dict[str, Any], path: Path) -> None:
     for key, value in zero.items():
         if key not in _ZERO_KEYS:
             raise UserError(
-                f"{_ZERO}.{key} in {path} is not known here; allowed: {', '.join(_ZERO_KEYS)}"
+                f"{_ZERO}.{in_one_line(key)} in {path} is not known here; allowed: "
+                + ", ".join(_ZERO_KEYS)
             )
         problem = _problem(key, value)
         if problem is not None:
-            raise UserError(f"{_ZERO}.{key} = {json.dumps(value)} in {path}: {problem}")
+            raise UserError(f"{_ZERO}.{key} = {_shown(value)} in {path}: {problem}")
 
 
 def _problem(key: str, value: Any) -> str | None:

@@ -125,6 +125,9 @@ class TorchEngine:
         for key, value in (common | rows).items():
             name, moment = key.rsplit("|", 1)
             parameter = self._named[name]
+            expected = torch.Size() if moment == "step" else parameter.shape
+            if value.shape != expected:
+                raise ValueError(f"moment {moment} of {name} is {list(value.shape)}")
             # Adam keeps its step counter on the CPU
             device = value.device if moment == "step" else parameter.device
             self.optimizer.state[parameter][moment] = value.to(device)

@@ -13,12 +13,12 @@ import os
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.errors import UserError
 from distributed_ignn.files import sync, temporary_sibling, write_tensors
+from distributed_ignn.reading.tensors import read_tensors
 from distributed_ignn.training.plans import LearnedSolver
 
 KEPT_SOLVER = "solver.safetensors"
@@ -74,10 +74,8 @@ def _write(path: Path, learned: LearnedSolver, epoch: int) -> None:
 def _read(path: Path, learned: LearnedSolver, epoch: int) -> bool:
     remedy = f"fit the solver again: python launch/tune_solver.py --run {path.parent}"
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
+        tensors, metadata = read_tensors(path, copy=True)
+    except (OSError, ValueError) as error:
         raise UserError(f"{path} is damaged; {remedy}") from error
     if metadata.get("format") != _FORMAT:
         raise UserError(f"{path} does not hold a learned solver; {remedy}")
@@ -102,5 +100,6 @@ def _checksum(tensors: dict[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name in sorted(tensors):
         digest.update(name.encode())
-        digest.update(tensors[name].contiguous().numpy().tobytes())
+        # as bytes: numpy lacks some of the formats that a file may hold
+        digest.update(tensors[name].flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -7,7 +7,6 @@ that was, so that a second run with the same output is not mistaken for a second
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import socket
@@ -18,6 +17,7 @@ from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import RunConfig, dump_yaml
 from distributed_ignn.errors import UserError
 from distributed_ignn.files import atomic_write_json, atomic_write_text
+from distributed_ignn.reading.strict_json import read_json
 from distributed_ignn.training.fit_check import BudgetReport
 from distributed_ignn.training.rank_log import LOGS
 from distributed_ignn.training.records import RunRecorder
@@ -90,7 +90,7 @@ def job_starter() -> str | None:
 
 def _recorded_starter(output: Path) -> str | None:
     try:
-        found = json.loads((output / STARTER).read_bytes())
+        found = read_json(output / STARTER)
     except (OSError, ValueError):
         return None
     return found.get("starter") if isinstance(found, dict) else None

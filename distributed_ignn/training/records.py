@@ -15,6 +15,7 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 
 from distributed_ignn.files import atomic_write_json, atomic_write_text
+from distributed_ignn.reading.strict_json import parse_json
 
 METRICS = "metrics.jsonl"
 
@@ -147,11 +148,14 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     records: list[dict[str, Any]] = []
     if not path.is_file():
         return records
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_bytes().splitlines():
         try:
-            records.append(json.loads(line))
+            record = parse_json(line)
         except ValueError:
             break
+        if not isinstance(record, dict) or type(record.get("epoch")) is not int:
+            break
+        records.append(record)
     return records
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator
 
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import RunConfig
@@ -24,10 +24,12 @@ from distributed_ignn.graph.shard_store import (
     prepare_shards,
     read_manifest,
 )
+from distributed_ignn.reading.plain_files import in_one_line, read_plain
 
 SHARDS = "shards"
 RECORD = "shards.json"
 
+_RECORD_LIMIT = 2**20
 _AGAIN = "start the training again with --resume auto"
 
 
@@ -45,6 +47,14 @@ class ShardRecord(BaseModel):
     folder: str
     fingerprint: str
     parts: int = Field(ge=1)
+
+    @field_validator("folder")
+    @classmethod
+    def _check_folder(cls, folder: str) -> str:
+        """A name from a file must not lead out of the run by steps upwards."""
+        if not folder.isprintable() or ".." in Path(folder).parts:
+            raise ValueError("leads out of the run")
+        return folder
 
     def path(self, run: Path) -> Path:
         """The folder of the shards of a run that lies in ``run``."""
@@ -126,7 +136,7 @@ def read_record(run: Path) -> ShardRecord:
     """
     path = run / RECORD
     try:
-        return ShardRecord.model_validate_json(path.read_bytes())
+        return ShardRecord.model_validate_json(read_plain(path, _RECORD_LIMIT))
     except OSError as error:
         raise UserError(
             f"{path} cannot be read ({error.strerror}), it names the shards of the run; {_AGAIN}"
@@ -149,7 +159,8 @@ def open_shards(run: Path) -> tuple[Path, Manifest]:
     if manifest.fingerprint != record.fingerprint:
         raise UserError(
             f"{folder} now holds shards of other data than {run} was trained on "
-            f"({manifest.fingerprint[:12]}, not {record.fingerprint[:12]}); put those back, or "
+            f"({in_one_line(manifest.fingerprint[:12])}, not "
+            f"{in_one_line(record.fingerprint[:12])}); put those back, or "
             f"{_AGAIN}"
         )
     return folder, manifest

@@ -23,6 +23,7 @@ from distributed_ignn.graph.propagate import PropagationOptions, choose_codec
 from distributed_ignn.graph.shard import GraphShard
 from distributed_ignn.graph.sparsify import sparsify
 from distributed_ignn.models.ignn import ImplicitGNN
+from distributed_ignn.reading.plain_files import in_one_line
 from distributed_ignn.training.averaging import WeightAverage
 from distributed_ignn.training.checkpoint import Snapshot
 from distributed_ignn.training.consistency import Consistency
@@ -32,6 +33,7 @@ from distributed_ignn.training.objective import Objective
 from distributed_ignn.training.plans import ADJOINT, EVALUATE, TRAIN, SolvePlanner
 from distributed_ignn.training.records import EpochRecord
 from distributed_ignn.training.regularizer import Regularizer
+from distributed_ignn.training.run_state import check_state
 from distributed_ignn.training.schedule import Schedule
 from distributed_ignn.training.solver_guard import guarded_phase
 from distributed_ignn.training.solver_training import SolverTrainer, build_learned_solver
@@ -393,8 +395,20 @@ class Trainer:
         """Inverse of ``snapshot``.
 
         Raises:
-            UserError: the checkpoint belongs to a model of another shape or number format.
+            UserError: the checkpoint is incomplete, or belongs to a model of another shape or
+                number format.
         """
+        try:
+            check_state(snapshot.state)
+            self._restore(snapshot)
+        except (KeyError, ValueError, TypeError, RuntimeError) as error:
+            # whatever a file can lack or hold instead: its checksums only say that it is whole
+            raise UserError(
+                f"the checkpoint lacks a part of a run or holds something else "
+                f"({in_one_line(error)}); choose another checkpoint"
+            ) from error
+
+    def _restore(self, snapshot: Snapshot) -> None:
         everything = snapshot.common | snapshot.rows
         self._load_weights(_under(everything, "model/"))
         best = _under(everything, "best/")

@@ -258,7 +258,7 @@ def test_without_network_one_line_says_what_to_do(
     def offline(*_: Any, **__: Any) -> None:
         raise urllib.error.URLError(OSError("Name or service not known"))
 
-    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
+    monkeypatch.setattr(download, "_download", offline)
     with pytest.raises(UserError) as caught:
         load_dataset("citeseer", tmp_path, DataConfig())
     message = str(caught.value)

@@ -8,10 +8,8 @@ features. Files: ``com-amazon.ungraph.txt.gz`` (two ids a line, ``#`` starts a c
 
 from __future__ import annotations
 
-import gzip
 import logging
 import math
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +20,7 @@ from distributed_ignn.errors import UserError
 from distributed_ignn.graph.data import GraphData, csr_from_edges
 from distributed_ignn.graph.datasets.checks import brief
 from distributed_ignn.graph.datasets.download import fetch
+from distributed_ignn.reading.archives import open_gzip
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +32,9 @@ TRAIN_FRACTION = 0.06
 TEST_FRACTION = 0.10
 #: Validation is as large as the test split: the remaining 84 % would only slow each evaluation.
 VAL_FRACTION = 0.10
+
+_UNPACKED_LIMIT = 256 * 2**20  # the published files have 13 MB and less
+_LINE_LIMIT = 4 * 2**20
 
 _URL = "https://snap.stanford.edu/data/bigdata/communities/"
 _SOURCE = "snap.stanford.edu (com-Amazon)"
@@ -83,9 +85,9 @@ def load_amazon(
 
 def _read_edges(path: Path) -> np.ndarray:
     try:
-        with gzip.open(path, "rb") as stream:
+        with open_gzip(path, _UNPACKED_LIMIT) as stream:
             edges = np.loadtxt(stream, dtype=np.int64, comments="#", ndmin=2)
-    except (OSError, EOFError, zlib.error, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(
             f"{path} is not an edge list ({brief(error)}); delete it to fetch it again"
         ) from error
@@ -100,12 +102,14 @@ def _labels(path: Path, ids: np.ndarray, min_community: int) -> Tensor:
     """One column per community of at least ``min_community`` nodes, in the order of the file."""
     communities = []
     try:
-        with gzip.open(path, "rb") as stream:
-            for line in stream:
+        with open_gzip(path, _UNPACKED_LIMIT) as stream:
+            while line := stream.readline(_LINE_LIMIT):
+                if len(line) == _LINE_LIMIT:
+                    raise ValueError(f"a line has more than {_LINE_LIMIT:,} bytes")
                 members = line.split()
                 if len(members) >= min_community:
                     communities.append(np.unique(np.array(members).astype(np.int64)))
-    except (OSError, EOFError, zlib.error, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(
             f"{path} is not a community list ({brief(error)}); delete it to fetch it again"
         ) from error

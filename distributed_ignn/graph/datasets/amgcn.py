@@ -22,6 +22,8 @@ from distributed_ignn.graph.data import CSRMatrix, GraphData, csr_from_edges
 from distributed_ignn.graph.datasets.checks import brief, check_ids
 from distributed_ignn.graph.datasets.download import cache_folder, fetch, read_member
 from distributed_ignn.graph.datasets.feature_text import cached_features
+from distributed_ignn.reading.archives import Limits, open_zip
+from distributed_ignn.reading.plain_files import in_one_line
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +33,8 @@ KNN_RANGE = range(2, 10)
 
 _URL = "https://github.com/zhumeiqiBUPT/AM-GCN/raw/master/data/"
 _TEXT_LIMIT = 256 * 2**20
+#: Texts of zeros shrink a thousandfold, so the limits on single members count, see their readers.
+_LIMITS = Limits(total=16 * 2**30, members=1_000, free=4 * 2**30)
 
 #: Data set name -> zip file and the sha256 of its published content (not known for CoraFull).
 RELEASE: dict[str, tuple[str, str | None]] = {
@@ -74,9 +78,9 @@ def load_amgcn(name: str, data_root: Path, *, label_rate: int = 60, knn: int = 0
     elif digest != published:
         logger.warning("%s is not the published file (sha256 %s): results may differ", path, digest)
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_zip(path, _LIMITS) as archive:
             return _read(_Release(archive, path), name, digest, label_rate, knn)
-    except (zipfile.BadZipFile, EOFError, OSError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(
             f"{path} cannot be read ({brief(error)}); delete it to have it fetched again"
         ) from error
@@ -111,12 +115,13 @@ class _Release:
             table = np.loadtxt(io.BytesIO(text), dtype=np.int64, ndmin=2)
         except ValueError as error:
             raise UserError(
-                f"{self.path}: {info.filename} is not a table of ids ({brief(error)})"
+                f"{self.path}: {in_one_line(info.filename)} is not a table of ids ({brief(error)})"
             ) from error
         if table.shape[0] == 0 or table.shape[1] != columns:
             raise UserError(
-                f"{self.path}: {info.filename} has shape {table.shape[0]} x {table.shape[1]}, "
-                f"{columns} column(s) and at least one row are needed"
+                f"{self.path}: {in_one_line(info.filename)} has shape "
+                f"{table.shape[0]} x {table.shape[1]}, {columns} column(s) and at least one row "
+                "are needed"
             )
         return torch.from_numpy(table)
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import logging
 import shutil
-import zipfile
-import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from distributed_ignn.graph.datasets.download import atomic_path
+from distributed_ignn.reading.archives import open_zip
+from distributed_ignn.reading.arrays import map_npy, read_npz
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ def cached_arrays(
     if path.exists():
         try:
             return _read(path, mark)
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        except (OSError, ValueError, KeyError) as error:
             logger.warning("rebuilding the damaged cache %s (%s)", path, error)
     arrays = build()
     save = np.savez_compressed if compress else np.savez
@@ -61,13 +61,13 @@ def mapped_members(archive: Path, names: Sequence[str], folder: Path) -> Arrays:
         folder: keeps the ``.npy`` files, as large as the arrays; they serve the next run.
 
     Raises:
-        OSError, ValueError, BadZipFile: a damaged archive, or no room on the disk.
+        OSError, ValueError: a damaged archive, or no room on the disk.
     """
     state = archive.stat()
     source = f"{archive.resolve()} {state.st_size} {state.st_mtime_ns}"
     mark = hashlib.sha256(source.encode()).hexdigest()[:16]
     arrays: Arrays = {}
-    with zipfile.ZipFile(archive) as opened:
+    with open_zip(archive) as opened:
         present = set(opened.namelist())
         for name in names:
             if f"{name}.npy" not in present:
@@ -81,13 +81,12 @@ def mapped_members(archive: Path, names: Sequence[str], folder: Path) -> Arrays:
                     temporary.open("wb") as stream,
                 ):
                     shutil.copyfileobj(member, stream, _COPY_BYTES)
-            arrays[name] = np.load(target, mmap_mode="c", allow_pickle=False)
+            arrays[name] = map_npy(target)
     return arrays
 
 
 def _read(path: Path, mark: str) -> Arrays:
-    # Opened here: numpy leaves the file open when it is no zip.
-    with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-        if str(file["mark"]) != mark:
-            raise ValueError("it was made from another file")
-        return {key: file[key] for key in file.files if key != "mark"}
+    if str(read_npz(path, ["mark"], kinds="U")["mark"]) != mark:
+        raise ValueError("it was made from another file")
+    arrays = read_npz(path, kinds="biufU")
+    return {key: array for key, array in arrays.items() if key != "mark"}

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from distributed_ignn.errors import UserError
 from distributed_ignn.graph.data import CSRMatrix, GraphData
+from distributed_ignn.reading.plain_files import in_one_line
 
 _ROWS = 1 << 16
 
@@ -37,7 +38,7 @@ def validate(data: GraphData, origin: str) -> GraphData:
 
 def brief(error: BaseException) -> str:
     """An exception in one line, for use inside a message."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return in_one_line((str(error).strip().splitlines() or [type(error).__name__])[0])
 
 
 def check_ids(ids: Tensor, bound: int, what: str) -> None:
@@ -59,11 +60,19 @@ def _check_graph(graph: CSRMatrix, num_nodes: int, what: str) -> None:
         raise UserError(
             f"{what} is {graph.num_rows} x {graph.num_cols} but there are {num_nodes} nodes"
         )
+    _check_csr(graph, what)
     if graph.num_entries == 0:
         raise UserError(
             f"{what} has no edges besides self-loops; an implicit graph model needs some"
         )
     check_ids(graph.col, num_nodes, what)
+
+
+def _check_csr(matrix: CSRMatrix, what: str) -> None:
+    """Offsets that do not fit the entries would make the kernels read foreign memory."""
+    problem = matrix.problem()
+    if problem is not None:
+        raise UserError(f"{what} is damaged, {problem}; read it again from its source")
 
 
 def _check_features(features: CSRMatrix | Tensor, num_nodes: int, origin: str) -> None:
@@ -76,6 +85,7 @@ def _check_features(features: CSRMatrix | Tensor, num_nodes: int, origin: str) -
         raise UserError(f"{origin}: features have no columns; leave them out to learn embeddings")
     values = features.value if isinstance(features, CSRMatrix) else features
     if isinstance(features, CSRMatrix):
+        _check_csr(features, f"{origin}: feature matrix")
         check_ids(features.col, width, f"{origin}: feature columns")
     if values is not None and not _is_finite(values):
         bad = (~torch.isfinite(values)).nonzero()[0]

@@ -5,22 +5,32 @@ Also says where derived files (caches) may be written. What a file means is left
 
 from __future__ import annotations
 
+import hashlib
 import http.client
 import logging
 import os
 import stat
+import urllib.error
+import urllib.parse
+import urllib.request
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-
-import torch
+from typing import Any
 
 from distributed_ignn.errors import UserError
-from distributed_ignn.files import sha256_file, sync, temporary_sibling
+from distributed_ignn.files import sync, temporary_sibling
 from distributed_ignn.graph.datasets.checks import brief
+from distributed_ignn.reading.plain_files import in_one_line
 
 logger = logging.getLogger(__name__)
+
+#: Of a download where the caller names no other; the largest file fetched so has 330 MB.
+DOWNLOAD_LIMIT = 4 * 2**30
+_SCHEMES = ("https", "file")
+_SILENCE_SECONDS = 60.0
+_PIECE = 2**20
 
 
 @contextmanager
@@ -36,17 +46,21 @@ def atomic_path(target: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def fetch(url: str, target: Path, *, source: str, sha256: str | None = None) -> Path:
+def fetch(
+    url: str, target: Path, *, source: str, sha256: str | None = None, limit: int = DOWNLOAD_LIMIT
+) -> Path:
     """``target`` if it exists, else a fresh download of ``url`` under that name.
 
     Args:
-        url: address of the file.
+        url: address of the file, https (or file); redirections lead to https only.
         target: where the file belongs.
         source: what to name in the message as the publisher, such as a repository.
         sha256: expected sum of a download; None logs the sum instead.
+        limit: bytes to fetch at most.
 
     Raises:
-        UserError: no network, a folder that cannot be written, or a wrong sum.
+        UserError: no network, a folder that cannot be written, a file that is too large or cut
+            short, or a wrong sum.
     """
     if target.is_file():
         return target
@@ -54,19 +68,56 @@ def fetch(url: str, target: Path, *, source: str, sha256: str | None = None) -> 
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(target) as temporary:
-            torch.hub.download_url_to_file(url, str(temporary), sha256, progress=False)
-            logger.info("%s has sha256 %s", target.name, sha256_file(temporary))
+            found = _download(url, temporary, limit)
+            if sha256 is not None and found != sha256:
+                raise ValueError(f"its sha256 is {found}, not {sha256}")
+            logger.info("%s has sha256 %s", target.name, found)
     except (OSError, http.client.HTTPException) as error:
         raise UserError(
             f"{target.name} is neither in {target.parent} nor could it be downloaded from {source} "
             f"({_reason(error)}); put the file into that folder or name another with --data-root"
         ) from error
-    except RuntimeError as error:  # download_url_to_file's report of a wrong sum
+    except ValueError as error:
         raise UserError(
             f"the download of {target.name} from {source} does not have its published content "
             f"({brief(error)}); fetch it by hand and put it into {target.parent}"
         ) from error
     return target
+
+
+class _HttpsOnly(urllib.request.HTTPRedirectHandler):
+    """A redirection must not lead to where anybody on the way can change the file."""
+
+    def redirect_request(
+        self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str
+    ) -> urllib.request.Request | None:
+        if urllib.parse.urlsplit(newurl).scheme != "https":
+            raise urllib.error.URLError(OSError(f"redirected to {in_one_line(newurl)}, no https"))
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _download(url: str, path: Path, limit: int) -> str:
+    """Write what ``url`` delivers to ``path`` and return its sha256.
+
+    Raises:
+        OSError: it cannot be fetched or written.
+        ValueError: it is not https, larger than ``limit``, or ends early.
+    """
+    if urllib.parse.urlsplit(url).scheme not in _SCHEMES:
+        raise ValueError(f"{in_one_line(url)} is not https")
+    opener = urllib.request.build_opener(_HttpsOnly)
+    digest, size = hashlib.sha256(), 0
+    with opener.open(url, timeout=_SILENCE_SECONDS) as source, path.open("xb") as stream:
+        announced = source.headers.get("Content-Length")
+        while piece := source.read(_PIECE):
+            size += len(piece)
+            if size > limit:
+                raise ValueError(f"it has more than the {limit:,} bytes allowed")
+            digest.update(piece)
+            stream.write(piece)
+    if announced is not None and announced != str(size):
+        raise ValueError(f"{size:,} bytes came where {in_one_line(announced)} were announced")
+    return digest.hexdigest()
 
 
 def _reason(error: BaseException) -> str:
@@ -89,8 +140,9 @@ def check_member_size(archive: zipfile.ZipFile, info: zipfile.ZipInfo, limit: in
     """
     if info.file_size > limit:
         raise UserError(
-            f"{archive.filename}: member {info.filename} unpacks to {info.file_size:,} bytes, at "
-            f"most {limit:,} are allowed; replace the zip by the published one"
+            f"{archive.filename}: member {in_one_line(info.filename)} unpacks to "
+            f"{info.file_size:,} bytes, at most {limit:,} are allowed; replace the zip by "
+            "the published one"
         )
 
 

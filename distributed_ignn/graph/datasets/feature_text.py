@@ -20,12 +20,15 @@ from distributed_ignn.graph.data import CSRMatrix
 from distributed_ignn.graph.datasets.cache import Arrays, cached_arrays
 from distributed_ignn.graph.datasets.checks import brief
 from distributed_ignn.graph.datasets.download import check_member_size
+from distributed_ignn.reading.plain_files import in_one_line
 
 logger = logging.getLogger(__name__)
 
 _PIECE = 8 * 2**20
+#: The largest published matrix has 1.6 GB of text and 4 million entries that are not 0.
 _MATRIX_LIMIT = 4 * 2**30
-_LINE_LIMIT = 64 * 2**20
+_ENTRY_LIMIT = 2**28
+_LINE_LIMIT = 4 * 2**20
 
 #: Entries of some rows: per row their number, then all columns and (None: all one) values.
 _Piece = tuple[np.ndarray, np.ndarray, np.ndarray | None]
@@ -54,7 +57,11 @@ def cached_features(
         logger.info("parsing %s (%d MB)", info.filename, info.file_size // 10**6)
         return _to_arrays(parse_features(archive, info))
 
-    return _from_arrays(cached_arrays(path, f"features 1 {digest}", build, compress=True))
+    arrays = cached_arrays(path, f"features 1 {digest}", build, compress=True)
+    try:
+        return _from_arrays(arrays)
+    except (KeyError, ValueError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({brief(error)}); delete it") from error
 
 
 def _to_arrays(matrix: CSRMatrix) -> Arrays:
@@ -68,7 +75,11 @@ def _to_arrays(matrix: CSRMatrix) -> Arrays:
 
 def _from_arrays(arrays: Arrays) -> CSRMatrix:
     value = arrays["value"] if arrays["value"].size else None
-    return _matrix(arrays["rowptr"], arrays["col"], value, int(arrays["columns"]))
+    matrix = _matrix(arrays["rowptr"], arrays["col"], value, int(arrays["columns"]))
+    problem = matrix.problem()
+    if problem is not None or arrays["columns"].shape != ():
+        raise ValueError(problem or "no number of columns")
+    return matrix
 
 
 def parse_features(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> CSRMatrix:
@@ -85,17 +96,24 @@ def parse_features(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> CSRMatrix
         logger.info(
             "%s is not a plain 0/1 matrix (%s): using the general parser", info.filename, error
         )
+    except ValueError as error:
+        raise _no_matrix(archive, info, error) from error
     try:
         with archive.open(info) as stream:
             return _assemble(*_general_pieces(stream))
     except ValueError as error:
-        raise UserError(
-            f"{archive.filename}: {info.filename} is not a matrix ({brief(error)})"
-        ) from error
+        raise _no_matrix(archive, info, error) from error
+
+
+def _no_matrix(archive: zipfile.ZipFile, info: zipfile.ZipInfo, error: ValueError) -> UserError:
+    return UserError(
+        f"{archive.filename}: {in_one_line(info.filename)} is not a matrix ({brief(error)}); "
+        "replace the zip by the published one"
+    )
 
 
 def _binary_pieces(stream: IO[bytes]) -> tuple[int, Iterator[_Piece]]:
-    first = stream.readline(_LINE_LIMIT)
+    first = _line(stream)
     cells = first.split()
     if not cells or not first.endswith(b"\n") or len(first) % len(cells):
         raise _NotBinaryError("cells of different widths")
@@ -129,7 +147,7 @@ def _compare(stream: IO[bytes], first: bytes, zeros: np.ndarray, columns: int) -
 
 
 def _general_pieces(stream: IO[bytes]) -> tuple[int, Iterator[_Piece]]:
-    first = stream.readline(_LINE_LIMIT)
+    first = _line(stream)
     columns = len(first.split())
     if columns == 0:
         raise ValueError("its first line is empty")
@@ -146,12 +164,24 @@ def _lines(stream: IO[bytes], line: bytes, columns: int) -> Iterator[_Piece]:
             row = np.array(cells).astype(np.float32)
             column = np.flatnonzero(row)
             yield np.array([column.size]), column, row[column]
-        line = stream.readline(_LINE_LIMIT)
+        line = _line(stream)
+
+
+def _line(stream: IO[bytes]) -> bytes:
+    """The next line; a cell of it takes many times its size in the parser."""
+    line = stream.readline(_LINE_LIMIT)
+    if len(line) == _LINE_LIMIT:
+        raise ValueError(f"a line has more than {_LINE_LIMIT:,} bytes")
+    return line
 
 
 def _assemble(columns: int, pieces: Iterator[_Piece]) -> CSRMatrix:
     counts, cols, values = [], [], []
+    left = _ENTRY_LIMIT
     for count, col, value in pieces:
+        left -= col.size
+        if left < 0:
+            raise ValueError(f"more than {_ENTRY_LIMIT:,} entries are not 0")
         counts.append(count)
         cols.append(col.astype(np.int32))
         if value is not None:

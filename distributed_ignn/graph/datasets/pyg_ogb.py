@@ -11,10 +11,8 @@ import contextlib
 import csv
 import hashlib
 import logging
-import pickle
 import shutil
 import sys
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +26,14 @@ from distributed_ignn.graph.data import GraphData, csr_from_edges
 from distributed_ignn.graph.datasets.cache import Arrays, cached_arrays, mapped_members
 from distributed_ignn.graph.datasets.checks import brief, check_ids
 from distributed_ignn.graph.datasets.download import cache_folder, fetch
+from distributed_ignn.reading.archives import Limits, check_gzip, unpack
+from distributed_ignn.reading.arrays import check_npz, read_npz
+from distributed_ignn.reading.torch_files import read_torch_arrays
 
 logger = logging.getLogger(__name__)
+
+_LIMITS = Limits(total=2**38, members=1_000)  # papers100M, the largest, unpacks to 61 GB
+_TEXT_LIMIT = 16 * 2**30  # one table of ogbn-products; its largest has 2.6 GB
 
 OGB_NAMES = ("ogbn-arxiv", "ogbn-products", "ogbn-papers100M")
 
@@ -61,8 +65,13 @@ def load_reddit(data_root: Path) -> GraphData:
     ):
         _fetch_unpacked(Reddit.url, folder / "raw", inner=None)
     try:
+        check_npz(folder / "raw" / "reddit_data.npz", limits=_LIMITS)
+        check_npz(folder / "raw" / "reddit_graph.npz", kinds="biufS", limits=_LIMITS)
         data = RawReddit(str(folder))[0]
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        _check_reddit(data)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError,
+            IndexError) as error:  # fmt: skip
+        # the last four: of PyG, torch and scipy, where arrays have other shapes than they expect
         raise UserError(
             f"{folder / 'raw'} cannot be read ({brief(error)}); delete the folder"
         ) from error
@@ -79,6 +88,14 @@ def load_reddit(data_root: Path) -> GraphData:
         val_nodes=data.val_mask.nonzero().flatten(),
         test_nodes=data.test_mask.nonzero().flatten(),
     )
+
+
+def _check_reddit(data: Any) -> None:
+    n = data.x.shape[0]
+    if data.x.dim() != 2 or any(
+        part.shape != (n,) for part in (data.y, data.train_mask, data.val_mask, data.test_mask)
+    ):
+        raise ValueError("features, labels and node types are not one row a node")
 
 
 def load_ogb(name: str, data_root: Path) -> GraphData:
@@ -105,7 +122,11 @@ def load_ogb(name: str, data_root: Path) -> GraphData:
         )
     graph, labels, split = _read_ogb(name, folder)
     edges = _tensor(graph["edge_index"])
-    n = int(graph["num_nodes"])
+    n = int(np.asarray(graph["num_nodes"]).item())
+    if labels.size != n:  # before memory is taken for n nodes
+        raise UserError(
+            f"{folder}: {labels.size} labels for {n} nodes; delete it to fetch it again"
+        )
     check_ids(edges, n, f"{folder}: edges")
     return GraphData(
         name=name,
@@ -185,17 +206,45 @@ def _read_ogb(name: str, folder: Path) -> tuple[Arrays, np.ndarray, dict[str, An
     # OGB reports its progress on stdout, where only results belong.
     quiet = contextlib.redirect_stdout(sys.stderr)
     try:
-        with quiet, torch.serialization.safe_globals(_array_types()):
+        with quiet:
             dataset = RawDataset(name, root=str(folder.parent))
             graph, labels = dataset[0]
-            return graph, labels, dataset.get_idx_split()
-    except (
-        *(OSError, ValueError, KeyError, IndexError, RuntimeError),
-        *(pickle.UnpicklingError, zipfile.BadZipFile),
-    ) as error:
+            _check_ogb(graph)
+            return graph, labels, _read_split(dataset)
+    except (OSError, ValueError, KeyError, IndexError, RuntimeError, TypeError, OverflowError,
+            AssertionError) as error:  # fmt: skip
+        # pandas and OGB raise any of these for tables of other shapes than they expect
         raise UserError(
             f"{folder} cannot be read ({brief(error)}); delete it to have {name} fetched again"
         ) from error
+
+
+def _check_ogb(graph: dict[str, Any]) -> None:
+    edges, features = graph["edge_index"], graph.get("node_feat")
+    count = np.asarray(graph["num_nodes"])
+    if count.size != 1 or count.dtype.kind not in "iu":
+        raise ValueError("its number of nodes is no whole number")
+    if edges.ndim != 2 or edges.shape[0] != 2 or edges.dtype.kind not in "iu":
+        raise ValueError(f"its edges have shape {edges.shape}, two rows of ids are needed")
+    if features is not None and (features.ndim != 2 or features.dtype.kind not in "iuf"):
+        raise ValueError(f"its features have shape {features.shape} and type {features.dtype}")
+
+
+def _read_split(dataset: Any) -> dict[str, Any]:
+    """The split that OGB reads with torch.load, or with pandas if it is not kept so."""
+    folder = Path(dataset.root) / "split" / dataset.meta_info["split"]
+    saved = folder / "split_dict.pt"
+    if saved.is_file():
+        split = read_torch_arrays(saved)
+    else:
+        for table in sorted(folder.glob("*.csv.gz")):
+            check_gzip(table, _TEXT_LIMIT)
+        split = dataset.get_idx_split()
+    for name in ("train", "valid", "test"):
+        nodes = np.asarray(split[name])
+        if nodes.ndim != 1 or nodes.dtype.kind not in "iu":
+            raise ValueError(f"its {name} split is not a list of ids")
+    return dict(split)
 
 
 def _read_npz(raw: Path) -> Arrays:
@@ -204,8 +253,8 @@ def _read_npz(raw: Path) -> Arrays:
     names = ("edge_index", "node_feat", "num_nodes_list")
     arrays = mapped_members(raw / "data.npz", names, folder)
     graph = {"edge_index": arrays["edge_index"], "node_feat": arrays.get("node_feat")}
-    with np.load(raw / "node-label.npz") as file:
-        return _wanted(graph | {"num_nodes": arrays["num_nodes_list"][0]}, file["node_label"])
+    labels = read_npz(raw / "node-label.npz", ["node_label"], limits=_LIMITS)["node_label"]
+    return _wanted(graph | {"num_nodes": arrays["num_nodes_list"][0]}, labels)
 
 
 def _read_csv(raw: Path) -> Arrays:
@@ -214,6 +263,8 @@ def _read_csv(raw: Path) -> Arrays:
     def build() -> Arrays:
         from ogb.io.read_graph_raw import read_csv_graph_raw
 
+        for table in files:
+            check_gzip(table, _TEXT_LIMIT)
         graph = read_csv_graph_raw(str(raw))[0]
         return _wanted(graph, np.loadtxt(raw / "node-label.csv.gz", delimiter=","))
 
@@ -231,31 +282,23 @@ def _wanted(graph: dict[str, Any], labels: np.ndarray) -> Arrays:
     return arrays | {"labels": labels}
 
 
-def _array_types() -> list[Any]:
-    """What a saved split of numpy arrays refers to, whichever version of numpy wrote it."""
-    types: list[Any] = [np.ndarray, np.dtype, type(np.dtype(np.int32)), type(np.dtype(np.int64))]
-    rebuild = np.empty(0).__reduce__()[0]
-    for module in ("numpy._core.multiarray", "numpy.core.multiarray"):
-        types.append((rebuild, f"{module}._reconstruct"))
-    return types
-
-
 def _fetch_unpacked(url: str, folder: Path, inner: str | None) -> None:
     """Download a zip and unpack it as ``folder``, all or nothing.
 
     Args:
         inner: the folder inside the zip that becomes ``folder``; None takes the zip's top level.
     """
+    url = url.replace("http://", "https://", 1)  # OGB still names its files without encryption
     host = url.split("/")[2]
-    archive = fetch(url, folder.parent / url.rsplit("/", 1)[1], source=host)
+    target = folder.parent / url.rsplit("/", 1)[1]
+    archive = fetch(url, target, source=host, limit=_LIMITS.total)
     partial = temporary_sibling(folder)
     try:
-        with zipfile.ZipFile(archive) as opened:
-            opened.extractall(partial)  # zipfile drops absolute and parent parts of member names
+        unpack(archive, partial, _LIMITS)
         shutil.rmtree(folder, ignore_errors=True)
         (partial / inner if inner else partial).replace(folder)
         archive.unlink()
-    except (OSError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{archive} cannot be unpacked ({brief(error)}); delete it") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -7,9 +7,6 @@ E edges, F features, C classes.
 from __future__ import annotations
 
 import logging
-import pickle
-import zipfile
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +20,8 @@ from distributed_ignn.errors import UserError
 from distributed_ignn.graph.building import check_id_space
 from distributed_ignn.graph.data import CSRMatrix, GraphData, Task, csr_from_edges, is_symmetric
 from distributed_ignn.graph.datasets.checks import brief, check_ids
+from distributed_ignn.reading.arrays import read_npz
+from distributed_ignn.reading.torch_files import check_tensor, read_torch
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +62,7 @@ def load_user_file(path: Path) -> GraphData:
     if path.suffix not in FILE_SUFFIXES:
         raise UserError(f"{path} must end in {' or '.join(FILE_SUFFIXES)}")
     fields = _read_pt(path) if path.suffix == ".pt" else _read_npz(path)
+    _check_forms(fields, path)
     labels, num_classes, task = _labels(fields, path)
     n = labels.shape[0]
     return GraphData(
@@ -80,20 +80,33 @@ def load_user_file(path: Path) -> GraphData:
 
 def _read_npz(path: Path) -> _Fields:
     try:
-        with path.open("rb") as stream:
-            file = np.load(stream, allow_pickle=False)
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise ValueError("it holds a single array")
-            return {key: _from_numpy(file[key]) for key in _KEYS if key in file.files}
-    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        return {key: _from_numpy(array) for key, array in read_npz(path, _KEYS).items()}
+    except (OSError, ValueError, TypeError) as error:
         raise UserError(
             f"{path} is not a .npz file of plain number arrays ({brief(error)}); write it with "
             "numpy.savez and without object arrays"
         ) from error
 
 
+def _check_forms(fields: _Fields, path: Path) -> None:
+    """Only x may be sparse, nothing may be complex, and a number of classes is one number."""
+    for key, value in fields.items():
+        if value.is_complex():
+            raise UserError(f"{path}: {key} has type {value.dtype}; real numbers are needed")
+        if value.layout is not torch.strided and key != "x":
+            raise UserError(f"{path}: {key} is sparse; only x may be, save {key}.to_dense()")
+    classes = fields.get("num_classes")
+    if classes is not None and (classes.numel() != 1 or classes.is_floating_point()):
+        raise UserError(
+            f"{path}: num_classes has shape {tuple(classes.shape)} and type {classes.dtype}; one "
+            "whole number is needed"
+        )
+
+
 def _from_numpy(array: np.ndarray) -> Tensor:
-    return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))
+    if array.dtype.kind == "u" and array.dtype.itemsize > 1:
+        array = array.astype(np.int64)  # torch computes little with the wider unsigned types
+    return torch.from_numpy(array)
 
 
 def _read_pt(path: Path) -> _Fields:
@@ -104,25 +117,36 @@ def _read_pt(path: Path) -> _Fields:
     allowed = [Data, DataEdgeAttr, DataTensorAttr, GlobalStorage]
     advice = "save it again with torch.save(data.to_dict(), path)"
     try:
-        with torch.serialization.safe_globals(allowed):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-        if isinstance(content, Data):
-            content = content.to_dict()
-    except (pickle.UnpicklingError, OSError, RuntimeError, ValueError, EOFError, KeyError,
-            AttributeError, TypeError) as error:  # fmt: skip
+        content = read_torch(path, allowed)
+    except (OSError, ValueError) as error:
         raise UserError(
             f"{path} holds something other than a PyG Data object ({brief(error)}); {advice}"
         ) from error
-    if not isinstance(content, dict):
+    if type(content) is Data:
+        # as its to_dict does, but the file had a say in what a method of it finds
+        store = vars(content).get("_store")
+        content = vars(store).get("_mapping") if type(store) is GlobalStorage else None
+    if type(content) is not dict:
         kind = type(content).__name__
         raise UserError(f"{path} holds a {kind}, not a PyG Data object; {advice}")
     return {key: _tensor(content[key], key, path) for key in _KEYS if content.get(key) is not None}
 
 
 def _tensor(value: Any, key: str, path: Path) -> Tensor:
-    if not isinstance(value, (Tensor, int)):
+    if type(value) is int and abs(value) < 2**63:
+        return torch.tensor(value)
+    if not isinstance(value, Tensor):
         raise UserError(f"{path}: {key} is a {type(value).__name__}, a tensor is needed")
-    return torch.as_tensor(value).detach()
+    try:
+        check_tensor(value)
+    except ValueError as error:
+        raise UserError(f"{path}: {key} is {brief(error)}; a plain tensor is needed") from error
+    return _signed(value.detach())
+
+
+def _signed(value: Tensor) -> Tensor:
+    wide = value.dtype in (torch.uint16, torch.uint32, torch.uint64)
+    return value.to(torch.int64) if wide else value
 
 
 def _integers(fields: _Fields, key: str, path: Path, *, dim: int = 1) -> Tensor:
@@ -176,10 +200,13 @@ def _features(fields: _Fields, n: int, path: Path) -> CSRMatrix | Tensor | None:
         logger.info("%s: no features; the model learns an embedding for each node", path)
         return None
     x = fields["x"]
-    if x.dim() != 2 or x.is_complex():
+    if x.dim() != 2 or (x.layout is not torch.strided and x.dense_dim() > 0):
         raise UserError(f"{path}: x has shape {tuple(x.shape)}; [nodes, features] is needed")
     if x.layout is torch.strided:
         return x.to(torch.float32).contiguous()
+    if x.shape[0] != n:  # before memory is taken for as many rows
+        raise UserError(f"{path}: {x.shape[0]} feature rows for {n} nodes; give one row a node")
+    check_id_space(x.shape[1], "columns of x")
     coo = x.to(torch.float32).to_sparse_coo().coalesce()
     return _csr(sp.csr_array((coo.values().numpy(), tuple(coo.indices().numpy())), x.shape))
 
@@ -195,6 +222,7 @@ def _sparse_features(fields: _Fields, n: int, path: Path) -> CSRMatrix:
     if value.shape != col.shape:
         raise UserError(f"{path}: x_data has {value.numel()} entries, x_indices has {col.numel()}")
     shape = (n, int(col.max()) + 1)
+    check_id_space(shape[1], "columns of x")
     return _csr(sp.csr_array((value.numpy(), col.numpy(), pointer.numpy()), shape))
 
 
@@ -219,6 +247,8 @@ def _labels(fields: _Fields, path: Path) -> tuple[Tensor, int, Task]:
         raise UserError(
             f"{path}: y has shape {tuple(y.shape)}; [nodes] or [nodes, classes] is needed"
         )
+    if y.is_floating_point():
+        y = y.to(torch.float64)  # the shorter formats cannot be rounded
     if y.is_floating_point() and not torch.equal(y, y.round()):
         raise UserError(f"{path}: y holds numbers that are no class; use whole numbers from 0")
     labels = y.to(torch.int64)
