@@ -1,0 +1,49 @@
+"""Every case of the table: exit code 2, one line with value, rule and way out, nothing left."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import pytest
+
+from tests.inputs.case import Case, Outcome, objections
+from tests.inputs.run import Runner
+from tests.inputs.table import CASES
+
+Outcomes = dict[str, Future[Outcome]]
+
+
+@pytest.fixture(scope="module")
+def outcomes(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Outcomes]:
+    """What comes of the chosen cases; forks and fresh interpreters run side by side."""
+    names = {item.callspec.id for item in request.session.items if hasattr(item, "callspec")}
+    with (
+        Runner(tmp_path_factory.mktemp("inputs") / "cases") as runner,
+        ThreadPoolExecutor(1) as forks,
+        ThreadPoolExecutor(1) as interpreters,
+    ):
+        yield {
+            case.name: (interpreters if case.own_interpreter else forks).submit(runner.run, case)
+            for case in CASES
+            if case.name in names
+        }
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, id=case.name, marks=[pytest.mark.slow] if case.own_interpreter else [])
+        for case in CASES
+    ],
+)
+def test_a_bad_input_ends_in_one_line(case: Case, outcomes: Outcomes) -> None:
+    found = objections(case, outcomes[case.name].result(100))
+    assert not found, "\n".join(found)
+
+
+def test_names_are_unique() -> None:
+    names = [case.name for case in CASES]
+    assert len(set(names)) == len(names) >= 70
