@@ -1,32 +1,51 @@
-"""How a command ends: with 0, or with 2 and one line on what the user should change."""
+"""How a command ends: with 0, or with a code and one line on what happened and what to do."""
 
 from __future__ import annotations
 
 import io
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from distributed_ignn.errors import UserError
+from distributed_ignn.errors import JobError, Stopped, UserError
+
+LOG_ONLY = {"log_only": True}
+"""``extra=LOG_ONLY`` of a logging call: for the log files, not for the screen."""
 
 
 def run_main(main: Callable[[], None]) -> int:
-    """Run a command and return its exit code: 0, or 2 after a UserError.
+    """Run a command and return its exit code.
 
-    The error is printed as ``error: ...`` to stderr, by rank 0 alone under torchrun, where every
-    rank raises the same one. Any other exception is a bug and passes through with its stack trace.
-    What the library logs meanwhile is shown, see ``shown_log``.
+    0; 2 after a UserError; 75 after a JobError; 128 + signal where a signal ended it. The reason is
+    printed as one line to stderr: a UserError as ``error: ...`` by rank 0 alone under torchrun,
+    where every rank raises the same one, a JobError by the first rank that knows of it. Any other
+    exception is a bug and passes through with its stack trace. What the library logs meanwhile is
+    shown, see ``shown_log``.
     """
     try:
         with shown_log():
             main()
     except UserError as error:
-        if not _is_other_rank():
-            print(f"error: {error}", file=sys.stderr, flush=True)
+        _say(f"error: {error}", unless=_is_other_rank())
         return 2
+    except JobError as error:
+        _say(f"error: {error}", unless=error.told)
+        return JobError.EXIT_CODE
+    except Stopped as stopped:
+        _say(str(stopped), unless=_is_other_rank())
+        return stopped.exit_code
+    except KeyboardInterrupt:
+        _say("stopped by SIGINT", unless=_is_other_rank())
+        return 128 + signal.SIGINT
     return 0
+
+
+def _say(text: str, *, unless: bool) -> None:
+    if not unless:
+        print(text, file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -55,10 +74,12 @@ class _Plain(logging.Handler):
     """Lines without time and origin."""
 
     def __init__(self, stream: io.TextIOBase | None) -> None:
-        super().__init__()
+        super().__init__(logging.INFO)
         self._stream = stream
 
     def emit(self, record: logging.LogRecord) -> None:
+        if hasattr(record, "log_only"):
+            return
         prefix = "warning: " if record.levelno >= logging.WARNING else ""
         # looked up for each line: a live display takes the place of sys.stderr for a while
         print(prefix + self.format(record), file=self._stream or sys.stderr, flush=True)

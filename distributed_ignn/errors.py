@@ -1,4 +1,8 @@
-"""The one exception a user is meant to read."""
+"""What a user is meant to read when a command ends early, and the exit code that goes with it."""
+
+from __future__ import annotations
+
+import signal
 
 
 class UserError(Exception):
@@ -7,3 +11,46 @@ class UserError(Exception):
     Entry points print it as ``error: ...`` and exit with code 2, without a stack trace. A
     programming error is never wrapped in it.
     """
+
+
+class JobError(Exception):
+    """The job was hit from outside: a rank was lost or stopped answering, the network went silent.
+
+    Entry points print it as ``error: ...`` and exit with code 75 (EX_TEMPFAIL: the same command may
+    work again), so that whoever started the ranks starts them again.
+
+    Args:
+        message: one line for the user.
+        told: whether another rank has told the user already.
+    """
+
+    EXIT_CODE = 75
+
+    def __init__(self, message: str, *, told: bool = False) -> None:
+        super().__init__(message)
+        self.told = told
+
+
+class Stopped(Exception):  # noqa: N818 - not an error
+    """The run ended because it was asked to, after its step and a checkpoint.
+
+    Args:
+        signum: the signal that asked; the exit code is 128 + signum, as shells have it.
+        message: one line for the user.
+    """
+
+    def __init__(self, signum: int, message: str) -> None:
+        super().__init__(message)
+        self.signum = signum
+
+    @property
+    def exit_code(self) -> int:
+        return 128 + self.signum
+
+    @staticmethod
+    def name(signum: int) -> str:
+        """``SIGTERM`` for 15; the number where it has no name."""
+        try:
+            return signal.Signals(signum).name
+        except ValueError:
+            return f"signal {signum}"

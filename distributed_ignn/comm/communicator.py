@@ -17,9 +17,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from distributed_ignn.comm.activity import Activity
 from distributed_ignn.comm.clock import Clock
 from distributed_ignn.comm.shared_rows import SharedRows
 from distributed_ignn.comm.traffic import Traffic
+from distributed_ignn.comm.watchdog import Watchdog
 from distributed_ignn.errors import UserError
 
 T = TypeVar("T")
@@ -77,6 +79,8 @@ class Communicator:
         self.local_rank = local_rank
         self.device = device or torch.device("cpu")
         self.traffic = Traffic()
+        self.activity = Activity()
+        self.watchdog: Watchdog | None = None
         self.clock = Clock(self.device)
         self.spans_machines = spans_machines
         self._owns_group = owns_group
@@ -233,7 +237,11 @@ class Communicator:
                 raise UserError(message)
 
     def close(self) -> None:
-        """End the process group if this communicator started it."""
+        """Stop watching the others, and end the process group if this communicator started it."""
+        if self.watchdog is not None:
+            self.watchdog.end()
+            self.watchdog.close()
+            self.watchdog = None
         if self._owns_group and dist.is_initialized():
             dist.destroy_process_group()
 
@@ -269,25 +277,24 @@ def start_communicator(
         torch.cuda.set_device(device)  # nccl and libraries that ask for no device use it
     if world_size == 1 and not dist.is_initialized():
         return Communicator(rank, world_size, local_rank, device)
-    spans = local_world_size is not None and local_world_size < world_size
-    if dist.is_initialized():
-        return Communicator(
-            rank,
-            world_size,
-            local_rank,
-            device,
-            spans_machines=spans,
-            shares_memory=shares_memory,
+    own = not dist.is_initialized()
+    if own:
+        dist.init_process_group(
+            choose_backend(backend, device, local_world_size or world_size),
+            init_method=init_method,
+            rank=rank,
+            world_size=world_size,
+            timeout=timedelta(seconds=timeout_seconds),
         )
-    name = choose_backend(backend, device, local_world_size or world_size)
-    dist.init_process_group(
-        name,
-        init_method=init_method,
-        rank=rank,
-        world_size=world_size,
-        timeout=timedelta(seconds=timeout_seconds),
+    return Communicator(
+        rank,
+        world_size,
+        local_rank,
+        device,
+        owns_group=own,
+        spans_machines=local_world_size is not None and local_world_size < world_size,
+        shares_memory=shares_memory,
     )
-    return Communicator(rank, world_size, local_rank, device, owns_group=True, spans_machines=spans)
 
 
 def choose_backend(backend: str, device: torch.device, local_world_size: int) -> str:

@@ -49,7 +49,19 @@ class TrainConfig(Section):
     eval_every: int = Field(1, ge=1, description="epochs between validations")
     checkpoint_every: int = Field(10, ge=1, description="epochs between checkpoints")
     keep_checkpoints: int = Field(
-        2, ge=1, description="newest checkpoints kept; each holds the best weights so far too"
+        2,
+        ge=1,
+        description="newest checkpoints kept, besides the one with the best validation; each holds "
+        "the best weights so far too",
+    )
+    grace_seconds: float = Field(
+        120.0,
+        gt=0,
+        description="after SIGTERM or SIGINT, seconds to finish the epoch and write a checkpoint; "
+        "then the run ends without",
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="lowest level that logs/rank-N.jsonl of each rank holds"
     )
     patience: int = Field(
         0, ge=0, description="stop after so many validations without a better one (0: off)"
@@ -95,4 +107,10 @@ class CommConfig(Section):
     )
     timeout_seconds: int = Field(
         1800, ge=1, description="a rank that waits longer than this for the others gives up"
+    )
+    hang_seconds: float = Field(
+        120.0,
+        ge=0,
+        description="a rank that has given no sign of life for so long is named, and the job ends "
+        "with code 75 (0: nobody watches)",
     )

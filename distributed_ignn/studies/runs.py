@@ -14,8 +14,9 @@ from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import RunConfig, absolute_paths, load_yaml
 from distributed_ignn.config.check import validate_run
 from distributed_ignn.errors import UserError
+from distributed_ignn.training.output import SETTINGS
 from distributed_ignn.training.records import read_metrics
-from distributed_ignn.training.run import SETTINGS, run_training
+from distributed_ignn.training.run import run_training
 
 
 @dataclass(frozen=True, slots=True)

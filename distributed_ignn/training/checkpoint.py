@@ -6,14 +6,22 @@
         rank-00000-of-00002.safetensors rows of this rank's nodes: warm starts, embeddings
 
 A folder is written under a hidden name and renamed by rank 0 when every rank has finished, so a
-reader never sees half of one. Rows carry global node ids, so another number of ranks can read them.
+reader never sees half of one. Every file's sha256 stands in state.json and is compared on loading.
+Rows carry global node ids, so another number of ranks can read them.
+
+torch.distributed.checkpoint is not used: it keeps its index as a pickle, which can run code when it
+is read, and its ranks agree through pickled objects; and rows of a METIS part are no rectangle of a
+whole tensor, which is what it can cut anew for another number of ranks.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import re
 import shutil
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,11 +35,15 @@ from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.errors import UserError
 from distributed_ignn.files import atomic_write_json, sha256_file, sync, write_tensors
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 NODES = "nodes"
 _STATE = "state.json"
+_OWN_SUM = "state_sha256"
 _COMMON = "common.safetensors"
 _NAME = re.compile(r"epoch-(\d{6,})")
+_REMAINS = re.compile(r"\.epoch-\d{6,}.*\.tmp")
+
+logger = logging.getLogger(__name__)
 
 TensorDict = dict[str, Tensor]
 
@@ -52,12 +64,12 @@ class Snapshot:
 
 
 class CheckpointStore:
-    """Reads and writes the checkpoints of one run; every rank calls it together.
+    """Writes the checkpoints of one run; every rank calls it together.
 
     Args:
         folder: ``checkpoints`` of the run.
         comm: this rank's communicator.
-        keep: how many of the newest to keep.
+        keep: how many of the newest to keep, besides the one with the best validation metric.
     """
 
     def __init__(self, folder: Path, comm: Communicator, keep: int) -> None:
@@ -71,41 +83,82 @@ class CheckpointStore:
         Raises:
             UserError: the folder cannot be written (on every rank).
         """
+        comm = self._comm
         final = self._folder / f"epoch-{epoch:06d}"
-        temporary = self._folder / f".{final.name}.tmp"
-        rank_file = temporary / _rank_name(self._comm.rank, self._comm.world_size)
+        # its own name, so that a rank of an earlier attempt that wakes up late writes elsewhere
+        token = comm.gather_json(uuid.uuid4().hex[:8] if comm.is_main else None)[0]
+        temporary = self._folder / f".{final.name}.{token}.tmp"
         doing = f"write the checkpoint in {self._folder}"
-        main = self._comm.is_main
-        self._comm.together(lambda: _fresh(temporary) if main else None, doing=doing)
-        self._comm.together(lambda: _write_rank(rank_file, snapshot, nodes), doing=doing)
-        self._comm.together(
-            lambda: self._finish(temporary, final, snapshot) if main else None, doing=doing
-        )
+        try:
+            comm.together(lambda: self._begin(temporary) if comm.is_main else None, doing=doing)
+            written = comm.together(
+                lambda: _write_rank(temporary, comm, snapshot, nodes), doing=doing
+            )
+            digests = {n: d for part in comm.gather_json(written) for n, d in part.items()}
+            comm.together(
+                lambda: self._finish(temporary, final, snapshot, digests) if comm.is_main else None,
+                doing=doing,
+            )
+        except UserError:
+            if comm.is_main:
+                shutil.rmtree(temporary, ignore_errors=True)
+            raise
         return final
 
-    def _finish(self, temporary: Path, final: Path, snapshot: Snapshot) -> None:
-        write_tensors(temporary / _COMMON, snapshot.common)
-        files = sorted(path for path in temporary.iterdir() if path.suffix == ".safetensors")
+    def _begin(self, temporary: Path) -> None:
+        """An empty folder, beside no remains of a killed run."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        for path in self._folder.iterdir():
+            if _REMAINS.fullmatch(path.name):
+                shutil.rmtree(path, ignore_errors=True)
+        temporary.mkdir()
+
+    def _finish(
+        self, temporary: Path, final: Path, snapshot: Snapshot, digests: Mapping[str, str]
+    ) -> None:
         state = {
             "version": FORMAT_VERSION,
             "world_size": self._comm.world_size,
-            "sha256": {path.name: sha256_file(path) for path in files},
+            "sha256": dict(digests),
             **snapshot.state,
         }
-        atomic_write_json(temporary / _STATE, state)
-        if final.exists():
-            shutil.rmtree(final)
+        atomic_write_json(temporary / _STATE, state | {_OWN_SUM: _sum_of(state)})
+        _remove(final)
         temporary.rename(final)
         sync(self._folder)
         self._retain(final)
 
     def _retain(self, newest: Path) -> None:
-        """Remove all but the newest few, and what was written before the run went back."""
+        """Remove all but the newest few and the best, and what was written before a run went back.
+
+        Later epochs are of a run that was resumed from before them and now takes another course.
+        """
         found = list_checkpoints(self._folder)
         place = found.index(newest) + 1
-        # later epochs are of a run that was resumed from before them and now takes another course
-        for path in [*found[: max(place - self._keep, 0)], *found[place:]]:
-            shutil.rmtree(path)
+        course = found[:place]
+        validated = [path for path in course if _val_metric(path) is not None]
+        best = max(validated, key=lambda path: _val_metric(path) or 0.0, default=newest)
+        kept = {*course[-self._keep :], best}
+        for path in found:
+            if path not in kept:
+                _remove(path)
+
+
+def _remove(path: Path) -> None:
+    """Remove a checkpoint so that no part of one is ever seen under its name."""
+    if path.exists():
+        hidden = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.tmp"
+        path.rename(hidden)
+        shutil.rmtree(hidden)
+
+
+def _val_metric(path: Path) -> float | None:
+    """Of the model in a checkpoint; None where it cannot be told."""
+    try:
+        value = _read_state(path).get("val_metric")
+    except UserError:
+        return None
+    return float(value) if isinstance(value, int | float) else None
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -116,17 +169,37 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name.split("-")[1]))
 
 
-def newest_checkpoint(folder: Path, comm: Communicator) -> Path | None:
-    """The newest complete checkpoint as rank 0 sees it, the same on every rank; None without any.
+def load_newest(folder: Path, comm: Communicator, nodes: Tensor) -> Snapshot | None:
+    """The newest checkpoint that is sound on every rank; None where there is none at all.
+
+    One that is damaged is passed over with a warning. Every rank calls it.
+
+    Args:
+        folder: ``checkpoints`` of a run.
+        comm: this rank's communicator.
+        nodes: owned global ids [O].
 
     Raises:
-        UserError: the folder cannot be read (on every rank).
+        UserError: the folder cannot be read, or all of its checkpoints are damaged (on every rank).
     """
-    found = comm.together(
-        lambda: list_checkpoints(folder) if comm.is_main else [], doing=f"read {folder}"
+    listed = comm.together(
+        lambda: [p.name for p in list_checkpoints(folder)] if comm.is_main else [],
+        doing=f"read {folder}",
     )
-    name = comm.gather_json(found[-1].name if found else None)[0]
-    return None if name is None else folder / name
+    names = comm.gather_json(listed)[0]
+    for name in reversed(names):
+        try:
+            snapshot = comm.together(
+                lambda path=folder / name: load_checkpoint(path, comm, nodes),  # type: ignore[misc]
+                doing=f"read {folder / name}",
+            )
+        except UserError as error:
+            if name == names[0]:
+                raise
+            logger.warning("%s; going back to the one before", error)
+            continue
+        return snapshot
+    return None
 
 
 def load_checkpoint(path: Path, comm: Communicator, nodes: Tensor) -> Snapshot:
@@ -182,15 +255,17 @@ def _rank_name(rank: int, world_size: int) -> str:
     return f"rank-{rank:05d}-of-{world_size:05d}.safetensors"
 
 
-def _fresh(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-
-
-def _write_rank(path: Path, snapshot: Snapshot, nodes: Tensor) -> None:
-    tensors = {NODES: nodes}
-    tensors |= {f"row/{key}": value for key, value in snapshot.rows.items()}
-    write_tensors(path, tensors)
+def _write_rank(
+    folder: Path, comm: Communicator, snapshot: Snapshot, nodes: Tensor
+) -> dict[str, str]:
+    """Write this rank's files; their sha256 by name."""
+    rows = {f"row/{key}": value for key, value in snapshot.rows.items()}
+    files = {_rank_name(comm.rank, comm.world_size): {NODES: nodes, **rows}}
+    if comm.is_main:
+        files[_COMMON] = snapshot.common
+    for name, tensors in files.items():
+        write_tensors(folder / name, tensors)
+    return {name: sha256_file(folder / name) for name in files}
 
 
 def _read_state(path: Path) -> dict[str, Any]:
@@ -206,7 +281,15 @@ def _read_state(path: Path) -> dict[str, Any]:
             f"{path} has an unknown format, this release reads version {FORMAT_VERSION}; choose "
             "another checkpoint"
         )
+    if state.pop(_OWN_SUM, None) != _sum_of(state):
+        raise UserError(
+            f"{path} is damaged, the checksum of {_STATE} differs; choose another checkpoint"
+        )
     return state
+
+
+def _sum_of(state: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
 def _read_tensors(path: Path, state: Mapping[str, Any]) -> TensorDict:

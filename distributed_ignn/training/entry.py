@@ -10,6 +10,7 @@ import torch
 
 from distributed_ignn.cli import run_main
 from distributed_ignn.comm.communicator import Communicator, start_communicator
+from distributed_ignn.comm.watchdog import explained, start_watchdog
 from distributed_ignn.config import CommConfig, RunConfig, absolute_paths, parse_args
 from distributed_ignn.errors import UserError
 from distributed_ignn.training.run import run_training
@@ -18,7 +19,7 @@ T = TypeVar("T")
 
 
 def main(argv: Sequence[str]) -> int:
-    """Exit code of the training command: 0, or 2 after one line about a mistake."""
+    """Exit code of the training command, see ``run_main``."""
     return run_main(lambda: train(parse_args(argv)))
 
 
@@ -46,8 +47,10 @@ def on_this_rank(
         timeout_seconds=settings.timeout_seconds,
         shares_memory=settings.shared_memory,
     )
+    comm.watchdog = start_watchdog(comm, settings.hang_seconds)
     try:
-        return action(comm)
+        with explained(comm):
+            return action(comm)
     finally:
         comm.close()
 

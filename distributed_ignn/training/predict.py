@@ -29,9 +29,9 @@ from distributed_ignn.graph.shard import GraphShard
 from distributed_ignn.graph.shard_store import read_shard
 from distributed_ignn.graph.sharding import build_shards
 from distributed_ignn.solvers.base import Solution
-from distributed_ignn.training.checkpoint import load_checkpoint, newest_checkpoint
+from distributed_ignn.training.checkpoint import load_newest
 from distributed_ignn.training.kept_solver import load_solver
-from distributed_ignn.training.run import CHECKPOINTS, SETTINGS
+from distributed_ignn.training.output import CHECKPOINTS, SETTINGS
 from distributed_ignn.training.shards import open_shards
 from distributed_ignn.training.trainer import Trainer
 
@@ -67,12 +67,12 @@ def load_run(run: Path, comm: Communicator, kept_solver: bool = True) -> Trainer
             (on every rank alike).
     """
     config = comm.together(lambda: load_run_config(run))
-    checkpoint = newest_checkpoint(run / CHECKPOINTS, comm)
-    if checkpoint is None:
-        raise UserError(f"{run} holds no checkpoint; train it first with --output {run}")
     shard = comm.together(lambda: load_run_shard(run, comm))
     trainer = Trainer(config, shard, comm)
-    comm.together(lambda: trainer.restore(load_checkpoint(checkpoint, comm, shard.owned_nodes)))
+    snapshot = load_newest(run / CHECKPOINTS, comm, shard.owned_nodes)
+    if snapshot is None:
+        raise UserError(f"{run} holds no checkpoint; train it first with --output {run}")
+    comm.together(lambda: trainer.restore(snapshot))
     trainer.use_best_weights()
     if trainer.learned is not None and kept_solver:
         load_solver(run, trainer.learned, trainer.best.epoch, comm)

@@ -25,8 +25,9 @@ from distributed_ignn.cli import shown_log
 from distributed_ignn.config import RunConfig, absolute_paths
 from distributed_ignn.errors import UserError
 from distributed_ignn.training.entry import on_this_rank
+from distributed_ignn.training.output import SETTINGS, claim_output
 from distributed_ignn.training.records import EpochRecord
-from distributed_ignn.training.run import SETTINGS, claim_output, run_training
+from distributed_ignn.training.run import run_training
 
 RESTARTS = 2
 """How often the workers are started again after one of them has crashed."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,8 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 
 from distributed_ignn.files import atomic_write_json, atomic_write_text
+
+METRICS = "metrics.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,44 +57,63 @@ class EpochRecord:
 class RunRecorder:
     """Writes the record of one run; only rank 0 has one.
 
+    A line of metrics.jsonl is there whole or not at all, whatever ends the process: it is one
+    write, taken back if the disk holds only part of it. A record that cannot be written does not
+    raise here, where the other ranks would wait for this one; ``problem`` says so.
+
     Args:
         folder: output folder of the run.
         epochs_done: records after this epoch are dropped from an earlier metrics.jsonl, because a
             resumed run writes them again.
+
+    Raises:
+        OSError: the folder cannot be written.
     """
 
     def __init__(self, folder: Path, epochs_done: int = 0) -> None:
         self._folder = folder
-        self._path = folder / "metrics.jsonl"
+        self._path = folder / METRICS
+        self.problem: str | None = None
         kept = [r for r in read_metrics(self._path) if r["epoch"] <= epochs_done]
         atomic_write_text(self._path, "".join(_line(record) for record in kept))
-        self._file = self._path.open("a", encoding="utf-8")
+        self._file = os.open(self._path, os.O_WRONLY | os.O_APPEND)
         self._board = SummaryWriter(str(folder), purge_step=epochs_done + 1)
 
     def epoch(self, record: EpochRecord) -> None:
         """Append one epoch."""
         values = asdict(record)
-        self._write_line(values)
-        for key, value in values.items():
-            if key != "epoch" and value is not None:
-                self._board.add_scalar(key, value, record.epoch)
+        try:
+            self._append(_line(values).encode())
+            for key, value in values.items():
+                if key != "epoch" and value is not None:
+                    self._board.add_scalar(key, value, record.epoch)
+        except OSError as error:
+            self.problem = f"cannot write to {self._folder}: {error.strerror or error}"
 
     def summary(self, values: dict[str, Any]) -> None:
-        """Write summary.json."""
+        """Write summary.json.
+
+        Raises:
+            OSError: it cannot be written.
+        """
         atomic_write_json(self._folder / "summary.json", {k: _finite(v) for k, v in values.items()})
 
-    def _write_line(self, values: dict[str, Any]) -> None:
-        self._file.write(_line(values))
-        self._file.flush()
+    def _append(self, line: bytes) -> None:
+        before = os.fstat(self._file).st_size
+        written = os.write(self._file, line)
+        if written < len(line):
+            os.ftruncate(self._file, before)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def close(self) -> None:
         """Flush everything."""
-        self._file.close()
-        self._board.close()
+        os.close(self._file)
+        with suppress(OSError):  # TensorBoard's own thread met a full disk
+            self._board.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Records of a metrics.jsonl; a line cut short by a kill ends the list."""
+    """Records of a metrics.jsonl; a line cut short by a machine's end ends the list."""
     records: list[dict[str, Any]] = []
     if not path.is_file():
         return records
@@ -99,6 +123,15 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         except ValueError:
             break
     return records
+
+
+def last_record(folder: Path) -> dict[str, Any] | None:
+    """The newest record of the run in a folder, if it has any that can be read."""
+    try:
+        records = read_metrics(folder / METRICS)
+    except OSError:
+        return None
+    return records[-1] if records else None
 
 
 def _line(values: dict[str, Any]) -> str:

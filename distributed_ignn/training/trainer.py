@@ -91,6 +91,7 @@ class Trainer:
         self.best = Best()
         self.seconds_solver_training = 0.0
         self.stale_validations = 0
+        self.val_metric: float | None = None  # of the last validation
 
     def _build_engine(self) -> Engine:
         if self.config.engine == "torch":
@@ -126,11 +127,16 @@ class Trainer:
     def train_epoch(self) -> EpochRecord:
         """One model step, with the solver phase before it and the validation after it."""
         started, traffic = time.perf_counter(), self.comm.traffic.snapshot()
+        phase = self.comm.activity.phase
+        self.comm.activity.epoch = self.epoch + 1
         self.planner.log.clear()
-        solver_steps, solver_loss, solver_seconds = self._train_solver()
-        loss = self._train_model()
+        with phase("training the solver"):
+            solver_steps, solver_loss, solver_seconds = self._train_solver()
+        with phase("training the model"):
+            loss = self._train_model()
         self.epoch += 1
-        metrics = self._validate()
+        with phase("validating"):
+            metrics = self._validate()
         sent = self.comm.traffic.since(traffic)
         totals = self.comm.sum(
             torch.tensor([sent.exchange_bytes + sent.reduction_bytes], dtype=torch.int64)
@@ -191,7 +197,8 @@ class Trainer:
     def _train_model(self) -> float:
         """Forward, backward, step; the global loss before the step."""
         self.model.train()
-        share = self._loss_share()
+        with self.comm.activity.phase("forward solve"):
+            share = self._loss_share()
         loss = float(self.comm.sum(share.detach().double().cpu().reshape(1)))
         if not math.isfinite(loss):
             raise UserError(
@@ -199,7 +206,8 @@ class Trainer:
                 f"{self.config.train.lr} or model.kappa = {self.config.model.kappa}, and keep "
                 "model.constraint projection"
             )
-        self.engine.step(share)
+        with self.comm.activity.phase("backward solve and step"):
+            self.engine.step(share)
         self.average.update()
         return loss
 
@@ -228,6 +236,7 @@ class Trainer:
             return {}
         with self.average.in_use():
             metrics = self.evaluate(("train", "val"))
+            self.val_metric = metrics["val"]
             if metrics["val"] > self.best.val_metric:
                 self.best = Best(self.epoch, metrics["val"], self._weights())
                 self.stale_validations = 0
@@ -290,6 +299,7 @@ class Trainer:
             "best_epoch": self.best.epoch,
             "best_val": self.best.val_metric,
             "stale_validations": self.stale_validations,
+            "val_metric": self.val_metric,
             "average_steps": self.average.steps,
             "seconds_total": self.seconds_total,
             "seconds_solver_training": self.seconds_solver_training,
@@ -327,6 +337,7 @@ class Trainer:
         torch.set_rng_state(snapshot.common["rng/torch"])
         self.epoch = state["epoch"]
         self.stale_validations = state["stale_validations"]
+        self.val_metric = state.get("val_metric")
         self._seconds_before = state.get("seconds_total", 0.0)
         self.seconds_solver_training = state["seconds_solver_training"]
 

@@ -7,6 +7,7 @@ import resource
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from distributed_ignn.training.checkpoint import (
     Snapshot,
     list_checkpoints,
     load_checkpoint,
+    load_newest,
 )
 from tests.training.runs import small_config, small_trainer, train
 
@@ -33,6 +35,11 @@ def _snapshot(value: float = 1.0, size: int = 3) -> Snapshot:
         {"model/weight": torch.full((size, size), value), "step": torch.tensor(5.0)},
         rows,
     )
+
+
+def _validated(epoch: int, val: float | None) -> Snapshot:
+    found = _snapshot(float(epoch))
+    return replace(found, state={"epoch": epoch, "val_metric": val})
 
 
 def _store(folder: Path, keep: int = 2) -> CheckpointStore:
@@ -93,6 +100,46 @@ def test_the_newest_are_kept(tmp_path: Path) -> None:
         store.save(epoch, _snapshot(float(epoch)), NODES)
     assert _epochs(tmp_path) == [1_000_000, 1_000_005]
     assert float(_load(list_checkpoints(tmp_path)[-1]).rows["warm/train"][0, 0]) == 1_000_005
+
+
+def test_the_best_is_kept_besides(tmp_path: Path) -> None:
+    """The first of equals; one that was never validated is none."""
+    store = _store(tmp_path, keep=1)
+    for epoch, val in ((1, 0.5), (2, 0.8), (3, None), (4, 0.8), (5, 0.1)):
+        store.save(epoch, _validated(epoch, val), NODES)
+    assert _epochs(tmp_path) == [2, 5]
+    assert float(_load(tmp_path / "epoch-000002").rows["warm/train"][0, 0]) == 2
+    store.save(6, _validated(6, 0.9), NODES)
+    assert _epochs(tmp_path) == [6]
+
+
+@pytest.mark.parametrize("damage", ["rank-00000-of-00001.safetensors", "state.json"])
+def test_a_damaged_newest_falls_back_and_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
+) -> None:
+    store = _store(tmp_path, keep=3)
+    for epoch in (1, 2, 3):
+        store.save(epoch, _validated(epoch, None), NODES)
+    for epoch in (3, 2):
+        _flip_byte(tmp_path / f"epoch-{epoch:06d}" / damage)
+    found = load_newest(tmp_path, Communicator(), NODES)
+    assert found is not None
+    assert found.state["epoch"] == 1
+    lines = [record.getMessage() for record in caplog.records]
+    assert [line.endswith("; going back to the one before") for line in lines] == [True, True]
+    assert "epoch-000003" in lines[0]
+    _flip_byte(tmp_path / "epoch-000001" / damage)
+    with pytest.raises(UserError, match="epoch-000001") as error:
+        load_newest(tmp_path, Communicator(), NODES)
+    _line(error)
+
+
+def test_remains_of_a_killed_run_are_removed(tmp_path: Path) -> None:
+    store = _store(tmp_path)
+    path = store.save(5, _snapshot(), NODES)
+    shutil.copytree(path, tmp_path / ".epoch-000006.0a1b2c3d.tmp")
+    store.save(6, _snapshot(), NODES)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["epoch-000005", "epoch-000006"]
 
 
 def test_a_run_that_went_back_forgets_what_came_later(tmp_path: Path) -> None:
@@ -168,13 +215,21 @@ def test_a_damaged_file_is_named(tmp_path: Path, name: str, damage: str) -> None
     assert "choose another checkpoint" in _line(error)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"version": 1}', '{"version": 99}'])
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"version": 2}', '{"version": 99}'])
 def test_an_unreadable_state_is_one_line(tmp_path: Path, content: str) -> None:
     path = _store(tmp_path).save(5, _snapshot(), NODES)
     (path / "state.json").write_text(content)
     with pytest.raises(UserError, match="choose another") as error:
         _load(path)
     assert str(path) in _line(error)
+
+
+def test_a_changed_figure_in_the_state_is_noticed(tmp_path: Path) -> None:
+    path = _store(tmp_path).save(5, _snapshot(), NODES)
+    text = (path / "state.json").read_text()
+    (path / "state.json").write_text(text.replace('"epoch": 7', '"epoch": 9'))
+    with pytest.raises(UserError, match=r"the checksum of state\.json differs"):
+        _load(path)
 
 
 def test_a_folder_without_checkpoint_is_one_line(tmp_path: Path) -> None:
@@ -192,7 +247,7 @@ def test_nodes_of_another_graph_are_refused(tmp_path: Path) -> None:
 def test_state_is_readable_json_with_checksums(tmp_path: Path) -> None:
     path = _store(tmp_path).save(5, _snapshot(), NODES)
     state = json.loads((path / "state.json").read_text())
-    assert state["version"] == 1
+    assert state["version"] == 2
     assert state["world_size"] == 1
     assert set(state["sha256"]) == {"common.safetensors", "rank-00000-of-00001.safetensors"}
 

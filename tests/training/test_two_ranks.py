@@ -28,7 +28,7 @@ from distributed_ignn.training.checkpoint import (
     CheckpointStore,
     list_checkpoints,
     load_checkpoint,
-    newest_checkpoint,
+    load_newest,
 )
 from distributed_ignn.training.gradients import sum_gradients
 from distributed_ignn.training.objective import Objective
@@ -194,8 +194,8 @@ def _run_errors(comm: Communicator, output: Path) -> dict[str, Any]:
     comm.barrier()
     if comm.is_main:
         shutil.copytree(output, output.with_name("damaged"))
-        newest = list_checkpoints(output.with_name("damaged") / "checkpoints")[-1]
-        (newest / "rank-00001-of-00002.safetensors").write_bytes(b"nothing")
+        for path in list_checkpoints(output.with_name("damaged") / "checkpoints"):
+            (path / "rank-00001-of-00002.safetensors").write_bytes(b"nothing")
     comm.barrier()
     damaged = output.with_name("damaged")
     found["damaged resume"] = _line(lambda: run_training(_chains(damaged, resume="auto"), comm))
@@ -213,12 +213,13 @@ def _blind_rank(comm: Communicator, output: Path) -> list[Any]:
     if comm.rank == 1:
         blind = patch.object(checkpoint, "list_checkpoints", lambda folder: [])
     with blind:
-        path = newest_checkpoint(output / "checkpoints", comm)
-        nothing = newest_checkpoint(output / "absent", comm)
+        nodes = torch.zeros(0, dtype=torch.int64)
+        found = load_newest(output / "checkpoints", comm, nodes)
+        nothing = load_newest(output / "absent", comm, nodes)
         train = {"epochs": 3, "checkpoint_every": 1, "threads": 1}
         summary = run_training(_chains(output, resume="auto", train=train), comm)
         loaded = load_run(output, comm)
-    return [path and path.name, nothing, summary["epochs"], loaded.epoch]
+    return [found and found.state["epoch"], nothing, summary["epochs"], loaded.epoch]
 
 
 @pytest.fixture(scope="module")
@@ -301,4 +302,4 @@ def test_a_refused_run_leaves_the_settings_of_the_folder(reports: list[dict[str,
 
 def test_rank_0_chooses_the_checkpoint(reports: list[dict[str, Any]]) -> None:
     for report in reports:
-        assert report["newest"] == ["epoch-000002", None, 3, 3]
+        assert report["newest"] == [2, None, 3, 3]
