@@ -147,7 +147,7 @@ def _check_files(run: RunConfig) -> RunConfig:
     }
     for key, path in named.items():
         if path is not None and not Path(path).exists():
-            raise UserError(f"{key} = {path} does not exist")
+            raise UserError(f"{key} = {path} does not exist; name what is there, or drop --{key}")
     return run
 
 

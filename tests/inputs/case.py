@@ -27,7 +27,9 @@ class Case:
         environment: variables of the process beside the usual ones.
         ranks: processes that torchrun starts; 0 for one process without torchrun.
         fresh: whether a new interpreter runs it instead of a fork of one that has imported torch.
+        ray: whether it needs Ray.
         keeps: paths below which complete files may appear, because they are of use later.
+        code: exit code; 75 where others, not this command, are to be put right.
         seconds: the most it may take.
     """
 
@@ -36,11 +38,13 @@ class Case:
     value: str
     rule: str
     way_out: str
-    spoil: Callable[[Place], None] = _leave_alone
+    spoil: Callable[[Place], object] = _leave_alone
     environment: Mapping[str, str] = field(default_factory=dict)
     ranks: int = 0
     fresh: bool = False
+    ray: bool = False
     keeps: tuple[str, ...] = ()
+    code: int = 2
     seconds: float = 60.0
 
     @property
@@ -77,8 +81,8 @@ class Outcome:
 def objections(case: Case, outcome: Outcome) -> list[str]:
     """Everything in which ``outcome`` is not how a mistake should end; empty if all is well."""
     found = []
-    if outcome.code != 2:
-        found.append(f"exit code {outcome.code}, not 2")
+    if outcome.code != case.code:
+        found.append(f"exit code {outcome.code}, not {case.code}")
     if len(outcome.lines) != 1:
         found.append(f"{len(outcome.lines)} lines that start with {ERROR!r}, not 1")
     if "Traceback" in outcome.errors:

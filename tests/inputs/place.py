@@ -14,6 +14,11 @@ import yaml
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+CHAINS = (
+    "--dataset chains --device cpu --data.chains.length 5 --data.chains.chains-per-class 8 "
+    "--data.chains.train-fraction 0.2 --data.chains.features 4 --partition.method contiguous"
+)
+MODEL = "--model.hidden 8 --forward.method neural --train.threads 1"
 RUN, SHARDS, GRAPH = "run", "shards", "mine.npz"
 NODES = 12
 _RING = np.stack([np.arange(NODES), (np.arange(NODES) + 1) % NODES])
@@ -56,14 +61,16 @@ class Place:
         found.parent.mkdir(parents=True, exist_ok=True)
         return found
 
-    def write(self, name: str, content: str | bytes) -> None:
+    def write(self, name: str, content: str | bytes) -> Path:
         data = content.encode() if isinstance(content, str) else content
         self.path(name).write_bytes(data)
+        return self.path(name)
 
-    def graph(self, name: str = GRAPH, **changes: Any) -> None:
+    def graph(self, **changes: Any) -> Path:
         """The ring with other arrays, or without those that are None."""
         arrays = {key: value for key, value in (ring() | changes).items() if value is not None}
-        np.savez(self.path(name), **arrays)
+        np.savez(self.path(GRAPH), **arrays)
+        return self.path(GRAPH)
 
     def run(self) -> Path:
         """A copy of a finished run of the chains, in ``run``."""
@@ -74,8 +81,11 @@ class Place:
         return Path(shutil.copytree(self.stock / SHARDS, self.folder / SHARDS))
 
     def checkpoint(self) -> Path:
-        """The newest checkpoint of a copied run."""
-        return sorted(self.run().glob("checkpoints/epoch-*"))[-1]
+        """The newest checkpoint of a copied run, the only one there: none to fall back to."""
+        *older, newest = sorted(self.run().glob("checkpoints/epoch-*"))
+        for path in older:
+            shutil.rmtree(path)
+        return newest
 
 
 def cut(path: Path, share: float = 0.5) -> None:

@@ -19,22 +19,19 @@ from types import TracebackType
 from typing import Self
 
 from tests.inputs.case import Case, Outcome
-from tests.inputs.place import RUN, SHARDS, Place
+from tests.inputs.place import CHAINS, MODEL, RUN, SHARDS, Place
 
 ROOT = Path(__file__).resolve().parents[2]
 _LAUNCH = ROOT / "launch"
 _MARK = "IGNN_INPUT_CASE"
+_GRACE_SECONDS = 3.0
 _COMMAND_LENGTH = 100  # of a process left behind, in a message
 _NOWHERE = "http://127.0.0.1:9"
-_CHAINS = (
-    "--dataset chains --device cpu --data.chains.length 5 --data.chains.chains-per-class 8 "
-    "--data.chains.train-fraction 0.2 --data.chains.features 4 --partition.method contiguous"
-)
 _TRAIN = (
-    f"train.py {_CHAINS} --model.hidden 8 --forward.method neural --train.epochs 2 "
-    f"--train.checkpoint-every 1 --schedule.warmup-epochs 1 --train.threads 1 --output {RUN}"
+    f"train.py {CHAINS} {MODEL} --train.epochs 2 --train.checkpoint-every 1 "
+    f"--schedule.warmup-epochs 1 --output {RUN}"
 )
-_PARTITION = f"partition.py {_CHAINS} --parts 2 --out {SHARDS}"
+_PARTITION = f"partition.py {CHAINS} --parts 2 --out {SHARDS}"
 
 
 class Runner:
@@ -119,7 +116,7 @@ class Runner:
             for path in before.keys() | after.keys()
             if before.get(path) != after.get(path) and not _kept(path, case.keeps)
         )
-        left = _processes(mark, session)
+        left = _left(mark, session)
         return Outcome(code, errors, tuple(changed), left, str(place.folder), seconds)
 
     def _fork(
@@ -207,6 +204,16 @@ def _kept(path: str, keeps: Sequence[str]) -> bool:
     """Whether a case may leave ``path``: complete and below what it names, or a folder above."""
     whole = not Path(path).name.endswith(".tmp")
     return whole and any(path.startswith(kept) or kept.startswith(f"{path}/") for kept in keeps)
+
+
+def _left(mark: str, session: int) -> tuple[str, ...]:
+    """What a case leaves behind, apart from helpers that end a moment after their program."""
+    deadline = time.monotonic() + _GRACE_SECONDS
+    while found := _processes(mark, session):
+        if time.monotonic() > deadline:
+            return found
+        time.sleep(0.05)
+    return ()
 
 
 def _processes(mark: str, session: int) -> tuple[str, ...]:

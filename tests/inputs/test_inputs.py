@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -32,12 +33,17 @@ def outcomes(
         }
 
 
+def _marks(case: Case) -> list[pytest.MarkDecorator]:
+    marks = [pytest.mark.slow] if case.own_interpreter else []
+    if case.ray:
+        absent = importlib.util.find_spec("ray") is None
+        marks += [pytest.mark.ray, pytest.mark.skipif(absent, reason="Ray is not installed")]
+    return marks
+
+
 @pytest.mark.parametrize(
     "case",
-    [
-        pytest.param(case, id=case.name, marks=[pytest.mark.slow] if case.own_interpreter else [])
-        for case in CASES
-    ],
+    [pytest.param(case, id=case.name, marks=_marks(case)) for case in CASES],
 )
 def test_a_bad_input_ends_in_one_line(case: Case, outcomes: Outcomes) -> None:
     found = objections(case, outcomes[case.name].result(100))

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 from distributed_ignn.files import sha256_file
 from tests.inputs.case import Case
-from tests.inputs.place import Place, cut, edit_json, edit_tensors, edit_yaml, flip
-from tests.inputs.table.shards import CHAINS
+from tests.inputs.place import CHAINS, MODEL, Place, cut, edit_json, edit_tensors, edit_yaml, flip
 
-_MODEL = "--model.hidden 8 --forward.method neural --train.threads 1"
-_RESUME = f"train.py {CHAINS} {_MODEL} --resume auto --output run --train.epochs 4"
+_RESUME = f"train.py {CHAINS} {MODEL} --resume auto --output run --train.epochs 4"
+_SETTINGS = "take the settings that it was written with"
 _PREDICT = "predict.py --run run --out p.parquet --device cpu"
 _ANOTHER = "choose another"
 
@@ -30,8 +35,16 @@ def _state(place: Place, content: str) -> None:
     (place.checkpoint() / "state.json").write_text(content)
 
 
-def _version(place: Place) -> None:
-    edit_json(place.checkpoint() / "state.json", lambda state: state.update(version=99))
+def _edit_state(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change a state and what it says of itself: a whole file that holds something else."""
+
+    def edit(state: dict[str, Any]) -> None:
+        state.pop("state_sha256")
+        change(state)
+        text = json.dumps(state, sort_keys=True)
+        state["state_sha256"] = hashlib.sha256(text.encode()).hexdigest()
+
+    edit_json(folder / "state.json", edit)
 
 
 def _without(place: Place, name: str) -> None:
@@ -39,15 +52,13 @@ def _without(place: Place, name: str) -> None:
     folder = place.checkpoint()
     edit_tensors(folder / "common.safetensors", lambda tensors: tensors.pop(name))
     found = sha256_file(folder / "common.safetensors")
-    edit_json(
-        folder / "state.json", lambda state: state["sha256"].update({"common.safetensors": found})
-    )
+    _edit_state(folder, lambda state: state["sha256"].update({"common.safetensors": found}))
 
 
 CHECKPOINTS = [
     Case(
         "a checkpoint folder of another program",
-        f"train.py {CHAINS} {_MODEL} --resume theirs --output out",
+        f"train.py {CHAINS} {MODEL} --resume theirs --output out",
         value="theirs",
         rule="is not a complete checkpoint",
         way_out=_ANOTHER,
@@ -56,7 +67,7 @@ CHECKPOINTS = [
     ),
     Case(
         "a file for a checkpoint",
-        f"train.py {CHAINS} {_MODEL} --resume theirs.pt --output out",
+        f"train.py {CHAINS} {MODEL} --resume theirs.pt --output out",
         value="theirs.pt",
         rule="is not a complete checkpoint",
         way_out=_ANOTHER,
@@ -93,32 +104,30 @@ CHECKPOINTS = [
         value="epoch-000002",
         rule="unknown format",
         way_out=_ANOTHER,
-        spoil=_version,
+        spoil=lambda place: _edit_state(place.checkpoint(), lambda state: state.update(version=99)),
     ),
     Case(
         "a checkpoint whose state lacks a key",
         _RESUME,
-        value="epoch-000002",
-        rule="best_epoch",
+        value="best_epoch",
+        rule="lacks a part",
         way_out=_ANOTHER,
-        spoil=lambda place: edit_json(
-            place.checkpoint() / "state.json", lambda state: state.pop("best_epoch")
-        ),
+        spoil=lambda place: _edit_state(place.checkpoint(), lambda state: state.pop("best_epoch")),
     ),
     Case(
         "a checkpoint that lacks a weight",
         _RESUME,
         value="head.weight",
         rule="another shape",
-        way_out="resume with the settings it was written with",
+        way_out=_SETTINGS,
         spoil=lambda place: _without(place, "model/head.weight"),
     ),
     Case(
         "a checkpoint of another width",
         f"{_RESUME} --model.hidden 16",
-        value="[16, ",
+        value="encoder.own is [4, 8], not [4, 16]",
         rule="another shape",
-        way_out="resume with the settings it was written with",
+        way_out=_SETTINGS,
         spoil=lambda place: place.run(),
     ),
     Case(
@@ -135,13 +144,13 @@ CHECKPOINTS = [
         value="epoch-000002",
         rule="belongs to another graph",
         way_out=_ANOTHER,
-        spoil=lambda place: place.run(),
-        keeps=("run/shards",),
+        spoil=lambda place: place.checkpoint(),
+        keeps=("run/shards", "run/logs"),
     ),
     Case(
-        "a checkpoint of a smaller graph with the same nodes",
-        f"train.py --dataset mine.npz --device cpu {_MODEL} --resume theirs --output out",
-        value="theirs",
+        "a checkpoint of a larger graph",
+        f"train.py --dataset mine.npz --device cpu {MODEL} --resume theirs --output out",
+        value="80 nodes, here 12",
         rule="belongs to another graph",
         way_out=_ANOTHER,
         spoil=lambda place: (place.graph(), place.checkpoint().rename(place.path("theirs"))),
@@ -182,9 +191,9 @@ CHECKPOINTS = [
     Case(
         "predictions with settings of another width",
         _PREDICT,
-        value="[9, ",
+        value="encoder.own is [4, 8], not [4, 9]",
         rule="another shape",
-        way_out="config.yaml",
+        way_out="config.yaml of its run",
         spoil=lambda place: edit_yaml(place.run() / "config.yaml", model={"hidden": 9}),
     ),
     Case(

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from tests.inputs.case import Case
-from tests.inputs.place import SHARDS
-from tests.inputs.table.shards import CHAINS
+from tests.inputs.place import CHAINS, SHARDS
 
 _PARTITION = f"partition.py {CHAINS}"
 _PLAN = "plan.py --nodes 1000 --edges 5000 --halo-growth random --ranks 2"
@@ -42,17 +41,17 @@ COMMANDS = [
     Case(
         "predict: an output below a file",
         "predict.py --run run --out file/p.parquet --device cpu",
-        value="file/p.parquet",
-        rule="Not a directory",
-        way_out="--out",
+        value="--out file/p.parquet",
+        rule="file is a file",
+        way_out="name another path",
         spoil=lambda place: (place.run(), place.write("file", "")),
     ),
     Case(
         "predict: a folder for the output",
         "predict.py --run run --out . --device cpu",
-        value="cannot write .",
-        rule="Is a directory",
-        way_out="--out",
+        value="--out .",
+        rule="is a folder",
+        way_out="name a file",
         spoil=lambda place: place.run(),
     ),
     Case(
@@ -80,9 +79,9 @@ COMMANDS = [
     Case(
         "partition: no parts",
         f"{_PARTITION} --parts 0 --out out",
-        value="parts = 0",
-        rule="at least 1 part",
-        way_out="--parts",
+        value="--parts 0",
+        rule="must be at least 1",
+        way_out="the number of ranks",
     ),
     Case(
         "partition: parts that are no number",
@@ -90,6 +89,13 @@ COMMANDS = [
         value="--parts: 'two'",
         rule="is not a whole number",
         way_out="--help",
+    ),
+    Case(
+        "partition: more parts than nodes",
+        f"{_PARTITION} --parts 81 --out out --method metis",
+        value="parts = 81",
+        rule="exceeds the graph's 80 nodes",
+        way_out="take at most 80",
     ),
     Case(
         "partition: an unknown method",
@@ -124,17 +130,17 @@ COMMANDS = [
     Case(
         "partition: a folder below a file",
         f"{_PARTITION} --parts 2 --out file/shards",
-        value="file/shards",
-        rule="Not a directory",
-        way_out="--out",
+        value="--out file/shards",
+        rule="file is a file",
+        way_out="name another path",
         spoil=lambda place: place.write("file", ""),
     ),
     Case(
-        "partition: more parts than memory",
+        "partition: more parts than any machine has ranks",
         f"{_PARTITION} --parts 1000000000 --out out",
-        value="parts = 1000000000",
-        rule="at most",
-        way_out="--parts",
+        value="--parts 1000000000",
+        rule="must be at most 65536",
+        way_out="the number of ranks",
     ),
     Case(
         "plan: no graph",
@@ -148,7 +154,7 @@ COMMANDS = [
         "plan.py --nodes 1000 --edges 5000 --halo-growth much",
         value="--halo-growth much",
         rule="RATIO@P",
-        way_out="as in 0.5@8",
+        way_out="as in 0.8@8",
     ),
     Case(
         "plan: unknown hardware",
@@ -162,7 +168,7 @@ COMMANDS = [
         f"{_PLAN} --hardware mine.yaml",
         value="mine.yaml",
         rule="cannot be read",
-        way_out="--calibrate",
+        way_out="line 2",
         spoil=lambda place: place.write("mine.yaml", "name: [\n"),
     ),
     Case(
@@ -183,9 +189,9 @@ COMMANDS = [
     Case(
         "plan: an output below a file",
         f"{_PLAN} --json file/plan.json",
-        value="file/plan.json",
-        rule="Not a directory",
-        way_out="--json",
+        value="--json file/plan.json",
+        rule="file is a file",
+        way_out="name another path",
         spoil=lambda place: place.write("file", ""),
     ),
     Case(
@@ -219,9 +225,9 @@ COMMANDS = [
     Case(
         "benchmark: an output below a file",
         f"benchmark.py exchange {_SMALL} --json file/figures.json",
-        value="file/figures.json",
-        rule="Not a directory",
-        way_out="--json",
+        value="--json file/figures.json",
+        rule="file is a file",
+        way_out="name another path",
         spoil=lambda place: place.write("file", ""),
     ),
     Case(
@@ -263,9 +269,9 @@ COMMANDS = [
     Case(
         "scaling: an output below a file",
         "scaling.py strong --ranks 1 --scale 0.0005 --out file/study",
-        value="file/study",
-        rule="Not a directory",
-        way_out="--out",
+        value="--out file/study",
+        rule="file is a file",
+        way_out="name another path",
         spoil=lambda place: place.write("file", ""),
     ),
     Case(
@@ -299,9 +305,9 @@ COMMANDS = [
     Case(
         "reproduce: an output below a file",
         f"reproduce.py figure3 {CHAINS} --out file/study",
-        value="file/study",
-        rule="Not a directory",
-        way_out="--out",
+        value="--out file/study",
+        rule="file is a file",
+        way_out="name another path",
         spoil=lambda place: place.write("file", ""),
     ),
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import zipfile
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -65,12 +66,12 @@ def _pickle(place: Place) -> None:
     place.write("mine.pt", content.getvalue())
 
 
-def _tensors(**changes: object) -> Mapping[str, object]:
+def _tensors(**changes: Any) -> Mapping[str, Any]:
     tensors = {key: torch.from_numpy(value) for key, value in ring().items()}
     return {key: value for key, value in (tensors | changes).items() if value is not None}
 
 
-def _case(name: str, value: str, rule: str, way_out: str, **changes: object) -> Case:
+def _case(name: str, value: str, rule: str, way_out: str, **changes: Any) -> Case:
     """A graph of one's own in which some arrays differ from the good ones."""
     return Case(name, _OWN, value, rule, way_out, spoil=lambda place: place.graph(**changes))
 
@@ -206,8 +207,9 @@ DATASETS = [
         _ACM,
         value="line 8 has 2 entries",
         rule="line 1 has 3",
-        way_out="use the zip of",
+        way_out="the published one",
         spoil=lambda place: _acm(place, feature="1 0 1\n" * 7 + "1 0\n"),
+        keeps=("data/am-gcn/.cache",),
     ),
     _case(
         "NaN in the features",
@@ -265,8 +267,8 @@ DATASETS = [
     _case(
         "a single class",
         "1 class(es)",
-        "at least two",
-        "y",
+        "at least two are needed",
+        "numbered from 0",
         y=np.zeros(NODES, dtype=np.int64),
     ),
     _case(
@@ -280,14 +282,14 @@ DATASETS = [
         "splits that overlap",
         "node 4",
         "is in the test split and in another",
-        "each node in one split at most",
+        "keep each node in one split at most",
         test_mask=mask(4, 9),
     ),
     _case(
         "an empty split",
         "the validation split",
         "is empty",
-        "val_mask",
+        "put some into it",
         val_mask=mask(),
     ),
     _case(
@@ -307,8 +309,8 @@ DATASETS = [
     _case(
         "a duplicate id",
         "node 5",
-        "the validation split names a node twice",
-        "name it once",
+        "the validation split names node 5 twice",
+        "name each node once",
         val_idx=np.array([5, 4, 5]),
     ),
     _case(
@@ -348,9 +350,9 @@ DATASETS = [
     ),
     _case(
         "edges that are fractions",
-        "edge_index has type torch.float64",
+        "edge_index has type float64",
         "whole numbers are needed",
-        "mine.npz",
+        "convert it to int64",
         edge_index=_EDGES * 1.0,
     ),
     _case(
@@ -373,7 +375,7 @@ DATASETS = [
         "a graph of one node",
         "1 node(s)",
         "at least two",
-        "mine.npz",
+        "give a larger one",
         edge_index=np.array([[0], [0]]),
         x=_FEATURES[:1],
         y=np.array([0]),
@@ -399,8 +401,8 @@ DATASETS = [
     Case(
         "a generated graph that no machine holds",
         "train.py --dataset chains --data.chains.length 1000000000000 --output out",
-        value="1000000000000",
-        rule="at most",
-        way_out="nodes",
+        value="length = 1000000000000",
+        rule="make 200,000,000,000,000 nodes",
+        way_out="2,147,483,646 at most",
     ),
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 
 from tests.inputs.case import Case
-from tests.inputs.table.shards import CHAINS
+from tests.inputs.place import CHAINS
 
 _TRAIN = f"train.py {CHAINS} --train.threads 1"
 _RANK = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
@@ -63,6 +63,7 @@ LAUNCH = [
         way_out="use --workers N --device cpu",
         environment={"CUDA_VISIBLE_DEVICES": ""},
         fresh=True,
+        ray=True,
     ),
     Case(
         "a Ray cluster that does not answer",
@@ -72,6 +73,7 @@ LAUNCH = [
         way_out="unset it to start a local one",
         environment={"RAY_ADDRESS": "127.0.0.1:9"},
         fresh=True,
+        ray=True,
     ),
     Case(
         "workers beside torchrun",
@@ -132,28 +134,21 @@ LAUNCH = [
         fresh=True,
     ),
     Case(
-        "somebody else answers",
-        f"{_TRAIN} --output out --comm.timeout-seconds 2",
-        value=f"MASTER_PORT = {_TAKEN}",
-        rule="rank 0 did not answer",
-        way_out="start rank 0",
-        environment=_RANK | {"MASTER_PORT": _TAKEN, "RANK": "1", "LOCAL_RANK": "1"},
-    ),
-    Case(
         "an address that nobody has",
         f"{_TRAIN} --output out --comm.timeout-seconds 2",
         value="MASTER_ADDR = no.such.machine.invalid",
         rule="rank 0 did not answer",
-        way_out="correct it",
+        way_out="correct the address",
         environment=_RANK
         | {"MASTER_ADDR": "no.such.machine.invalid", "MASTER_PORT": "29500", "RANK": "1"},
     ),
     Case(
         "the other ranks do not come",
         f"{_TRAIN} --output out --comm.timeout-seconds 2",
-        value="1 of 2 ranks",
-        rule="2 seconds",
-        way_out="comm.timeout_seconds",
+        value="rank 0 waited 2 s",
+        rule="for all 2 ranks to start",
+        way_out="look at the others for the reason",
+        code=75,
         environment=_RANK | {"MASTER_PORT": _free()},
     ),
     Case(
@@ -177,7 +172,7 @@ LAUNCH = [
         f"{_TRAIN} --output /proc/1/run",
         value="output = /proc/1/run",
         rule="cannot write",
-        way_out="--output",
+        way_out="choose another --output",
     ),
     Case(
         "an output that holds another run",

@@ -101,10 +101,10 @@ SETTINGS = [
     ),
     Case(
         "a model that fits no memory",
-        f"{_CHAINS} --model.hidden 1000000 --partition.method contiguous",
-        value="model.hidden",
-        rule="memory",
-        way_out="lower",
+        f"{_CHAINS} --model.hidden 1000000 --train.memory-limit 8 --partition.method contiguous",
+        value="the rank needs about",
+        rule="does not fit into memory",
+        way_out="a lower model.hidden",
         keeps=("out/shards",),
     ),
     Case(
@@ -260,7 +260,7 @@ SETTINGS = [
         f"{_CHAINS} --resume nowhere",
         value="resume = nowhere",
         rule="does not exist",
-        way_out="--resume auto",
+        way_out="drop --resume",
     ),
     Case(
         "settings of an engine that is not used",

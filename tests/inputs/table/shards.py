@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from tests.inputs.case import Case
+from tests.inputs.place import CHAINS, Place, cut, edit_json, flip
 from tests.inputs.place import SHARDS as FOLDER
-from tests.inputs.place import Place, cut, edit_json, flip
 
-CHAINS = (
-    "--dataset chains --device cpu --data.chains.length 5 --data.chains.chains-per-class 8 "
-    "--data.chains.train-fraction 0.2 --data.chains.features 4 --train.epochs 1"
-)
 _TRAIN = f"train.py {CHAINS} --partition.dir {FOLDER} --output out"
 _AGAIN = "write it again with launch/partition.py"
 _MANIFEST = f"{FOLDER}/manifest.json"
