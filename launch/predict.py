@@ -26,6 +26,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _run(argv: Sequence[str]) -> None:
     options, device = _parse(argv)
+    check_output("--out", options.out)
     on_this_rank(lambda comm: predict(options, comm), device)
 
 
@@ -43,7 +44,6 @@ def _parse(argv: Sequence[str]) -> tuple[PredictOptions, str]:
         raise UserError(f"--tolerance {found.tolerance} must lie between 0 and 1, as in 1e-6")
     if found.steps is not None and found.steps < 1:
         raise UserError(f"--steps {found.steps} must be at least 1")
-    check_output("--out", found.out)
     return PredictOptions(found.run, found.out, found.tolerance, found.steps), found.device
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ from distributed_ignn.graph.sparsify import sparsify
 from distributed_ignn.models.ignn import ImplicitGNN
 from distributed_ignn.training.averaging import WeightAverage
 from distributed_ignn.training.checkpoint import Snapshot
+from distributed_ignn.training.checkpoint_fit import check_graph, check_shapes, graph_sizes
 from distributed_ignn.training.consistency import Consistency
 from distributed_ignn.training.engine import Engine, TorchEngine
 from distributed_ignn.training.objective import Objective
@@ -295,7 +296,7 @@ class Trainer:
         rows |= {f"optimizer/{k}": v for k, v in self.engine.row_state().items()}
         rows |= own
         state: dict[str, Any] = {
-            "graph": self._graph_sizes(),
+            "graph": graph_sizes(self.shard),
             "epoch": self.epoch,
             "best_epoch": self.best.epoch,
             "best_val": self.best.val_metric,
@@ -313,29 +314,17 @@ class Trainer:
             state["solver_ready"] = self.learned.ready
         return Snapshot(state, common, rows)
 
-    def _graph_sizes(self) -> dict[str, int]:
-        """What tells this graph from most others, the same on every rank."""
-        shard = self.shard
-        splits = dict(zip(("train", "val", "test"), shard.split_sizes, strict=True))
-        return {
-            "nodes": shard.num_nodes,
-            "features": shard.num_features,
-            "classes": shard.num_classes,
-            **{f"{name} nodes": size for name, size in splits.items()},
-        }
-
     def restore(self, snapshot: Snapshot) -> None:
         """Inverse of ``snapshot``.
 
         Raises:
-            UserError: the checkpoint belongs to another graph, or to a model of another shape or
-                number format.
+            UserError: the checkpoint belongs to a model of another shape or number format.
         """
-        _check_graph(snapshot.state.get("graph", {}), self._graph_sizes())
         everything = snapshot.common | snapshot.rows
         self._load_weights(_under(everything, "model/"))
         best = _under(everything, "best/")
         state = snapshot.state
+        check_graph(state.get("graph"), self.shard)
         self.best = Best(state["best_epoch"], state["best_val"], best or None)
         self.average.load(_under(everything, "average/"), state.get("average_steps", 0))
         self.engine.load_state(
@@ -363,33 +352,8 @@ class Trainer:
                 f"the checkpoint was written with train.dtype = {str(found)[6:]}, not "
                 f"{str(own)[6:]}; resume with that"
             )
-        problem = _difference(weights, self.model.state_dict())
-        if problem is not None:
-            raise UserError(
-                f"the checkpoint belongs to a model of another shape ({problem}); take the "
-                "settings that it was written with, which config.yaml of its run holds"
-            )
+        check_shapes(weights, self.model.state_dict())
         self.model.load_state_dict(weights)
-
-
-def _check_graph(found: Mapping[str, int], own: Mapping[str, int]) -> None:
-    """Refuse a checkpoint of another graph; one that does not say of which is taken."""
-    for name, size in own.items():
-        if found.get(name, size) != size:
-            raise UserError(
-                f"the checkpoint belongs to another graph ({found[name]} {name}, here {size}); "
-                "choose another checkpoint, or the dataset and settings that it was written with"
-            )
-
-
-def _difference(found: TensorDict, own: TensorDict) -> str | None:
-    """The first tensor that is missing, too many or of another shape; None if all fit."""
-    for name in own:
-        if name not in found:
-            return f"it lacks {name}"
-        if found[name].shape != own[name].shape:
-            return f"{name} is {list(found[name].shape)}, not {list(own[name].shape)}"
-    return next((f"it has {name}, this model has not" for name in found if name not in own), None)
 
 
 def _under(tensors: TensorDict, prefix: str) -> TensorDict:
