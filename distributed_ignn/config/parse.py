@@ -127,6 +127,9 @@ def _resolve(flags: dict[str, Any], config_file: Path | None) -> RunConfig:
     path = config_file or _shipped_file(flags.get("dataset"))
     if path is None:
         return _check_files(validate_run(flags))
+    if not path.is_file():
+        problem = "is a folder" if path.is_dir() else "does not exist"
+        raise UserError(f"config = {path} {problem}; name a YAML file with --config FILE")
     return _check_files(validate_run(_merge(_read_yaml(path), flags), path, flags))
 
 
@@ -188,5 +191,5 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if content is None:
         return {}
     if not isinstance(content, dict):
-        raise UserError(f"{path} must hold sections and keys, not {type(content).__name__}")
+        raise UserError(f"{path} must hold sections and keys, as in dataset: NAME")
     return content

@@ -85,6 +85,7 @@ class Runner:
             "OMP_NUM_THREADS": "1",
             "XDG_CACHE_HOME": str(self._folder / "cache"),
             "COLUMNS": "100",
+            "RAY_AUTH_MODE": "disabled",  # leaves no token in the home folder
             **dict.fromkeys(("http_proxy", "https_proxy"), _NOWHERE),
         }
 
@@ -227,7 +228,7 @@ def _processes(mark: str, session: int) -> tuple[str, ...]:
             ended, own_session = state[0] in "ZX", int(state[3]) == session
             if not ended and (own_session or mark.encode() in (entry / "environ").read_bytes()):
                 words = (entry / "cmdline").read_text().split("\0")
-                found.append(" ".join(words)[:_COMMAND_LENGTH])
+                found.append(" ".join(words).strip()[:_COMMAND_LENGTH])
         except OSError:  # it has ended meanwhile, or is another user's
             continue
     return tuple(found)

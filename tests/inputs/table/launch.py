@@ -61,7 +61,7 @@ LAUNCH = [
         value="gpus = 8",
         rule="Ray found 0 GPUs",
         way_out="use --workers N --device cpu",
-        environment={"CUDA_VISIBLE_DEVICES": ""},
+        environment={"CUDA_VISIBLE_DEVICES": "", "RAY_ADDRESS": "local"},
         fresh=True,
         ray=True,
     ),
