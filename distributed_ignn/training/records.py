@@ -6,6 +6,7 @@ import errno
 import json
 import math
 import os
+import threading
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -77,6 +78,7 @@ class RunRecorder:
         kept = [r for r in read_metrics(self._path) if r["epoch"] <= epochs_done]
         atomic_write_text(self._path, "".join(_line(record) for record in kept))
         self._file = os.open(self._path, os.O_WRONLY | os.O_APPEND)
+        threading.excepthook = _quiet_about_events
         self._board = SummaryWriter(str(folder), purge_step=epochs_done + 1)
 
     def epoch(self, record: EpochRecord) -> None:
@@ -110,6 +112,13 @@ class RunRecorder:
         os.close(self._file)
         with suppress(OSError):  # TensorBoard's own thread met a full disk
             self._board.close()
+
+
+def _quiet_about_events(args: threading.ExceptHookArgs) -> None:
+    """TensorBoard's own thread has met a full disk; the next record says so, see ``epoch``."""
+    of_events = type(args.thread).__name__ == "_AsyncWriterThread"
+    if not (of_events and isinstance(args.exc_value, OSError)):
+        threading.__excepthook__(args)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -131,8 +131,7 @@ class Trainer:
         phase = self.comm.activity.phase
         self.comm.activity.epoch = self.epoch + 1
         self.planner.log.clear()
-        with phase("training the solver"):
-            solver_steps, solver_loss, solver_seconds = self._train_solver()
+        solver_steps, solver_loss, solver_seconds = self._train_solver()
         with phase("training the model"):
             loss = self._train_model()
         self.epoch += 1
@@ -165,7 +164,8 @@ class Trainer:
         if not self.schedule.phase_before(self.epoch):
             return 0, None, 0.0
         steps = self.schedule.solver_steps_before(self.epoch)
-        loss, seconds = self.tune_solver(steps, backward=True)
+        with self.comm.activity.phase("training the solver"):
+            loss, seconds = self.tune_solver(steps, backward=True)
         return steps, loss, seconds
 
     def tune_solver(self, steps: int = 0, backward: bool = False) -> tuple[float | None, float]:

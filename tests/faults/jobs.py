@@ -20,6 +20,7 @@ from distributed_ignn.training.checkpoint import list_checkpoints
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN = str(ROOT / "launch" / "train.py")
+INJECTED = "tests.faults.injected"
 
 # Every part of a run that has a state: warm starts, Adam, the learned solver and its training.
 SETTINGS = shlex.split("""
@@ -98,7 +99,9 @@ class Job:
         return [
             pid
             for pid, command in self.processes().items()
-            if (command.startswith("ray::") and "TrainWorker" in command) or TRAIN in command
+            if (command.startswith("ray::") and "TrainWorker" in command)
+            or TRAIN in command
+            or INJECTED in command
         ]
 
     def kill_all(self) -> None:
@@ -106,6 +109,11 @@ class Job:
         for pid in [*_descendants(self.process.pid), self.process.pid]:
             send(pid, signal.SIGKILL)
         self.process.wait()
+
+    def __del__(self) -> None:
+        """A test that fails leaves nothing running."""
+        if self.running:
+            self.kill_all()
 
     def until(self, condition: Callable[[], Any], seconds: float = 60) -> Any:
         """Wait until ``condition()`` is true and return it.

@@ -18,6 +18,7 @@ import pytest
 from distributed_ignn.training.checkpoint import list_checkpoints
 from distributed_ignn.training.rank_log import log_path
 from tests.faults.jobs import (
+    INJECTED,
     ROOT,
     SETTINGS,
     TRAIN,
@@ -32,7 +33,6 @@ from tests.faults.jobs import (
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
-INJECTED = ["-m", "tests.faults.injected"]
 EPOCHS = ["--train.epochs", "12"]
 LONG = ["--train.epochs", "100000"]  # of jobs that are ended
 
@@ -43,7 +43,8 @@ def _injected(ranks: int, *arguments: str, restarts: int) -> list[str]:
         *starter,
         "--max-restarts",
         str(restarts),
-        *INJECTED,
+        "-m",
+        INJECTED,
         *SETTINGS,
         *EPOCHS,
         *arguments,
@@ -110,8 +111,7 @@ def test_a_stopped_rank_is_named_and_the_job_starts_again(
     (stopped,) = [pid for pid in job.ranks() if _state(pid) == "T"]
     send(stopped, signal.SIGKILL)  # as torchrun would, later
     assert job.wait(100) == 0, job.text
-    assert job.text.count("error: ") == 1
-    assert "exitcode: 75" in job.text
+    assert job.text.count("\nerror: ") == 1
     assert differences(quiet, result(output)) == []
 
 
@@ -137,13 +137,13 @@ def test_a_signal_ends_the_run_after_a_checkpoint(
 
 def test_a_second_signal_ends_at_once_and_the_grace_time_is_kept(tmp_path: Path) -> None:
     """Where an epoch takes longer than anybody waits."""
-    slow = ["--forward.tolerance", "1e-30", "--forward.max-steps", "10000000"]
+    slow = ["--schedule.warmup-solver-steps", "100000000"]
     for name, grace, seconds in (("twice", "1000", 4.0), ("late", "3", 4.0)):
         output = tmp_path / name
-        arguments = [*SETTINGS, *LONG, *slow, "--forward.method", "picard"]
-        arguments += ["--output", str(output), "--train.grace-seconds", grace]
+        arguments = [*SETTINGS, *LONG, *slow, "--output", str(output)]
+        arguments += ["--train.grace-seconds", grace]
         job = Job([TRAIN, *arguments], tmp_path / "logs")
-        job.until(partial(_in_phase, log_path(output, 0), "forward solve"))
+        job.until(partial(_in_phase, log_path(output, 0), "training the solver"))
         began = time.monotonic()
         send(job.process.pid, signal.SIGTERM)
         if name == "twice":
@@ -206,9 +206,9 @@ def test_a_full_disk_ends_with_one_line_and_the_last_checkpoint(tmp_path: Path) 
         job.until(lambda: len(list_checkpoints(output / "checkpoints")) >= 2)
         _fill(disk / "filler")
         assert job.wait(60) == 1  # torchrun's own; the ranks' is 2
-        assert job.text.count("error: ") == 1, job.text
-        assert "No space left on device" in job.text
-        assert str(output) in job.text
+        (line,) = [line for line in job.text.splitlines() if line.startswith("error: ")]
+        assert "No space left on device" in line
+        assert str(output) in line
         assert "exitcode: 2 " in job.text or "exitcode: 2)" in job.text
         assert "Traceback" not in job.text.split("error: ")[0]
         kept = list_checkpoints(output / "checkpoints")
