@@ -150,7 +150,7 @@ def _check_files(run: RunConfig) -> RunConfig:
     }
     for key, path in named.items():
         if path is not None and not Path(path).exists():
-            raise UserError(f"{key} = {path} does not exist; name what is there, or drop --{key}")
+            raise UserError(f"{key} = {path} does not exist; name an existing one with --{key}")
     return run
 
 

@@ -260,7 +260,7 @@ SETTINGS = [
         f"{_CHAINS} --resume nowhere",
         value="resume = nowhere",
         rule="does not exist",
-        way_out="drop --resume",
+        way_out="name an existing one with --resume",
     ),
     Case(
         "settings of an engine that is not used",
