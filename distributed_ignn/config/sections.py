@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 
 from distributed_ignn.config.data import DATASET_NAMES, DataConfig, DatasetName, PartitionConfig
 from distributed_ignn.config.model import ModelConfig
-from distributed_ignn.config.section import Section
+from distributed_ignn.config.section import LARGEST_SEED, Section
 from distributed_ignn.config.solvers import (
     AdjointConfig,
     NeuralSolverConfig,
@@ -36,7 +36,7 @@ class RunConfig(Section):
         description=f"{', '.join(DATASET_NAMES)}, or your own graph: the path of a .pt or .npz file"
     )
     data_root: Path = Field(Path("data"), description="folder where datasets are or will be put")
-    seed: int = Field(0, ge=0, description="seed of weights and dropout")
+    seed: int = Field(0, ge=0, le=LARGEST_SEED, description="seed of weights and dropout")
     output: Path = Field(
         default_factory=_output_folder,
         description="folder for results; if not given, runs/DATASET-seedN",

@@ -124,19 +124,6 @@ def test_a_mistake_found_by_workers_is_one_line(tmp_path: Path) -> None:
     assert str(tmp_path / "broken.npz") in errors
 
 
-@needs_ray
-@pytest.mark.ray
-@pytest.mark.slow
-@pytest.mark.timeout(180)
-def test_more_gpus_than_there_are_is_one_line(tmp_path: Path) -> None:
-    code, _, errors = Program(
-        [TRAIN, "--dataset", "chains", "--gpus", "99", "--output", "run"], tmp_path
-    ).finish(150)
-    assert code == 2, errors
-    assert len(errors.splitlines()) == 1
-    assert errors.startswith("error: gpus = 99 but Ray found ")
-
-
 def test_without_ray_the_way_out_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)  # makes its import fail
     monkeypatch.setenv("RAY_TRAIN_V2_ENABLED", "1")  # both are put back after the test
