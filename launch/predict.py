@@ -37,6 +37,11 @@ def _parse(argv: Sequence[str]) -> tuple[PredictOptions, str]:
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--tolerance", type=float, help="relative residual (default: the run's)")
     parser.add_argument("--steps", type=int, help="exactly so many map evaluations instead")
+    parser.add_argument(
+        "--require-converged",
+        action="store_true",
+        help="write nothing unless the tolerance is reached, and exit with code 2",
+    )
     found = parser.parse_args(argv)
     if found.tolerance is not None and found.steps is not None:
         raise UserError("--tolerance and --steps both say when to stop; give one of them")
@@ -44,7 +49,10 @@ def _parse(argv: Sequence[str]) -> tuple[PredictOptions, str]:
         raise UserError(f"--tolerance {found.tolerance} must lie between 0 and 1, as in 1e-6")
     if found.steps is not None and found.steps < 1:
         raise UserError(f"--steps {found.steps} must be at least 1")
-    return PredictOptions(found.run, found.out, found.tolerance, found.steps), found.device
+    options = PredictOptions(
+        found.run, found.out, found.tolerance, found.steps, found.require_converged
+    )
+    return options, found.device
 
 
 if __name__ == "__main__":

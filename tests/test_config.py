@@ -171,6 +171,7 @@ def _changed(section: type[BaseModel]) -> dict[str, Any]:
         "deepspeed_config": "ds.json",
         "exponent": 3.25,
         "imbalance": 1.5,
+        "on_bad_numbers": "rollback",  # the others have no use for its factors
         "estimator": "own",  # a learned adjoint needs one
         "network": "gru",  # a table has no weights per node
         "constraint": "projection",  # none contradicts the other cells and a learned kappa

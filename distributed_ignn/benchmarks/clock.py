@@ -19,7 +19,7 @@ from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import RunConfig
 from distributed_ignn.models.implicit import Cell, SolvePlan
 from distributed_ignn.solvers.base import Solution
-from distributed_ignn.training.engine import Engine, TorchEngine
+from distributed_ignn.training.engine import Check, Engine, TorchEngine, require_usable
 from distributed_ignn.training.plans import LearnedSolver, SolvePlanner
 from distributed_ignn.training.trainer import Trainer
 
@@ -99,8 +99,10 @@ class _WatchedEngine:
         self.common_state: Callable[[], dict[str, Tensor]] = engine.common_state
         self.row_state: Callable[[], dict[str, Tensor]] = engine.row_state
         self.load_state = engine.load_state
+        self.gradients: Callable[[], dict[str, Tensor]] = engine.gradients
+        self.scale_lr: Callable[[float], None] = engine.scale_lr
 
-    def step(self, loss_share: Tensor) -> None:
+    def step(self, loss_share: Tensor, check: Check = require_usable) -> None:
         self._clock.switch(BACKWARD)
-        self._engine.step(loss_share)
+        self._engine.step(loss_share, check)
         self._clock.switch(VALIDATION)

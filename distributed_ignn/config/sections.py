@@ -135,6 +135,12 @@ class RunConfig(Section):
                 "one of them",
             ),
             (
+                0.0 < self.train.explode_factor <= 1.0,
+                f"train.explode_factor = {self.train.explode_factor:g} must be above 1, or 0 to "
+                "switch the check off",
+            ),
+            *self._rollback_rules(),
+            (
                 self.adjoint.method == "neural" and not self.learns_adjoint,
                 "adjoint.method = neural needs forward.method = neural and a solver.estimator",
             ),
@@ -149,5 +155,34 @@ class RunConfig(Section):
                 self.solver.network == "table" and self.solver.alpha == "node",
                 "solver.network = table has one weight per step and none per node; use "
                 "solver.alpha = global",
+            ),
+        ]
+
+    def _rollback_rules(self) -> list[tuple[bool, str]]:
+        """As ``_rules``, about what happens when numbers go bad."""
+        train = self.train
+        factors = {
+            name: getattr(train, name) for name in ("rollback_lr_factor", "rollback_kappa_factor")
+        }
+        rolls_back = train.on_bad_numbers == "rollback"
+        unused = [
+            (
+                not rolls_back and value != TrainConfig.model_fields[name].default,
+                f"train.{name} = {value:g} has no effect with train.on_bad_numbers = "
+                f"{train.on_bad_numbers}; add --train.on-bad-numbers rollback or drop it",
+            )
+            for name, value in factors.items()
+        ]
+        return [
+            *unused,
+            (
+                rolls_back and set(factors.values()) == {1.0},
+                "train.rollback_lr_factor = 1 and train.rollback_kappa_factor = 1 would repeat the "
+                "same numbers after every rollback; lower one of them",
+            ),
+            (
+                train.rollback_kappa_factor < 1.0 and self.model.constraint == "none",
+                f"train.rollback_kappa_factor = {train.rollback_kappa_factor:g} tightens a bound "
+                "that model.constraint = none switches off; drop one of them",
             ),
         ]

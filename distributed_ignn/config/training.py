@@ -81,6 +81,27 @@ class TrainConfig(Section):
         "torch's CSR product, triton: a GPU kernel for the whole evaluation, triton-product: one "
         "for the product alone; auto: what suits the device and the number format",
     )
+    on_bad_numbers: Literal["stop", "rollback", "skip"] = Field(
+        "stop",
+        description="what to do about NaN or Inf, a diverging solve or an exploding loss, on "
+        "whatever rank; stop: end the run, rollback: go back to the last checkpoint with a smaller "
+        "learning rate, skip: leave the step out",
+    )
+    explode_factor: float = Field(
+        100.0,
+        ge=0,
+        description="a training loss above so many times the lowest so far, or above so many "
+        "nats if that was below 1, has exploded (0: off)",
+    )
+    rollback_lr_factor: float = Field(
+        0.5, gt=0, le=1, description="the learning rate is multiplied by it at every rollback"
+    )
+    rollback_kappa_factor: float = Field(
+        1.0, gt=0, le=1, description="so is the bound kappa (1: it stays)"
+    )
+    max_bad_steps: int = Field(
+        5, ge=1, description="rollbacks in all, or skipped epochs in a row, before the run stops"
+    )
     memory_limit: float = Field(
         0.0,
         ge=0,

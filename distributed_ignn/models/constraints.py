@@ -20,6 +20,7 @@ from torch import Tensor
 
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.graph.propagate import Propagation
+from distributed_ignn.graph.shard import GraphShard
 
 _POWER_STEPS = 200
 _POWER_TOLERANCE = 1e-6
@@ -54,7 +55,20 @@ def growth_factor(propagation: Propagation, start: Tensor, comm: Communicator) -
         start: positive [O]; the exact answer for one symmetric channel is sqrt(D~).
         comm: reduces the bound over ranks.
     """
+    return growth_vector(propagation, start, comm)[0]
+
+
+def first_vector(shard: GraphShard, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """sqrt(D~) [O] of the dataset's own graph, where the search for w begins."""
+    return (shard.channels[0].degree_owned + 1).to(device, dtype).sqrt()
+
+
+def growth_vector(
+    propagation: Propagation, start: Tensor, comm: Communicator
+) -> tuple[float, Tensor]:
+    """rho and the w [O] that certifies it; see ``growth_factor``."""
     w, bound, stalled = start, float("inf"), 0
+    best = start
     for _ in range(_POWER_STEPS):
         products = propagation.apply(w[:, None].contiguous())
         image = torch.stack(products).amax(dim=0)[:, 0]
@@ -63,11 +77,12 @@ def growth_factor(propagation: Propagation, start: Tensor, comm: Communicator) -
         ratio_all, top_all = comm.max(torch.stack([ratio, top]).double().cpu()).tolist()
         # the bound never rises, but may rest for a while where the extreme node is far from others
         stalled = stalled + 1 if bound - ratio_all <= _POWER_TOLERANCE * bound else 0
-        bound = min(bound, ratio_all)
+        if ratio_all < bound:
+            bound, best = ratio_all, w
         if stalled == _POWER_PATIENCE or bound <= 1.0 + _POWER_TOLERANCE:
             break
         w = (image / top_all).clamp_min(torch.finfo(w.dtype).tiny)
-    return bound
+    return bound, best
 
 
 def largest_column_sum(weight: Tensor) -> float:

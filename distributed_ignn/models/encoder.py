@@ -78,6 +78,11 @@ class FeatureStore:
         self._cols = features.col.to(device)
 
     @property
+    def stored(self) -> Tensor:
+        """X [O, F], or its stored entries [E], without dropout."""
+        return self._values if self._dense is None else self._dense
+
+    @property
     def dense(self) -> Tensor | None:
         """X [O, F] without dropout; None where it is sparse."""
         return self._dense
@@ -200,6 +205,10 @@ class FeatureEncoder(nn.Module):
         total = total if self.bias is None else total + self.bias
         return total if self.norm is None else self.norm(total)
 
+    def constants(self) -> list[tuple[str, Tensor]]:
+        """What is not learned, by name."""
+        return [("features", self._store.stored)]
+
     def _linear(self, weights: Tensor, step: int | None) -> Tensor:
         """X @ weights, or relu(X Theta) @ weights, [O, D times terms]."""
         if self.inner is None:
@@ -267,6 +276,10 @@ class NodeEmbedding(nn.Module):
     def forward(self, step: int | None) -> Tensor:
         """The embedding [O, D]; there is no input to drop."""
         return self.rows
+
+    def constants(self) -> list[tuple[str, Tensor]]:
+        """Nothing: every row is learned."""
+        return []
 
 
 def _glorot(rows: int, cols: int) -> Tensor:

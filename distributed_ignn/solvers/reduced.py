@@ -61,7 +61,10 @@ def reduced_basis(weights: Sequence[Tensor], rank: int) -> ReducedBasis:
     """
     stacked = torch.stack([weight.detach().double().cpu() for weight in weights])
     width = stacked.shape[1]
-    leading = torch.linalg.eigh((stacked @ stacked.mT).sum(dim=0)).eigenvectors
+    gram = (stacked @ stacked.mT).sum(dim=0)
+    # not an error of this rank alone, which the others would wait for: the solve shows it to all
+    finite = bool(torch.isfinite(gram).all())
+    leading = torch.linalg.eigh(gram).eigenvectors if finite else gram
     frame = leading[:, width - min(rank, width) :].flip(1)
     identity = torch.eye(width, dtype=torch.float64)
     total = stacked.sum(dim=0)

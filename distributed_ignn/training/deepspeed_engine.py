@@ -31,6 +31,8 @@ from distributed_ignn.errors import UserError
 from distributed_ignn.models.ignn import ImplicitGNN
 from distributed_ignn.reading.plain_files import in_one_line
 from distributed_ignn.reading.strict_json import read_json
+from distributed_ignn.training.engine import Check, require_usable
+from distributed_ignn.training.gradients import is_usable
 
 TensorDict = dict[str, Tensor]
 
@@ -100,15 +102,24 @@ class DeepSpeedEngine:
         # Releases without gradient_allreduce_op always take the mean over ranks.
         self._factor = comm.world_size if self._engine.gradient_average else 1
         self._numel = sum(p.numel() for p in self._replicated.values())
+        self._lr = config.train.lr
+        self._own: TensorDict = {}
 
-    def step(self, loss_share: Tensor) -> None:
-        """See ``Engine``.
+    def step(self, loss_share: Tensor, check: Check = require_usable) -> None:
+        """See ``Engine``; DeepSpeed reduces by itself, so ``check`` costs a reduction of its own.
 
         Raises:
-            UserError: a gradient of some rank is not finite (on every rank).
+            UserError: the sum of all ranks' gradients is not finite, though each of them was (on
+                every rank).
         """
-        parameters = [*self._replicated.values(), *self._sharded.values()]
-        grads = torch.autograd.grad(loss_share, parameters, allow_unused=True)
+        parameters = self._replicated | self._sharded
+        grads = torch.autograd.grad(loss_share, list(parameters.values()), allow_unused=True)
+        found = {k: g for k, g in zip(parameters, grads, strict=True) if g is not None}
+        bad = float(sum(not is_usable(grad) for grad in found.values()))
+        self._own = found
+        check(float(self._comm.sum(torch.tensor([bad]))) == 0.0)
+        self._own = {}
+        del found
         count = len(self._replicated)
         self._step_replicated(grads[:count])
         self._step_sharded(grads[count:])
@@ -134,6 +145,16 @@ class DeepSpeedEngine:
         traffic.reductions += 1
         # the sum of all gradients, then this rank's part of the new weights to the others
         traffic.reduction_bytes += 4 * (self._numel + self._partition().numel())
+
+    def gradients(self) -> TensorDict:
+        """See ``Engine``."""
+        return self._own
+
+    def scale_lr(self, scale: float) -> None:
+        """See ``Engine``; ZeRO steps with the groups of our Adam."""
+        for adam in (self._adam, self._local):
+            for group in adam.param_groups if adam is not None else ():
+                group["lr"] = self._lr * scale
 
     def _step_sharded(self, grads: Iterable[Tensor | None]) -> None:
         if self._local is None:
@@ -182,6 +203,8 @@ class DeepSpeedEngine:
         """See ``Engine``; the model must have its weights already."""
         self._refresh_master_weights()
         self._load_replicated(common)
+        if self._local is not None:
+            self._local.state.clear()
         for key, value in (common | rows).items():
             name, moment = key.rsplit("|", 1)
             if self._local is not None and name in self._sharded:
@@ -194,9 +217,12 @@ class DeepSpeedEngine:
         from deepspeed.utils import safe_set_full_optimizer_state
 
         steps = [common[key] for n in self._replicated if (key := f"{n}|{_STEP}") in common]
-        if not steps:
-            return
         partition = self._partition()
+        if not steps:
+            # as before the first step; DeepSpeed keeps views of these tensors
+            for value in self._adam.state.get(partition, {}).values():
+                value.zero_()
+            return
         state = self._adam.state[partition]
         state[_STEP] = steps[0].clone()
         for moment in _MOMENTS:

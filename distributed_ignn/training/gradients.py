@@ -9,30 +9,47 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from distributed_ignn.comm.communicator import Communicator
-from distributed_ignn.errors import UserError
 
 
-def sum_gradients(parameters: Iterable[Parameter], comm: Communicator) -> None:
+def sum_gradients(
+    parameters: Iterable[Parameter], comm: Communicator, rows: Iterable[Parameter] = ()
+) -> bool:
     """Replace each gradient by its sum over ranks, with one reduction for all of them.
 
     A parameter without gradient on this rank (no training node, say) counts as zero, so that
     every rank reduces the same length.
 
-    Raises:
-        UserError: the sum is not finite; every rank sees the same sum, so all of them raise.
+    Args:
+        parameters: replicated ones.
+        comm: sums.
+        rows: parameters of which each rank has its own rows. Their gradients are not summed; that
+            one of them cannot be used travels along as one more number.
+
+    Returns:
+        Whether Adam can use the gradients of all ranks, see ``is_usable``; the same on every rank.
+        Where it cannot, this rank's own gradients are left as they were.
     """
-    chosen = list(parameters)
+    chosen, own = list(parameters), list(rows)
     if not chosen:
-        return
+        return True
     grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in chosen]
-    flat = comm.sum(torch.cat([g.reshape(-1) for g in grads]))
-    if not bool(torch.isfinite(flat).all()):
-        raise UserError(
-            "a gradient is not finite; lower train.lr or model.kappa, and keep model.constraint "
-            "projection"
-        )
+    parts = [g.reshape(-1) for g in grads]
+    if own:
+        bad = sum(p.grad is not None and not is_usable(p.grad) for p in own)
+        parts.append(parts[0].new_full((1,), float(bad)))
+    flat = comm.sum(torch.cat(parts))
+    if own:
+        flat, flag = flat[:-1], flat[-1]
+    if not is_usable(flat) or (own and float(flag) > 0.0):
+        return False
     for parameter, grad in zip(chosen, _split_like(flat, grads), strict=True):
         parameter.grad = grad
+    return True
+
+
+def is_usable(tensor: Tensor) -> bool:
+    """Whether every entry's square is finite: Adam keeps squares, and an infinite one for ever."""
+    return bool(torch.isfinite(tensor.square()).all())
 
 
 def _split_like(flat: Tensor, shapes: list[Tensor]) -> list[Tensor]:

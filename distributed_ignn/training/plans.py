@@ -38,20 +38,30 @@ class SolveLog:
     """Records of the solves since the last ``clear``, by purpose.
 
     ``longest`` is the number of evaluations of the longest solve; it is never cleared.
+    ``diverged`` holds the first solve for a purpose whose numbers were not finite.
     """
 
     _steps: dict[str, int] = field(default_factory=dict)
     _residuals: dict[str, float] = field(default_factory=dict)
+    _converged: dict[str, bool] = field(default_factory=dict)
+    diverged: dict[str, Solution] = field(default_factory=dict)
     longest: dict[str, int] = field(default_factory=dict)
 
     def clear(self) -> None:
-        self._steps.clear()
-        self._residuals.clear()
+        for kept in (self._steps, self._residuals, self._converged, self.diverged):
+            kept.clear()
 
     def add(self, purpose: str, solution: Solution) -> None:
         self._steps[purpose] = self.steps(purpose) + solution.steps
         self._residuals[purpose] = solution.residual
+        self._converged[purpose] = self._converged.get(purpose, True) and solution.converged
+        if solution.outcome is Outcome.DIVERGED:
+            self.diverged.setdefault(purpose, solution)
         self.longest[purpose] = max(self.longest.get(purpose, 0), solution.steps)
+
+    def converged(self, purpose: str) -> bool | None:
+        """Whether all solves for ``purpose`` reached their tolerance; None if there was none."""
+        return self._converged.get(purpose)
 
     def steps(self, purpose: str) -> int:
         """Evaluations of the map in all solves for ``purpose``."""

@@ -93,7 +93,7 @@ def _shown(path: Path) -> Path:
 
 
 def _describe(record: EpochRecord) -> str:
-    parts = [f"loss {record.loss:.4f}"]
+    parts = ["skipped" if record.skipped else f"loss {record.loss:.4f}"]
     if record.val_metric is not None:
         parts.append(f"val {record.val_metric:.4f}")
     evaluations = record.evaluations_forward + record.evaluations_validation
@@ -124,7 +124,8 @@ def _rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
             f"{summary['evaluations_validation_mean']:.1f} validation, "
             f"{summary['evaluations_adjoint_mean']:.1f} adjoint",
         ),
-        ("relative residual at the end", f"{summary['residual_last']:.1e}"),
+        ("relative residual at the end", _residual(summary)),
+        *_faults(summary),
         (
             "parameters",
             f"model {parameters['model']:,}, solver {parameters['solver']:,}, "
@@ -138,3 +139,19 @@ def _rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
         ),
         ("seconds", f"{summary['seconds_total']:.1f}, solver training {share:.1%}"),
     ]
+
+
+def _residual(summary: dict[str, Any]) -> str:
+    text = f"{summary['residual_last']:.1e}"
+    return text if summary["converged"] else f"{text}: NOT CONVERGED to {summary['tolerance']:g}"
+
+
+def _faults(summary: dict[str, Any]) -> list[tuple[str, str]]:
+    """What became of bad numbers, if there were any."""
+    found = []
+    if summary["epochs_skipped"]:
+        found.append(("epochs skipped for bad numbers", str(summary["epochs_skipped"])))
+    if summary["rollbacks"]:
+        text = f"{summary['rollbacks']}, train.lr = {summary['lr_last']:.2g} at last"
+        found.append(("rollbacks for bad numbers", text))
+    return found

@@ -26,7 +26,7 @@ class EpochRecord:
 
     Args:
         epoch: model steps done, counted from 1.
-        loss: mean training loss before the step.
+        loss: mean training loss before the step; NaN (null in the file) if it was skipped.
         train_metric, val_metric: after the step; None in epochs without validation.
         seconds: of this epoch, solver phase included.
         evaluations_forward, evaluations_adjoint: map evaluations of the training step.
@@ -37,6 +37,10 @@ class EpochRecord:
         exchanges: halo exchanges.
         solver_steps, solver_loss: solver training in this epoch.
         solver_seconds: spent on it.
+        converged: whether the validation solve reached its tolerance; None without one.
+        converged_forward, converged_adjoint: the same of the training step's solves.
+        skipped: whether the step was left out because its numbers were bad; there is no loss then.
+        rollbacks: of the run so far, because numbers were bad.
     """
 
     epoch: int
@@ -54,6 +58,11 @@ class EpochRecord:
     solver_steps: int
     solver_loss: float | None
     solver_seconds: float
+    converged: bool | None = None
+    converged_forward: bool | None = None
+    converged_adjoint: bool | None = None
+    skipped: bool = False
+    rollbacks: int = 0
 
 
 class RunRecorder:
@@ -76,11 +85,23 @@ class RunRecorder:
         self._folder = folder
         self._path = folder / METRICS
         self.problem: str | None = None
+        self._open(epochs_done)
+
+    def _open(self, epochs_done: int) -> None:
         kept = [r for r in read_metrics(self._path) if r["epoch"] <= epochs_done]
         atomic_write_text(self._path, "".join(_line(record) for record in kept))
         self._file = os.open(self._path, os.O_WRONLY | os.O_APPEND)
         threading.excepthook = _quiet_about_events
-        self._board = SummaryWriter(str(folder), purge_step=epochs_done + 1)
+        self._board = SummaryWriter(str(self._folder), purge_step=epochs_done + 1)
+
+    def rewind(self, epochs_done: int) -> None:
+        """Drop the records after this epoch: the run has gone back and writes them again.
+
+        Raises:
+            OSError: the folder cannot be written.
+        """
+        self.close()
+        self._open(epochs_done)
 
     def epoch(self, record: EpochRecord) -> None:
         """Append one epoch."""

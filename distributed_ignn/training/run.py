@@ -27,10 +27,12 @@ from distributed_ignn.training import memory
 from distributed_ignn.training.checkpoint import CheckpointStore, load_checkpoint, load_newest
 from distributed_ignn.training.crash import crash_reports
 from distributed_ignn.training.fit_check import BudgetReport, check_budget
+from distributed_ignn.training.numbers import warn_unconverged
 from distributed_ignn.training.output import CHECKPOINTS, claim, leave, open_records
 from distributed_ignn.training.progress import Progress
 from distributed_ignn.training.rank_log import rank_log
 from distributed_ignn.training.records import EpochRecord, RunRecorder
+from distributed_ignn.training.recovery import Recovery
 from distributed_ignn.training.shards import ShardRecord, find_shards
 from distributed_ignn.training.stopping import StopPoll, StopRequest
 from distributed_ignn.training.summary import summarise
@@ -193,37 +195,46 @@ class _Session:
         Raises:
             Stopped: it was, and a checkpoint is written.
         """
+        recovery = Recovery(
+            self._trainer,
+            self._config.output / CHECKPOINTS,
+            save=lambda: self._save(None, wait=True),
+            settle=self._settle,
+            rewind=self._rewind,
+        )
+        recovery.begin()
+        self._trainer.fit(lambda record: self._after(record, polls), recovery.on_fault)
 
-        def on_epoch(record: EpochRecord) -> None:
-            if self._recorder is not None:
-                self._recorder.epoch(record)
-            self._progress.epoch(record)
-            logger.info(
-                "loss %.6g, validation %s, residual %.2g, %.2f s",
-                record.loss,
-                record.val_metric,
-                record.residual,
-                record.seconds,
-                extra=LOG_ONLY,
+    def _after(self, record: EpochRecord, polls: list[StopPoll]) -> None:
+        """What is written, shown and decided after an epoch."""
+        if self._recorder is not None:
+            self._recorder.epoch(record)
+        self._progress.epoch(record)
+        figures = (record.loss, record.val_metric, record.residual, record.seconds)
+        line = "loss %s, validation %s, residual %s, %.2f s"
+        logger.info(line, *figures, extra=LOG_ONLY)
+        signum, written = self._agree(polls)
+        if written:
+            self._publish()
+        if self._hook is not None:
+            self._hook(record, None)
+        finished = self._trainer.finished
+        last = finished or bool(signum)
+        if last or record.epoch % self._config.train.checkpoint_every == 0:
+            self._save(record, wait=last or not self._in_background)
+        if signum and not finished:
+            raise Stopped(
+                signum,
+                f"stopped by {Stopped.name(signum)} after epoch {record.epoch} with a checkpoint; "
+                "go on with --resume auto",
             )
-            signum, written = self._agree(polls)
-            if written:
-                self._publish()
-            trainer = self._trainer
-            every = self._config.train.checkpoint_every
-            last = trainer.finished or bool(signum)
-            if self._hook is not None:
-                self._hook(record, None)
-            if last or record.epoch % every == 0:
-                self._save(record, wait=last or not self._in_background)
-            if signum and not trainer.finished:
-                raise Stopped(
-                    signum,
-                    f"stopped by {Stopped.name(signum)} after epoch {record.epoch} with a "
-                    "checkpoint; go on with --resume auto",
-                )
 
-        self._trainer.fit(on_epoch)
+    def _rewind(self, epoch: int) -> None:
+        """The run has gone back to ``epoch``: later records are written again."""
+        self._comm.together(
+            lambda: self._recorder.rewind(epoch) if self._recorder is not None else None,
+            doing=f"write to output = {self._config.output}",
+        )
 
     def _agree(self, polls: list[StopPoll]) -> tuple[int, bool]:
         """What all ranks know after an epoch.
@@ -243,10 +254,19 @@ class _Session:
             self._comm.agree(problem)
         return int(signum), not unfinished
 
-    def _save(self, record: EpochRecord, *, wait: bool) -> None:
-        """Begin a checkpoint after the one before, and wait until it is there if that is asked."""
+    def _settle(self) -> None:
+        """No checkpoint is left half written."""
         if self._store.writing:
             self._publish()
+
+    def _save(self, record: EpochRecord | None, *, wait: bool) -> None:
+        """Begin a checkpoint after the one before, and wait until it is there if that is asked.
+
+        Args:
+            record: of its epoch, for the hook; None if that need not know.
+            wait: see above.
+        """
+        self._settle()
         trainer = self._trainer
         with self._comm.activity.phase("writing a checkpoint"):
             snapshot = trainer.snapshot()
@@ -281,6 +301,7 @@ class _Session:
         )
         self._progress.close()
         self._progress.table(summary, self._config.output)
+        warn_unconverged(summary, self._config)
         return summary
 
     def close(self) -> None:

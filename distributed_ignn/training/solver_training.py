@@ -32,7 +32,7 @@ from distributed_ignn.graph.shard import GraphShard
 from distributed_ignn.models.cell import EquilibriumCell
 from distributed_ignn.models.ignn import ImplicitGNN
 from distributed_ignn.models.implicit import Cell
-from distributed_ignn.solvers.base import Iterate, Solution
+from distributed_ignn.solvers.base import Iterate, Outcome, Solution
 from distributed_ignn.solvers.blocks import square_sum
 from distributed_ignn.solvers.estimator import ErrorEstimator
 from distributed_ignn.solvers.history import History
@@ -43,6 +43,7 @@ from distributed_ignn.solvers.reduced import BasisCache
 from distributed_ignn.solvers.solve import solve
 from distributed_ignn.training.gradients import sum_gradients
 from distributed_ignn.training.node_loss import node_distance, node_mixed_residual
+from distributed_ignn.training.numbers import NumbersError
 from distributed_ignn.training.plans import EVALUATE, LearnedSolver, SolvePlanner, storage_format
 from distributed_ignn.training.schedule import Schedule
 from distributed_ignn.training.solver_fit import FitSample, SolverFit
@@ -171,6 +172,9 @@ class SolverTrainer:
         Returns:
             log(||Z - Z*|| / ||Z*||) where the fitted steps lead to, or the network's last loss;
             None where nothing was fitted.
+
+        Raises:
+            NumbersError: a solve diverges, or the network's gradient is not finite (on every rank).
         """
         target, loss = self._phase_forward(model, planner, steps)
         if self._learned.adjoint is not None and incoming is not None:
@@ -233,7 +237,7 @@ class SolverTrainer:
     def _solve(self, cell: Cell, start: Tensor, solver: NeuralSolver) -> Solution:
         held = [start]
         del start  # the solve alone holds it
-        return solve(
+        found = solve(
             cell,
             held.pop(),
             solver,
@@ -241,6 +245,9 @@ class SolverTrainer:
             tolerance=self._config.target_tolerance,
             max_steps=self._config.target_max_steps,
         )
+        if found.outcome is Outcome.DIVERGED:
+            raise NumbersError("the solve that it learns from diverges")
+        return found
 
     def state(self) -> dict[str, Tensor]:
         """Weights of all parts and Adam's moments, as named tensors."""
@@ -260,6 +267,8 @@ class SolverTrainer:
             UserError: the tensors belong to a solver of another shape.
         """
         named = self._learned.named_parameters()
+        if self.optimizer is not None:
+            self.optimizer.state.clear()
         for key, value in tensors.items():
             kind, name = key.split("|", 1)
             if name not in named:
@@ -294,7 +303,8 @@ class SolverTrainer:
             # the loss is the same on every rank: each differentiates its share
             (loss / self._comm.world_size).backward()
         parameters = list(self._learned.predictor.parameters())
-        sum_gradients(parameters, self._comm)
+        if not sum_gradients(parameters, self._comm):
+            raise NumbersError("the gradient of its network is not finite")
         self.optimizer.step()
         self.steps_done += 1
         return value

@@ -10,7 +10,7 @@ from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.graph.shard import GraphShard
 from distributed_ignn.training import memory
 from distributed_ignn.training.kept_solver import save_solver
-from distributed_ignn.training.plans import LearnedSolver
+from distributed_ignn.training.plans import EVALUATE, LearnedSolver
 from distributed_ignn.training.records import METRICS, read_metrics
 from distributed_ignn.training.trainer import Trainer
 
@@ -23,11 +23,13 @@ def summarise(trainer: Trainer) -> dict[str, Any]:
     """
     config, comm, shard = trainer.config, trainer.comm, trainer.shard
     seconds = trainer.seconds_total
+    log = trainer.planner.log
+    log.clear()
     with trainer.average.in_use():
         last = trainer.evaluate(("test",))
     seconds += _keep_best(trainer)
     best = trainer.evaluate(("val", "test"))
-    residual = trainer.planner.log.residual("evaluate")
+    residual, converged = log.residual(EVALUATE), bool(log.converged(EVALUATE))
     at_zero = trainer.evaluate_at_zero(("val", "test"))
     at_start = trainer.evaluate_at_initialiser(("val", "test")) or {}
     records = read_metrics(config.output / METRICS) if comm.is_main else []
@@ -60,6 +62,12 @@ def summarise(trainer: Trainer) -> dict[str, Any]:
         "evaluations_adjoint_mean": _mean(records, "evaluations_adjoint"),
         "evaluations_validation_mean": _mean(records, "evaluations_validation"),
         "residual_last": residual,
+        "tolerance": config.forward.tolerance,
+        "converged": converged,
+        "epochs_unconverged": sum(r.get("converged") is False for r in records),
+        "epochs_skipped": trainer.guard.state.skipped,
+        "rollbacks": trainer.guard.state.rollbacks,
+        "lr_last": config.train.lr * trainer.guard.state.lr_scale,
         "halo_bytes_per_exchange": int(exchange),
         "peak_memory_bytes": int(peak),
         "parameters": _parameters(trainer),

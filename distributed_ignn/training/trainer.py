@@ -7,10 +7,10 @@ takes the same one.
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,13 +29,16 @@ from distributed_ignn.training.checkpoint import Snapshot
 from distributed_ignn.training.checkpoint_fit import check_graph, check_shapes, graph_sizes
 from distributed_ignn.training.consistency import Consistency
 from distributed_ignn.training.engine import Engine, TorchEngine
+from distributed_ignn.training.numbers import NumberGuard, NumbersError
 from distributed_ignn.training.objective import Objective
 from distributed_ignn.training.plans import ADJOINT, EVALUATE, TRAIN, SolvePlanner
 from distributed_ignn.training.records import EpochRecord
 from distributed_ignn.training.regularizer import Regularizer
 from distributed_ignn.training.run_state import check_state
 from distributed_ignn.training.schedule import Schedule
+from distributed_ignn.training.solver_guard import guarded_phase
 from distributed_ignn.training.solver_training import SolverTrainer, build_learned_solver
+from distributed_ignn.training.suspects import step_tensors
 
 TensorDict = dict[str, Tensor]
 
@@ -90,6 +93,8 @@ class Trainer:
         self.regularizer = Regularizer(self.model, train, shard, comm, config.seed)
         self.consistency = Consistency(train, shard.num_nodes, shard.task == "multilabel")
         self.average = WeightAverage(self.model, train.ema)
+        self.guard = NumberGuard(config, comm)
+        self._step_tensors: TensorDict = {}
         self.epoch = 0
         self.best = Best()
         self.seconds_solver_training = 0.0
@@ -110,10 +115,30 @@ class Trainer:
             self.learned, self.config.solver, self.schedule, self.comm, self.shard.owned_nodes
         )
 
-    def fit(self, on_epoch: Callable[[EpochRecord], None]) -> None:
-        """Run the remaining epochs; ``on_epoch`` is told each record, on every rank."""
+    def fit(
+        self,
+        on_epoch: Callable[[EpochRecord], None],
+        on_fault: Callable[[NumbersError], None] | None = None,
+    ) -> None:
+        """Run the remaining epochs.
+
+        Args:
+            on_epoch: told each record, on every rank.
+            on_fault: told why an epoch came to nothing where the policy is to go back; it puts the
+                trainer into an earlier state, on every rank. Without it such a run stops.
+
+        Raises:
+            UserError: the numbers are bad and there is no going on.
+        """
         while not self.finished:
-            on_epoch(self.train_epoch())
+            try:
+                record = self.train_epoch()
+            except NumbersError as fault:
+                if on_fault is None:
+                    raise UserError(str(fault)) from fault
+                on_fault(fault)
+                continue
+            on_epoch(record)
 
     @property
     def finished(self) -> bool:
@@ -128,17 +153,17 @@ class Trainer:
         return self._seconds_before + time.perf_counter() - self._started
 
     def train_epoch(self) -> EpochRecord:
-        """One model step, with the solver phase before it and the validation after it."""
+        """One model step, with the solver phase before it and the validation after it.
+
+        Raises:
+            UserError: the numbers are bad and the policy is to stop.
+            NumbersError: they are, and the policy is to go back; the state is no good any more.
+        """
         started, traffic = time.perf_counter(), self.comm.traffic.snapshot()
-        phase = self.comm.activity.phase
         self.comm.activity.epoch = self.epoch + 1
         self.planner.log.clear()
         solver_steps, solver_loss, solver_seconds = self._train_solver()
-        with phase("training the model"):
-            loss = self._train_model()
-        self.epoch += 1
-        with phase("validating"):
-            metrics = self._validate()
+        loss, metrics, skipped = self._step_and_validate()
         sent = self.comm.traffic.since(traffic)
         totals = self.comm.sum(
             torch.tensor([sent.exchange_bytes + sent.reduction_bytes], dtype=torch.int64)
@@ -160,7 +185,34 @@ class Trainer:
             solver_steps=solver_steps,
             solver_loss=solver_loss,
             solver_seconds=solver_seconds,
+            converged=log.converged(EVALUATE),
+            converged_forward=log.converged(TRAIN),
+            converged_adjoint=log.converged(ADJOINT),
+            skipped=skipped,
+            rollbacks=self.guard.state.rollbacks,
         )
+
+    def _step_and_validate(self) -> tuple[float, dict[str, float], bool]:
+        """Loss, metrics, and whether the step was left out because its numbers were bad."""
+        step, loss, phase = self.epoch, float("nan"), self.comm.activity.phase
+        try:
+            with phase("training the model"):
+                loss = self._train_model()
+            self.epoch = step + 1
+            with phase("validating"):
+                metrics = self._validate()
+        except NumbersError as fault:
+            self.guard.skip(fault)
+        else:
+            self.guard.passed()
+            return loss, metrics, False
+        finally:
+            self._step_tensors.clear()
+        taken, self.epoch = self.epoch > step, step + 1
+        # what is kept for the next solves may be what is bad
+        self.planner.states.clear()
+        self.model.propagation.reset_links()
+        return loss, {}, not taken
 
     def _train_solver(self) -> tuple[int, float | None, float]:
         if not self.schedule.phase_before(self.epoch):
@@ -178,11 +230,12 @@ class Trainer:
             backward: whether to fit the backward solve's estimator too, if there is one. That
                 alone needs labels.
         """
-        if self.solver_trainer is None:
+        if self.solver_trainer is None or self.learned is None:
             return None, 0.0
         started = time.perf_counter()
         incoming = self._incoming if backward else None
-        loss = self.solver_trainer.phase(self.model, self.planner, steps, incoming)
+        phase = partial(self.solver_trainer.phase, self.model, self.planner, steps, incoming)
+        loss = guarded_phase(self.solver_trainer, self.learned, phase, self.epoch)
         seconds = time.perf_counter() - started
         self.seconds_solver_training += seconds
         return loss, seconds
@@ -202,17 +255,37 @@ class Trainer:
         self.model.train()
         with self.comm.activity.phase("forward solve"):
             share = self._loss_share()
+        self._check_solve(TRAIN, "forward")
         loss = float(self.comm.sum(share.detach().double().cpu().reshape(1)))
-        if not math.isfinite(loss):
-            raise UserError(
-                f"the training loss is {loss} in epoch {self.epoch + 1}; lower train.lr = "
-                f"{self.config.train.lr} or model.kappa = {self.config.model.kappa}, and keep "
-                "model.constraint projection"
-            )
+        self.guard.check_loss(loss, self.epoch + 1, self._suspects)
+        self._step_tensors.clear()  # not kept in memory for the backward solve
         with self.comm.activity.phase("backward solve and step"):
-            self.engine.step(share)
+            self.engine.step(share, self._check_gradients)
+        sharded = self.model.sharded_names()
+        replicated = [(k, p) for k, p in self.model.named_parameters() if k not in sharded]
+        self.guard.check_weights(self.epoch + 1, replicated)
         self.average.update()
         return loss
+
+    def _check_solve(self, purpose: str, name: str, epoch: int | None = None) -> None:
+        """Raise NumbersError where a solve of this epoch has diverged."""
+        diverged = self.planner.log.diverged.get(purpose)
+        self.guard.check_solve(name, epoch or self.epoch + 1, diverged, self._suspects)
+
+    def _check_gradients(self, usable: bool) -> None:
+        """Between the backward pass and the update."""
+        self._check_solve(ADJOINT, "backward")
+        self.guard.check_gradients(usable, self.epoch + 1, self._suspects)
+
+    def _suspects(self) -> Sequence[tuple[str, Tensor]]:
+        """Where bad numbers may come from, causes first; every rank calls it."""
+        return step_tensors(
+            self.model,
+            self.planner,
+            self.epoch if self.model.training else None,
+            self._step_tensors,
+            self.engine.gradients(),
+        )
 
     def _loss_share(self) -> Tensor:
         """This rank's share of the loss of a step, mean over its dropout masks."""
@@ -222,6 +295,7 @@ class Trainer:
         for draw in self.consistency.draws(self.epoch):
             state = self.model.equilibrium(draw, self.planner.train(), self.planner.adjoint())
             logits = self.model.read_out(state, draw)
+            self._step_tensors |= {"Z*": state.detach(), "logits": logits.detach()}
             losses.append(self.objective.loss(logits) + self.regularizer.penalty(state, draw))
             probabilities.append(self.objective.probabilities(logits))
         return torch.stack(losses).mean() + self.consistency.loss(probabilities, self.epoch)
@@ -230,6 +304,7 @@ class Trainer:
         """The loss where only training nodes enter: no other row is read out."""
         state = self.model.equilibrium(draw, self.planner.train(), self.planner.adjoint())
         logits = self.model.read_out(state, draw, self.objective.train_rows)
+        self._step_tensors = {"Z*": state.detach(), "logits": logits.detach()}
         return self.objective.row_loss(logits) + self.regularizer.penalty(state, draw)
 
     def _validate(self) -> dict[str, float]:
@@ -239,6 +314,7 @@ class Trainer:
             return {}
         with self.average.in_use():
             metrics = self.evaluate(("train", "val"))
+            self._check_solve(EVALUATE, "validation", self.epoch)
             self.val_metric = metrics["val"]
             if metrics["val"] > self.best.val_metric:
                 self.best = Best(self.epoch, metrics["val"], self._weights())
@@ -309,6 +385,7 @@ class Trainer:
             "seconds_solver_training": self.seconds_solver_training,
             "solver_steps_done": 0,
             "solver_ready": False,
+            "numbers": self.guard.snapshot(),
         }
         if self.solver_trainer is not None and self.learned is not None:
             common |= {f"solver/{k}": v for k, v in self.solver_trainer.state().items()}
@@ -355,8 +432,31 @@ class Trainer:
         self.epoch = state["epoch"]
         self.stale_validations = state["stale_validations"]
         self.val_metric = state.get("val_metric")
+        self.guard.restore(state.get("numbers", {}))
+        self.engine.scale_lr(self.guard.state.lr_scale)
         self._seconds_before = state.get("seconds_total", 0.0)
         self.seconds_solver_training = state["seconds_solver_training"]
+
+    def roll_back(self, fault: NumbersError, snapshot: Snapshot) -> None:
+        """Go back to ``snapshot`` and on from there with a smaller step; the clock runs on.
+
+        Raises:
+            UserError: there were too many rollbacks; or see ``restore``.
+        """
+        seconds = self._seconds_before, self.seconds_solver_training
+        kappa = self.guard.roll_back(fault)
+        now = self.guard.snapshot()
+        self.restore(snapshot)
+        self._seconds_before, self.seconds_solver_training = seconds
+        kept = {"lowest_loss": self.guard.state.lowest_loss, "skipped": self.guard.state.skipped}
+        self.guard.restore(now | kept | {"skips": 0})
+        self.engine.scale_lr(self.guard.state.lr_scale)
+        if kappa < 1.0:
+            self.model.cell_weights.tighten(kappa)
+            self.model.project()
+        # as a run does that is resumed from here
+        self.model.propagation.reset_links()
+        self.guard.announce_rollback(fault, self.epoch)
 
     def _load_weights(self, weights: TensorDict) -> None:
         own = self.model.head.weight.dtype

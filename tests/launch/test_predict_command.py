@@ -16,7 +16,7 @@ from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import load_yaml, parse_args
 from distributed_ignn.graph.data import GraphData
 from distributed_ignn.graph.datasets import load_dataset
-from distributed_ignn.training.predict import PredictOptions, predict
+from distributed_ignn.training.predict import METADATA_KEY, PredictOptions, predict
 from distributed_ignn.training.run import run_training
 from distributed_ignn.training.shards import read_record
 from launch.predict import main
@@ -61,6 +61,12 @@ def _read(path: Path) -> dict[str, np.ndarray]:
         "prediction": table["prediction"].to_numpy(),
         "probabilities": np.stack(table["probabilities"].to_numpy()),
     }
+
+
+def _quality(path: Path) -> dict[str, Any]:
+    """What the file says about the solve behind it."""
+    found: dict[str, Any] = json.loads(pq.read_schema(path).metadata[METADATA_KEY.encode()])
+    return found
 
 
 def _data(run: Path) -> GraphData:
@@ -137,9 +143,44 @@ def test_an_unconverged_solve_says_so(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _predict(folder / "one", tmp_path / "p.parquet")
-    assert "did not reach its tolerance" not in capsys.readouterr().out
-    _predict(folder / "one", tmp_path / "p.parquet", "--tolerance", "1e-300")
-    assert "the solve did not reach its tolerance" in capsys.readouterr().out
+    assert capsys.readouterr().err == ""
+    good = _quality(tmp_path / "p.parquet")
+    assert good["converged"]
+    assert good["residual"] <= good["tolerance"] == 1e-11
+    for arguments in (["--tolerance", "1e-300"], ["--steps", "1"]):
+        _predict(folder / "one", tmp_path / "p.parquet", *arguments)
+        found = capsys.readouterr()
+        assert "warning: the predictions come from a solve that did not reach" in found.err
+        assert "NOT REACHED" in found.out
+        assert not _quality(tmp_path / "p.parquet")["converged"]
+    rough = _quality(tmp_path / "p.parquet")
+    assert rough["evaluations"] == 1
+    assert rough["residual"] > rough["tolerance"]
+    assert rough["certified_distance"] > 100 * good["certified_distance"] > 0
+    assert good["contraction"] == rough["contraction"] < 1
+    assert good["norm"] == "max_ij |Z_ij| / w_i"
+    assert good["settled_nodes"] == _data(folder / "one").num_nodes
+
+
+def test_nothing_is_written_unless_it_converged_if_that_is_required(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--run", folder / "one", "--device", "cpu", "--require-converged", "--out"]
+    line = _refused(capsys, *options, tmp_path / "p.parquet", "--steps", "1")
+    assert "has not converged (relative residual" in line
+    assert "--require-converged" in line
+    assert list(tmp_path.iterdir()) == []
+    _predict(folder / "one", tmp_path / "p.parquet", "--require-converged")
+    assert _quality(tmp_path / "p.parquet")["converged"]
+
+
+def test_two_ranks_certify_what_one_does(folder: Path, tmp_path: Path) -> None:
+    two = _quality(folder / "two.parquet")
+    _predict(folder / "two", tmp_path / "p.parquet")
+    one = _quality(tmp_path / "p.parquet")
+    assert two["certified_distance"] == pytest.approx(one["certified_distance"], rel=0.5)
+    assert two["contraction"] == pytest.approx(one["contraction"], rel=1e-9)
+    assert two["settled_nodes"] == one["settled_nodes"]
 
 
 def _refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:

@@ -29,6 +29,7 @@ from distributed_ignn.models.weights import IgnnWeights
 from distributed_ignn.training import deepspeed_engine
 from distributed_ignn.training.deepspeed_engine import DeepSpeedEngine, read_settings
 from distributed_ignn.training.engine import Engine, TorchEngine
+from distributed_ignn.training.numbers import NumbersError
 from distributed_ignn.training.objective import Objective
 from distributed_ignn.training.plans import SolvePlanner
 from tests.ranks import run_ranks
@@ -170,7 +171,8 @@ def check_same_weights(comm: Communicator, config: RunConfig) -> TensorDict:
     radius = run.model.cell_weights.radius
     assert float(columns.max()) <= radius * (1 + 1e-6)
     assert float((columns / radius).max()) > 1 - 1e-4, "the bound was never active"
-    assert all(not torch.allclose(actual[k], start[k], rtol=0.01) for k in start)
+    learned = dict(run.model.named_parameters())
+    assert all(not torch.allclose(actual[k], start[k], rtol=0.01) for k in learned)
     return expected
 
 
@@ -204,6 +206,19 @@ def check_resume(comm: Communicator, data: GraphData) -> None:
     other.train(2)
     run.restore(other.state())
     assert_close(run.train(2), other.train(2))
+    # and the state before the first step, as a rollback does, to go on with a smaller step
+    found = []
+    for each in (run, other):
+        each.restore(untouched)
+        each.engine.scale_lr(0.25)
+        found.append(each.train(2))
+    assert_close(found[0], found[1])
+    smaller = config.model_copy(
+        update={"train": config.train.model_copy(update={"lr": config.train.lr / 4})}
+    )
+    fresh = Run(comm, plain, data, smaller)
+    fresh._step = run._step - 2
+    assert_close(found[0], fresh.train(2))
 
 
 def check_traffic(comm: Communicator) -> None:
@@ -212,7 +227,7 @@ def check_traffic(comm: Communicator) -> None:
     before = comm.traffic.snapshot()
     run.engine.step((run.model.channel_weights()[0] ** 2).sum())
     sent = comm.traffic.since(before)
-    assert sent.reductions == 1
+    assert sent.reductions == 2  # and whether any gradient cannot be used
     # each rank holds an equal part, rounded up to whole alignment units
     assert 4 * numel * (1 + 1 / comm.world_size) <= sent.reduction_bytes
     assert sent.reduction_bytes <= 4 * (numel * (1 + 1 / comm.world_size) + 4)
@@ -222,8 +237,15 @@ def check_infinite_gradient_on_one_rank(comm: Communicator) -> None:
     """The weights would otherwise stay as they are for ever, without a word."""
     run = Run(comm, DeepSpeedEngine, graph_data(), run_config())
     scale = float("inf") if comm.rank == 0 else 1.0
-    with pytest.raises(UserError, match="gradients are not finite"):
+    before = run.state()
+    with pytest.raises(NumbersError, match="gradients are not finite"):
         run.engine.step((run.model.channel_weights()[0] * scale).sum())
+    after = run.state()
+    for was, now in zip(before, after, strict=True):
+        assert_equal(now, was)
+    # the step is left out, and the next one is as if it had not been tried
+    other = Run(comm, plain, graph_data(), run_config())
+    assert_close(run.train(2), other.train(2))
 
 
 def check_broken_on_one_rank(comm: Communicator, folder: Path) -> None:

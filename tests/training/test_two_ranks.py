@@ -278,7 +278,10 @@ def test_losses_in_float32_are_those_of_one_rank(reports: list[dict[str, Any]]) 
 @pytest.mark.parametrize(
     ("what", "message"),
     [
-        ("not finite", "the training loss is nan in epoch 1"),
+        (
+            "not finite",
+            "epoch 1: the training loss is nan: NaN or Inf in weights head.bias on rank 1 (1 of ",
+        ),
         ("below a file", "checkpoints: Not a directory"),
         ("full disk", "File too large"),
         ("occupied", "already holds a run"),

@@ -9,7 +9,7 @@ from distributed_ignn.config import ModelConfig
 from distributed_ignn.errors import UserError
 from distributed_ignn.graph.propagate import Propagation
 from distributed_ignn.graph.shard import GraphShard
-from distributed_ignn.models.constraints import growth_factor
+from distributed_ignn.models.constraints import first_vector, growth_factor
 from distributed_ignn.models.weights.base import CellWeights
 from distributed_ignn.models.weights.eignn import EignnWeights
 from distributed_ignn.models.weights.ignn import IgnnWeights
@@ -41,9 +41,11 @@ def build_weights(
         return MignnWeights(config, channels)
     if config.cell == "eignn" and undirected:
         return EignnWeights(config, channels, 1.0)
-    start = (shard.channels[0].degree_owned + 1).to(comm.device, dtype).sqrt()
-    growth = growth_factor(propagation, start, comm)
+    growth = growth_factor(propagation, first_vector(shard, comm.device, dtype), comm)
     # B w = (1 - r) A w + r w grows by at most this
     growth = (1.0 - config.residual) * growth + config.residual
-    kind = EignnWeights if config.cell == "eignn" else IgnnWeights
-    return kind(config, channels, growth)
+    if config.cell == "ignn":
+        return IgnnWeights(config, channels, growth)
+    weights = EignnWeights(config, channels, growth)
+    weights.norm = "rows"
+    return weights

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from distributed_ignn.config import ModelConfig
 from distributed_ignn.models.cell import CellForm
-from distributed_ignn.models.weights.base import CellWeights, Kappa
+from distributed_ignn.models.weights.base import CellWeights, Kappa, spectral_norms
 
 _EPSILON = 1e-12  # the authors' epsilon_F
 
@@ -21,7 +21,7 @@ class EignnWeights(CellWeights):
 
     Certified: the Frobenius norms of the g_c sum to less than 1, so f contracts by kappa. Where
     every channel is undirected, ||B_c||_2 <= 1 and the norm is Frobenius's. Otherwise the g_c are
-    divided by rho as well, and the norm is max_i ||Z_i||_2 / w_i with the w of ``growth_factor``:
+    divided by rho as well, and the norm is max_i ||Z_i||_2 / w_i with the w of ``growth_vector``:
     ||sum_c (B_c Z)_i W_c|| <= sum_c ||W_c||_2 (B_c w)_i max_k ||Z_k|| / w_k.
 
     Args:
@@ -48,6 +48,11 @@ class EignnWeights(CellWeights):
         gram = self.factor.mT @ self.factor
         total = torch.linalg.matrix_norm(gram).sum() + _EPSILON
         return list((gram * (self.kappa() / (self._growth * total))).unbind(0))
+
+    @torch.no_grad()
+    def present_contraction(self) -> float:
+        """rho times the sum of the spectral norms, which Frobenius's bound from above."""
+        return self._growth * float(spectral_norms(torch.stack(self())).sum())
 
     def contraction(self) -> float:
         """kappa."""

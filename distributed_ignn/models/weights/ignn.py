@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from distributed_ignn.config import ModelConfig
 from distributed_ignn.models.cell import CellForm
-from distributed_ignn.models.constraints import project_columns_l1
+from distributed_ignn.models.constraints import largest_column_sum, project_columns_l1
 from distributed_ignn.models.encoder import chosen_channels
 from distributed_ignn.models.weights.base import CellWeights, Kappa
 
@@ -19,7 +19,7 @@ class IgnnWeights(CellWeights):
     which a projection does not have; then W = (kappa / rho) V and V is projected on columns of at
     most 1, so kappa scales every column that has reached its bound.
 
-    The certified norm is max_ij |Z_ij| / w_i with the vector w of ``growth_factor``.
+    The certified norm is max_ij |Z_ij| / w_i with the vector w of ``growth_vector``.
 
     Args:
         config: the model section.
@@ -27,14 +27,20 @@ class IgnnWeights(CellWeights):
         growth: rho of the channels.
     """
 
+    norm = "max"
+
     def __init__(self, config: ModelConfig, channels: int, growth: float) -> None:
         super().__init__()
         self.form = CellForm(residual=config.residual)
         self._config = config
         self._growth = growth
         self.kappa = Kappa(config.kappa, config.learn_kappa)
-        self.radius = 1.0 if config.learn_kappa else config.kappa / growth
         self.weight = nn.Parameter(self._initial(channels))
+
+    @property
+    def radius(self) -> float:
+        """What the columns of the parameter may sum to."""
+        return 1.0 if self._config.learn_kappa else self.kappa.bound / self._growth
 
     def _initial(self, channels: int) -> Tensor:
         """[channels, D, D]; ``identity`` shares the bound among the channels.
@@ -64,6 +70,12 @@ class IgnnWeights(CellWeights):
         stacked = self.weight.data.flatten(0, 1)
         self.weight.data.copy_(project_columns_l1(stacked, self.radius).view_as(self.weight))
         return True
+
+    @torch.no_grad()
+    def present_contraction(self) -> float:
+        """rho times the largest column sum that there is."""
+        stacked = torch.stack(self()).double().flatten(0, 1)
+        return self._growth * largest_column_sum(stacked)
 
     def contraction(self) -> float | None:
         """kappa, or None without the constraint."""

@@ -40,7 +40,7 @@ from torch import Tensor, nn
 
 from distributed_ignn.config import ModelConfig
 from distributed_ignn.models.cell import CellForm
-from distributed_ignn.models.weights.base import CellWeights, Kappa
+from distributed_ignn.models.weights.base import CellWeights, Kappa, spectral_norms
 
 _CLOSE = 0.1  # entries of C, times sqrt(D), for a start near the identity
 
@@ -64,11 +64,11 @@ class Splitting:
         """From W_c [D, D], in float64 on the CPU."""
         stacked = torch.stack(list(weights)).detach().double().cpu()
         symmetric, skew = (stacked + stacked.mT) / 2, (stacked - stacked.mT) / 2
-        norm_symmetric = float(_largest(symmetric).sum())
-        norm_skew = float(_largest(skew.mT @ skew).sqrt().sum())
+        norm_symmetric = float(spectral_norms(symmetric).sum())
+        norm_skew = float(spectral_norms(skew.mT @ skew).sqrt().sum())
         cross = 2.0 * norm_symmetric * norm_skew
         if len(weights) == 1:
-            cross = min(cross, float(_largest(symmetric @ skew - skew @ symmetric)[0]))
+            cross = min(cross, float(spectral_norms(symmetric @ skew - skew @ symmetric)[0]))
         return cls(norm_symmetric, norm_skew, cross)
 
     def step(self) -> float:
@@ -80,11 +80,6 @@ class Splitting:
         """The bound above on ||D + E||_2."""
         m = 1.0 - self.symmetric
         return math.sqrt((1.0 - step * m) ** 2 + step**2 * (self.cross + self.skew**2))
-
-
-def _largest(matrices: Tensor) -> Tensor:
-    """Largest |eigenvalue| of each symmetric matrix [C, D, D]."""
-    return torch.linalg.eigvalsh(matrices).abs().amax(dim=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +130,10 @@ class MignnWeights(CellWeights):
             weight = weight * torch.softmax(self.share, dim=0)[:, None, None]
         return list(weight.unbind(0))
 
+    def present_contraction(self) -> float:
+        """The same: the step follows the present weights."""
+        return self.contraction()
+
     @torch.no_grad()
     def contraction(self) -> float:
         """The bound of the present step, in the Frobenius norm."""
@@ -147,5 +146,7 @@ def _gram(x: Tensor) -> Tensor:
 
 
 def _inverse(positive: Tensor) -> Tensor:
-    """Of a symmetric positive definite matrix [..., D, D]."""
+    """Of a symmetric positive definite matrix [..., D, D]; itself where it is not finite."""
+    if not bool(torch.isfinite(positive).all()):
+        return positive
     return torch.cholesky_inverse(torch.linalg.cholesky(positive))
