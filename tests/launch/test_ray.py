@@ -16,7 +16,7 @@ import torch
 
 from distributed_ignn.config import RunConfig
 from distributed_ignn.errors import UserError
-from distributed_ignn.training import ray_launch
+from distributed_ignn.training import ray_cluster, ray_launch
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN = str(ROOT / "launch" / "train.py")
@@ -139,8 +139,9 @@ def test_more_gpus_than_there_are_is_one_line(tmp_path: Path) -> None:
 
 def test_without_ray_the_way_out_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)  # makes its import fail
-    monkeypatch.setenv("RAY_TRAIN_V2_ENABLED", "1")  # both are put back after the test
-    monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "2")
+    monkeypatch.setenv("RAY_TRAIN_V2_ENABLED", "1")  # all are put back after the test
+    for name in ("HEALTH_CHECK_INTERVAL_S", "PREEMPTION_POLL_INTERVAL_S", "COLLECTIVE_TIMEOUT_S"):
+        monkeypatch.setenv(f"RAY_TRAIN_{name}", "2")
     config = RunConfig(dataset="chains", output=tmp_path / "run", workers=2)
     with pytest.raises(UserError, match=r"pip install 'distributed-ignn\[ray\]'.*torchrun"):
         ray_launch.train_on_ray(config)
@@ -174,8 +175,8 @@ def _cuda_build(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_gpu_share_of_a_process(settings: dict[str, object], found: int, share: float) -> None:
     config = RunConfig.model_validate({"dataset": "chains", **settings})
-    assert ray_launch.choose_gpu_share(config, found) == share
-    backend = ray_launch.choose_group_backend(config, share)
+    assert ray_cluster.choose_gpu_share(config, found) == share
+    backend = ray_cluster.choose_group_backend(config, share)
     assert backend == ("nccl" if share == 1 else "gloo")
 
 
@@ -191,7 +192,7 @@ def test_gpu_share_of_a_process(settings: dict[str, object], found: int, share: 
 def test_too_few_gpus_are_refused(settings: dict[str, object], found: int, message: str) -> None:
     config = RunConfig.model_validate({"dataset": "chains", **settings})
     with pytest.raises(UserError) as caught:
-        ray_launch.choose_gpu_share(config, found)
+        ray_cluster.choose_gpu_share(config, found)
     assert str(caught.value).startswith(message)
 
 
@@ -199,8 +200,8 @@ def test_gpus_need_a_torch_that_can_use_them(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(torch.version, "cuda", None)
     monkeypatch.setattr(torch.version, "hip", None)
     with pytest.raises(UserError, match="built without GPU support"):
-        ray_launch.choose_gpu_share(RunConfig(dataset="chains", gpus=1), 1)
-    assert ray_launch.choose_gpu_share(RunConfig(dataset="chains", workers=1), 1) == 0.0
+        ray_cluster.choose_gpu_share(RunConfig(dataset="chains", gpus=1), 1)
+    assert ray_cluster.choose_gpu_share(RunConfig(dataset="chains", workers=1), 1) == 0.0
 
 
 def test_nccl_is_refused_where_processes_share_a_gpu() -> None:
@@ -208,7 +209,7 @@ def test_nccl_is_refused_where_processes_share_a_gpu() -> None:
         {"dataset": "chains", "workers": 2, "comm": {"backend": "nccl"}}
     )
     with pytest.raises(UserError, match="one GPU for each of the 2 processes"):
-        ray_launch.choose_group_backend(config, 0.5)
+        ray_cluster.choose_group_backend(config, 0.5)
 
 
 def test_waiting_for_a_busy_cluster_is_announced(capsys: pytest.CaptureFixture[str]) -> None:
