@@ -12,6 +12,9 @@ from contextlib import contextmanager
 
 from distributed_ignn.errors import JobError, Stopped, UserError
 
+LOG_ONLY = {"log_only": True}
+"""``extra=LOG_ONLY`` of a logging call: for the log files, not for the screen."""
+
 
 def run_main(main: Callable[[], None]) -> int:
     """Run a command and return its exit code.
@@ -75,6 +78,8 @@ class _Plain(logging.Handler):
         self._stream = stream
 
     def emit(self, record: logging.LogRecord) -> None:
+        if hasattr(record, "log_only"):
+            return
         prefix = "warning: " if record.levelno >= logging.WARNING else ""
         # looked up for each line: a live display takes the place of sys.stderr for a while
         print(prefix + self.format(record), file=self._stream or sys.stderr, flush=True)

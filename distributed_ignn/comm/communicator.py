@@ -19,6 +19,7 @@ from torch import Tensor
 
 from distributed_ignn.comm.activity import Activity
 from distributed_ignn.comm.clock import Clock
+from distributed_ignn.comm.rendezvous import join
 from distributed_ignn.comm.shared_rows import SharedRows
 from distributed_ignn.comm.traffic import Traffic
 from distributed_ignn.comm.watchdog import Watchdog
@@ -272,6 +273,7 @@ def start_communicator(
 
     Raises:
         UserError: nccl was asked for without a GPU per rank.
+        JobError: another rank did not come.
     """
     if device.type == "cuda":
         torch.cuda.set_device(device)  # nccl and libraries that ask for no device use it
@@ -279,9 +281,12 @@ def start_communicator(
         return Communicator(rank, world_size, local_rank, device)
     own = not dist.is_initialized()
     if own:
+        name = choose_backend(backend, device, local_world_size or world_size)
+        by_environment = init_method == "env://"
         dist.init_process_group(
-            choose_backend(backend, device, local_world_size or world_size),
-            init_method=init_method,
+            name,
+            init_method=None if by_environment else init_method,
+            store=join(rank, world_size, timeout_seconds) if by_environment else None,
             rank=rank,
             world_size=world_size,
             timeout=timedelta(seconds=timeout_seconds),

@@ -214,8 +214,8 @@ class Watchdog:
 
 
 WAY_OUT = (
-    "the process was stopped or lost, or its machine or network is down; go on from the last "
-    "checkpoint with --resume auto"
+    "a process was stopped or lost, or a machine or the network is down; if nobody starts the "
+    "ranks again, go on from the last checkpoint with --resume auto"
 )
 
 

@@ -24,6 +24,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from distributed_ignn.cli import LOG_ONLY
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.comm.watchdog import explained, table
 from distributed_ignn.config import RunConfig
@@ -51,7 +52,7 @@ def crash_reports(config: RunConfig, comm: Communicator) -> Iterator[None]:
     folder = config.output / CRASHES / started
 
     def write(error: str, stack: list[str]) -> None:
-        logger.critical("%s", error)
+        logger.critical("%s", error, extra=LOG_ONLY)
         with suppress(OSError):  # a full disk may be what the report is about
             _write(folder, config, comm, error, stack)
 

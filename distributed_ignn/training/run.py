@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from distributed_ignn.cli import LOG_ONLY
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import RunConfig
 from distributed_ignn.errors import Stopped, UserError
@@ -77,7 +78,7 @@ def run_training(
     started = time.perf_counter()
     _set_threads(config)
     memory.return_freed_memory()
-    request = StopRequest(config.train.grace_seconds, announce=comm.is_main)
+    request = StopRequest(config.train.grace_seconds, comm.activity, announce=comm.is_main)
     with request.listening():
         config = claim(config, comm)
         with (
@@ -148,7 +149,7 @@ def _resume(config: RunConfig, trainer: Trainer, progress: Progress) -> None:
         comm.together(lambda: trainer.restore(found))
     else:
         comm.together(lambda: trainer.restore(load_checkpoint(named, comm, nodes)))
-    logger.info("resumed after epoch %d", trainer.epoch)
+    logger.info("resumed after epoch %d", trainer.epoch, extra=LOG_ONLY)
     progress.resumed(trainer.epoch)
 
 
@@ -196,6 +197,7 @@ class _Session:
                 record.val_metric,
                 record.residual,
                 record.seconds,
+                extra=LOG_ONLY,
             )
             signum = self._agree(polls)
             trainer = self._trainer
@@ -231,7 +233,7 @@ class _Session:
         trainer = self._trainer
         with self._comm.activity.phase("writing a checkpoint"):
             path = self._store.save(trainer.epoch, trainer.snapshot(), trainer.shard.owned_nodes)
-        logger.info("wrote %s", path)
+        logger.info("wrote %s", path, extra=LOG_ONLY)
         # a run resumed from here begins like this too
         trainer.model.propagation.reset_links()
         return path

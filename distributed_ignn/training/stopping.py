@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
+from distributed_ignn.comm.activity import Activity
 from distributed_ignn.errors import Stopped
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -26,17 +27,20 @@ class StopRequest:
     """Whether this process was asked to stop, and by which signal.
 
     Outside ``deferred`` there is nothing to finish: a signal raises ``Stopped`` where the program
-    stands, so that whatever is half done is tidied up. Inside, it is remembered until polled. If
-    the program is still there after the grace time, or is asked again, the process ends at once
-    with code 128 + signal.
+    stands, so that whatever is half done is tidied up. Inside, it is remembered until polled; so it
+    is on the way out after a failure, when torchrun sends one to the ranks that are left. If the
+    program is still there after the grace time, or is asked again, the process ends at once with
+    code 128 + signal.
 
     Args:
         grace_seconds: from the first signal to the end, at most.
+        activity: what this rank is doing.
         announce: whether this process says what it does about a signal.
     """
 
-    def __init__(self, grace_seconds: float, *, announce: bool) -> None:
+    def __init__(self, grace_seconds: float, activity: Activity, *, announce: bool) -> None:
         self._grace = grace_seconds
+        self._activity = activity
         self._announce = announce
         self._deferred = False
         self._signum: int | None = None
@@ -76,12 +80,14 @@ class StopRequest:
             return
         self._signum, self._first = signum, now
         name = Stopped.name(signum)
-        if not self._deferred:
-            raise Stopped(signum, f"stopped by {name} before the first epoch")
-        self._say(
-            f"{name}: finishing this epoch and writing a checkpoint, within {self._grace:g} s; "
-            "send it again to end at once"
-        )
+        failing = self._activity.failed_in is not None
+        if not self._deferred and not failing:
+            raise Stopped(signum, f"stopped by {name} while {self._activity}; nothing is lost")
+        if not failing:
+            self._say(
+                f"{name}: finishing this epoch and writing a checkpoint, within {self._grace:g} s; "
+                "send it again to end at once"
+            )
         timer = threading.Timer(self._grace, self._overdue, (signum,))
         timer.daemon = True
         timer.start()

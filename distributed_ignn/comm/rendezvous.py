@@ -1,0 +1,126 @@
+"""How the ranks of one attempt find each other, and nobody of an attempt before.
+
+torchrun keeps one store for all attempts of a job (torch 2.13: ``DynamicRendezvousHandler`` makes
+it once, and the ranks no longer put the number of the attempt before their keys). Started again, a
+rank may read there the address of a rank that is dead, and fail, or wait for whoever has its port
+now. The number of the attempt is no help, because each machine's torchrun counts for itself. So the
+ranks agree on a prefix of their own: rank 0 names it, every other rank answers under it with a word
+of its own, and takes part once rank 0 has repeated that word, which no earlier attempt can have
+done.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+import uuid
+from collections.abc import Callable
+from datetime import timedelta
+
+import torch.distributed as dist
+
+from distributed_ignn.errors import JobError
+
+logger = logging.getLogger(__name__)
+
+_LEADER = "ignn/leader"
+_POLL_SECONDS = 0.05
+_PATIENCE_SECONDS = 10.0
+
+
+def agree_on_attempt(store: dist.Store, rank: int, world_size: int, seconds: float) -> str:
+    """A prefix for the keys of these ranks, the same on each and new; every rank calls it.
+
+    Args:
+        store: where the ranks meet.
+        rank, world_size: position of this one.
+        seconds: how long to wait for the others.
+
+    Raises:
+        JobError: some did not come.
+    """
+    word = uuid.uuid4().hex
+    wait = _Wait(seconds, rank)
+    if rank == 0:
+        return _lead(store, world_size, word, wait)
+    return _follow(store, rank, word, wait)
+
+
+def _lead(store: dist.Store, world_size: int, name: str, wait: _Wait) -> str:
+    store.set(_LEADER, name)
+    words: dict[int, str] = {}
+    for other in range(1, world_size):
+        key = _joined(name, other)
+        absent = [r for r in range(other, world_size) if r not in words]
+        wait.until(lambda key=key: store.check([key]), absent)  # type: ignore[misc]
+        words[other] = store.get(key).decode()
+    store.set(_started(name), json.dumps(words))
+    return name
+
+
+def _follow(store: dist.Store, rank: int, word: str, wait: _Wait) -> str:
+    found: list[str] = []
+
+    def accepted() -> bool:
+        if not store.check([_LEADER]):
+            return False
+        name = store.get(_LEADER).decode()
+        store.set(_joined(name, rank), word)
+        if not store.check([_started(name)]):
+            return False
+        if json.loads(store.get(_started(name))).get(str(rank)) != word:
+            return False  # of an attempt before
+        found.append(name)
+        return True
+
+    wait.until(accepted, [0])
+    return found[0]
+
+
+def _joined(name: str, rank: int) -> str:
+    return f"ignn/{name}/joined/{rank}"
+
+
+def _started(name: str) -> str:
+    return f"ignn/{name}/started"
+
+
+class _Wait:
+    """Waits for other ranks, says for whom when it takes long, and gives up."""
+
+    def __init__(self, seconds: float, rank: int) -> None:
+        self._rank = rank
+        self._seconds = seconds
+        self._began = time.monotonic()
+        self._said = False
+
+    def until(self, condition: Callable[[], bool], absent: list[int]) -> None:
+        while not condition():
+            waited = time.monotonic() - self._began
+            names = ", ".join(map(str, absent))
+            if waited > self._seconds:
+                raise JobError(
+                    f"rank {self._rank} waited {self._seconds:g} s (comm.timeout_seconds) for "
+                    f"rank {names} to start; look there for the reason, and start all ranks again"
+                )
+            if waited > _PATIENCE_SECONDS and not self._said:
+                self._said = True
+                logger.warning("waiting for rank %s to start", names)
+            time.sleep(_POLL_SECONDS)
+
+
+def join(rank: int, world_size: int, seconds: float) -> dist.Store:
+    """A store of this attempt's own, where MASTER_ADDR and MASTER_PORT say; every rank calls it.
+
+    Args:
+        rank, world_size: position of this one.
+        seconds: how long to wait for the others.
+
+    Raises:
+        JobError: some did not come.
+    """
+    timeout = timedelta(seconds=seconds)
+    store, _, _ = next(dist.rendezvous("env://", rank, world_size, timeout=timeout))
+    name = agree_on_attempt(store, rank, world_size, seconds)
+    return dist.PrefixStore(f"ignn/{name}", store)
