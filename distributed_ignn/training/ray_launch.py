@@ -17,6 +17,7 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+from distributed_ignn.comm.activity import Activity
 from distributed_ignn.config import RunConfig, absolute_paths
 from distributed_ignn.errors import JobError, Stopped, UserError
 from distributed_ignn.training import ray_cluster as cluster
@@ -190,8 +191,9 @@ class _Watch:
         # not in the main thread, where Ray would take over Ctrl-C
         thread = Thread(target=fit, daemon=True, name="fit")
         thread.start()
-        request = StopRequest(self._config.train.grace_seconds, announce=True)
-        with request.listening():
+        activity = Activity()
+        request = StopRequest(self._config.train.grace_seconds, activity, announce=True)
+        with request.listening(), activity.phase("the workers are starting"):
             self._wait(thread, request)
         if outcome and self._screen.mistake is None and self._screen.stopped is None:
             self._tell_failures()
@@ -199,22 +201,15 @@ class _Watch:
 
     def _wait(self, thread: Thread, request: StopRequest) -> None:
         rung = False
-        try:
-            while thread.is_alive() and self._screen.stopped is None:
-                with request.deferred() if self._screen.training else nullcontext():
-                    thread.join(_TURN_SECONDS)
-                signum = request()
-                if signum is not None and not rung:
-                    self._bell.ring.remote(signum)
-                    rung = True
-                self._tell_failures()
-                self._limit_waiting()
-        except Stopped as stopped:
-            if not self._screen.failures:
-                raise
-            name = Stopped.name(stopped.signum)
-            line = f"stopped by {name} while no worker was training; {_GO_ON}"
-            raise Stopped(stopped.signum, line) from None
+        while thread.is_alive() and self._screen.stopped is None:
+            with request.deferred() if self._screen.training else nullcontext():
+                thread.join(_TURN_SECONDS)
+            signum = request()
+            if signum is not None and not rung:
+                self._bell.ring.remote(signum)
+                rung = True
+            self._tell_failures()
+            self._limit_waiting()
 
     def _tell_failures(self) -> None:
         screen = self._screen
