@@ -21,12 +21,13 @@ TRAINING = "training"  # the first epoch of an attempt is over
 CHECKPOINT = "checkpoint"  # one has been written
 STOPPED = "stopped"  # signal number, blank, one line
 TRACE = "trace"  # stack trace of a worker that failed by itself
+LOST = "lost"  # why a worker gives up on the others
 FAILED = "failed"  # the line of an attempt that has ended in a failure
 _END = "end"
 
 
-class Screen:
-    """Shows on the driver what rank 0 prints, and keeps what else was said.
+class Course:
+    """How a run is going, from what its processes have said.
 
     ``mistake``, ``stopped``: the first of its kind, or None.
     ``running``, ``training``: whether workers are there, and whether they have done an epoch.
@@ -37,16 +38,54 @@ class Screen:
     """
 
     def __init__(self) -> None:
-        from ray.util.queue import Queue
-
-        self.lines = Queue(actor_options=beside_driver())
         self.mistake: str | None = None
         self.stopped: tuple[int, str] | None = None
         self.running, self.training, self.repeated = False, False, False
         self.failures, self.failure = 0, ""
         self.trace: str | None = None
+        self._lost: str | None = None
         self.changed = time.monotonic()
         self._trace_before: str | None = None
+
+    def take(self, kind: str, text: str) -> None:
+        """One message."""
+        if kind == OUTPUT:
+            print(text, end="", flush=True)
+        elif kind == MISTAKE:
+            self.mistake = self.mistake or text
+        elif kind == STOPPED:
+            number, _, line = text.partition(" ")
+            self.stopped = self.stopped or (int(number), line)
+        elif kind == TRACE:
+            self.trace = self.trace or text
+        elif kind == LOST:
+            # what is lost comes first; where the others were is in the crash report
+            self._lost = self._lost or text.partition("; ")[0]
+        elif kind == CHECKPOINT:
+            self._trace_before = None
+        elif kind == TRAINING:
+            self.training = True
+        elif kind == STARTED:
+            self.running, self.changed = True, time.monotonic()
+            self.trace, self._lost = None, None
+        elif kind == FAILED and self.running:  # Ray reports a failure as long as it lasts
+            self._fail(text)
+
+    def _fail(self, text: str) -> None:
+        self.running, self.training, self.changed = False, False, time.monotonic()
+        self.failures, self.failure = self.failures + 1, self._lost or text
+        self.repeated = self.trace is not None and self.trace == self._trace_before
+        self._trace_before = self.trace
+
+
+class Screen(Course):
+    """On the driver: a queue, and a thread that takes what comes through it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        from ray.util.queue import Queue
+
+        self.lines = Queue(actor_options=beside_driver())
         self._thread = Thread(target=self._show, daemon=True)
         self._thread.start()
 
@@ -60,32 +99,7 @@ class Screen:
                 return
             if kind == _END:
                 return
-            self._take(kind, text)
-
-    def _take(self, kind: str, text: str) -> None:
-        if kind == OUTPUT:
-            print(text, end="", flush=True)
-        elif kind == MISTAKE:
-            self.mistake = self.mistake or text
-        elif kind == STOPPED:
-            number, _, line = text.partition(" ")
-            self.stopped = self.stopped or (int(number), line)
-        elif kind == TRACE:
-            self.trace = self.trace or text
-        elif kind == CHECKPOINT:
-            self._trace_before = None
-        elif kind == TRAINING:
-            self.training = True
-        elif kind == STARTED:
-            self.running, self.trace, self.changed = True, None, time.monotonic()
-        elif kind == FAILED and self.running:  # Ray reports a failure as long as it lasts
-            self._fail(text)
-
-    def _fail(self, text: str) -> None:
-        self.running, self.training, self.changed = False, False, time.monotonic()
-        self.failures, self.failure = self.failures + 1, text
-        self.repeated = self.trace is not None and self.trace == self._trace_before
-        self._trace_before = self.trace
+            self.take(kind, text)
 
     def close(self) -> None:
         """Return when everything sent before has been shown."""

@@ -13,6 +13,7 @@ from threading import Thread
 from typing import Any
 
 from distributed_ignn.cli import shown_log
+from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import RunConfig
 from distributed_ignn.errors import JobError, Stopped, UserError
 from distributed_ignn.training import ray_messages as messages
@@ -21,7 +22,7 @@ from distributed_ignn.training.output import SETTINGS
 from distributed_ignn.training.records import EpochRecord
 from distributed_ignn.training.run import run_training
 
-_NOTICE_SECONDS = 2.0
+_NOTICE_SECONDS = 1.0
 _MOST_EPOCHS = 50
 _BELL_SECONDS = 60.0
 
@@ -69,6 +70,7 @@ def train_worker(settings: dict[str, Any]) -> None:
             if rank == 0:
                 lines.put((messages.STOPPED, f"{stopped.signum} {stopped}"))
         except JobError as error:
+            lines.put((messages.LOST, str(error)))
             # a plain one, which Ray's controller can read without this package
             raise RuntimeError(str(error)) from None
         except Exception:
@@ -78,8 +80,15 @@ def train_worker(settings: dict[str, Any]) -> None:
 
 def _train(settings: dict[str, Any], rank: int, stop: _StopPoll) -> None:
     config = _continue_own_run(RunConfig.model_validate(settings["run"]), rank)
-    report = _Report(settings["lines"] if rank == 0 else None)
-    on_this_rank(lambda comm: run_training(config, comm, report, stop), config.device, config.comm)
+    lines = settings["lines"]
+    report = _Report(lines if rank == 0 else None)
+
+    def run(comm: Communicator) -> None:
+        if comm.watchdog is not None:
+            comm.watchdog.before_exit.append(lambda line: lines.put((messages.LOST, line)))
+        run_training(config, comm, report, stop)
+
+    on_this_rank(run, config.device, config.comm)
 
 
 def _continue_own_run(config: RunConfig, rank: int) -> RunConfig:
@@ -171,13 +180,13 @@ class _StopPoll:
     def _look_for_notice(self) -> None:
         """Ask Ray whether it has been told that a machine of the run will be taken away.
 
-        The question is a meeting of all ranks that costs milliseconds, so it is asked about every
-        two seconds; rank 0 says after how many epochs that is.
+        The question is a meeting of all ranks that costs milliseconds, so it is asked about once
+        a second; rank 0 says after how many epochs that is.
         """
         import ray.train
         from ray.train.collective import broadcast_from_rank_zero
 
-        ask = getattr(ray.train, "get_preemption_info", None)  # Ray before 2.56 has none
+        ask = getattr(ray.train, "get_preemption_info", None)  # older releases have none
         if ask is None:
             return
         notice = ask()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import signal
 import sys
 import time
@@ -25,6 +26,10 @@ pytestmark = [
         reason="Ray is not installed; pip install 'distributed-ignn[ray]'",
     ),
 ]
+
+in_the_long_form = pytest.mark.skipif(
+    "IGNN_LONG_TESTS" not in os.environ, reason="takes minutes; set IGNN_LONG_TESTS=1"
+)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +61,8 @@ def test_a_run_outlives_its_processes_and_machines(
         os.kill(program.process.pid, signal.SIGTERM)
         assert program.end() == 128 + signal.SIGTERM, program.said()
     said = program.said()
-    assert said.count("was lost; Ray starts the workers again ...") == 2
+    for rank in range(2):
+        assert re.search(rf"\nrank {rank} (.* )?was lost; Ray starts the workers again", said)
     assert "SIGTERM: finishing this epoch and writing a checkpoint" in said
     stopped = len(records(output))
     assert f"stopped by SIGTERM after epoch {stopped} with a checkpoint" in said
@@ -67,7 +73,12 @@ def test_a_run_outlives_its_processes_and_machines(
     again = machines.command(0, *train, *rarely)
     with Program(again, tmp_path / "second.log", ray.environment) as program:
         program.says(f"resumed after epoch {stopped}")
+        # the run must not be over before Ray has passed the notice on
+        paused = ray_workers(machines.processes(0))[0]
+        os.kill(paused, signal.SIGSTOP)
         ray.announce_loss(120)
+        time.sleep(3)
+        os.kill(paused, signal.SIGCONT)
         program.says("is about to be taken away; Ray starts the workers again ...")
         machines.lose(1)
         ray.add_node()
@@ -77,6 +88,7 @@ def test_a_run_outlives_its_processes_and_machines(
     assert_same(output, undisturbed)
 
 
+@in_the_long_form
 def test_nothing_outlives_a_driver_that_is_killed(
     machines: TwoMachines, ray: RayCluster, tmp_path: Path
 ) -> None:
@@ -90,3 +102,49 @@ def test_nothing_outlives_a_driver_that_is_killed(
     while any(ray_workers(machines.processes(end)) for end in range(2)):
         assert time.monotonic() < deadline, "workers train on without anybody to tell"
         time.sleep(0.1)
+
+
+@in_the_long_form
+def test_waiting_for_a_machine_has_an_end(
+    machines: TwoMachines, ray: RayCluster, tmp_path: Path
+) -> None:
+    output = tmp_path / "run"
+    train = [sys.executable, *TRAIN, "--workers", "2", "--output", str(output)]
+    driver = machines.command(0, *train, "--restart-wait-seconds", "25")
+    with Program(driver, tmp_path / "log", ray.environment) as program:
+        program.reach(5, output)
+        machines.lose(1)
+        assert program.end() == 75, program.said()
+    said = program.said()
+    assert "waiting for 2 CPUs of the Ray cluster" in said
+    assert said.splitlines()[-1].startswith("error: rank 1 (last seen in ")
+    assert ") was lost, and then for 25 s (restart_wait_seconds) waited for 2 CPUs" in said
+    ray.add_node()
+
+
+@in_the_long_form
+def test_restarts_come_to_an_end(machines: TwoMachines, ray: RayCluster, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    train = [sys.executable, *TRAIN, "--workers", "2", "--output", str(output)]
+    driver = machines.command(0, *train, "--restarts", "0")
+    with Program(driver, tmp_path / "log", ray.environment) as program:
+        program.reach(5, output)
+        os.kill(ray_workers(machines.processes(1))[0], signal.SIGKILL)
+        assert program.end() == 75, program.said()
+    assert program.said().splitlines()[-1].startswith("error: rank ")
+    assert "after 0 restarts (restarts = 0)" in program.said()
+
+
+@in_the_long_form
+def test_a_rank_that_hangs_is_named_and_started_again(
+    machines: TwoMachines, ray: RayCluster, undisturbed: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "run"
+    train = [sys.executable, *TRAIN, "--workers", "2", "--output", str(output)]
+    driver = machines.command(0, *train, "--comm.hang-seconds", "8")
+    with Program(driver, tmp_path / "log", ray.environment) as program:
+        program.reach(5, output)
+        os.kill(ray_workers(machines.processes(1))[0], signal.SIGSTOP)
+        assert program.end() == 0, program.said()
+    assert "no answer for 8 s from rank " in program.said()
+    assert_same(output, undisturbed)

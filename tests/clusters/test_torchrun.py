@@ -36,9 +36,7 @@ esac
 
 
 @pytest.fixture
-def slurm(
-    machines: TwoMachines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> dict[str, str]:
+def slurm(machines: TwoMachines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """What a batch script finds in its environment."""
     tools = tmp_path / "tools"
     tools.mkdir()

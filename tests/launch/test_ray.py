@@ -17,6 +17,8 @@ import torch
 from distributed_ignn.config import RunConfig
 from distributed_ignn.errors import UserError
 from distributed_ignn.training import ray_cluster, ray_launch
+from distributed_ignn.training import ray_messages as messages
+from distributed_ignn.training.ray_messages import Course
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN = str(ROOT / "launch" / "train.py")
@@ -220,3 +222,38 @@ def test_waiting_for_a_busy_cluster_is_announced(capsys: pytest.CaptureFixture[s
     # Ray leaves a resource out when nothing of it is free
     ray_launch.announce_wait(config, each, {"CPU": 8.0})
     assert capsys.readouterr().out == "waiting for 4 GPUs of the Ray cluster, 0 free ...\n"
+
+
+def _failed_attempt(course: Course, trace: str | None, *, checkpoint: bool) -> None:
+    course.take(messages.STARTED, "")
+    if checkpoint:
+        course.take(messages.CHECKPOINT, "")
+    if trace is not None:
+        course.take(messages.TRACE, trace)
+    for _ in range(3):  # Ray says it again and again until all processes have ended
+        course.take(messages.FAILED, "rank 0 failed")
+
+
+def test_the_same_error_again_without_a_step_forward_is_hopeless() -> None:
+    course = Course()
+    _failed_attempt(course, "trace A", checkpoint=True)
+    assert (course.failures, course.repeated) == (1, False)
+    _failed_attempt(course, "trace A", checkpoint=True)  # a checkpoint has been written since
+    assert (course.failures, course.repeated) == (2, False)
+    _failed_attempt(course, "trace B", checkpoint=False)
+    assert (course.failures, course.repeated) == (3, False)
+    _failed_attempt(course, "trace B", checkpoint=False)
+    assert (course.failures, course.repeated) == (4, True)
+
+
+def test_lost_processes_are_never_hopeless() -> None:
+    course = Course()
+    for _ in range(3):
+        _failed_attempt(course, None, checkpoint=False)
+    assert (course.failures, course.repeated) == (3, False)
+
+
+def test_a_request_to_stop_is_passed_on_with_its_line() -> None:
+    course = Course()
+    course.take(messages.STOPPED, "15 stopped by SIGTERM after epoch 3")
+    assert course.stopped == (15, "stopped by SIGTERM after epoch 3")
