@@ -2,6 +2,9 @@
 # exact version picks one of those. Example: make train TORCH=torch==2.12.0
 TORCH ?= torch==2.13.0
 PYTHON ?= python3
+# Of the long fault tests.
+KILLS ?= 200
+MINUTES ?= 30
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -13,13 +16,15 @@ BUILD := $(subst =,_,$(TORCH))
 TRAIN_READY := $(VENV)/.train-$(BUILD)
 DEV_READY := $(VENV)/.dev-$(BUILD)
 
-.PHONY: help train test lint clean
+.PHONY: help train test lint faults soak clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make train   two CPU processes train on a generated graph, in a new folder"
 	@echo "make test    all tests, cheapest first"
 	@echo "make lint    format, lint, types and import order"
+	@echo "make faults  200 kills at random moments under torchrun and Ray (about an hour)"
+	@echo "make soak    30 minutes of training; memory, file handles and threads have to stay flat"
 	@echo "make clean   remove the virtual environment and caches"
 
 train: $(TRAIN_READY)
@@ -34,6 +39,12 @@ lint: $(DEV_READY)
 	$(BIN)/ruff format --check
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/mypy
+
+faults: $(DEV_READY)
+	$(BIN)/python -m tests.faults --kills $(KILLS)
+
+soak: $(DEV_READY)
+	$(BIN)/python -m tests.faults.soak --minutes $(MINUTES)
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

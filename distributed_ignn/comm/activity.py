@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from distributed_ignn.cli import LOG_ONLY
+
+logger = logging.getLogger(__name__)
 
 _STARTING = "starting"
 
@@ -26,6 +31,7 @@ class Activity:
         """Be in a phase; what it is called when an exception leaves it is kept in ``failed_in``."""
         self._phases.append(name)
         self._since = time.monotonic()
+        logger.debug("begins", extra=LOG_ONLY)
         try:
             yield
         except BaseException:

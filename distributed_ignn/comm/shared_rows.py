@@ -5,15 +5,18 @@ once, and what is sent is one number to say that the rows are there. Each pair o
 in memory with room for several exchanges. If a rank begins an exchange only when it has read the
 one that many before it, ``lag``, then a sender that has waited for exchange k - lag knows that all
 ranks have begun it, hence read k - 2 lag: room for 2 lag exchanges is enough. The files lose their
-names as soon as both sides have mapped them, so nothing is left behind, whatever ends a rank.
+names as soon as both sides have mapped them, so nothing is left behind, whatever ends a rank; if
+one is killed in between, the next job removes its files.
 """
 
 from __future__ import annotations
 
 import os
 import tempfile
+import time
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
     from distributed_ignn.comm.communicator import Communicator
 
 _MEMORY = Path("/dev/shm")
+_PREFIX = "ignn-"
+_OLD_SECONDS = 60.0
 
 
 class SharedRows:
@@ -53,10 +58,11 @@ class SharedRows:
             rooms: exchanges that have room.
         """
         folder = _MEMORY if _MEMORY.is_dir() else Path(tempfile.gettempdir())
-        token = comm.gather_json(uuid.uuid4().hex if comm.is_main else None)[0]
+        _remove_remains(folder)
+        token = comm.gather_json(f"{os.getpid()}-{uuid.uuid4().hex}" if comm.is_main else None)[0]
 
         def path(sender: int, receiver: int) -> Path:
-            return folder / f"ignn-{token}-{sender}-{receiver}"
+            return folder / f"{_PREFIX}{token}-{sender}-{receiver}"
 
         others = [rank for rank, size in enumerate(sizes) if size]
         own = {rank: path(comm.rank, rank) for rank in others}
@@ -110,6 +116,18 @@ class SharedRows:
         if block is None:
             return None
         return _view(block[turn], torch.Size((recv_counts[senders[0]], width)), dtype)
+
+
+def _remove_remains(folder: Path) -> None:
+    """Remove what ranks have left that were killed between creating and mapping their files."""
+    for path in folder.glob(f"{_PREFIX}*"):
+        owner = path.name.removeprefix(_PREFIX).partition("-")[0]
+        with suppress(OSError):
+            # a process of another container may be alive under a number that means nothing here,
+            # but it does not take a minute to map a file
+            old = time.time() - path.stat().st_mtime > _OLD_SECONDS
+            if old and owner.isdecimal() and not Path(f"/proc/{owner}").exists():
+                path.unlink()
 
 
 def _view(room: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -78,4 +78,5 @@ def rank_log(output: Path, comm: Communicator, level: str) -> Iterator[None]:
     finally:
         _LIBRARY.removeHandler(handler)
         _LIBRARY.setLevel(before)
-        handler.close()
+        with suppress(OSError):  # a full disk, see _File
+            handler.close()

@@ -63,6 +63,19 @@ def test_shared_memory_brings_what_sockets_bring() -> None:
         assert left == []
 
 
+def test_remains_of_killed_ranks_are_removed(tmp_path: Path) -> None:
+    """Not those of a process that lives, nor what is younger than a minute, nor others' files."""
+    gone = 2**22 + 1  # above the largest process id
+    names = [f"ignn-{gone}-a-0-1", f"ignn-{os.getpid()}-b-0-1", "ignn-other", "else"]
+    for name in names:
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (0, 0))
+    (tmp_path / f"ignn-{gone}-young-0-1").touch()
+    with mock.patch.object(shared_rows, "_MEMORY", tmp_path):
+        shared_rows.SharedRows.open(Communicator(), [0], 2)
+    assert sorted(os.listdir(tmp_path)) == sorted([*names[1:], f"ignn-{gone}-young-0-1"])
+
+
 def _without_room(comm: Communicator, culprit: int) -> tuple[bool, bool]:
     send, receive = _plan(comm.rank)
     rows = _rows(comm.rank, 0, 4, torch.float32)

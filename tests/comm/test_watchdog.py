@@ -1,0 +1,126 @@
+"""The watchdog names who is silent, and nobody who has left by himself or is merely slow."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import torch.distributed as dist
+
+from distributed_ignn.comm.activity import Activity
+from distributed_ignn.comm.communicator import Communicator
+from distributed_ignn.comm.watchdog import Watchdog, explained, is_broken_connection, table
+from distributed_ignn.errors import JobError
+
+SECONDS = 1.0
+
+
+def _watchdog(path: Path, rank: int, world_size: int = 2, seconds: float = SECONDS) -> Watchdog:
+    def connect() -> dist.Store:
+        store = dist.FileStore(str(path), -1)
+        store.set_timeout(timedelta(seconds=20))
+        return store
+
+    activity = Activity()
+    activity.epoch = 3
+    return Watchdog(rank, world_size, activity, seconds, connect, "host:1")
+
+
+@pytest.fixture
+def ends(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Exit codes that the process would have ended with."""
+    found: list[int] = []
+    monkeypatch.setattr("os._exit", found.append)
+    return found
+
+
+def _beat(path: Path, rank: int, beats: int, state: str = "alive") -> None:
+    store = dist.FileStore(str(path), -1)
+    store.set(f"beat/{rank}", json.dumps([beats, state, "epoch 2, validating"]))
+
+
+def test_two_that_answer_leave_each_other_alone(tmp_path: Path, ends: list[int]) -> None:
+    watchdogs = [_watchdog(tmp_path / "store", rank) for rank in (0, 1)]
+    for watchdog in watchdogs:
+        watchdog.start()
+    time.sleep(3 * SECONDS)
+    for watchdog in watchdogs:
+        watchdog.end()
+        watchdog.close()
+    assert ends == []
+    assert table(watchdogs[0])["1"]["doing"] == "epoch 3, starting"
+
+
+def test_silence_is_named_told_and_ends_the_process(
+    tmp_path: Path, ends: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    _beat(tmp_path / "store", 1, beats=7)
+    told: list[str] = []
+    watchdog = _watchdog(tmp_path / "store", 0)
+    watchdog.before_exit.append(told.append)
+    watchdog.start()
+    deadline = time.monotonic() + 10 * SECONDS
+    while not ends and time.monotonic() < deadline:
+        time.sleep(0.05)
+    watchdog.end()
+    watchdog.close()
+    assert ends[0] == 75
+    line = "no answer for 1 s from rank 1 (last seen in epoch 2, validating); rank 0 was in epoch 3"
+    assert line in told[0]
+    assert f"error: {line}" in capsys.readouterr().err
+
+
+def test_who_has_ended_is_not_missed(tmp_path: Path, ends: list[int]) -> None:
+    _beat(tmp_path / "store", 1, beats=7, state="ended")
+    watchdog = _watchdog(tmp_path / "store", 0)
+    watchdog.start()
+    time.sleep(3 * SECONDS)
+    watchdog.end()
+    watchdog.close()
+    assert ends == []
+
+
+def test_a_store_that_is_gone_is_noticed_too(tmp_path: Path, ends: list[int]) -> None:
+    blocked = threading.Event()
+
+    def connect() -> dist.Store:
+        blocked.wait(20)
+        raise RuntimeError("no store")
+
+    watchdog = Watchdog(1, 2, Activity(), SECONDS, connect, "10.0.0.1:29500")
+    told: list[str] = []
+    watchdog.before_exit.append(told.append)
+    watchdog.start()
+    deadline = time.monotonic() + 10 * SECONDS
+    while not ends and time.monotonic() < deadline:
+        time.sleep(0.05)
+    watchdog.end()
+    blocked.set()
+    watchdog.close()
+    assert ends[0] == 75
+    assert "no answer for 1 s from 10.0.0.1:29500, where rank 0 keeps the ranks together" in told[0]
+
+
+def test_a_broken_connection_names_who_is_silent(tmp_path: Path) -> None:
+    _beat(tmp_path / "store", 1, beats=7)
+    _beat(tmp_path / "store", 2, beats=7, state="ended")
+    comm = Communicator(0, 1)
+    comm.watchdog = _watchdog(tmp_path / "store", 0, world_size=3, seconds=60)
+    comm.watchdog.start()
+    with pytest.raises(JobError) as caught, explained(comm), comm.activity.phase("forward solve"):
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer")
+    comm.watchdog.close()
+    line = "rank 1 (last seen in epoch 2, validating) was lost; rank 0 was in forward solve; "
+    assert str(caught.value).startswith(line)
+    assert not caught.value.told
+
+
+def test_other_errors_pass_through() -> None:
+    with pytest.raises(RuntimeError, match="size mismatch"), explained(Communicator()):
+        raise RuntimeError("size mismatch")
+    assert not is_broken_connection(ValueError("gloo/ Connection"))
+    assert is_broken_connection(dist.DistNetworkError("gone"))
