@@ -59,8 +59,7 @@ class Course:
         elif kind == TRACE:
             self.trace = self.trace or text
         elif kind == LOST:
-            # what is lost comes first; where the others were is in the crash report
-            self._lost = self._lost or text.partition("; ")[0]
+            self._lost = self._lost or _in_short(text)
         elif kind == CHECKPOINT:
             self._trace_before = None
         elif kind == TRAINING:
@@ -76,6 +75,12 @@ class Course:
         self.failures, self.failure = self.failures + 1, self._lost or text
         self.repeated = self.trace is not None and self.trace == self._trace_before
         self._trace_before = self.trace
+
+
+def _in_short(text: str) -> str:
+    """Who is lost, of a JobError's line; the rest is in the crash report."""
+    first = text.partition("; ")[0]
+    return first.partition(" (")[0] if " lost the others in " in first else first
 
 
 class Screen(Course):

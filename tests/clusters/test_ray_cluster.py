@@ -61,8 +61,8 @@ def test_a_run_outlives_its_processes_and_machines(
         os.kill(program.process.pid, signal.SIGTERM)
         assert program.end() == 128 + signal.SIGTERM, program.said()
     said = program.said()
-    for rank in range(2):
-        assert re.search(rf"\nrank {rank} (.* )?was lost; Ray starts the workers again", said)
+    # "rank 1 was lost", or "rank 1 lost the others", where those who knew more were lost too
+    assert len(re.findall(r"\nrank \d .*lost.*; Ray starts the workers again", said)) == 2
     assert "SIGTERM: finishing this epoch and writing a checkpoint" in said
     stopped = len(records(output))
     assert f"stopped by SIGTERM after epoch {stopped} with a checkpoint" in said

@@ -257,3 +257,16 @@ def test_a_request_to_stop_is_passed_on_with_its_line() -> None:
     course = Course()
     course.take(messages.STOPPED, "15 stopped by SIGTERM after epoch 3")
     assert course.stopped == (15, "stopped by SIGTERM after epoch 3")
+
+
+def test_who_is_lost_is_said_in_short() -> None:
+    course = Course()
+    course.take(messages.STARTED, "")
+    course.take(messages.LOST, "rank 1 (last seen in epoch 6, step) was lost; rank 0 was in ...")
+    course.take(messages.LOST, "rank 2 lost the others in epoch 6, step (Broken pipe); go on ...")
+    course.take(messages.FAILED, "rank 0 failed")
+    assert course.failure == "rank 1 (last seen in epoch 6, step) was lost"
+    course.take(messages.STARTED, "")
+    course.take(messages.LOST, "rank 2 lost the others in epoch 7, step (Broken pipe); go on ...")
+    course.take(messages.FAILED, "rank 2 failed")
+    assert course.failure == "rank 2 lost the others in epoch 7, step"
