@@ -50,6 +50,17 @@ class RunConfig(Section):
     gpus: int | None = Field(
         None, ge=1, description="the same, one process for each of so many GPUs"
     )
+    restarts: int = Field(
+        10,
+        ge=0,
+        description="how often Ray starts the workers again after losing one; with torchrun, its "
+        "--max-restarts decides",
+    )
+    restart_wait_seconds: float = Field(
+        1800.0,
+        gt=0,
+        description="how long Ray may then wait for free machines before the run ends with code 75",
+    )
     engine: Literal["torch", "deepspeed"] = Field(
         "torch", description="what holds and steps the optimiser"
     )
