@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from distributed_ignn.errors import JobError, Stopped, UserError
 
@@ -20,7 +21,7 @@ def run_main(main: Callable[[], None]) -> int:
     """Run a command and return its exit code.
 
     0; 2 after a UserError; 75 after a JobError; 128 + signal where a signal ended it. The reason is
-    printed as one line to stderr: a UserError as ``error: ...`` by rank 0 alone under torchrun,
+    printed as one line to stderr: a UserError as ``error: ...`` by its teller, which is one rank
     where every rank raises the same one, a JobError by the first rank that knows of it. Any other
     exception is a bug and passes through with its stack trace. What the library logs meanwhile is
     shown, see ``shown_log``.
@@ -29,7 +30,7 @@ def run_main(main: Callable[[], None]) -> int:
         with shown_log():
             main()
     except UserError as error:
-        _say(f"error: {error}", unless=_is_other_rank())
+        _say(f"error: {error}", unless=_is_told_elsewhere(error))
         return 2
     except JobError as error:
         _say(f"error: {error}", unless=error.told)
@@ -41,6 +42,34 @@ def run_main(main: Callable[[], None]) -> int:
         _say("stopped by SIGINT", unless=_is_other_rank())
         return 128 + signal.SIGINT
     return 0
+
+
+def check_output(flag: str, path: Path | None, *, folder: bool = False) -> None:
+    """Refuse a path that can never be written, before work is done that would be lost.
+
+    Args:
+        flag: that named it.
+        path: a file to be written, or a folder; None is nothing to check.
+        folder: which of them.
+
+    Raises:
+        UserError: a folder is in the place of the file, or a file in the place of a folder.
+    """
+    if path is None:
+        return
+    if not folder and path.is_dir():
+        raise UserError(f"{flag} {path} is a folder; name a file, as in {flag} {path / 'NAME'}")
+    above = path if folder else path.absolute().parent
+    nearest = next(place for place in (above, *above.absolute().parents) if place.exists())
+    if not nearest.is_dir():
+        raise UserError(f"{flag} {path} cannot be written: {nearest} is a file; name another path")
+
+
+def _is_told_elsewhere(error: UserError) -> bool:
+    if error.teller == "rank" or not _is_other_rank():
+        return False
+    # the first rank of another machine may be the only one that knows
+    return error.teller == "job" or os.environ.get("LOCAL_RANK") != "0"
 
 
 def _say(text: str, *, unless: bool) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import signal
+from typing import Literal
+
+Teller = Literal["machine", "job", "rank"]
 
 
 class UserError(Exception):
@@ -10,7 +13,14 @@ class UserError(Exception):
 
     Entry points print it as ``error: ...`` and exit with code 2, without a stack trace. A
     programming error is never wrapped in it.
+
+    Attributes:
+        teller: who prints it where there are several ranks: the first rank of each machine, as long
+            as ranks have not met; the first of the job, once all of them raise it alike; or every
+            rank that raises it.
     """
+
+    teller: Teller = "machine"
 
 
 class JobError(Exception):

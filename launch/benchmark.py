@@ -16,7 +16,7 @@ from distributed_ignn.benchmarks.report import Report
 from distributed_ignn.benchmarks.study import Study, tell_nobody
 from distributed_ignn.benchmarks.suite import SUITE, WITH_SINGLE
 from distributed_ignn.benchmarks.workload import open_workload
-from distributed_ignn.cli import run_main
+from distributed_ignn.cli import check_output, run_main
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import CommandParser, RunConfig, parse_command
 from distributed_ignn.errors import UserError
@@ -86,6 +86,7 @@ def _measure(args: Namespace, config: RunConfig, comm: Communicator) -> None:
     comm.together(
         lambda: _write(args, report, study) if comm.is_main else None,
         doing="write the results",
+        way_out="choose other files",
     )
 
 
@@ -148,6 +149,8 @@ def _parse(argv: Sequence[str]) -> tuple[Namespace, RunConfig]:
         if value < 1:
             raise UserError(f"--{flag} {value} must be at least 1")
     _check_kind(args)
+    for flag in ("json", "csv", "plot"):
+        check_output(f"--{flag}", getattr(args, flag))
     return args, config
 
 

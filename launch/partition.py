@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
-from distributed_ignn.cli import run_main
+from distributed_ignn.cli import check_output, run_main
 from distributed_ignn.config import CommandParser, RunConfig, absolute_paths, parse_command
 from distributed_ignn.errors import UserError
 from distributed_ignn.graph.datasets import load_dataset
@@ -28,6 +28,7 @@ from distributed_ignn.graph.shard_store import (
 )
 from distributed_ignn.resident import Peak, read_peak, reset_peak
 
+_MOST_PARTS = 2**16  # each is a file, and a rank of the training
 _EXAMPLES = """\
 examples:
   python launch/partition.py --dataset acm --parts 4 --out shards/acm-4
@@ -62,7 +63,10 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, RunConfig]:
     )
     args, run = parse_command(parser, argv)
     if args.parts < 1:
-        raise UserError(f"parts = {args.parts}: a graph is divided into at least 1 part")
+        raise UserError(f"--parts {args.parts} must be at least 1, the number of ranks")
+    if args.parts > _MOST_PARTS:
+        raise UserError(f"--parts {args.parts} must be at most {_MOST_PARTS}, the number of ranks")
+    check_output("--out", args.out, folder=True)
     if args.method is not None:
         partition = run.partition.model_copy(update={"method": args.method})
         run = run.model_copy(update={"partition": partition})

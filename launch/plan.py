@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
-from distributed_ignn.cli import run_main
+from distributed_ignn.cli import check_output, run_main
 from distributed_ignn.config import CommandParser
 from distributed_ignn.errors import UserError
 from distributed_ignn.planning import report
@@ -261,6 +261,8 @@ def _parse(argv: Sequence[str]) -> Namespace:
     parser.add_argument("--plot", type=Path, metavar="FILE", help="a PNG over ranks")
     args = parser.parse_args(argv)
     _check(args)
+    for flag in ("json", "plot", "calibrate"):
+        check_output(f"--{flag}", getattr(args, flag))
     return args
 
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from distributed_ignn.cli import run_main
+from distributed_ignn.cli import check_output, run_main
 from distributed_ignn.config import CommandParser
 from distributed_ignn.errors import UserError
 from distributed_ignn.training.entry import on_this_rank
@@ -26,6 +26,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _run(argv: Sequence[str]) -> None:
     options, device = _parse(argv)
+    check_output("--out", options.out)
     on_this_rank(lambda comm: predict(options, comm), device)
 
 
@@ -45,7 +46,7 @@ def _parse(argv: Sequence[str]) -> tuple[PredictOptions, str]:
     if found.tolerance is not None and found.steps is not None:
         raise UserError("--tolerance and --steps both say when to stop; give one of them")
     if found.tolerance is not None and not 0 < found.tolerance < 1:
-        raise UserError(f"--tolerance {found.tolerance} must lie between 0 and 1")
+        raise UserError(f"--tolerance {found.tolerance} must lie between 0 and 1, as in 1e-6")
     if found.steps is not None and found.steps < 1:
         raise UserError(f"--steps {found.steps} must be at least 1")
     options = PredictOptions(

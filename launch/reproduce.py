@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from distributed_ignn.cli import run_main
+from distributed_ignn.cli import check_output, run_main
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import CONFIG_FOLDER, CommandParser, RunConfig, parse_command
 from distributed_ignn.errors import UserError
@@ -54,6 +54,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _run(argv: Sequence[str]) -> None:
     args, config = _parse(argv)
+    check_output("--out", args.out, folder=True)
     out = args.out or Path("runs") / f"{args.study}-{Path(config.dataset).stem}"
     request = Request(config, args.seeds, out.absolute())
     study = STUDIES[args.study]
@@ -70,6 +71,7 @@ def _conduct(name: str, study: Study, request: Request, comm: Communicator) -> N
     comm.together(
         lambda: request.out.mkdir(parents=True, exist_ok=True) if comm.is_main else None,
         doing=writing,
+        way_out="choose another --out",
     )
     outcome = study(request, comm)
     comm.together(

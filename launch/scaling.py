@@ -28,7 +28,7 @@ from distributed_ignn.benchmarks.scaling import (
     to_csv,
     with_efficiency,
 )
-from distributed_ignn.cli import run_main
+from distributed_ignn.cli import check_output, run_main
 from distributed_ignn.config import (
     CommandParser,
     RunConfig,
@@ -85,7 +85,11 @@ def _run(argv: Sequence[str]) -> None:
     studies = _STUDIES[args.study]
     todo = [p for s in studies for p in points(s, config, args.ranks, args.halo, link)]
     out: Path = args.out.absolute()
-    (out / "points").mkdir(parents=True, exist_ok=True)
+    try:
+        (out / "points").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"cannot write to --out {args.out}: {reason}; name another") from error
     rows: list[Row] = []
     failed: list[str] = []
     with killable():
@@ -167,6 +171,7 @@ def _parse(argv: Sequence[str]) -> tuple[Namespace, RunConfig]:
     gpus = 0 if config.device == "cpu" else torch.cuda.device_count()
     args.ranks = sorted(set(args.ranks or _default_ranks(gpus)))
     _check(args, gpus)
+    check_output("--out", args.out, folder=True)
     return args, absolute_paths(config)
 
 

@@ -14,7 +14,7 @@ _BESIDE_REPOSITORY = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 # What a folder's tests need, cheapest first: one process; several ranks; whole programs. Files
 # beside this one and folders that are not listed come before all of these.
-_TIERS = ("graph", "solvers", "models", "comm", "training", "parity", "launch")
+_TIERS = ("graph", "solvers", "models", "comm", "training", "parity", "launch", "inputs")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -8,6 +8,7 @@ import logging
 import pytest
 
 from distributed_ignn.cli import run_main, shown_log
+from distributed_ignn.errors import Teller, UserError
 
 LOGGER = logging.getLogger("distributed_ignn.graph.anything")
 
@@ -48,3 +49,31 @@ def test_a_stream_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
         _speak()
     assert stream.getvalue().startswith("downloading a.zip\n")
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("teller", "local_rank", "printed"),
+    [
+        ("machine", "0", True),  # of another machine, where nobody else can tell
+        ("machine", "1", False),
+        ("job", "0", False),
+        ("rank", "1", True),
+    ],
+)
+def test_who_tells_of_a_mistake(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    teller: Teller,
+    local_rank: str,
+    printed: bool,
+) -> None:
+    for name, value in {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": local_rank}.items():
+        monkeypatch.setenv(name, value)
+
+    def fail() -> None:
+        error = UserError("no such file")
+        error.teller = teller
+        raise error
+
+    assert run_main(fail) == 2
+    assert capsys.readouterr().err == ("error: no such file\n" if printed else "")

@@ -204,7 +204,7 @@ class Communicator:
             json.loads(bytes(table[r, : int(lengths[r])].tolist())) for r in range(self.world_size)
         ]
 
-    def together(self, action: Callable[[], T], *, doing: str = "go on") -> T:
+    def together(self, action: Callable[[], T], *, doing: str = "go on", way_out: str = "") -> T:
         """Do rank-local work that a mistake or a full disk can stop, and fail on all ranks alike.
 
         Without it a rank whose work fails leaves the others waiting in the next collective.
@@ -212,6 +212,7 @@ class Communicator:
         Args:
             action: this rank's work; its result is returned.
             doing: completes "cannot ..." where the operating system refuses.
+            way_out: what the user can do about that.
 
         Raises:
             UserError: the first failing rank's message, on every rank.
@@ -223,7 +224,8 @@ class Communicator:
         except UserError as error:
             problem = str(error)
         except OSError as error:
-            problem = f"cannot {doing}: {error.strerror or error}"
+            advice = f"; {way_out}" if way_out else ""
+            problem = f"cannot {doing}: {error.strerror or error}{advice}"
         self.agree(problem)
         return cast(T, result)
 
@@ -272,7 +274,7 @@ def start_communicator(
         shares_memory: whether rows may go through shared memory where ranks are on one machine.
 
     Raises:
-        UserError: nccl was asked for without a GPU per rank.
+        UserError: nccl was asked for without a GPU per rank, or see ``join``.
         JobError: another rank did not come.
     """
     if device.type == "cuda":

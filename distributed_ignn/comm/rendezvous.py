@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 import uuid
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from datetime import timedelta
 
 import torch.distributed as dist
 
-from distributed_ignn.errors import JobError
+from distributed_ignn.errors import JobError, UserError
 
 logger = logging.getLogger(__name__)
 
@@ -118,9 +119,34 @@ def join(rank: int, world_size: int, seconds: float) -> dist.Store:
         seconds: how long to wait for the others.
 
     Raises:
+        UserError: another program has the port, or nobody answers at the address.
         JobError: some did not come.
     """
     timeout = timedelta(seconds=seconds)
-    store, _, _ = next(dist.rendezvous("env://", rank, world_size, timeout=timeout))
+    try:
+        store, _, _ = next(dist.rendezvous("env://", rank, world_size, timeout=timeout))
+    except dist.DistNetworkError as error:
+        raise _unreachable(rank, seconds, error) from error
+    except dist.DistStoreError as error:  # rank 0 waits for the others where it is the server
+        raise JobError(
+            f"rank {rank} waited {seconds:g} s (comm.timeout_seconds) for all {world_size} ranks "
+            "to start; look at the others for the reason, and start all ranks again"
+        ) from error
     name = agree_on_attempt(store, rank, world_size, seconds)
     return dist.PrefixStore(f"ignn/{name}", store)
+
+
+def _unreachable(rank: int, seconds: float, error: dist.DistNetworkError) -> UserError:
+    place = f"MASTER_ADDR = {os.environ['MASTER_ADDR']}, MASTER_PORT = {os.environ['MASTER_PORT']}"
+    if "EADDRINUSE" in str(error):
+        found = UserError(
+            f"{place}: the port is in use by another program; choose another MASTER_PORT, the same "
+            "for all ranks"
+        )
+    else:
+        found = UserError(
+            f"{place}: rank 0 did not answer rank {rank} there within {seconds:g} s "
+            "(comm.timeout_seconds); start rank 0 first, or correct the address for all ranks"
+        )
+    found.teller = "rank"
+    return found

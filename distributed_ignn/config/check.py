@@ -15,6 +15,20 @@ from distributed_ignn.errors import UserError
 from distributed_ignn.reading.plain_files import in_one_line
 
 _LONGEST_VALUE = 60
+_WHOLE = "must be a whole number"
+_RULES = {  # what pydantic says for programmers
+    **dict.fromkeys(("int_parsing", "int_parsing_size", "int_type", "int_from_float"), _WHOLE),
+    **dict.fromkeys(("float_parsing", "float_type"), "must be a number"),
+    **dict.fromkeys(("bool_parsing", "bool_type"), "must be true or false"),
+    "finite_number": "must be a finite number",
+    "greater_than": "must be above {gt}",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than": "must be below {lt}",
+    "less_than_equal": "must be at most {le}",
+    "literal_error": "must be {expected}",
+    "string_type": "must be text",
+    "path_type": "must be a path",
+}
 
 
 def validate_run(
@@ -72,8 +86,20 @@ def _describe(detail: ErrorDetails) -> str:
             if is_section
             else (f"{location} = {_cut(str(detail['input']))} {reason}")
         )
-    reason = detail["msg"].replace("Input should be", "must be")
-    return f"{location} = {_shorten(detail['input'])}: {reason}"
+    reason = _RULES.get(detail["type"], detail["msg"].replace("Input should be", "must be"))
+    reason = reason.format(**detail.get("ctx", {}))
+    found = f"{location} = {_shorten(detail['input'])}"
+    return f"{found} {reason}{_way_out(section, location)}"
+
+
+def _way_out(section: type[BaseModel], location: str) -> str:
+    """A value that is right: the default, or none."""
+    field = section.model_fields[location.rpartition(".")[2]]
+    default = field.get_default()
+    if default is None:
+        return "; leave it out for the default" if not field.is_required() else ""
+    text = str(default).lower() if isinstance(default, bool) else str(default)
+    return f"; the default is {text}"
 
 
 def _locate(loc: tuple[int | str, ...]) -> tuple[str, type[BaseModel]]:

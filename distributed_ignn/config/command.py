@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from distributed_ignn.config.suggest import suggest
 from distributed_ignn.errors import UserError
+
+_NUMBERS = {"int": "a whole number", "float": "a number"}
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -22,8 +25,11 @@ class CommandParser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, **kwargs)
 
     def error(self, message: str) -> NoReturn:
-        """Raise what argparse would print."""
-        raise UserError(f"{message.removeprefix('argument ')}; --help lists all flags")
+        """Raise what argparse would print, in words for users."""
+        message = message.removeprefix("argument ")
+        for kind, words in _NUMBERS.items():
+            message = re.sub(rf"invalid {kind} value: (.*)", rf"\1 is not {words}", message)
+        raise UserError(f"{message}; --help lists all flags")
 
     def parse_args(  # type: ignore[override]
         self, args: Sequence[str], namespace: argparse.Namespace | None = None

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from distributed_ignn.config.section import Section
+from distributed_ignn.config.section import LARGEST_SEED, Section
 from distributed_ignn.config.suggest import suggest
 
 DATASET_NAMES = (
@@ -26,6 +26,7 @@ DATASET_NAMES = (
     "file",
 )
 FILE_SUFFIXES = (".pt", ".npz")
+LARGEST_GRAPH = 2**31 - 2  # nodes that 32-bit ids can name
 
 
 def _check_dataset(value: str) -> str:
@@ -54,12 +55,18 @@ class ChainsConfig(Section):
     classes: int = Field(2, ge=2, description="number of classes")
     noise: float = Field(0.0, ge=0, description="standard deviation of the feature noise")
     features: int = Field(100, ge=1, description="feature columns; at least one for each class")
-    seed: int = Field(0, ge=0, description="seed of the noise and of the split")
+    seed: int = Field(0, ge=0, le=LARGEST_SEED, description="seed of the noise and of the split")
     train_fraction: float = Field(0.05, gt=0, lt=1, description="share of training nodes")
     val_fraction: float = Field(0.1, gt=0, lt=1, description="share of validation nodes")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        nodes = self.length * self.chains_per_class * self.classes
+        if nodes > LARGEST_GRAPH:
+            raise ValueError(
+                f"length = {self.length}, chains_per_class = {self.chains_per_class} and classes = "
+                f"{self.classes} make {nodes:,} nodes; there may be {LARGEST_GRAPH:,} at most"
+            )
         if self.features < self.classes:
             raise ValueError(
                 f"features = {self.features} is below classes = {self.classes}; each class "
@@ -77,9 +84,11 @@ class SyntheticConfig(Section):
     """A heavy-tailed graph with the statistics of ogbn-products, at any scale."""
 
     scale: float = Field(
-        0.001, gt=0, description="1 gives 2,449,029 nodes and 61,859,140 undirected edges"
+        0.001, gt=0, le=800, description="1 gives 2,449,029 nodes and 61,859,140 undirected edges"
     )
-    seed: int = Field(0, ge=0, description="seed of edges, features, labels and split")
+    seed: int = Field(
+        0, ge=0, le=LARGEST_SEED, description="seed of edges, features, labels and split"
+    )
     features: int = Field(100, ge=1, description="feature columns")
     classes: int = Field(47, ge=2, description="number of classes")
     communities: int = Field(
@@ -150,4 +159,4 @@ class PartitionConfig(Section):
         "(0: none); pays on graphs of large diameter",
     )
     imbalance: float = Field(1.05, ge=1, description="largest part over the mean part")
-    seed: int = Field(0, ge=0, description="seed of the partitioner")
+    seed: int = Field(0, ge=0, le=LARGEST_SEED, description="seed of the partitioner")

@@ -15,7 +15,7 @@ InjectionLayers = Annotated[Literal[1, 2], BeforeValidator(digits_to_int)]
 class ModelConfig(Section):
     """The implicit model Z = relu(A_hat Z W + b(X)) and its readout."""
 
-    hidden: int = Field(128, ge=1, description="width D of the equilibrium")
+    hidden: int = Field(128, ge=1, le=2**20, description="width D of the equilibrium")
     cell: Literal["ignn", "eignn", "mignn"] = Field(
         "ignn",
         description="how W is parametrised; ignn: bounded column sums, eignn: a linear "

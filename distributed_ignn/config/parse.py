@@ -129,6 +129,9 @@ def _resolve(flags: dict[str, Any], config_file: Path | None) -> RunConfig:
     path = config_file or _shipped_file(flags.get("dataset"))
     if path is None:
         return _check_files(validate_run(flags))
+    if not path.is_file():
+        problem = "is a folder" if path.is_dir() else "does not exist"
+        raise UserError(f"config = {path} {problem}; name a YAML file with --config FILE")
     return _check_files(validate_run(_merge(_read_yaml(path), flags), path, flags))
 
 
@@ -149,7 +152,7 @@ def _check_files(run: RunConfig) -> RunConfig:
     }
     for key, path in named.items():
         if path is not None and not Path(path).exists():
-            raise UserError(f"{key} = {path} does not exist")
+            raise UserError(f"{key} = {path} does not exist; name an existing one with --{key}")
     return run
 
 
@@ -175,5 +178,5 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if content is None:
         return {}
     if not isinstance(content, dict):
-        raise UserError(f"{path} must hold sections and keys, not {type(content).__name__}")
+        raise UserError(f"{path} must hold sections and keys, as in dataset: NAME")
     return content

@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 
 from distributed_ignn.config.data import DATASET_NAMES, DataConfig, DatasetName, PartitionConfig
 from distributed_ignn.config.model import ModelConfig
-from distributed_ignn.config.section import Section
+from distributed_ignn.config.section import LARGEST_SEED, Section
 from distributed_ignn.config.solvers import (
     AdjointConfig,
     NeuralSolverConfig,
@@ -36,7 +36,7 @@ class RunConfig(Section):
         description=f"{', '.join(DATASET_NAMES)}, or your own graph: the path of a .pt or .npz file"
     )
     data_root: Path = Field(Path("data"), description="folder where datasets are or will be put")
-    seed: int = Field(0, ge=0, description="seed of weights and dropout")
+    seed: int = Field(0, ge=0, le=LARGEST_SEED, description="seed of weights and dropout")
     output: Path = Field(
         default_factory=_output_folder,
         description="folder for results; if not given, runs/DATASET-seedN",
@@ -49,6 +49,17 @@ class RunConfig(Section):
     )
     gpus: int | None = Field(
         None, ge=1, description="the same, one process for each of so many GPUs"
+    )
+    restarts: int = Field(
+        10,
+        ge=0,
+        description="how often Ray starts the workers again after losing one; with torchrun, its "
+        "--max-restarts decides",
+    )
+    restart_wait_seconds: float = Field(
+        1800.0,
+        gt=0,
+        description="how long Ray may then wait for free machines before the run ends with code 75",
     )
     engine: Literal["torch", "deepspeed"] = Field(
         "torch", description="what holds and steps the optimiser"

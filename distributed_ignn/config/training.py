@@ -73,7 +73,7 @@ class TrainConfig(Section):
     )
     dtype: Literal["float32", "float64"] = Field("float32", description="number format")
     threads: int = Field(
-        0, ge=0, description="CPU threads of each rank (0: cores divided by local ranks)"
+        0, ge=0, le=4096, description="CPU threads of each rank (0: cores divided by local ranks)"
     )
     kernel: Literal["auto", "bag", "reduce", "csr", "triton", "triton-product"] = Field(
         "auto",
@@ -132,7 +132,10 @@ class CommConfig(Section):
         "auto", description="auto: nccl on GPUs, gloo on CPUs"
     )
     timeout_seconds: int = Field(
-        1800, ge=1, description="a rank that waits longer than this for the others gives up"
+        1800,
+        ge=1,
+        le=10**7,
+        description="a rank that waits longer than this for the others gives up",
     )
     hang_seconds: float = Field(
         120.0,

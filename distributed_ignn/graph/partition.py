@@ -176,7 +176,8 @@ def _decide(
         return "contiguous", "none", _split_evenly(weights, parts)
     if parts > nodes:
         raise UserError(
-            f"parts = {parts} exceeds the graph's {nodes} nodes; every part needs a node"
+            f"parts = {parts} exceeds the graph's {nodes} nodes and every part needs a node; take "
+            f"at most {nodes}"
         )
     if config.method == "fennel":
         part = fennel(_union(graphs), parts, weights, imbalance=config.imbalance, seed=config.seed)

@@ -303,7 +303,10 @@ def load_profile(name: str) -> Profile:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"])) or "the file"
-        raise UserError(f"hardware profile {path} is wrong: {key}: {first['msg']}") from error
+        raise UserError(
+            f"hardware profile {path} is wrong: {key}: {first['msg']}; measure this machine anew "
+            "with --calibrate FILE.yaml"
+        ) from error
 
 
 def write_profile(path: Path, profile: Profile) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -28,10 +29,28 @@ def train(config: RunConfig) -> None:
     if "RANK" not in os.environ and (config.workers or config.gpus):
         from distributed_ignn.training.ray_launch import train_on_ray
 
-        train_on_ray(config)
+        try:
+            train_on_ray(config)
+        except UserError:
+            with suppress(OSError):  # not empty: it holds a run
+                config.output.rmdir()
+            raise
         return
+    _check_processes(config)
     run = absolute_paths(config)
     on_this_rank(lambda comm: run_training(run, comm), run.device, run.comm)
+
+
+def _check_processes(config: RunConfig) -> None:
+    """The numbers of processes are for Ray; under torchrun another number would be ignored."""
+    started = os.environ.get("WORLD_SIZE", "1")
+    for name in ("workers", "gpus"):
+        asked = getattr(config, name)
+        if asked is not None and str(asked) != started:
+            raise UserError(
+                f"{name} = {asked} but {started} processes are started already, by torchrun; leave "
+                f"out --{name}, or give torchrun --nproc-per-node {asked}"
+            )
 
 
 def on_this_rank(
@@ -51,6 +70,9 @@ def on_this_rank(
     try:
         with explained(comm):
             return action(comm)
+    except UserError as error:
+        error.teller = "job"
+        raise
     finally:
         comm.close()
 
@@ -104,7 +126,18 @@ def _position() -> _Position:
                 f"{below} = {number} in the environment is not below {limit} = {most}; start with "
                 "torchrun"
             )
-    for name in ("MASTER_ADDR", "MASTER_PORT") if place.world_size > 1 else ():
+    if place.world_size > 1:
+        _check_address()
+    return place
+
+
+def _check_address() -> None:
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
         if not os.environ.get(name):
             raise UserError(f"{name} is missing in the environment; start with torchrun")
-    return place
+    port = os.environ["MASTER_PORT"]
+    if not (port.isdecimal() and 0 < int(port) < 65536):
+        raise UserError(
+            f"MASTER_PORT = {port!r} in the environment is not a port; give a number from 1 to "
+            "65535, or start with torchrun"
+        )

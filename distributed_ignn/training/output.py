@@ -41,6 +41,7 @@ def claim(config: RunConfig, comm: Communicator) -> RunConfig:
     again = comm.together(
         lambda: claim_output(config) if comm.is_main else False,
         doing=f"write to output = {config.output}",
+        way_out="choose another --output",
     )
     if not comm.gather_json(again)[0]:
         return config

@@ -2,41 +2,36 @@
 
 The driver, which is the process that a person started, checks what it can before any worker
 starts, hands the settings to the workers and shows what rank 0 prints. The workers come back by
-themselves after a crash, from the newest checkpoint of the run.
+themselves after a crash, from the newest checkpoint of the run; the driver says so, waits a limited
+time for machines, and passes on a request to stop.
 """
 
 from __future__ import annotations
 
-import io
-import logging
 import os
 import shutil
-import socket
 import sys
-from contextlib import ExitStack, redirect_stdout
-from dataclasses import asdict
+import time
+from contextlib import nullcontext
 from pathlib import Path
 from threading import Thread
 from typing import Any
 
-import torch
-
-from distributed_ignn.cli import shown_log
+from distributed_ignn.comm.activity import Activity
 from distributed_ignn.config import RunConfig, absolute_paths
-from distributed_ignn.errors import UserError
-from distributed_ignn.training.entry import on_this_rank
-from distributed_ignn.training.output import SETTINGS, claim_output
-from distributed_ignn.training.records import EpochRecord
-from distributed_ignn.training.run import run_training
-
-RESTARTS = 2
-"""How often the workers are started again after one of them has crashed."""
+from distributed_ignn.errors import JobError, Stopped, UserError
+from distributed_ignn.training import ray_cluster as cluster
+from distributed_ignn.training import ray_messages as messages
+from distributed_ignn.training.output import claim_output
+from distributed_ignn.training.ray_worker import train_worker
+from distributed_ignn.training.stopping import StopRequest
 
 # Ray's list of reported checkpoints. It names folders that our own retention has removed since,
 # which a later start on the same output would take for damage.
 _SNAPSHOT = "checkpoint_manager_snapshot.json"
-_POLL_SECONDS = "0.5"  # a report waits until the one before was fetched; Ray's 2 s is long
-_REACH_SECONDS = 10.0
+_TURN_SECONDS = 0.2
+_LOOK_SECONDS = 10.0
+_GO_ON = "go on from the last checkpoint with --resume auto"
 
 
 def train_on_ray(config: RunConfig) -> None:
@@ -47,88 +42,25 @@ def train_on_ray(config: RunConfig) -> None:
     Raises:
         UserError: Ray is missing or not reachable, the cluster is too small, or a worker met a
             mistake of the user.
+        Stopped: the driver got SIGTERM or SIGINT; the workers have written a checkpoint.
+        JobError: workers were lost more often than ``config.restarts``, or machines to replace them
+            did not come within ``config.restart_wait_seconds``.
     """
-    _check_installed()
+    cluster.prepare(config)
     run = absolute_paths(config)
     check_output(run)
     import ray
 
-    _connect()
+    cluster.connect()
     try:
         _check_folder(config)
-        share = choose_gpu_share(run, int(ray.cluster_resources().get("GPU", 0)))
-        resources = {"CPU": 1.0} | ({"GPU": share} if share else {})
-        _check_size(run, resources, ray.cluster_resources())
-        announce_wait(run, resources, ray.available_resources())
-        if not share:
+        each = cluster.resources_of_each(run)
+        announce_wait(run, each, ray.available_resources())
+        if "GPU" not in each:
             run = run.model_copy(update={"device": "cpu"})
-        _fit(run, resources)
+        _fit(run, each)
     finally:
         ray.shutdown()
-
-
-def choose_gpu_share(config: RunConfig, found: int) -> float:
-    """GPUs of each process: 1, a fraction where processes outnumber GPUs, or 0 for CPUs.
-
-    Args:
-        config: the run.
-        found: GPUs in the cluster.
-
-    Raises:
-        UserError: GPUs were asked for and there are too few, or this torch cannot use them.
-    """
-    if config.gpus and config.gpus > found:
-        fewer = f"use --gpus {found} or less" if found else "use --workers N --device cpu"
-        raise UserError(f"gpus = {config.gpus} but Ray found {_count(found, 'GPU')}; {fewer}")
-    if config.device == "cpu" or (found == 0 and config.device == "auto"):
-        return 0.0
-    if found == 0:
-        raise UserError("device = cuda but Ray found no GPU; use --device cpu")
-    if not (torch.version.cuda or torch.version.hip):
-        if config.device == "auto" and config.gpus is None:
-            return 0.0
-        raise UserError(
-            f"torch {torch.__version__} is built without GPU support; install a CUDA build, or "
-            "use --workers N --device cpu"
-        )
-    return 1.0 / -(-_processes(config) // found)
-
-
-def choose_group_backend(config: RunConfig, share: float) -> str:
-    """nccl where every process has a GPU of its own, gloo otherwise.
-
-    Raises:
-        UserError: nccl was asked for where it cannot work.
-    """
-    if config.comm.backend == "nccl" and share < 1:
-        raise UserError(
-            f"comm.backend = nccl needs one GPU for each of the {_processes(config)} processes; "
-            "use --comm.backend gloo"
-        )
-    if config.comm.backend != "auto":
-        return config.comm.backend
-    return "nccl" if share == 1 else "gloo"
-
-
-def _processes(config: RunConfig) -> int:
-    return config.gpus or config.workers or 1
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
-
-
-def _check_installed() -> None:
-    """Import Ray Train once, so that a missing part shows here and as one line."""
-    os.environ["RAY_TRAIN_V2_ENABLED"] = "1"  # the default since Ray 2.51
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", _POLL_SECONDS)
-    try:
-        import ray.train.torch  # noqa: F401
-    except ImportError as error:
-        raise UserError(
-            "--workers and --gpus need Ray Train; install it with pip install "
-            "'distributed-ignn[ray]', or start with torchrun --nproc-per-node N"
-        ) from error
 
 
 def check_output(config: RunConfig) -> None:
@@ -155,100 +87,63 @@ def _check_folder(config: RunConfig) -> None:
         )
 
 
-def _connect() -> None:
-    """Join a running cluster or start a local one; Ray's own messages stay in its log files."""
-    import ray
-
-    address = os.environ.get("RAY_ADDRESS", "")
-    if "://" in address:
-        raise UserError(
-            f"RAY_ADDRESS = {address} reaches a cluster from outside; send the run there with ray "
-            "job submit, or unset RAY_ADDRESS"
-        )
-    if ":" in address:
-        _check_reachable(address)
-    try:
-        ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
-    except (ConnectionError, ValueError, ray.exceptions.RayError) as error:
-        reason = str(error).strip().splitlines()[0]
-        named = f" at RAY_ADDRESS = {address}" if address else ""
-        raise UserError(
-            f"cannot join the Ray cluster{named} ({reason}); give this shell the cluster's token, "
-            "or end it with ray stop and start it again"
-        ) from error
-
-
-def _check_reachable(address: str) -> None:
-    """Ray itself tries for more than a minute before it gives up."""
-    host, _, port = address.rpartition(":")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), _REACH_SECONDS).close()
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"no Ray cluster answers at RAY_ADDRESS = {address} ({error}); correct it, or unset "
-            "it to start a local one"
-        ) from error
-
-
-def _check_size(config: RunConfig, each: dict[str, float], found: dict[str, float]) -> None:
-    needed, cpus = _processes(config), int(found.get("CPU", 0))
-    if needed * each["CPU"] > cpus:
-        asked = "gpus" if config.gpus else "workers"
-        raise UserError(
-            f"{asked} = {needed} needs {_count(needed, 'CPU')} but Ray found "
-            f"{_count(cpus, 'CPU')}; ask for fewer processes, or join a larger cluster"
-        )
-
-
 def announce_wait(config: RunConfig, each: dict[str, float], free: dict[str, float]) -> None:
-    """Say why nothing happens while other programs use the cluster."""
-    for kind, amount in each.items():
-        wanted, left = _processes(config) * amount, free.get(kind, 0.0)
-        if left < wanted:
-            print(
-                f"waiting for {wanted:g} {kind}s of the Ray cluster, {left:g} free ...", flush=True
-            )
+    """Say why nothing happens while other programs use the cluster, or a machine is gone."""
+    missing = cluster.shortage(config, each, free)
+    if missing is not None:
+        print(f"waiting for {missing} ...", flush=True)
 
 
-def _fit(config: RunConfig, resources: dict[str, float]) -> None:
-    """Start the workers, show what rank 0 says, and wait for the end."""
+def _fit(config: RunConfig, each: dict[str, float]) -> None:
+    """Start the workers, show what rank 0 says, and see the run to its end."""
+    screen = messages.Screen()
+    bell = messages.make_bell()
+    trainer = _trainer(config, each, screen, bell)
+    print(f"starting {cluster.count(cluster.processes(config), 'worker')} on Ray ...", flush=True)
+    watch = _Watch(config, each, screen, bell)
+    try:
+        watch.see_through(trainer)
+    finally:
+        screen.close()
+        if screen.mistake is not None:
+            raise UserError(screen.mistake)
+        if screen.stopped is not None:
+            raise Stopped(*screen.stopped)
+
+
+def _trainer(config: RunConfig, each: dict[str, float], screen: messages.Screen, bell: Any) -> Any:
     import ray.train
     from ray.train import CheckpointConfig, FailureConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     ray_run_config: Any = ray.train.RunConfig  # type checkers see the old API's
-    screen = _Screen()
-    share = resources.get("GPU", 0.0)
-    trainer = TorchTrainer(
-        _train_worker,
+    share = each.get("GPU", 0.0)
+    return TorchTrainer(
+        train_worker,
         train_loop_config={
             "run": config.model_dump(mode="json"),
             "lines": screen.lines,
+            "bell": bell,
             "columns": shutil.get_terminal_size().columns,
             "encoding": sys.stdout.encoding,
         },
         torch_config=TorchConfig(
-            backend=choose_group_backend(config, share), timeout_s=config.comm.timeout_seconds
+            backend=cluster.choose_group_backend(config, share),
+            timeout_s=config.comm.timeout_seconds,
         ),
         scaling_config=ScalingConfig(
-            num_workers=_processes(config), use_gpu=share > 0, resources_per_worker=resources
+            num_workers=cluster.processes(config), use_gpu=share > 0, resources_per_worker=each
         ),
         # Its folder is the run's own, so that Ray refers to our checkpoints and copies none.
         run_config=ray_run_config(
             storage_path=str(config.output.parent),
             name=config.output.name,
-            failure_config=FailureConfig(max_failures=RESTARTS),
+            failure_config=FailureConfig(max_failures=config.restarts),
             checkpoint_config=CheckpointConfig(num_to_keep=None),  # we remove old ones ourselves
             worker_runtime_env={"env_vars": {"PYTHONPATH": _search_path()}},
+            callbacks=[messages.make_failure_reporter(screen.lines)],
         ),
     )
-    print(f"starting {_count(_processes(config), 'worker')} on Ray ...", flush=True)
-    try:
-        trainer.fit()
-    finally:
-        screen.close()
-        if screen.mistake is not None:
-            raise UserError(screen.mistake)
 
 
 def _search_path() -> str:
@@ -257,134 +152,101 @@ def _search_path() -> str:
     return os.pathsep.join(filter(None, folders))
 
 
-# Workers send the driver pairs of kind and text. Plain ones, because the process between them that
-# holds the queue would have to import this package, and torch with it, to read a class of ours.
-_OUTPUT, _MISTAKE, _END = "output", "mistake", "end"
+class _Watch:
+    """What the driver does while the workers train.
 
-
-class _Screen:
-    """Prints on the driver what rank 0 prints, and keeps the first mistake reported."""
-
-    def __init__(self) -> None:
-        import ray
-        from ray.util.queue import Queue
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-        # Beside the driver: it must outlive any machine that the run can lose.
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        self.lines = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
-        self.mistake: str | None = None
-        self._thread = Thread(target=self._show, daemon=True)
-        self._thread.start()
-
-    def _show(self) -> None:
-        import ray
-
-        while True:
-            try:
-                kind, text = self.lines.get()
-            except ray.exceptions.RayError:
-                return
-            if kind == _END:
-                return
-            if kind == _MISTAKE:
-                self.mistake = self.mistake or text
-            else:
-                print(text, end="", flush=True)
-
-    def close(self) -> None:
-        """Return when everything sent before has been shown."""
-        import ray
-
-        try:
-            self.lines.put((_END, ""))
-        except ray.exceptions.RayError:
-            return
-        self._thread.join()
-
-
-class _Lines(io.TextIOBase):
-    """A text file whose lines appear on the driver's screen."""
-
-    def __init__(self, lines: Any, encoding: str) -> None:
-        self._lines = lines
-        self._encoding = encoding
-        self._pending = ""
-
-    @property
-    def encoding(self) -> str:  # type: ignore[override]
-        """Of the driver's screen; decides whether tables may have drawn borders."""
-        return self._encoding
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, text: str) -> int:
-        whole, newline, self._pending = (self._pending + text).rpartition("\n")
-        if newline:
-            self._lines.put((_OUTPUT, whole + newline))
-        return len(text)
-
-
-def _train_worker(settings: dict[str, Any]) -> None:
-    """One rank, as Ray Train calls it in each worker process."""
-    import ray.train
-
-    context = ray.train.get_context()
-    rank = context.get_world_rank()
-    os.environ |= {
-        "RANK": str(rank),
-        "WORLD_SIZE": str(context.get_world_size()),
-        "LOCAL_RANK": str(context.get_local_rank()),
-        "LOCAL_WORLD_SIZE": str(context.get_local_world_size()),
-        "COLUMNS": str(settings["columns"]),
-    }
-    with ExitStack() as screen:
-        if rank == 0:
-            lines = _Lines(settings["lines"], settings["encoding"])
-            screen.enter_context(redirect_stdout(lines))
-            screen.enter_context(shown_log(lines))
-        config = _continue_own_run(RunConfig.model_validate(settings["run"]), rank)
-        # A mistake is known to all ranks, so they all return. Raising it would make Ray try again.
-        try:
-            on_this_rank(
-                lambda comm: run_training(config, comm, _report), config.device, config.comm
-            )
-        except UserError as error:
-            settings["lines"].put((_MISTAKE, str(error)))
-
-
-def _continue_own_run(config: RunConfig, rank: int) -> RunConfig:
-    """The settings, with ``resume: auto`` when an earlier attempt of this run has crashed."""
-    import ray.train
-    from ray.train.collective import broadcast_from_rank_zero
-
-    again = ray.train.get_checkpoint() is not None
-    if rank == 0 and config.resume is None:
-        again = again or (config.output / SETTINGS).exists()
-    if not broadcast_from_rank_zero(again):
-        return config
-    if rank == 0:
-        # not print, which Ray replaces by one that also writes to its own log
-        sys.stdout.write("a worker failed; starting again ...\n")
-    return config.model_copy(update={"resume": "auto"})
-
-
-def _report(record: EpochRecord, checkpoint: Path | None) -> None:
-    """Tell Ray about a checkpoint and the epoch it belongs to; every rank calls it in step.
-
-    Ray keeps metrics only together with a checkpoint, and each report is a barrier that may wait
-    for Ray's next poll, so epochs without one are not reported.
+    Args:
+        config: the run.
+        each: what each process takes of the cluster.
+        screen: what the workers say.
+        bell: asks them to stop.
     """
-    import ray.train
 
-    if checkpoint is None:
-        return
-    folder = None
-    if ray.train.get_context().get_world_rank() == 0:
-        folder = ray.train.Checkpoint.from_directory(checkpoint)
-    ray.train.report(
-        asdict(record),
-        checkpoint=folder,
-        checkpoint_upload_mode=ray.train.CheckpointUploadMode.NO_UPLOAD,
-    )
+    def __init__(
+        self, config: RunConfig, each: dict[str, float], screen: messages.Screen, bell: Any
+    ) -> None:
+        self._config = config
+        self._each = each
+        self._screen = screen
+        self._bell = bell
+        self._told = 0  # failures that the user knows of
+        self._looked = time.monotonic()
+        self._announced = 0
+
+    def see_through(self, trainer: Any) -> None:
+        """Return when the run has ended.
+
+        Raises:
+            Stopped: by a signal while there was nothing to finish.
+            JobError: see ``train_on_ray``.
+        """
+        outcome: list[BaseException] = []
+
+        def fit() -> None:
+            try:
+                trainer.fit()
+            except BaseException as error:
+                outcome.append(error)
+
+        # not in the main thread, where Ray would take over Ctrl-C
+        thread = Thread(target=fit, daemon=True, name="fit")
+        thread.start()
+        activity = Activity()
+        request = StopRequest(self._config.train.grace_seconds, activity, announce=True)
+        with request.listening(), activity.phase("the workers are starting"):
+            self._wait(thread, request)
+        if outcome and self._screen.mistake is None and self._screen.stopped is None:
+            self._tell_failures()
+            raise self._explained(outcome[0])
+
+    def _wait(self, thread: Thread, request: StopRequest) -> None:
+        rung = False
+        while thread.is_alive() and self._screen.stopped is None:
+            with request.deferred() if self._screen.training else nullcontext():
+                thread.join(_TURN_SECONDS)
+            signum = request()
+            if signum is not None and not rung:
+                self._bell.ring.remote(signum)
+                rung = True
+            self._tell_failures()
+            self._limit_waiting()
+
+    def _tell_failures(self) -> None:
+        screen = self._screen
+        if screen.failures == self._told:
+            return
+        self._told = screen.failures
+        if screen.repeated:
+            raise RuntimeError(f"the workers failed twice without a step forward\n{screen.trace}")
+        print(f"{screen.failure}; Ray starts the workers again ...", flush=True)
+
+    def _limit_waiting(self) -> None:
+        """Say what the workers wait for after a failure, and end the run when it takes too long.
+
+        Before the first start there is no limit: a run may be queued behind others.
+        """
+        screen, now = self._screen, time.monotonic()
+        if screen.running or not screen.failures or now - self._looked < _LOOK_SECONDS:
+            return
+        import ray
+
+        self._looked = now
+        missing = cluster.shortage(self._config, self._each, ray.available_resources())
+        if missing is not None and self._announced < screen.failures:
+            self._announced = screen.failures
+            print(f"waiting for {missing} ...", flush=True)
+        if now - screen.changed > self._config.restart_wait_seconds:
+            reason = "the workers did not start" if missing is None else f"waited for {missing}"
+            raise JobError(
+                f"{screen.failure}, and then for {self._config.restart_wait_seconds} s (restart_"
+                f"wait_seconds) {reason}; {_GO_ON}"
+            )
+
+    def _explained(self, error: BaseException) -> BaseException:
+        """What to raise where Ray has given up."""
+        if not self._screen.failures or self._screen.trace is not None:
+            return error
+        return JobError(
+            f"{self._screen.failure}, after {self._config.restarts} restarts (restarts = "
+            f"{self._config.restarts}); {_GO_ON}"
+        )

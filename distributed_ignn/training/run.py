@@ -195,36 +195,6 @@ class _Session:
         Raises:
             Stopped: it was, and a checkpoint is written.
         """
-
-        def on_epoch(record: EpochRecord) -> None:
-            if self._recorder is not None:
-                self._recorder.epoch(record)
-            self._progress.epoch(record)
-            logger.info(
-                "loss %.6g, validation %s, residual %.2g, %.2f s",
-                record.loss,
-                record.val_metric,
-                record.residual,
-                record.seconds,
-                extra=LOG_ONLY,
-            )
-            signum, written = self._agree(polls)
-            if written:
-                self._publish()
-            trainer = self._trainer
-            every = self._config.train.checkpoint_every
-            last = trainer.finished or bool(signum)
-            if self._hook is not None:
-                self._hook(record, None)
-            if last or record.epoch % every == 0:
-                self._save(record, wait=last or not self._in_background)
-            if signum and not trainer.finished:
-                raise Stopped(
-                    signum,
-                    f"stopped by {Stopped.name(signum)} after epoch {record.epoch} with a "
-                    "checkpoint; go on with --resume auto",
-                )
-
         recovery = Recovery(
             self._trainer,
             self._config.output / CHECKPOINTS,
@@ -233,7 +203,31 @@ class _Session:
             rewind=self._rewind,
         )
         recovery.begin()
-        self._trainer.fit(on_epoch, recovery.on_fault)
+        self._trainer.fit(lambda record: self._after(record, polls), recovery.on_fault)
+
+    def _after(self, record: EpochRecord, polls: list[StopPoll]) -> None:
+        """What is written, shown and decided after an epoch."""
+        if self._recorder is not None:
+            self._recorder.epoch(record)
+        self._progress.epoch(record)
+        figures = (record.loss, record.val_metric, record.residual, record.seconds)
+        line = "loss %s, validation %s, residual %s, %.2f s"
+        logger.info(line, *figures, extra=LOG_ONLY)
+        signum, written = self._agree(polls)
+        if written:
+            self._publish()
+        if self._hook is not None:
+            self._hook(record, None)
+        finished = self._trainer.finished
+        last = finished or bool(signum)
+        if last or record.epoch % self._config.train.checkpoint_every == 0:
+            self._save(record, wait=last or not self._in_background)
+        if signum and not finished:
+            raise Stopped(
+                signum,
+                f"stopped by {Stopped.name(signum)} after epoch {record.epoch} with a checkpoint; "
+                "go on with --resume auto",
+            )
 
     def _rewind(self, epoch: int) -> None:
         """The run has gone back to ``epoch``: later records are written again."""

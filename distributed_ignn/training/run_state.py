@@ -19,6 +19,7 @@ class _RunState(BaseModel):
     epoch: _Count
     best_epoch: _Count
     best_val: _Number | None
+    val_metric: _Number | None = None
     stale_validations: _Count
     average_steps: _Count = 0
     seconds_total: Annotated[_Number, Field(ge=0)] = 0.0

@@ -26,6 +26,7 @@ from distributed_ignn.models.ignn import ImplicitGNN
 from distributed_ignn.reading.plain_files import in_one_line
 from distributed_ignn.training.averaging import WeightAverage
 from distributed_ignn.training.checkpoint import Snapshot
+from distributed_ignn.training.checkpoint_fit import check_graph, check_shapes, graph_sizes
 from distributed_ignn.training.consistency import Consistency
 from distributed_ignn.training.engine import Engine, TorchEngine
 from distributed_ignn.training.numbers import NumberGuard, NumbersError
@@ -373,6 +374,7 @@ class Trainer:
         rows |= {f"optimizer/{k}": v for k, v in self.engine.row_state().items()}
         rows |= own
         state: dict[str, Any] = {
+            "graph": graph_sizes(self.shard),
             "epoch": self.epoch,
             "best_epoch": self.best.epoch,
             "best_val": self.best.val_metric,
@@ -413,6 +415,7 @@ class Trainer:
         self._load_weights(_under(everything, "model/"))
         best = _under(everything, "best/")
         state = snapshot.state
+        check_graph(state.get("graph"), self.shard)
         self.best = Best(state["best_epoch"], state["best_val"], best or None)
         self.average.load(_under(everything, "average/"), state.get("average_steps", 0))
         self.engine.load_state(
@@ -463,14 +466,8 @@ class Trainer:
                 f"the checkpoint was written with train.dtype = {str(found)[6:]}, not "
                 f"{str(own)[6:]}; resume with that"
             )
-        try:
-            self.model.load_state_dict(weights)
-        except RuntimeError as error:
-            raise UserError(
-                "the checkpoint belongs to a model of another shape "
-                f"({' '.join(str(error).split())[:200]}); resume with the settings it was "
-                "written with"
-            ) from error
+        check_shapes(weights, self.model.state_dict())
+        self.model.load_state_dict(weights)
 
 
 def _under(tensors: TensorDict, prefix: str) -> TensorDict:

@@ -27,7 +27,7 @@ from distributed_ignn.graph.partition import assign_parts
 from distributed_ignn.graph.shard_store import read_manifest, read_shard, write_shards
 from distributed_ignn.planning.hardware import FOLDER as PROFILES
 from distributed_ignn.planning.hardware import load_profile, shipped
-from distributed_ignn.training.checkpoint import CheckpointStore, Snapshot, load_checkpoint
+from distributed_ignn.training.checkpoint import CheckpointStore, Snapshot, load_checkpoint, sealed
 from distributed_ignn.training.deepspeed_engine import read_settings
 from distributed_ignn.training.records import read_metrics
 from distributed_ignn.training.shards import read_record
@@ -181,7 +181,18 @@ def _mend_checkpoint(folder: Path) -> None:
     state = json.loads(path.read_bytes())
     for name in state["sha256"]:
         state["sha256"][name] = sha256_file(folder / _EPOCH / name)
-    path.write_text(json.dumps(state))
+    path.write_text(json.dumps(sealed(state)))
+
+
+def _seal_checkpoint(folder: Path) -> None:
+    """A checksum that fits whatever the state now says, if it says anything."""
+    path = folder / _EPOCH / "state.json"
+    try:
+        state = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        return
+    if isinstance(state, dict):
+        path.write_text(json.dumps(sealed(state)))
 
 
 def _read_checkpoint(folder: Path) -> None:
@@ -330,7 +341,9 @@ TARGETS: dict[str, Target] = {
     ),
     "deepspeed": Target(_make_deepspeed, "ds.json", _read_deepspeed),
     "metrics": Target(_make_metrics, "metrics.jsonl", _read_metrics),
-    "checkpoint state": Target(_make_checkpoint, f"{_EPOCH}/state.json", _read_checkpoint),
+    "checkpoint state": Target(
+        _make_checkpoint, f"{_EPOCH}/state.json", _read_checkpoint, _seal_checkpoint
+    ),
     "checkpoint rows": Target(_make_checkpoint, _RANK, _read_checkpoint, _mend_checkpoint),
     "npz": Target(_make_npz, "mine.npz", _read_dataset("mine.npz")),
     "sparse npz": Target(_make_sparse_npz, "mine.npz", _read_dataset("mine.npz")),

@@ -152,7 +152,7 @@ def test_pieces_join_to_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         ("coraml.edge", "0 1 2\n", "has shape 1 x 3"),
         ("coraml.edge", "0 one\n", "is not a table of ids"),
         ("train60.txt", "17\n", "id 17 is outside"),
-        ("train60.txt", "1\n", "splits overlap"),
+        ("train60.txt", "1\n", "in one split at most"),
         ("coraml.label", "0\n1\n2\n0\n1\n-7\n", "label -7 is outside"),
     ],
 )

@@ -186,38 +186,19 @@ def test_multilabel_targets(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"x": np.where(X == 2, np.nan, X)}, "NaN or infinity, first in node 3"),
         ({"x": np.where(X == 2, np.inf, X)}, "NaN or infinity, first in node 3"),
         ({"x": np.where(X == 2, 1e300, X)}, "NaN or infinity, first in node 3"),
-        ({"x": X[:4]}, "4 feature rows for 5 nodes"),
         ({"x": X[:, 0]}, r"x has shape \(5,\)"),
-        ({"x": X[:, :0]}, "no columns"),
         ({"y": None}, "labels are missing"),
-        ({"y": np.array([0, 1, 2, 1, -3])}, "label -3 is outside"),
         ({"y": np.array([0, 1, 2, 1, 5000])}, "5001 classes .* for 5 nodes"),
-        ({"y": np.array([0, 1, 2, 1, 3]), "num_classes": np.int64(3)}, "label 3 is outside"),
-        ({"y": np.array([0, 1, 2, 1, 0.5])}, "numbers that are no class"),
         ({"y": np.array([0, 1, 2, 1, np.nan])}, "numbers that are no class"),
-        ({"y": np.zeros(5, int)}, r"1 class\(es\)"),
-        ({"y": np.array([0, 1, -1, 1, 0])}, "node 2 of the validation split has no label"),
         ({"y": np.full((5, 2), 2)}, "must be 0 or 1"),
-        ({"y": np.array([0, 1])}, "outside 0..1"),
         ({"edge_index": None}, "edges are missing"),
-        ({"edge_index": EDGES + 1}, "id 5 is outside 0..4"),
-        ({"edge_index": EDGES - 1}, "id -1 is outside"),
-        ({"edge_index": EDGES.T}, r"edge_index has shape \(6, 2\)"),
-        ({"edge_index": EDGES * 1.0}, "whole numbers are needed"),
-        ({"edge_index": EDGES[:, :0]}, "has no edges besides self-loops"),
         ({"edge_index": np.array([[1, 2], [1, 2]])}, "has no edges besides self-loops"),
         ({"train_mask": _mask()}, "the train split is empty"),
         ({"test_mask": _mask()}, "the test split is empty"),
-        ({"val_mask": _mask(1)}, "node 1 is in the validation split and in another"),
-        ({"val_mask": None}, "val nodes are missing"),
-        ({"val_mask": _mask(2)[:4]}, r"val_mask has shape \(4,\)"),
         ({"val_mask": np.array([0, 0, 7, 0, 0])}, "true or false"),
         ({"val_idx": np.array([9])}, "val_idx: id 9 is outside"),
-        ({"val_idx": np.array([-1])}, "id -1 is outside"),
-        ({"val_idx": np.array([2, 2])}, "validation split repeats a node"),
         ({"x_indptr": np.array([0, 1])}, "both x_indptr and x_indices"),
         (
             {"x_indptr": np.array([0, 2, 1, 1, 1, 2]), "x_indices": np.array([0, 1])},
@@ -247,10 +228,6 @@ def test_multilabel_targets(tmp_path: Path) -> None:
             },
             "sparse features hold NaN or infinity, first in node 1",
         ),
-        (
-            {"edge_index": None, "indptr": np.array([0, 9]), "indices": np.array([1])},
-            "indptr must have 6 entries",
-        ),
     ],
 )
 def test_mistakes_are_one_clear_line(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
@@ -258,19 +235,6 @@ def test_mistakes_are_one_clear_line(tmp_path: Path, changes: dict[str, Any], me
         _load_npz(tmp_path, **changes)
     assert "\n" not in str(caught.value)
     assert "mine.npz" in str(caught.value)
-
-
-def test_one_node_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"1 node\(s\)"):
-        _load_npz(
-            tmp_path,
-            edge_index=np.array([[0], [0]]),
-            x=X[:1],
-            y=np.array([0]),
-            train_mask=np.array([True]),
-            val_mask=np.array([False]),
-            test_mask=np.array([False]),
-        )
 
 
 def test_unknown_names_list_the_known_ones(tmp_path: Path) -> None:

@@ -39,14 +39,11 @@ def test_figures_are_printed_and_written(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("iteration", "--rounds", "0"), "--rounds 0 must be at least 1"),
         (("iteration", "--run", "runs/x"), "--run is for studies of a trained run"),
-        (("solver",), "needs a trained run"),
         (("sparsifier", "--run", "runs/x", "--keep", "2"), "at most be 1"),
         (("epoch", "--method", "picard"), "did you mean '--methods'"),
         (("iteration", "--scale", "0"), "data.synthetic.scale"),
         (("iteration", "--partition.dir", "shards", *_SMALL), "--shards DIR"),
-        (("everything",), "invalid choice"),
     ],
 )
 def test_mistakes_are_one_line(

@@ -64,13 +64,9 @@ def test_shards_give_sizes_and_the_growth_of_the_halo(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "name a graph"),
         (_PAPERS, "add --halo-growth"),
-        ([*_PAPERS, "--halo-growth", "much"], "--halo-growth much"),
-        ([*_PAPERS, "--halo-growth", "random", "--hardware", "h20"], "did you mean 'h200'"),
         ([*_PAPERS, "--halo-growth", "random", "--network", "ether"], "network ether is not"),
         (["--nodes", "5", "--edges", "9", "--halo-growth", "random", "--ranks", "6"], "6 parts"),
-        (["--shards", "nowhere"], "nowhere holds no shards"),
         (["--shards", "nowhere", "--nodes", "5"], "drop --nodes"),
         ([*_PAPERS, "--halo-growth", "random", "--ranks", "0"], "at least 1"),
         ([*_PAPERS, "--halo-growth", "random", "--locality", "2"], "--locality 2"),

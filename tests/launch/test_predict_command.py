@@ -202,16 +202,6 @@ def test_a_folder_without_a_run_is_one_line(
     assert not (tmp_path / "p.parquet").exists()
 
 
-def test_a_file_that_cannot_be_written_is_one_line(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "file").touch()
-    options = ["--run", folder / "one", "--device", "cpu", "--out"]
-    line = _refused(capsys, *options, tmp_path / "file" / "p.parquet")
-    assert "cannot write" in line
-    assert "p.parquet" in line
-
-
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [

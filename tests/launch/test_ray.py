@@ -16,7 +16,9 @@ import torch
 
 from distributed_ignn.config import RunConfig
 from distributed_ignn.errors import UserError
-from distributed_ignn.training import ray_launch
+from distributed_ignn.training import ray_cluster, ray_launch
+from distributed_ignn.training import ray_messages as messages
+from distributed_ignn.training.ray_messages import Course
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN = str(ROOT / "launch" / "train.py")
@@ -124,23 +126,11 @@ def test_a_mistake_found_by_workers_is_one_line(tmp_path: Path) -> None:
     assert str(tmp_path / "broken.npz") in errors
 
 
-@needs_ray
-@pytest.mark.ray
-@pytest.mark.slow
-@pytest.mark.timeout(180)
-def test_more_gpus_than_there_are_is_one_line(tmp_path: Path) -> None:
-    code, _, errors = Program(
-        [TRAIN, "--dataset", "chains", "--gpus", "99", "--output", "run"], tmp_path
-    ).finish(150)
-    assert code == 2, errors
-    assert len(errors.splitlines()) == 1
-    assert errors.startswith("error: gpus = 99 but Ray found ")
-
-
 def test_without_ray_the_way_out_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)  # makes its import fail
-    monkeypatch.setenv("RAY_TRAIN_V2_ENABLED", "1")  # both are put back after the test
-    monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "2")
+    monkeypatch.setenv("RAY_TRAIN_V2_ENABLED", "1")  # all are put back after the test
+    for name in ("HEALTH_CHECK_INTERVAL_S", "PREEMPTION_POLL_INTERVAL_S", "COLLECTIVE_TIMEOUT_S"):
+        monkeypatch.setenv(f"RAY_TRAIN_{name}", "2")
     config = RunConfig(dataset="chains", output=tmp_path / "run", workers=2)
     with pytest.raises(UserError, match=r"pip install 'distributed-ignn\[ray\]'.*torchrun"):
         ray_launch.train_on_ray(config)
@@ -174,8 +164,8 @@ def _cuda_build(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_gpu_share_of_a_process(settings: dict[str, object], found: int, share: float) -> None:
     config = RunConfig.model_validate({"dataset": "chains", **settings})
-    assert ray_launch.choose_gpu_share(config, found) == share
-    backend = ray_launch.choose_group_backend(config, share)
+    assert ray_cluster.choose_gpu_share(config, found) == share
+    backend = ray_cluster.choose_group_backend(config, share)
     assert backend == ("nccl" if share == 1 else "gloo")
 
 
@@ -191,7 +181,7 @@ def test_gpu_share_of_a_process(settings: dict[str, object], found: int, share: 
 def test_too_few_gpus_are_refused(settings: dict[str, object], found: int, message: str) -> None:
     config = RunConfig.model_validate({"dataset": "chains", **settings})
     with pytest.raises(UserError) as caught:
-        ray_launch.choose_gpu_share(config, found)
+        ray_cluster.choose_gpu_share(config, found)
     assert str(caught.value).startswith(message)
 
 
@@ -199,8 +189,8 @@ def test_gpus_need_a_torch_that_can_use_them(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(torch.version, "cuda", None)
     monkeypatch.setattr(torch.version, "hip", None)
     with pytest.raises(UserError, match="built without GPU support"):
-        ray_launch.choose_gpu_share(RunConfig(dataset="chains", gpus=1), 1)
-    assert ray_launch.choose_gpu_share(RunConfig(dataset="chains", workers=1), 1) == 0.0
+        ray_cluster.choose_gpu_share(RunConfig(dataset="chains", gpus=1), 1)
+    assert ray_cluster.choose_gpu_share(RunConfig(dataset="chains", workers=1), 1) == 0.0
 
 
 def test_nccl_is_refused_where_processes_share_a_gpu() -> None:
@@ -208,7 +198,7 @@ def test_nccl_is_refused_where_processes_share_a_gpu() -> None:
         {"dataset": "chains", "workers": 2, "comm": {"backend": "nccl"}}
     )
     with pytest.raises(UserError, match="one GPU for each of the 2 processes"):
-        ray_launch.choose_group_backend(config, 0.5)
+        ray_cluster.choose_group_backend(config, 0.5)
 
 
 def test_waiting_for_a_busy_cluster_is_announced(capsys: pytest.CaptureFixture[str]) -> None:
@@ -219,3 +209,51 @@ def test_waiting_for_a_busy_cluster_is_announced(capsys: pytest.CaptureFixture[s
     # Ray leaves a resource out when nothing of it is free
     ray_launch.announce_wait(config, each, {"CPU": 8.0})
     assert capsys.readouterr().out == "waiting for 4 GPUs of the Ray cluster, 0 free ...\n"
+
+
+def _failed_attempt(course: Course, trace: str | None, *, checkpoint: bool) -> None:
+    course.take(messages.STARTED, "")
+    if checkpoint:
+        course.take(messages.CHECKPOINT, "")
+    if trace is not None:
+        course.take(messages.TRACE, trace)
+    for _ in range(3):  # Ray says it again and again until all processes have ended
+        course.take(messages.FAILED, "rank 0 failed")
+
+
+def test_the_same_error_again_without_a_step_forward_is_hopeless() -> None:
+    course = Course()
+    _failed_attempt(course, "trace A", checkpoint=True)
+    assert (course.failures, course.repeated) == (1, False)
+    _failed_attempt(course, "trace A", checkpoint=True)  # a checkpoint has been written since
+    assert (course.failures, course.repeated) == (2, False)
+    _failed_attempt(course, "trace B", checkpoint=False)
+    assert (course.failures, course.repeated) == (3, False)
+    _failed_attempt(course, "trace B", checkpoint=False)
+    assert (course.failures, course.repeated) == (4, True)
+
+
+def test_lost_processes_are_never_hopeless() -> None:
+    course = Course()
+    for _ in range(3):
+        _failed_attempt(course, None, checkpoint=False)
+    assert (course.failures, course.repeated) == (3, False)
+
+
+def test_a_request_to_stop_is_passed_on_with_its_line() -> None:
+    course = Course()
+    course.take(messages.STOPPED, "15 stopped by SIGTERM after epoch 3")
+    assert course.stopped == (15, "stopped by SIGTERM after epoch 3")
+
+
+def test_who_is_lost_is_said_in_short() -> None:
+    course = Course()
+    course.take(messages.STARTED, "")
+    course.take(messages.LOST, "rank 1 (last seen in epoch 6, step) was lost; rank 0 was in ...")
+    course.take(messages.LOST, "rank 2 lost the others in epoch 6, step (Broken pipe); go on ...")
+    course.take(messages.FAILED, "rank 0 failed")
+    assert course.failure == "rank 1 (last seen in epoch 6, step) was lost"
+    course.take(messages.STARTED, "")
+    course.take(messages.LOST, "rank 2 lost the others in epoch 7, step (Broken pipe); go on ...")
+    course.take(messages.FAILED, "rank 2 failed")
+    assert course.failure == "rank 2 lost the others in epoch 7, step"

@@ -144,7 +144,10 @@ def _read(release: _Release, name: str, digest: str, label_rate: int, knn: int) 
     folder = cache_folder(release.path.parent / ".cache", "am-gcn")
     features = cached_features(release.archive, release.member(".feature"), digest, folder)
     if features.num_rows != n:
-        raise UserError(f"{release.path}: {features.num_rows} feature rows for {n} labels")
+        raise UserError(
+            f"{release.path}: {features.num_rows} feature rows for {n} labels, each node needs one "
+            f"of both; use the zip of {REPOSITORY}"
+        )
     graphs = [release.graph(".edge", n)]
     if knn:
         graphs.append(release.graph(f"knn/c{knn}.txt", n))

@@ -26,7 +26,9 @@ def validate(data: GraphData, origin: str) -> GraphData:
         UserError: the first broken rule, in one line.
     """
     if data.num_nodes < 2:
-        raise UserError(f"{origin}: {data.num_nodes} node(s); a graph needs at least two")
+        raise UserError(
+            f"{origin}: {data.num_nodes} node(s); a graph needs at least two, give a larger one"
+        )
     for channel, graph in enumerate(data.graphs):
         _check_graph(graph, data.num_nodes, f"{origin}: graph {channel}")
     if data.features is not None:
@@ -63,7 +65,8 @@ def _check_graph(graph: CSRMatrix, num_nodes: int, what: str) -> None:
     _check_csr(graph, what)
     if graph.num_entries == 0:
         raise UserError(
-            f"{what} has no edges besides self-loops; an implicit graph model needs some"
+            f"{what} has no edges besides self-loops, so no node would see another; add edges, or "
+            "take a model of single nodes"
         )
     check_ids(graph.col, num_nodes, what)
 
@@ -121,11 +124,13 @@ def _check_labels(data: GraphData, origin: str) -> None:
     if low < -1 or high >= data.num_classes:
         worst = low if low < -1 else high
         raise UserError(
-            f"{origin}: label {worst} is outside 0..{data.num_classes - 1} (-1 means unlabelled)"
+            f"{origin}: label {worst} is outside 0..{data.num_classes - 1} (-1 means unlabelled); "
+            "number the classes from 0, or correct num_classes"
         )
     if data.num_classes < 2:
         raise UserError(
-            f"{origin}: {data.num_classes} class(es) in the labels; at least two needed"
+            f"{origin}: {data.num_classes} class(es) in the labels; at least two are needed, "
+            "numbered from 0"
         )
 
 
@@ -134,19 +139,30 @@ def _check_splits(data: GraphData, origin: str) -> None:
     taken = torch.zeros(data.num_nodes, dtype=torch.bool)
     for name, nodes in splits.items():
         if nodes.numel() == 0:
-            raise UserError(f"{origin}: the {name} split is empty; every split needs nodes")
+            raise UserError(
+                f"{origin}: the {name} split is empty; every split needs nodes, put some into it"
+            )
         check_ids(nodes, data.num_nodes, f"{origin}: {name} split")
         if bool((nodes[1:] <= nodes[:-1]).any()):
-            raise UserError(f"{origin}: the {name} split repeats a node or is not sorted")
+            steps = nodes[1:] - nodes[:-1]
+            node = int(nodes[1:][steps <= 0][0])
+            raise UserError(
+                f"{origin}: the {name} split names node {node} twice or out of order; name each "
+                "node once, in ascending order"
+            )
         if bool(taken[nodes].any()):
             node = int(nodes[taken[nodes]][0])
             raise UserError(
-                f"{origin}: node {node} is in the {name} split and in another; splits overlap"
+                f"{origin}: node {node} is in the {name} split and in another; keep each node in "
+                "one split at most"
             )
         taken[nodes] = True
         if data.task == "multiclass" and bool((data.labels[nodes] < 0).any()):
             node = int(nodes[data.labels[nodes] < 0][0])
-            raise UserError(f"{origin}: node {node} of the {name} split has no label")
+            raise UserError(
+                f"{origin}: node {node} of the {name} split has no label; label it, or take it out "
+                "of the split"
+            )
 
 
 def normalise_features(features: CSRMatrix | Tensor | None, how: str) -> CSRMatrix | Tensor | None:

@@ -56,9 +56,8 @@ def load_user_file(path: Path) -> GraphData:
         UserError: the file cannot be read or breaks a rule.
     """
     if not path.is_file():
-        raise UserError(
-            f"{path} does not exist; give the path of a {' or '.join(FILE_SUFFIXES)} file"
-        )
+        problem = "is a folder" if path.is_dir() else "does not exist"
+        raise UserError(f"{path} {problem}; give the path of a {' or '.join(FILE_SUFFIXES)} file")
     if path.suffix not in FILE_SUFFIXES:
         raise UserError(f"{path} must end in {' or '.join(FILE_SUFFIXES)}")
     fields = _read_pt(path) if path.suffix == ".pt" else _read_npz(path)
@@ -152,7 +151,10 @@ def _signed(value: Tensor) -> Tensor:
 def _integers(fields: _Fields, key: str, path: Path, *, dim: int = 1) -> Tensor:
     value = fields[key]
     if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
-        raise UserError(f"{path}: {key} has type {value.dtype}; whole numbers are needed")
+        raise UserError(
+            f"{path}: {key} has type {str(value.dtype).removeprefix('torch.')}; whole numbers are "
+            "needed, convert it to int64"
+        )
     if value.dim() != dim:
         raise UserError(
             f"{path}: {key} has shape {tuple(value.shape)}; {dim} dimension(s) are needed"
@@ -176,7 +178,10 @@ def _graph(fields: _Fields, n: int, path: Path) -> CSRMatrix:
     if "edge_index" in fields:
         edges = _integers(fields, "edge_index", path, dim=2)
         if edges.shape[0] != 2:
-            raise UserError(f"{path}: edge_index has shape {tuple(edges.shape)}; [2, E] is needed")
+            raise UserError(
+                f"{path}: edge_index has shape {tuple(edges.shape)}; [2, E] is needed, transpose "
+                "it if it has a row for each edge"
+            )
         source, target = edges
     elif "indptr" in fields and "indices" in fields:
         target = _integers(fields, "indices", path)

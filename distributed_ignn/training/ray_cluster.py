@@ -1,0 +1,164 @@
+"""The Ray cluster of a run: joining it, and what of it each process gets."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+
+import torch
+
+from distributed_ignn.config import RunConfig
+from distributed_ignn.errors import UserError
+
+_POLL_SECONDS = "0.5"  # a report waits until the one before was fetched; Ray's 2 s is long
+_NOTICE_SECONDS = "2"  # how often Ray looks whether a machine is about to be taken away
+_REACH_SECONDS = 10.0
+
+
+def prepare(config: RunConfig) -> None:
+    """Import Ray Train once, so that a missing part shows here and as one line.
+
+    Raises:
+        UserError: Ray Train is not installed.
+    """
+    os.environ["RAY_TRAIN_V2_ENABLED"] = "1"  # the default since Ray 2.51
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", _POLL_SECONDS)
+    os.environ.setdefault("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", _NOTICE_SECONDS)
+    # Ray's own collectives would wait for a lost process without end
+    os.environ.setdefault("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", str(config.comm.timeout_seconds))
+    try:
+        import ray.train.torch  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            "--workers and --gpus need Ray Train; install it with pip install "
+            "'distributed-ignn[ray]', or start with torchrun --nproc-per-node N"
+        ) from error
+
+
+def connect() -> None:
+    """Join a running cluster or start a local one; Ray's own messages stay in its log files.
+
+    Raises:
+        UserError: the cluster cannot be joined.
+    """
+    import ray
+
+    address = os.environ.get("RAY_ADDRESS", "")
+    if "://" in address:
+        raise UserError(
+            f"RAY_ADDRESS = {address} reaches a cluster from outside; send the run there with ray "
+            "job submit, or unset RAY_ADDRESS"
+        )
+    if ":" in address:
+        _check_reachable(address)
+    try:
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
+    except (ConnectionError, ValueError, ray.exceptions.RayError) as error:
+        reason = str(error).strip().splitlines()[0]
+        named = f" at RAY_ADDRESS = {address}" if address else ""
+        raise UserError(
+            f"cannot join the Ray cluster{named} ({reason}); give this shell the cluster's token, "
+            "or end it with ray stop and start it again"
+        ) from error
+
+
+def _check_reachable(address: str) -> None:
+    """Ray itself tries for more than a minute before it gives up."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _REACH_SECONDS).close()
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"no Ray cluster answers at RAY_ADDRESS = {address} ({error}); correct it, or unset "
+            "it to start a local one"
+        ) from error
+
+
+def resources_of_each(config: RunConfig) -> dict[str, float]:
+    """What each process of the run takes of the cluster.
+
+    Raises:
+        UserError: the cluster has too little of it, even when nobody else uses it.
+    """
+    import ray
+
+    found = ray.cluster_resources()
+    share = choose_gpu_share(config, int(found.get("GPU", 0)))
+    each = {"CPU": 1.0} | ({"GPU": share} if share else {})
+    needed, cpus = processes(config), int(found.get("CPU", 0))
+    if needed * each["CPU"] > cpus:
+        asked = "gpus" if config.gpus else "workers"
+        raise UserError(
+            f"{asked} = {needed} needs {count(needed, 'CPU')} but Ray found {count(cpus, 'CPU')}; "
+            "ask for fewer processes, or join a larger cluster"
+        )
+    return each
+
+
+def choose_gpu_share(config: RunConfig, found: int) -> float:
+    """GPUs of each process: 1, a fraction where processes outnumber GPUs, or 0 for CPUs.
+
+    Args:
+        config: the run.
+        found: GPUs in the cluster.
+
+    Raises:
+        UserError: GPUs were asked for and there are too few, or this torch cannot use them.
+    """
+    if config.gpus and config.gpus > found:
+        fewer = f"use --gpus {found} or less" if found else "use --workers N --device cpu"
+        raise UserError(f"gpus = {config.gpus} but Ray found {count(found, 'GPU')}; {fewer}")
+    if config.device == "cpu" or (found == 0 and config.device == "auto"):
+        return 0.0
+    if found == 0:
+        raise UserError("device = cuda but Ray found no GPU; use --device cpu")
+    if not (torch.version.cuda or torch.version.hip):
+        if config.device == "auto" and config.gpus is None:
+            return 0.0
+        raise UserError(
+            f"torch {torch.__version__} is built without GPU support; install a CUDA build, or "
+            "use --workers N --device cpu"
+        )
+    return 1.0 / -(-processes(config) // found)
+
+
+def choose_group_backend(config: RunConfig, share: float) -> str:
+    """nccl where every process has a GPU of its own, gloo otherwise.
+
+    Raises:
+        UserError: nccl was asked for where it cannot work.
+    """
+    if config.comm.backend == "nccl" and share < 1:
+        raise UserError(
+            f"comm.backend = nccl needs one GPU for each of the {processes(config)} processes; "
+            "use --comm.backend gloo"
+        )
+    if config.comm.backend != "auto":
+        return config.comm.backend
+    return "nccl" if share == 1 else "gloo"
+
+
+def shortage(config: RunConfig, each: dict[str, float], free: dict[str, float]) -> str | None:
+    """What the run waits for while others use the cluster or a machine is gone; None if nothing.
+
+    Args:
+        config: the run.
+        each: what each process takes.
+        free: what nobody uses; Ray leaves out what is used up.
+    """
+    for kind, amount in each.items():
+        wanted, left = processes(config) * amount, free.get(kind, 0.0)
+        if left < wanted:
+            return f"{wanted:g} {kind}s of the Ray cluster, {left:g} free"
+    return None
+
+
+def processes(config: RunConfig) -> int:
+    """How many the run consists of."""
+    return config.gpus or config.workers or 1
+
+
+def count(number: int, what: str) -> str:
+    """``1 worker``, ``2 workers``."""
+    return f"{number} {what}{'' if number == 1 else 's'}"

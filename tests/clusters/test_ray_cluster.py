@@ -1,0 +1,150 @@
+"""Ray on two machines: a run that loses a process, a machine, gets a notice, and is stopped."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.clusters.namespaces import TwoMachines
+from tests.clusters.ray_nodes import RayCluster
+from tests.clusters.runs import EPOCHS, TRAIN, Program, assert_same, ray_workers, records
+
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.slow,
+    pytest.mark.timeout(400),
+    pytest.mark.skipif(
+        importlib.util.find_spec("ray") is None,
+        reason="Ray is not installed; pip install 'distributed-ignn[ray]'",
+    ),
+]
+
+in_the_long_form = pytest.mark.skipif(
+    "IGNN_LONG_TESTS" not in os.environ, reason="takes minutes; set IGNN_LONG_TESTS=1"
+)
+
+
+@pytest.fixture(scope="module")
+def ray(machines: TwoMachines) -> Iterator[RayCluster]:
+    with RayCluster(machines) as cluster:
+        cluster.add_node()
+        yield cluster
+
+
+def test_a_run_outlives_its_processes_and_machines(
+    machines: TwoMachines, ray: RayCluster, undisturbed: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "run"
+    train = [sys.executable, *TRAIN, "--workers", "2", "--output", str(output)]
+    driver = machines.command(0, *train)
+    with Program(driver, tmp_path / "first.log", ray.environment) as program:
+        program.reach(5, output)
+        workers = [ray_workers(machines.processes(end)) for end in range(2)]
+        assert [len(found) for found in workers] == [1, 1]
+        os.kill(workers[0][0], signal.SIGKILL)
+        program.says("resumed after epoch 4")
+
+        program.reach(9, output)
+        machines.lose(1)
+        ray.add_node()
+        program.says("resumed after epoch 8")
+
+        program.reach(11, output)
+        os.kill(program.process.pid, signal.SIGTERM)
+        assert program.end() == 128 + signal.SIGTERM, program.said()
+    said = program.said()
+    # "rank 1 was lost", or "rank 1 lost the others", where those who knew more were lost too
+    assert len(re.findall(r"\nrank \d .*lost.*; Ray starts the workers again", said)) == 2
+    assert "SIGTERM: finishing this epoch and writing a checkpoint" in said
+    stopped = len(records(output))
+    assert f"stopped by SIGTERM after epoch {stopped} with a checkpoint" in said
+    assert (output / "checkpoints" / f"epoch-{stopped:06d}").is_dir()
+
+    # no checkpoint but the one of the notice and the last
+    rarely = ("--resume", "auto", "--train.checkpoint-every", "1000")
+    again = machines.command(0, *train, *rarely)
+    with Program(again, tmp_path / "second.log", ray.environment) as program:
+        program.says(f"resumed after epoch {stopped}")
+        # the run must not be over before Ray has passed the notice on
+        paused = ray_workers(machines.processes(0))[0]
+        os.kill(paused, signal.SIGSTOP)
+        ray.announce_loss(120)
+        time.sleep(3)
+        os.kill(paused, signal.SIGCONT)
+        program.says("is about to be taken away; Ray starts the workers again ...")
+        machines.lose(1)
+        ray.add_node()
+        assert program.end() == 0, program.said()
+    left = int(program.said().rpartition("resumed after epoch ")[2].split()[0])
+    assert stopped < left < EPOCHS
+    assert_same(output, undisturbed)
+
+
+@in_the_long_form
+def test_nothing_outlives_a_driver_that_is_killed(
+    machines: TwoMachines, ray: RayCluster, tmp_path: Path
+) -> None:
+    output = tmp_path / "run"
+    train = [sys.executable, *TRAIN, "--workers", "2", "--output", str(output)]
+    with Program(machines.command(0, *train), tmp_path / "log", ray.environment) as program:
+        program.reach(2, output)
+        program.process.kill()
+        program.end()
+    deadline = time.monotonic() + 15
+    while any(ray_workers(machines.processes(end)) for end in range(2)):
+        assert time.monotonic() < deadline, "workers train on without anybody to tell"
+        time.sleep(0.1)
+
+
+@in_the_long_form
+def test_waiting_for_a_machine_has_an_end(
+    machines: TwoMachines, ray: RayCluster, tmp_path: Path
+) -> None:
+    output = tmp_path / "run"
+    train = [sys.executable, *TRAIN, "--workers", "2", "--output", str(output)]
+    driver = machines.command(0, *train, "--restart-wait-seconds", "25")
+    with Program(driver, tmp_path / "log", ray.environment) as program:
+        program.reach(5, output)
+        machines.lose(1)
+        assert program.end() == 75, program.said()
+    said = program.said()
+    assert "waiting for 2 CPUs of the Ray cluster" in said
+    assert said.splitlines()[-1].startswith("error: rank 1 (last seen in ")
+    assert ") was lost, and then for 25 s (restart_wait_seconds) waited for 2 CPUs" in said
+    ray.add_node()
+
+
+@in_the_long_form
+def test_restarts_come_to_an_end(machines: TwoMachines, ray: RayCluster, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    train = [sys.executable, *TRAIN, "--workers", "2", "--output", str(output)]
+    driver = machines.command(0, *train, "--restarts", "0")
+    with Program(driver, tmp_path / "log", ray.environment) as program:
+        program.reach(5, output)
+        os.kill(ray_workers(machines.processes(1))[0], signal.SIGKILL)
+        assert program.end() == 75, program.said()
+    assert program.said().splitlines()[-1].startswith("error: rank ")
+    assert "after 0 restarts (restarts = 0)" in program.said()
+
+
+@in_the_long_form
+def test_a_rank_that_hangs_is_named_and_started_again(
+    machines: TwoMachines, ray: RayCluster, undisturbed: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "run"
+    train = [sys.executable, *TRAIN, "--workers", "2", "--output", str(output)]
+    driver = machines.command(0, *train, "--comm.hang-seconds", "8")
+    with Program(driver, tmp_path / "log", ray.environment) as program:
+        program.reach(5, output)
+        os.kill(ray_workers(machines.processes(1))[0], signal.SIGSTOP)
+        assert program.end() == 0, program.said()
+    assert "no answer for 8 s from rank " in program.said()
+    assert_same(output, undisturbed)
