@@ -225,9 +225,12 @@ def test_a_diverging_solve_leaves_no_predictions(
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["--train.on-bad-numbers", "retry"], "train.on_bad_numbers = 'retry': must be 'stop'"),
+        (
+            ["--train.on-bad-numbers", "retry"],
+            "train.on_bad_numbers = 'retry' must be 'stop', 'rollback' or 'skip'",
+        ),
         (["--train.explode-factor", "0.5"], "train.explode_factor = 0.5 must be above 1, or 0"),
-        (["--train.rollback-lr-factor", "0"], "train.rollback_lr_factor = '0': must be greater"),
+        (["--train.rollback-lr-factor", "0"], "train.rollback_lr_factor = '0' must be above 0"),
         (
             ["--train.rollback-lr-factor", "0.1"],
             "train.rollback_lr_factor = 0.1 has no effect with train.on_bad_numbers = stop; add "
@@ -241,7 +244,7 @@ def test_a_diverging_solve_leaves_no_predictions(
             [*ROLLBACK, "--train.rollback-kappa-factor", "0.5", "--model.constraint", "none"],
             "tightens a bound that model.constraint = none switches off",
         ),
-        (["--train.max-bad-steps", "0"], "train.max_bad_steps = '0': must be greater"),
+        (["--train.max-bad-steps", "0"], "train.max_bad_steps = '0' must be at least 1"),
     ],
 )
 def test_contradictions_are_one_line(
