@@ -238,8 +238,8 @@ class _Watch:
         if now - screen.changed > self._config.restart_wait_seconds:
             reason = "the workers did not start" if missing is None else f"waited for {missing}"
             raise JobError(
-                f"{screen.failure}, and then for {self._config.restart_wait_seconds} s (restart_"
-                f"wait_seconds) {reason}; {_GO_ON}"
+                f"{screen.failure}, and then for {self._config.restart_wait_seconds:g} s "
+                f"(restart_wait_seconds) {reason}; {_GO_ON}"
             )
 
     def _explained(self, error: BaseException) -> BaseException:
