@@ -238,6 +238,20 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name.split("-")[1]))
 
 
+def checkpoint_names(folder: Path, comm: Communicator) -> list[str]:
+    """Names of the checkpoints that rank 0 sees in a folder, oldest first; the same on every rank.
+
+    Raises:
+        UserError: the folder cannot be read (on every rank).
+    """
+    listed = comm.together(
+        lambda: [p.name for p in list_checkpoints(folder)] if comm.is_main else [],
+        doing=f"read {folder}",
+    )
+    names: list[str] = comm.gather_json(listed)[0]
+    return names
+
+
 def load_newest(folder: Path, comm: Communicator, nodes: Tensor) -> Snapshot | None:
     """The newest checkpoint that is sound on every rank; None where there is none at all.
 
@@ -251,11 +265,7 @@ def load_newest(folder: Path, comm: Communicator, nodes: Tensor) -> Snapshot | N
     Raises:
         UserError: the folder cannot be read, or all of its checkpoints are damaged (on every rank).
     """
-    listed = comm.together(
-        lambda: [p.name for p in list_checkpoints(folder)] if comm.is_main else [],
-        doing=f"read {folder}",
-    )
-    names = comm.gather_json(listed)[0]
+    names = checkpoint_names(folder, comm)
     for name in reversed(names):
         try:
             snapshot = comm.together(

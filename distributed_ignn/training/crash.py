@@ -56,8 +56,10 @@ def crash_reports(config: RunConfig, comm: Communicator) -> Iterator[None]:
         with suppress(OSError, ValueError):  # a full disk may be what the report is about
             _write(folder, config, comm, error, stack)
 
+    training = threading.get_ident()  # under Ray not the main thread
+
     def write_from_watchdog(problem: str) -> None:
-        write(problem, _stack_of(threading.main_thread().ident))
+        write(problem, _stack_of(training))
 
     if comm.watchdog is not None:
         comm.watchdog.before_exit.append(write_from_watchdog)
@@ -74,8 +76,8 @@ def crash_reports(config: RunConfig, comm: Communicator) -> Iterator[None]:
             comm.watchdog.before_exit.remove(write_from_watchdog)
 
 
-def _stack_of(thread: int | None) -> list[str]:
-    frame = sys._current_frames().get(thread) if thread is not None else None
+def _stack_of(thread: int) -> list[str]:
+    frame = sys._current_frames().get(thread)
     return traceback.format_stack(frame) if frame is not None else []
 
 

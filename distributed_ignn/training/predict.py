@@ -34,7 +34,7 @@ from distributed_ignn.graph.shard_store import read_shard
 from distributed_ignn.graph.sharding import build_shards
 from distributed_ignn.models.certificate import NORMS, Certificate, certify, settled_nodes
 from distributed_ignn.solvers.base import Outcome, Solution
-from distributed_ignn.training.checkpoint import load_newest
+from distributed_ignn.training.checkpoint import checkpoint_names, load_newest
 from distributed_ignn.training.kept_solver import load_solver
 from distributed_ignn.training.output import CHECKPOINTS, SETTINGS
 from distributed_ignn.training.shards import open_shards
@@ -77,11 +77,14 @@ def load_run(run: Path, comm: Communicator, kept_solver: bool = True) -> Trainer
             (on every rank alike).
     """
     config = comm.together(lambda: load_run_config(run))
+    none = UserError(f"{run} holds no checkpoint; train it first with --output {run}")
+    if not checkpoint_names(run / CHECKPOINTS, comm):
+        raise none
     shard = comm.together(lambda: load_run_shard(run, comm))
     trainer = Trainer(config, shard, comm)
     snapshot = load_newest(run / CHECKPOINTS, comm, shard.owned_nodes)
     if snapshot is None:
-        raise UserError(f"{run} holds no checkpoint; train it first with --output {run}")
+        raise none
     comm.together(lambda: trainer.restore(snapshot))
     trainer.use_best_weights()
     if trainer.learned is not None and kept_solver:
