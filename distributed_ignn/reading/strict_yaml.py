@@ -71,7 +71,9 @@ def _place(error: yaml.MarkedYAMLError) -> str:
     """The line and what is wrong there, without the parser's own words for the file."""
     mark = error.problem_mark or error.context_mark
     line = "" if mark is None else f"line {mark.line + 1}: "
-    return f"{line}{error.problem or error.context}"
+    context = error.context or "while"
+    words = [error.problem] if context.startswith("while") else [context, error.problem]
+    return line + ", ".join(filter(None, words))
 
 
 def _check_events(text: str) -> None:
