@@ -221,8 +221,8 @@ def read_manifest(
         ) from error
     if parts is not None and manifest.parts != parts:
         raise UserError(
-            f"the shards in {folder} hold {manifest.parts} parts, the run has {parts} ranks; write "
-            f"new ones with {COMMAND} --parts {parts}"
+            f"the shards in {folder} hold {manifest.parts} parts, the run has {parts} "
+            f"rank{'' if parts == 1 else 's'}; write new ones with {COMMAND} --parts {parts}"
         )
     if fingerprint is not None and manifest.fingerprint != fingerprint:
         raise UserError(

@@ -51,13 +51,29 @@ def parse_yaml(content: bytes | str) -> Any:
             types of a programming language, text that is no Unicode, or values nested more than
             32 deep.
     """
-    text = content.decode("utf-8") if isinstance(content, bytes) else content
+    try:
+        text = content.decode("utf-8") if isinstance(content, bytes) else content
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"it is no text; write it in utf-8 (wrong at byte {error.start})"
+        ) from error
     try:
         _check_events(text)
         return yaml.load(text, _StrictLoader)  # noqa: S506 - a SafeLoader
+    except yaml.MarkedYAMLError as error:
+        raise ValueError(in_one_line(_place(error))) from error
     except (yaml.YAMLError, RecursionError, TypeError, AttributeError, LookupError) as error:
         # besides its own error, the library lets those of malformed dates and numbers through
         raise ValueError(in_one_line(error)) from error
+
+
+def _place(error: yaml.MarkedYAMLError) -> str:
+    """The line and what is wrong there, without the parser's own words for the file."""
+    mark = error.problem_mark or error.context_mark
+    line = "" if mark is None else f"line {mark.line + 1}: "
+    context = error.context or "while"
+    words = [error.problem] if context.startswith("while") else [context, error.problem]
+    return line + ", ".join(filter(None, words))
 
 
 def _check_events(text: str) -> None:

@@ -107,6 +107,14 @@ CHECKPOINTS = [
         spoil=lambda place: _edit_state(place.checkpoint(), lambda state: state.update(version=99)),
     ),
     Case(
+        "a checkpoint whose state lacks a key",
+        _RESUME,
+        value="best_epoch",
+        rule="lacks a part",
+        way_out=_ANOTHER,
+        spoil=lambda place: _edit_state(place.checkpoint(), lambda state: state.pop("best_epoch")),
+    ),
+    Case(
         "a checkpoint that lacks a weight",
         _RESUME,
         value="head.weight",

@@ -55,7 +55,7 @@ COMMANDS = [
         spoil=lambda place: place.run(),
     ),
     Case(
-        "tune_solver: a run without a learned solver",
+        "tune_solver: fewer steps than none",
         "tune_solver.py --run run --device cpu --steps -1",
         value="--steps -1",
         rule="must be at least 0",
@@ -231,7 +231,7 @@ COMMANDS = [
         spoil=lambda place: place.write("file", ""),
     ),
     Case(
-        "benchmark: a damaged run",
+        "benchmark: a run that is not there",
         "benchmark.py codecs --run run --rounds 1",
         value="run",
         rule="is not a run folder",

@@ -136,6 +136,14 @@ DATASETS = [
         spoil=_pickle,
     ),
     Case(
+        "a pt file of text",
+        _PT,
+        value="mine.pt",
+        rule="other than a PyG Data object",
+        way_out="torch.save(data.to_dict(), path)",
+        spoil=lambda place: place.write("mine.pt", "a graph, or so"),
+    ),
+    Case(
         "a pt file without labels",
         _PT,
         value="mine.pt",

@@ -171,8 +171,8 @@ SETTINGS = [
         "broken YAML",
         _FILE,
         value="my.yaml",
-        rule="is not valid YAML",
-        way_out="line 2",
+        rule="is not valid YAML: line 3",
+        way_out="expected ',' or ']'",
         spoil=lambda place: place.write("my.yaml", "dataset: chains\nmodel: [1, 2\n"),
     ),
     Case(
@@ -188,7 +188,7 @@ SETTINGS = [
         _FILE,
         value="my.yaml",
         rule="is not valid YAML",
-        way_out="utf-8",
+        way_out="write it in utf-8",
         spoil=lambda place: place.write("my.yaml", b"\x80\x02\xff\x00"),
     ),
     Case(
