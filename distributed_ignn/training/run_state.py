@@ -11,6 +11,19 @@ _Count = Annotated[int, Field(ge=0, lt=2**53)]
 _Number = Annotated[float, Field(allow_inf_nan=False)]
 
 
+class _Numbers(BaseModel):
+    """Of ``GuardState``, with the learning rate that its scale belongs to."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    lowest_loss: _Number | None = None
+    skips: _Count = 0
+    skipped: _Count = 0
+    rollbacks: _Count = 0
+    lr_scale: Annotated[_Number, Field(gt=0, le=1)] = 1.0
+    lr: Annotated[_Number, Field(gt=0)] | None = None
+
+
 class _RunState(BaseModel):
     """Types and ranges; what else a state holds is left to whoever reads that."""
 
@@ -20,6 +33,7 @@ class _RunState(BaseModel):
     best_epoch: _Count
     best_val: _Number | None
     val_metric: _Number | None = None
+    numbers: _Numbers = _Numbers()
     stale_validations: _Count
     average_steps: _Count = 0
     seconds_total: Annotated[_Number, Field(ge=0)] = 0.0
@@ -38,4 +52,5 @@ def check_state(state: Mapping[str, Any]) -> None:
         _RunState.model_validate(dict(state))
     except ValidationError as error:
         first = error.errors()[0]
-        raise ValueError(f"{first['loc'][0]}: {first['msg']}") from error
+        key = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{key}: {first['msg']}") from error
