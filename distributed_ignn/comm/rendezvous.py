@@ -14,9 +14,12 @@ from __future__ import annotations
 import json
 import logging
 import os
+import sys
+import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 
 import torch.distributed as dist
@@ -124,7 +127,8 @@ def join(rank: int, world_size: int, seconds: float) -> dist.Store:
     """
     timeout = timedelta(seconds=seconds)
     try:
-        store, _, _ = next(dist.rendezvous("env://", rank, world_size, timeout=timeout))
+        with _deadline(rank, seconds + _PATIENCE_SECONDS):
+            store, _, _ = next(dist.rendezvous("env://", rank, world_size, timeout=timeout))
     except dist.DistNetworkError as error:
         raise _unreachable(rank, seconds, error) from error
     except dist.DistStoreError as error:  # rank 0 waits for the others where it is the server
@@ -134,6 +138,32 @@ def join(rank: int, world_size: int, seconds: float) -> dist.Store:
         ) from error
     name = agree_on_attempt(store, rank, world_size, seconds)
     return dist.PrefixStore(f"ignn/{name}", store)
+
+
+@contextmanager
+def _deadline(rank: int, seconds: float) -> Iterator[None]:
+    """End the process where what is inside takes too long and cannot be interrupted.
+
+    torch waits without a limit for a program that accepts a connection and then says nothing.
+    """
+
+    def give_up() -> None:
+        place = f"MASTER_ADDR = {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        print(
+            f"error: {place} does not answer rank {rank} as a store of ranks does, after "
+            f"{seconds:g} s; another program may have the port, choose another MASTER_PORT",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(JobError.EXIT_CODE)
+
+    timer = threading.Timer(seconds, give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _unreachable(rank: int, seconds: float, error: dist.DistNetworkError) -> UserError:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
+import subprocess
+import sys
 import threading
 from datetime import timedelta
 from pathlib import Path
@@ -60,3 +64,24 @@ def test_who_does_not_come_is_named(tmp_path: Path, rank: int, absent: str) -> N
     store = dist.FileStore(str(tmp_path / "store"), -1)
     with pytest.raises(JobError, match=f"waited 0.2 s .* for {absent} to start"):
         agree_on_attempt(store, rank, RANKS, 0.2)
+
+
+def test_a_program_that_accepts_and_says_nothing_is_not_waited_for() -> None:
+    """torch itself would wait without end."""
+    program = (
+        "from distributed_ignn.comm import rendezvous; "
+        "rendezvous._PATIENCE_SECONDS = 1.0; rendezvous.join(1, 2, 1.0)"
+    )
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(server.getsockname()[1])}
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            env=os.environ | place,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert done.returncode == 75, done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert "does not answer rank 1 as a store of ranks does, after 2 s" in line
