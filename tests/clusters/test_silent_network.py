@@ -1,0 +1,65 @@
+"""The cable between two machines is pulled: both ranks notice, say so, and end; nothing is lost."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.clusters.namespaces import ADDRESSES, TwoMachines
+from tests.clusters.runs import TRAIN, Program, assert_same, done
+
+_PORT = "29571"
+
+
+def _rank(machines: TwoMachines, rank: int, log: Path, *arguments: str) -> Program:
+    """One rank on a machine of its own, started by hand."""
+    place = {
+        "RANK": str(rank),
+        "WORLD_SIZE": "2",
+        "LOCAL_RANK": "0",
+        "LOCAL_WORLD_SIZE": "1",
+        "MASTER_ADDR": ADDRESSES[0],
+        "MASTER_PORT": _PORT,
+    }
+    command = machines.command(rank, sys.executable, *TRAIN, *arguments)
+    return Program(command, log, machines.environment() | place)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_a_pulled_cable_is_noticed_on_both_sides(
+    machines: TwoMachines, undisturbed: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "run"
+    arguments = ["--output", str(output), "--comm.hang-seconds", "5", "--resume", "auto"]
+    with ExitStack() as stack:
+        both = [
+            stack.enter_context(_rank(machines, rank, tmp_path / f"{rank}.log", *arguments))
+            for rank in (0, 1)
+        ]
+        both[0].reach(6, output)
+        machines.set_cable(up=False)
+        try:
+            assert [one.end(60) for one in both] == [75, 75]
+        finally:
+            machines.set_cable(up=True)
+    line = "error: no answer for 5 s from "
+    assert f"{line}rank 1 (last seen in epoch " in both[0].said()
+    assert f"{line}{ADDRESSES[0]}:{_PORT}, where rank 0 keeps the ranks" in both[1].said()
+    for one in both:
+        assert one.said().count("error: ") == 1
+        assert "Traceback" not in one.said()
+    assert done(output) >= 6
+    assert list((output / "crash").glob("*/report.json"))
+
+    with ExitStack() as stack:
+        both = [
+            stack.enter_context(_rank(machines, rank, tmp_path / f"again-{rank}.log", *arguments))
+            for rank in (0, 1)
+        ]
+        assert [one.end(120) for one in both] == [0, 0], both[0].said()
+    assert "resumed after epoch 4" in both[0].said()
+    assert_same(output, undisturbed)
