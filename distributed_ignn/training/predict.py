@@ -158,7 +158,6 @@ def _judge(options: PredictOptions, trainer: Trainer, solution: Solution) -> dic
         )
     tolerance = forward.tolerance if options.tolerance is None else options.tolerance
     found = {
-        "run": str(options.run),
         "epoch": trainer.best.epoch,
         "evaluations": solution.steps,
         "residual": solution.residual,

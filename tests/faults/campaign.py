@@ -30,6 +30,7 @@ from tests.faults.jobs import Job, differences, ray, records, remains, result, s
 EPOCHS = 24
 LOSS_TOLERANCE = 1e-5
 _JOB_SECONDS = 900.0
+_POLL_SECONDS = 0.1  # the delays after it are random, so it hides no moment
 # some kills hit a job that starts, most of them one on its way
 _SHARE_WHILE_STARTING = 0.25
 _LONGEST_START, _MOST_EPOCHS, _LONGEST_EPOCH = 9.0, 4, 0.5
@@ -173,7 +174,7 @@ class Campaign:
                 reached = time.monotonic()
             if reached is not None and time.monotonic() - reached > delay:
                 return ranks
-            time.sleep(0.01)
+            time.sleep(_POLL_SECONDS)
         return []
 
     @staticmethod
@@ -184,7 +185,7 @@ class Campaign:
             now = set(job.ranks())
             if len(now) == len(before) and not now & before:
                 return
-            time.sleep(0.05)
+            time.sleep(_POLL_SECONDS)
 
     def _note(self, outcome: Outcome, output: Path, phase: str) -> None:
         """Count a kill; a record that is not whole at that moment raises here."""

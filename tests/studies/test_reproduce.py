@@ -340,7 +340,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(
 ) -> None:
     (tmp_path / "file").touch()
     line = _refused(capsys, "figure3", *TINY, "--out", tmp_path / "file" / "new")
-    assert f"cannot write to out = {tmp_path / 'file' / 'new'}" in line
+    assert f"--out {tmp_path / 'file' / 'new'} cannot be written" in line
 
 
 def test_runs_with_other_settings_are_not_taken(
