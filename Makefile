@@ -20,12 +20,13 @@ DEV_READY := $(VENV)/.dev-$(BUILD)
 EXAMPLES ?= 2000
 FUZZ_SECONDS ?= 120
 
-.PHONY: help train test lint faults soak fuzz clean
+.PHONY: help train test long lint faults soak fuzz clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make train   two CPU processes train on a generated graph, in a new folder"
 	@echo "make test    all tests, cheapest first"
+	@echo "make long    tests that take too long for every change"
 	@echo "make lint    format, lint, types and import order"
 	@echo "make faults  200 kills at random moments under torchrun and Ray (about an hour)"
 	@echo "make soak    30 minutes of training; memory, file handles and threads have to stay flat"
@@ -38,6 +39,9 @@ train: $(TRAIN_READY)
 
 test: $(DEV_READY)
 	$(BIN)/python -m pytest
+
+long: $(DEV_READY)
+	IGNN_LONG_TESTS=1 $(BIN)/python -m pytest -m long
 
 lint: $(DEV_READY)
 	$(BIN)/ruff check

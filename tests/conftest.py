@@ -14,12 +14,30 @@ _BESIDE_REPOSITORY = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 # What a folder's tests need, cheapest first: one process; several ranks; whole programs. Files
 # beside this one and folders that are not listed come before all of these.
-_TIERS = ("graph", "solvers", "models", "comm", "training", "parity", "launch", "inputs")
+_TIERS = (
+    "reading",
+    "graph",
+    "solvers",
+    "models",
+    "comm",
+    "training",
+    "fuzz",
+    "parity",
+    "launch",
+    "inputs",
+    "clusters",
+    "faults",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run cheap tests first, so that a mistake shows as early as possible."""
+    """Run cheap tests first, so that a mistake shows early; long ones only if asked to."""
     items.sort(key=_cost)
+    if "IGNN_LONG_TESTS" not in os.environ:
+        skip = pytest.mark.skip(reason="takes long; make long, or set IGNN_LONG_TESTS=1")
+        for item in items:
+            if item.get_closest_marker("long") is not None:
+                item.add_marker(skip)
 
 
 def _cost(item: pytest.Item) -> tuple[bool, int]:

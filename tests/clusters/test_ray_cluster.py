@@ -27,10 +27,6 @@ pytestmark = [
     ),
 ]
 
-in_the_long_form = pytest.mark.skipif(
-    "IGNN_LONG_TESTS" not in os.environ, reason="takes minutes; set IGNN_LONG_TESTS=1"
-)
-
 
 @pytest.fixture(scope="module")
 def ray(machines: TwoMachines) -> Iterator[RayCluster]:
@@ -88,7 +84,7 @@ def test_a_run_outlives_its_processes_and_machines(
     assert_same(output, undisturbed)
 
 
-@in_the_long_form
+@pytest.mark.long
 def test_nothing_outlives_a_driver_that_is_killed(
     machines: TwoMachines, ray: RayCluster, tmp_path: Path
 ) -> None:
@@ -104,7 +100,7 @@ def test_nothing_outlives_a_driver_that_is_killed(
         time.sleep(0.1)
 
 
-@in_the_long_form
+@pytest.mark.long
 def test_waiting_for_a_machine_has_an_end(
     machines: TwoMachines, ray: RayCluster, tmp_path: Path
 ) -> None:
@@ -124,7 +120,7 @@ def test_waiting_for_a_machine_has_an_end(
     assert last.endswith("with --resume auto")
 
 
-@in_the_long_form
+@pytest.mark.long
 def test_restarts_come_to_an_end(machines: TwoMachines, ray: RayCluster, tmp_path: Path) -> None:
     output = tmp_path / "run"
     train = [sys.executable, *TRAIN, "--workers", "2", "--output", str(output)]
@@ -137,7 +133,7 @@ def test_restarts_come_to_an_end(machines: TwoMachines, ray: RayCluster, tmp_pat
     assert "after 0 restarts (restarts = 0)" in program.said()
 
 
-@in_the_long_form
+@pytest.mark.long
 def test_a_rank_that_hangs_is_named_and_started_again(
     machines: TwoMachines, ray: RayCluster, undisturbed: Path, tmp_path: Path
 ) -> None:

@@ -60,7 +60,7 @@ def quiet(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return result(folder / "run")
 
 
-@pytest.mark.parametrize("in_background", ["false", "true"])
+@pytest.mark.parametrize("in_background", ["false", pytest.param("true", marks=pytest.mark.long)])
 def test_killed_at_chosen_steps_it_ends_as_if_nothing_had_happened(
     tmp_path: Path, quiet: dict[str, Any], in_background: str
 ) -> None:
@@ -278,6 +278,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path: Path) -> None:
     assert f"resumed after epoch {epoch} of " in again.text
 
 
+@pytest.mark.long
 def test_a_second_job_on_the_same_output_is_refused_with_restarts_too(tmp_path: Path) -> None:
     """torchrun starts it again after the refusal, which must not look like a second attempt."""
     output = tmp_path / "run"
@@ -290,6 +291,7 @@ def test_a_second_job_on_the_same_output_is_refused_with_restarts_too(tmp_path: 
     assert (output / "metrics.jsonl").read_bytes() == content
 
 
+@pytest.mark.long
 def test_no_thread_handle_or_byte_is_lost_from_epoch_to_epoch(tmp_path: Path) -> None:
     """A short form of the soak, see soak.py."""
     done = subprocess.run(

@@ -110,22 +110,6 @@ def test_ray_gives_the_numbers_of_torchrun(tmp_path: Path) -> None:
     assert len(list((tmp_path / "ray").rglob("common.safetensors"))) == 2
 
 
-@needs_ray
-@pytest.mark.ray
-@pytest.mark.slow
-@pytest.mark.timeout(180)
-def test_a_mistake_found_by_workers_is_one_line(tmp_path: Path) -> None:
-    (tmp_path / "broken.npz").write_bytes(b"not an archive")
-    code, _, errors = Program(
-        [TRAIN, "--dataset", "broken.npz", "--workers", "1", "--device", "cpu"], tmp_path
-    ).finish(150)
-    assert code == 2, errors
-    assert len(errors.splitlines()) == 1
-    assert errors.startswith("error: ")
-    # made absolute by the driver: workers run elsewhere
-    assert str(tmp_path / "broken.npz") in errors
-
-
 def test_without_ray_the_way_out_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)  # makes its import fail
     monkeypatch.setenv("RAY_TRAIN_V2_ENABLED", "1")  # all are put back after the test

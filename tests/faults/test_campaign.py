@@ -1,0 +1,61 @@
+"""The short form of the fault campaign, and that its judgement can fail."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.faults.campaign import Campaign, Outcome, sound
+from tests.faults.jobs import differences
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_random_kills_lose_nothing(tmp_path: Path) -> None:
+    """Under torchrun, and of whole jobs that go on with another number of ranks."""
+    said: list[str] = []
+    campaign = Campaign(tmp_path, seed=3, say=said.append)
+    for outcome in (campaign.torchrun(2), campaign.resize(2)):
+        assert sound(outcome), (outcome, said)
+        assert outcome.kills == 2
+
+
+@pytest.mark.long
+@pytest.mark.ray
+@pytest.mark.timeout(400)
+def test_random_kills_of_ray_workers_lose_nothing(tmp_path: Path) -> None:
+    assert sound(Campaign(tmp_path, seed=3).ray(2))
+
+
+def _result() -> dict[str, Any]:
+    return {
+        "metrics": [{"epoch": 1, "loss": 0.5}],
+        "summary": {"best_val": 0.5},
+        "state": {"epoch": 1},
+        "tensors": {"common.safetensors": {"w": torch.ones(3), "b": torch.zeros(2)}},
+    }
+
+
+def test_the_smallest_difference_is_seen() -> None:
+    whole, other = _result(), copy.deepcopy(_result())
+    assert differences(whole, other) == []
+    other["tensors"]["common.safetensors"]["w"][1] += 1e-7
+    other["metrics"][0]["loss"] += 1e-16
+    assert differences(whole, other) == ["common.safetensors: w"]
+    other["metrics"][0]["loss"] += 1e-15
+    assert differences(whole, other) == ["metrics", "common.safetensors: w"]
+    del other["tensors"]["common.safetensors"]["b"]
+    assert "tensors in common.safetensors" in differences(whole, other)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"recoveries": 1}, {"identical": 0}, {"problems": ["left something"]}]
+)
+def test_an_outcome_is_sound_only_if_all_is_well(changes: dict[str, Any]) -> None:
+    fine = {"kind": "torchrun", "runs": 1, "kills": 2, "recoveries": 2, "identical": 1}
+    assert sound(Outcome(**fine))  # type: ignore[arg-type]
+    assert not sound(Outcome(**(fine | changes)))  # type: ignore[arg-type]
