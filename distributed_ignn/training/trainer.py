@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,7 +24,6 @@ from distributed_ignn.models.ignn import ImplicitGNN
 from distributed_ignn.reading.plain_files import in_one_line
 from distributed_ignn.training.averaging import WeightAverage
 from distributed_ignn.training.checkpoint import Snapshot
-from distributed_ignn.training.checkpoint_fit import check_graph, check_shapes, graph_sizes
 from distributed_ignn.training.consistency import Consistency
 from distributed_ignn.training.engine import Engine, TorchEngine
 from distributed_ignn.training.numbers import NumberGuard, NumbersError
@@ -39,17 +36,9 @@ from distributed_ignn.training.schedule import Schedule
 from distributed_ignn.training.solver_guard import guarded_phase
 from distributed_ignn.training.solver_training import SolverTrainer, build_learned_solver
 from distributed_ignn.training.suspects import step_tensors
+from distributed_ignn.training.trainer_state import Best, put_back, take_snapshot
 
 TensorDict = dict[str, Tensor]
-
-
-@dataclass(slots=True)
-class Best:
-    """The epoch that validation has chosen so far, and its weights."""
-
-    epoch: int = 0
-    val_metric: float = -1.0
-    weights: TensorDict | None = None
 
 
 class Trainer:
@@ -70,7 +59,7 @@ class Trainer:
         started: float | None = None,
     ) -> None:
         self._started = time.perf_counter() if started is None else started
-        self._seconds_before = 0.0
+        self.seconds_before = 0.0
         self.config = config
         self.shard = shard
         self.comm = comm
@@ -150,7 +139,7 @@ class Trainer:
     @property
     def seconds_total(self) -> float:
         """Since the start of the run, with the attempts before it that led to this state."""
-        return self._seconds_before + time.perf_counter() - self._started
+        return self.seconds_before + time.perf_counter() - self._started
 
     def train_epoch(self) -> EpochRecord:
         """One model step, with the solver phase before it and the validation after it.
@@ -317,7 +306,7 @@ class Trainer:
             self._check_solve(EVALUATE, "validation", self.epoch)
             self.val_metric = metrics["val"]
             if metrics["val"] > self.best.val_metric:
-                self.best = Best(self.epoch, metrics["val"], self._weights())
+                self.best = Best(self.epoch, metrics["val"], self.weights())
                 self.stale_validations = 0
             else:
                 self.stale_validations += 1
@@ -352,7 +341,8 @@ class Trainer:
         start = self.planner.first_guess(cell, injection)
         return self._metrics(start, splits)
 
-    def _weights(self) -> TensorDict:
+    def weights(self) -> TensorDict:
+        """A copy of the model's, on the CPU."""
         return {k: v.detach().cpu().clone() for k, v in self.model.state_dict().items()}
 
     def use_best_weights(self) -> None:
@@ -362,36 +352,7 @@ class Trainer:
 
     def snapshot(self) -> Snapshot:
         """Everything that a resumed run needs to go on bit for bit."""
-        sharded = self.model.sharded_names()
-        weights = self._weights()
-        kept = {"model": weights, "best": self.best.weights or {}, "average": self.average.mean}
-        named = {f"{part}/{k}": v for part, found in kept.items() for k, v in found.items()}
-        own = {k: v for k, v in named.items() if k.partition("/")[2] in sharded}
-        common = {k: v for k, v in named.items() if k not in own}
-        common |= {f"optimizer/{k}": v for k, v in self.engine.common_state().items()}
-        common["rng/torch"] = torch.get_rng_state()
-        rows = {f"warm/{k}": v for k, v in self.planner.states.items()}
-        rows |= {f"optimizer/{k}": v for k, v in self.engine.row_state().items()}
-        rows |= own
-        state: dict[str, Any] = {
-            "graph": graph_sizes(self.shard),
-            "epoch": self.epoch,
-            "best_epoch": self.best.epoch,
-            "best_val": self.best.val_metric,
-            "stale_validations": self.stale_validations,
-            "val_metric": self.val_metric,
-            "average_steps": self.average.steps,
-            "seconds_total": self.seconds_total,
-            "seconds_solver_training": self.seconds_solver_training,
-            "solver_steps_done": 0,
-            "solver_ready": False,
-            "numbers": self.guard.snapshot(),
-        }
-        if self.solver_trainer is not None and self.learned is not None:
-            common |= {f"solver/{k}": v for k, v in self.solver_trainer.state().items()}
-            state["solver_steps_done"] = self.solver_trainer.steps_done
-            state["solver_ready"] = self.learned.ready
-        return Snapshot(state, common, rows)
+        return take_snapshot(self)
 
     def restore(self, snapshot: Snapshot) -> None:
         """Inverse of ``snapshot``.
@@ -402,7 +363,7 @@ class Trainer:
         """
         try:
             check_state(snapshot.state)
-            self._restore(snapshot)
+            put_back(self, snapshot)
         except (KeyError, ValueError, TypeError, RuntimeError) as error:
             # whatever a file can lack or hold instead: its checksums only say that it is whole
             raise UserError(
@@ -410,44 +371,17 @@ class Trainer:
                 f"({in_one_line(error)}); choose another checkpoint"
             ) from error
 
-    def _restore(self, snapshot: Snapshot) -> None:
-        everything = snapshot.common | snapshot.rows
-        self._load_weights(_under(everything, "model/"))
-        best = _under(everything, "best/")
-        state = snapshot.state
-        check_graph(state.get("graph"), self.shard)
-        self.best = Best(state["best_epoch"], state["best_val"], best or None)
-        self.average.load(_under(everything, "average/"), state.get("average_steps", 0))
-        self.engine.load_state(
-            _under(snapshot.common, "optimizer/"),
-            _under(snapshot.rows, "optimizer/"),
-        )
-        device = self.comm.device
-        self.planner.states = {k: v.to(device) for k, v in _under(snapshot.rows, "warm/").items()}
-        if self.solver_trainer is not None and self.learned is not None:
-            self.solver_trainer.load_state(_under(snapshot.common, "solver/"))
-            self.solver_trainer.steps_done = state["solver_steps_done"]
-            self.learned.ready = state["solver_ready"]
-        torch.set_rng_state(snapshot.common["rng/torch"])
-        self.epoch = state["epoch"]
-        self.stale_validations = state["stale_validations"]
-        self.val_metric = state.get("val_metric")
-        self.guard.restore(state.get("numbers", {}))
-        self.engine.scale_lr(self.guard.state.lr_scale)
-        self._seconds_before = state.get("seconds_total", 0.0)
-        self.seconds_solver_training = state["seconds_solver_training"]
-
     def roll_back(self, fault: NumbersError, snapshot: Snapshot) -> None:
         """Go back to ``snapshot`` and on from there with a smaller step; the clock runs on.
 
         Raises:
             UserError: there were too many rollbacks; or see ``restore``.
         """
-        seconds = self._seconds_before, self.seconds_solver_training
+        seconds = self.seconds_before, self.seconds_solver_training
         kappa = self.guard.roll_back(fault)
         now = self.guard.snapshot()
         self.restore(snapshot)
-        self._seconds_before, self.seconds_solver_training = seconds
+        self.seconds_before, self.seconds_solver_training = seconds
         kept = {"lowest_loss": self.guard.state.lowest_loss, "skipped": self.guard.state.skipped}
         self.guard.restore(now | kept | {"skips": 0})
         self.engine.scale_lr(self.guard.state.lr_scale)
@@ -457,18 +391,3 @@ class Trainer:
         # as a run does that is resumed from here
         self.model.propagation.reset_links()
         self.guard.announce_rollback(fault, self.epoch)
-
-    def _load_weights(self, weights: TensorDict) -> None:
-        own = self.model.head.weight.dtype
-        found = weights.get("head.weight", self.model.head.weight).dtype
-        if own is not found:
-            raise UserError(
-                f"the checkpoint was written with train.dtype = {str(found)[6:]}, not "
-                f"{str(own)[6:]}; resume with that"
-            )
-        check_shapes(weights, self.model.state_dict())
-        self.model.load_state_dict(weights)
-
-
-def _under(tensors: TensorDict, prefix: str) -> TensorDict:
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
