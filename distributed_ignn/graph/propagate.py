@@ -105,7 +105,9 @@ class Propagation:
         back = HaloLink(self.halo, options.codec, transposed=True, stale=options.stale)
         self.link, self.link_home = link, back
         self._coder = quantiser(options.codec)
-        self._squares = [square_between_parts(channel) for channel in shard.channels]
+        self._squares = [
+            square_between_parts(channel) if self.rounds else 0.0 for channel in shard.channels
+        ]
 
     @property
     def num_channels(self) -> int:
@@ -136,23 +138,20 @@ class Propagation:
         self.link.reset()
         self.link_home.reset()
 
-    def iterate(self, x: Tensor, finish: Finish, rider: Tensor | None = None) -> Tensor | None:
+    def iterate_sums(
+        self, x: Tensor, finish: FinishSums, rider: Tensor | None = None
+    ) -> Tensor | None:
         """A_hat_c x inside an iteration, run by run; one exchange through the forward link.
 
         Args:
             x: [O, D] owned rows.
-            finish: told every run once, interior ones first.
+            finish: told every run once, interior ones first; it multiplies, so that it may go on in
+                the same kernel.
             rider: [O, R] further columns that travel in the same exchange, or None.
 
         Returns:
             The rider's halo rows [H, R] (None without rider).
         """
-        return self.iterate_sums(x, lambda rows, sums: finish(rows, _multiply(sums)), rider)
-
-    def iterate_sums(
-        self, x: Tensor, finish: FinishSums, rider: Tensor | None = None
-    ) -> Tensor | None:
-        """Like ``iterate``, but ``finish`` multiplies, so that it may go on in the same kernel."""
         self.link.send(x, rider)
         for run in range(self.runs.interior):
             finish(self.runs.rows(run), [self._sum(c.owned, run, x) for c in self.channels])

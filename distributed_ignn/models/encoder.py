@@ -70,8 +70,8 @@ class FeatureStore:
     def _load_sparse(self, features: CSRMatrix, dtype: torch.dtype, device: torch.device) -> None:
         self._matrix = SparseMatrix.from_csr(features, dtype, device)
         self._flipped = SparseMatrix.transposed(features, dtype, device)
-        ones = torch.ones(features.num_entries)
-        self._values = (ones if features.value is None else features.value).to(device, dtype)
+        value = torch.ones(features.num_entries) if features.value is None else features.value
+        self._values = value.to(device, dtype)
         self._order = transpose(features)[1].to(device)
         self._owned_rows = features.rows().to(device)
         self._rows = self._nodes[self._owned_rows]

@@ -18,6 +18,7 @@ from distributed_ignn.config import RunConfig
 from distributed_ignn.graph.data import CSRMatrix, GraphData, csr_from_edges, csr_from_entries
 from distributed_ignn.graph.halo import HaloExchange
 from distributed_ignn.graph.propagate import Propagation
+from distributed_ignn.graph.row_sum import RowSum
 from distributed_ignn.graph.shard import GraphShard
 from distributed_ignn.graph.sharding import build_shards
 from distributed_ignn.graph.sparsify import sparsify
@@ -246,11 +247,11 @@ def _iterated(propagation: Propagation, x: Tensor) -> list[Tensor]:
     """A_hat_c x as an iteration computes it, run by run."""
     products = [torch.full_like(x, torch.nan) for _ in range(propagation.num_channels)]
 
-    def finish(rows: slice, parts: list[Tensor]) -> None:
-        for product, part in zip(products, parts, strict=True):
-            product[rows] = part
+    def finish(rows: slice, sums: list[RowSum]) -> None:
+        for product, part in zip(products, sums, strict=True):
+            product[rows] = part.product()
 
-    propagation.iterate(x, finish)
+    propagation.iterate_sums(x, finish)
     return products
 
 
