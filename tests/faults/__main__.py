@@ -32,7 +32,7 @@ def main() -> int:
         of_resize = round(options.kills * _RESIZE_SHARE)
         outcomes = [
             campaign.torchrun(options.kills - of_ray - of_resize),
-            campaign.resize(of_resize),
+            campaign.resize(of_resize, with_ray=not options.without_ray),
         ]
         if of_ray:
             outcomes.append(campaign.ray(of_ray))

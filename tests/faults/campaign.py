@@ -4,7 +4,7 @@ Three kinds of runs, each with its own reference, which nobody disturbs:
 
     torchrun  ranks are killed one by one; torchrun starts all of them again
     ray       the same with workers of Ray Train
-    resize    the whole job is killed, and goes on with another number of ranks
+    resize    the whole job is killed, and goes on with another number of ranks, under either
 
 In the first two, metrics, summary and every tensor of the last checkpoint have to be bitwise those
 of the reference. With other numbers of ranks sums are taken in another order: there the losses have
@@ -35,6 +35,9 @@ _POLL_SECONDS = 0.1  # the delays after it are random, so it hides no moment
 _SHARE_WHILE_STARTING = 0.25
 _LONGEST_START, _MOST_EPOCHS, _LONGEST_EPOCH = 9.0, 4, 0.5
 _NEVER = 10_000  # restarts: as many as there are kills
+
+# a local Ray cluster has as many places as the machine has cores
+_WAYS = ((torchrun, 2), (torchrun, 4), (ray, 1), (torchrun, 1), (ray, 2))
 
 
 @dataclass(slots=True)
@@ -82,9 +85,10 @@ class Campaign:
             Outcome("ray"), kills, per_run, lambda *a: ray(2, *a, restarts=_NEVER)
         )
 
-    def resize(self, kills: int, per_run: int = 4) -> Outcome:
-        """Kill whole jobs and go on with other numbers of ranks."""
+    def resize(self, kills: int, per_run: int = 5, *, with_ray: bool = True) -> Outcome:
+        """Kill whole jobs and go on with other numbers of ranks, and under the other launcher."""
         outcome = Outcome("resize")
+        ways = [way for way in _WAYS if with_ray or way[0] is torchrun]
         extra: tuple[str, ...] = ("--train.dtype", "float64", "--solver.network", "none")
         extra += ("--forward.tolerance", "1e-10", "--adjoint.tolerance", "1e-10")
         reference = self._reference(extra)
@@ -93,15 +97,15 @@ class Campaign:
             output = self._output(outcome)
             started, wanted = time.monotonic(), min(per_run, kills - outcome.kills)
             for number in range(wanted):
-                ranks = (2, 4, 1)[number % 3]
-                job = Job(torchrun(ranks, *self._arguments(output, extra)), self._folder)
+                start, ranks = ways[number % len(ways)]
+                job = Job(start(ranks, *self._arguments(output, extra)), self._folder)
                 # not later than so many epochs, so that something is left to do
                 limit = EPOCHS * (number + 1) // (wanted + 1)
                 self._wait_for_a_moment(job, output, limit)
                 if not job.running:
                     outcome.problems.append(f"{output.name}: ended early\n{job.text[-1500:]}")
                     return outcome
-                self._note(outcome, output, f"with {ranks} ranks")
+                self._note(outcome, output, f"with {ranks} of {start.__name__}")
                 job.kill_all()
             job = Job(torchrun(2, *self._arguments(output, extra)), self._folder)
             if self._finished(outcome, job, output):
