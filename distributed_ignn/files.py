@@ -5,8 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
+import socket
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +72,25 @@ def write_tensors(
 
 
 def temporary_sibling(path: Path) -> Path:
-    """An unused hidden name in the folder of ``path``, from which a rename is atomic."""
-    return path.parent / f".{path.name}.{uuid.uuid4().hex}.tmp"
+    """An unused hidden name in the folder of ``path``, from which a rename is atomic.
+
+    What processes of this machine have left under such names, because they were killed while they
+    wrote ``path``, is removed.
+    """
+    mine = f".{path.name}.{socket.gethostname()}-"
+    with suppress(OSError):  # the folder may be missing still
+        for found in [p for p in path.parent.iterdir() if p.name.startswith(mine)]:
+            owner = found.name.removeprefix(mine).partition("-")[0]
+            if owner.isdecimal() and not Path(f"/proc/{owner}").exists():
+                _remove(found)
+    return path.parent / f"{mine}{os.getpid()}-{uuid.uuid4().hex[:12]}.tmp"
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def sync(path: Path) -> None:

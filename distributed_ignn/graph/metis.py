@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -19,6 +21,7 @@ from torch import Tensor
 
 from distributed_ignn.config import PartitionConfig
 from distributed_ignn.errors import UserError
+from distributed_ignn.files import temporary_sibling
 from distributed_ignn.graph.data import CSRMatrix
 
 MetisProvider = Literal["pyg-lib", "pymetis"]
@@ -83,13 +86,15 @@ def run_pymetis(graph: CSRMatrix, parts: int, weights: Tensor, config: Partition
         "seed": config.seed % (2**31 - 1) + 1,
     }
     arrays = {"rowptr": graph.rowptr, "col": graph.col, "weights": weights}
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    # under a name that the next run finds if this one is killed
+    folder = temporary_sibling(Path(tempfile.gettempdir()) / "ignn-metis")
+    folder.mkdir(mode=0o700)
+    try:
         (folder / "request.json").write_text(json.dumps(request))
         for key, value in arrays.items():
             np.save(folder / f"{key}.npy", value.numpy())
         # -P: the modules beside the script must not hide others of the same name
-        command = [sys.executable, "-P", str(_SCRIPT), name]
+        command = [sys.executable, "-P", str(_SCRIPT), str(folder), str(os.getpid())]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
@@ -98,6 +103,8 @@ def run_pymetis(graph: CSRMatrix, parts: int, weights: Tensor, config: Partition
                 "--partition.method fennel, which needs less memory, or contiguous"
             )
         return torch.from_numpy(np.load(folder / "part.npy", allow_pickle=False))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def run_pyg_lib(graph: CSRMatrix, parts: int, weights: Tensor) -> Tensor:

@@ -1,16 +1,21 @@
-"""METIS in a process of its own: ``python -P metis_process.py FOLDER``.
+"""METIS in a process of its own: ``python -P metis_process.py FOLDER PARENT``.
 
 METIS draws from the C library's one random generator. Other threads of a training process, such as
 Ray's, draw from it too and would change the partition from run to run. A process without them gives
 the same one every time, and a crash of METIS does not take the training along.
 
 FOLDER holds rowptr.npy, col.npy, weights.npy and request.json; part.npy is written there. Arrays
-are mapped, not read; those that METIS needs in another width are rewritten in FOLDER first.
+are mapped, not read; those that METIS needs in another width are rewritten in FOLDER first. PARENT
+is the process that waits: if that is killed, so is this one, which would else hold the memory that
+a second attempt needs.
 """
 
 from __future__ import annotations
 
+import ctypes
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -18,6 +23,17 @@ import numpy as np
 import pymetis
 
 _STEP = 1 << 22
+
+
+_PR_SET_PDEATHSIG = 1  # Linux: a signal for this process when its parent ends
+
+
+def follow(parent: int) -> None:
+    """End together with the process that waits for this one."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it was faster
+        raise SystemExit("nobody waits for METIS any more")
 
 
 def main(folder: Path) -> None:
@@ -57,4 +73,5 @@ def _mapped(folder: Path, name: str) -> np.ndarray:
 
 
 if __name__ == "__main__":
+    follow(int(sys.argv[2]))
     main(Path(sys.argv[1]))

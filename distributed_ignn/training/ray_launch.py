@@ -12,6 +12,7 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from threading import Thread
@@ -70,9 +71,14 @@ def check_output(config: RunConfig) -> None:
     """
     try:
         claim_output(config)
-        (config.output / _SNAPSHOT).unlink(missing_ok=True)
+        _forget_reports(config)
     except OSError as error:
         raise UserError(f"cannot write to output = {config.output}: {error.strerror}") from error
+
+
+def _forget_reports(config: RunConfig) -> None:
+    """Let Ray begin anew with an output folder that it has used before; see ``_SNAPSHOT``."""
+    (config.output / _SNAPSHOT).unlink(missing_ok=True)
 
 
 def _check_folder(config: RunConfig) -> None:
@@ -98,11 +104,10 @@ def _fit(config: RunConfig, each: dict[str, float]) -> None:
     """Start the workers, show what rank 0 says, and see the run to its end."""
     screen = messages.Screen()
     bell = messages.make_bell()
-    trainer = _trainer(config, each, screen, bell)
     print(f"starting {cluster.count(cluster.processes(config), 'worker')} on Ray ...", flush=True)
     watch = _Watch(config, each, screen, bell)
     try:
-        watch.see_through(trainer)
+        watch.see_through(lambda: _trainer(config, each, screen, bell))
     finally:
         screen.close()
         if screen.mistake is not None:
@@ -170,11 +175,15 @@ class _Watch:
         self._screen = screen
         self._bell = bell
         self._told = 0  # failures that the user knows of
+        self._failed_starts = 0
         self._looked = time.monotonic()
         self._announced = 0
 
-    def see_through(self, trainer: Any) -> None:
+    def see_through(self, make_trainer: Callable[[], Any]) -> None:
         """Return when the run has ended.
+
+        Args:
+            make_trainer: makes one of Ray's trainers, which runs once.
 
         Raises:
             Stopped: by a signal while there was nothing to finish.
@@ -184,7 +193,8 @@ class _Watch:
 
         def fit() -> None:
             try:
-                trainer.fit()
+                while not self._fitted(make_trainer()):
+                    _forget_reports(self._config)
             except BaseException as error:
                 outcome.append(error)
 
@@ -198,6 +208,26 @@ class _Watch:
         if outcome and self._screen.mistake is None and self._screen.stopped is None:
             self._tell_failures()
             raise self._explained(outcome[0])
+
+    def _fitted(self, trainer: Any) -> bool:
+        """Whether the run has ended; False where a worker was lost while all were being started.
+
+        Ray starts workers again that fail in their work, but gives up where one dies between its
+        start and its first step.
+        """
+        import ray
+        from ray.train import ControllerError
+
+        try:
+            trainer.fit()
+        except ControllerError as error:
+            lost = isinstance(error.controller_failure, ray.exceptions.RayActorError)
+            if not lost or self._failed_starts >= self._config.restarts:
+                raise
+            self._failed_starts += 1
+            print("a worker was lost while starting; starting all again ...", flush=True)
+            return False
+        return True
 
     def _wait(self, thread: Thread, request: StopRequest) -> None:
         rung = False
@@ -244,9 +274,9 @@ class _Watch:
 
     def _explained(self, error: BaseException) -> BaseException:
         """What to raise where Ray has given up."""
-        if not self._screen.failures or self._screen.trace is not None:
+        restarts = self._config.restarts
+        lost = self._screen.failures + self._failed_starts
+        if lost <= restarts or self._screen.trace is not None:
             return error
-        return JobError(
-            f"{self._screen.failure}, after {self._config.restarts} restarts (restarts = "
-            f"{self._config.restarts}); {_GO_ON}"
-        )
+        what = self._screen.failure or "a worker was lost while starting"
+        return JobError(f"{what}, after {restarts} restarts (restarts = {restarts}); {_GO_ON}")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytest
 import torch
 
 from tests.faults.campaign import Campaign, Outcome, sound
-from tests.faults.jobs import differences
+from tests.faults.jobs import Job, differences, ray, records, send
 
 
 @pytest.mark.slow
@@ -29,6 +31,21 @@ def test_random_kills_lose_nothing(tmp_path: Path) -> None:
 @pytest.mark.timeout(400)
 def test_random_kills_of_ray_workers_lose_nothing(tmp_path: Path) -> None:
     assert sound(Campaign(tmp_path, seed=3).ray(2))
+
+
+@pytest.mark.long
+@pytest.mark.ray
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("seconds", [0.0, 5.0, 5.7, 6.4, 7.1])
+def test_a_ray_worker_that_dies_while_all_start_is_replaced(tmp_path: Path, seconds: float) -> None:
+    """Ray by itself gives up where it dies after its own start and before its first step."""
+    output = tmp_path / "run"
+    job = Job(ray(2, "--train.epochs", "2", "--output", str(output), restarts=3), tmp_path)
+    (first, *_) = job.until(lambda: len(job.ranks()) == 2 and job.ranks(), 120)
+    time.sleep(seconds)
+    send(first, signal.SIGKILL)
+    assert job.wait(300) == 0, job.text
+    assert len(records(output)) == 2
 
 
 def _result() -> dict[str, Any]:

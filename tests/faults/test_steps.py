@@ -8,6 +8,9 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -18,6 +21,7 @@ import torch
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import PartitionConfig
 from distributed_ignn.files import atomic_write_json
+from distributed_ignn.graph import metis
 from distributed_ignn.graph.partition import assign_parts
 from distributed_ignn.graph.shard_store import find_shards, read_shard, write_shards
 from distributed_ignn.training.checkpoint import (
@@ -112,17 +116,17 @@ def test_shards_are_there_whole_or_not_at_all(tmp_path: Path) -> None:
     assignment = assign_parts(data.graphs, 2, config)
 
     def check(step: int) -> None:
-        folder = tmp_path / str(step)
+        folder = tmp_path / "shards"
         if find_shards(folder, 2, config, {}) is None:
             assert not folder.exists()
             return
+        assert step > 5
         assert sum(read_shard(folder, part).num_owned for part in (0, 1)) == data.num_nodes
 
-    steps = every_step(
-        lambda step: write_shards(tmp_path / str(step), data, assignment, config), check
-    )
+    steps = every_step(lambda _: write_shards(tmp_path / "shards", data, assignment, config), check)
     assert steps > 5
-    assert (tmp_path / str(steps + 1)).is_dir()
+    # nor is anything left of the attempts that were killed
+    assert [path.name for path in tmp_path.iterdir()] == ["shards"]
 
 
 def test_a_json_file_is_old_or_new(tmp_path: Path) -> None:
@@ -133,6 +137,7 @@ def test_a_json_file_is_old_or_new(tmp_path: Path) -> None:
         assert json.loads(path.read_bytes())["step"] <= step
 
     assert every_step(lambda step: atomic_write_json(path, {"step": step}), check) >= 3
+    assert [found.name for found in tmp_path.iterdir()] == ["file.json"]
     assert json.loads(path.read_bytes())["step"] >= 3
 
 
@@ -161,3 +166,46 @@ def test_the_metrics_are_valid_at_every_moment(tmp_path: Path) -> None:
         assert len(read_metrics(tmp_path / "metrics.jsonl")) == len(epochs)
 
     assert every_step(run, check) > 5
+
+
+_WAITS_FOR_METIS = """
+import os, subprocess, sys
+child = subprocess.Popen([sys.executable, "-P", *sys.argv[1:], str(os.getpid())])
+print(child.pid, flush=True)
+child.wait()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's help is Linux's")
+def test_metis_does_not_outlive_its_rank(tmp_path: Path) -> None:
+    """Held up here by a pipe in place of its request."""
+    request = tmp_path / "request.json"
+    os.mkfifo(request)
+    script = Path(metis.__file__).with_name("metis_process.py")
+    command = [sys.executable, "-c", _WAITS_FOR_METIS, str(script), str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as rank:
+        assert rank.stdout is not None
+        child = int(rank.stdout.readline())
+        held: list[int] = []
+        assert _within(20, lambda: _opened(request, held))
+        rank.kill()
+    assert _within(10, lambda: not Path(f"/proc/{child}").exists())
+    os.close(held[0])
+
+
+def _opened(pipe: Path, held: list[int]) -> bool:
+    """Whether somebody reads from the pipe, which then is open for writing too."""
+    try:
+        held.append(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK))
+    except OSError:
+        return False
+    return True
+
+
+def _within(seconds: float, condition: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
