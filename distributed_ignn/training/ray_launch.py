@@ -12,7 +12,6 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from threading import Thread
@@ -50,6 +49,34 @@ def train_on_ray(config: RunConfig) -> None:
     cluster.prepare(config)
     run = absolute_paths(config)
     check_output(run)
+    for left in range(config.restarts, -1, -1):
+        try:
+            _train_once(config, run)
+        except _LostWhileStartingError as lost:
+            if left == 0:
+                raise JobError(
+                    f"{lost}, after {config.restarts} restarts (restarts = {config.restarts}); "
+                    f"{_GO_ON}"
+                ) from lost
+            print(f"{lost}; starting all again ...", flush=True)
+        else:
+            return
+
+
+class _LostWhileStartingError(Exception):
+    """A worker died between its start and its first step, where Ray gives up."""
+
+
+def _train_once(config: RunConfig, run: RunConfig) -> None:
+    """Join the cluster, train, and leave it, which gives back whatever the run held there.
+
+    Args:
+        config: as the user wrote it.
+        run: the same with absolute paths.
+
+    Raises:
+        _LostWhileStartingError: see there; other errors as ``train_on_ray``.
+    """
     import ray
 
     cluster.connect()
@@ -59,6 +86,7 @@ def train_on_ray(config: RunConfig) -> None:
         announce_wait(run, each, ray.available_resources())
         if "GPU" not in each:
             run = run.model_copy(update={"device": "cpu"})
+        _forget_reports(run)
         _fit(run, each)
     finally:
         ray.shutdown()
@@ -71,7 +99,6 @@ def check_output(config: RunConfig) -> None:
     """
     try:
         claim_output(config)
-        _forget_reports(config)
     except OSError as error:
         raise UserError(f"cannot write to output = {config.output}: {error.strerror}") from error
 
@@ -104,10 +131,11 @@ def _fit(config: RunConfig, each: dict[str, float]) -> None:
     """Start the workers, show what rank 0 says, and see the run to its end."""
     screen = messages.Screen()
     bell = messages.make_bell()
+    trainer = _trainer(config, each, screen, bell)
     print(f"starting {cluster.count(cluster.processes(config), 'worker')} on Ray ...", flush=True)
     watch = _Watch(config, each, screen, bell)
     try:
-        watch.see_through(lambda: _trainer(config, each, screen, bell))
+        watch.see_through(trainer)
     finally:
         screen.close()
         if screen.mistake is not None:
@@ -175,26 +203,22 @@ class _Watch:
         self._screen = screen
         self._bell = bell
         self._told = 0  # failures that the user knows of
-        self._failed_starts = 0
         self._looked = time.monotonic()
         self._announced = 0
 
-    def see_through(self, make_trainer: Callable[[], Any]) -> None:
+    def see_through(self, trainer: Any) -> None:
         """Return when the run has ended.
-
-        Args:
-            make_trainer: makes one of Ray's trainers, which runs once.
 
         Raises:
             Stopped: by a signal while there was nothing to finish.
             JobError: see ``train_on_ray``.
+            _LostWhileStartingError: see there.
         """
         outcome: list[BaseException] = []
 
         def fit() -> None:
             try:
-                while not self._fitted(make_trainer()):
-                    _forget_reports(self._config)
+                trainer.fit()
             except BaseException as error:
                 outcome.append(error)
 
@@ -208,26 +232,6 @@ class _Watch:
         if outcome and self._screen.mistake is None and self._screen.stopped is None:
             self._tell_failures()
             raise self._explained(outcome[0])
-
-    def _fitted(self, trainer: Any) -> bool:
-        """Whether the run has ended; False where a worker was lost while all were being started.
-
-        Ray starts workers again that fail in their work, but gives up where one dies between its
-        start and its first step.
-        """
-        import ray
-        from ray.train import ControllerError
-
-        try:
-            trainer.fit()
-        except ControllerError as error:
-            lost = isinstance(error.controller_failure, ray.exceptions.RayActorError)
-            if not lost or self._failed_starts >= self._config.restarts:
-                raise
-            self._failed_starts += 1
-            print("a worker was lost while starting; starting all again ...", flush=True)
-            return False
-        return True
 
     def _wait(self, thread: Thread, request: StopRequest) -> None:
         rung = False
@@ -274,9 +278,15 @@ class _Watch:
 
     def _explained(self, error: BaseException) -> BaseException:
         """What to raise where Ray has given up."""
+        import ray
+
+        # of a ControllerError, with which Ray gives up at once
+        cause = getattr(error, "controller_failure", None)
+        if isinstance(cause, ray.exceptions.RayActorError):
+            return _LostWhileStartingError("a worker was lost while starting")
         restarts = self._config.restarts
-        lost = self._screen.failures + self._failed_starts
-        if lost <= restarts or self._screen.trace is not None:
+        if self._screen.failures <= restarts or self._screen.trace is not None:
             return error
-        what = self._screen.failure or "a worker was lost while starting"
-        return JobError(f"{what}, after {restarts} restarts (restarts = {restarts}); {_GO_ON}")
+        return JobError(
+            f"{self._screen.failure}, after {restarts} restarts (restarts = {restarts}); {_GO_ON}"
+        )
