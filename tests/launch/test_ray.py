@@ -9,13 +9,15 @@ import shlex
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from distributed_ignn.config import RunConfig
-from distributed_ignn.errors import UserError
+from distributed_ignn.errors import JobError, UserError
 from distributed_ignn.training import ray_cluster, ray_launch
 from distributed_ignn.training import ray_messages as messages
 from distributed_ignn.training.ray_messages import Course
@@ -241,3 +243,31 @@ def test_who_is_lost_is_said_in_short() -> None:
     course.take(messages.LOST, "rank 2 lost the others in epoch 7, step (Broken pipe); go on ...")
     course.take(messages.FAILED, "rank 2 failed")
     assert course.failure == "rank 2 lost the others in epoch 7, step"
+
+
+@needs_ray
+@pytest.mark.parametrize(("lost", "restarts", "ends"), [(2, 2, None), (3, 2, "after 2 restarts")])
+def test_a_worker_lost_while_starting_makes_the_driver_join_anew(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, lost: int, restarts: int, ends: str | None
+) -> None:
+    """What it held is given back only when the driver leaves the cluster."""
+    calls: list[str] = []
+    nothing: dict[str, Any] = dict.fromkeys(("prepare", "connect"), lambda *_: None)
+    nothing["resources_of_each"] = lambda *_: {"CPU": 1.0}
+    for name, action in nothing.items():
+        monkeypatch.setattr(ray_launch.cluster, name, action)
+    for name in ("_check_folder", "announce_wait"):
+        monkeypatch.setattr(ray_launch, name, lambda *_: None)
+    for name in ("shutdown", "available_resources"):
+        monkeypatch.setattr(f"ray.{name}", lambda name=name: calls.append(name))
+
+    def fit(config: RunConfig, each: dict[str, float]) -> None:
+        calls.append("fit")
+        if calls.count("fit") <= lost:
+            raise ray_launch._LostWhileStartingError("a worker was lost while starting")
+
+    monkeypatch.setattr(ray_launch, "_fit", fit)
+    config = RunConfig(dataset="chains", output=tmp_path / "run", workers=2, restarts=restarts)
+    with nullcontext() if ends is None else pytest.raises(JobError, match=ends):
+        ray_launch.train_on_ray(config)
+    assert calls.count("fit") == calls.count("shutdown") == 3
