@@ -20,6 +20,7 @@ from tests.clusters.runs import EPOCHS, TRAIN, Program, assert_same, ray_workers
 pytestmark = [
     pytest.mark.ray,
     pytest.mark.slow,
+    pytest.mark.long,
     pytest.mark.timeout(400),
     pytest.mark.skipif(
         importlib.util.find_spec("ray") is None,
@@ -84,7 +85,6 @@ def test_a_run_outlives_its_processes_and_machines(
     assert_same(output, undisturbed)
 
 
-@pytest.mark.long
 def test_nothing_outlives_a_driver_that_is_killed(
     machines: TwoMachines, ray: RayCluster, tmp_path: Path
 ) -> None:
@@ -100,7 +100,6 @@ def test_nothing_outlives_a_driver_that_is_killed(
         time.sleep(0.1)
 
 
-@pytest.mark.long
 def test_waiting_for_a_machine_has_an_end(
     machines: TwoMachines, ray: RayCluster, tmp_path: Path
 ) -> None:
@@ -120,7 +119,6 @@ def test_waiting_for_a_machine_has_an_end(
     assert last.endswith("with --resume auto")
 
 
-@pytest.mark.long
 def test_restarts_come_to_an_end(machines: TwoMachines, ray: RayCluster, tmp_path: Path) -> None:
     output = tmp_path / "run"
     train = [sys.executable, *TRAIN, "--workers", "2", "--output", str(output)]
@@ -133,7 +131,6 @@ def test_restarts_come_to_an_end(machines: TwoMachines, ray: RayCluster, tmp_pat
     assert "after 0 restarts (restarts = 0)" in program.said()
 
 
-@pytest.mark.long
 def test_a_rank_that_hangs_is_named_and_started_again(
     machines: TwoMachines, ray: RayCluster, undisturbed: Path, tmp_path: Path
 ) -> None:

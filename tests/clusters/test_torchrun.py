@@ -62,6 +62,7 @@ def test_the_slurm_script_is_sound() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(240)
 def test_two_machines_under_slurm(
     machines: TwoMachines, slurm: dict[str, str], undisturbed: Path, tmp_path: Path

@@ -256,6 +256,7 @@ def test_a_folder_that_becomes_read_only_ends_with_one_line(tmp_path: Path) -> N
             subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
+@pytest.mark.long
 def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path: Path) -> None:
     """Of a run that was killed; the one before it gives the same result."""
     output = tmp_path / "run"
