@@ -104,7 +104,7 @@ class Watchdog:
     def end(self) -> None:
         """Tell the others that this rank leaves by itself."""
         self._state = _ENDED
-        self._turn_now()
+        self._wake.set()
 
     def close(self) -> None:
         """Stop watching. The thread that talks may be waiting for a dead network; it is left."""
@@ -165,9 +165,6 @@ class Watchdog:
                 pulse.beat = beat
             self._turns_without_store = 0
             self._turned.notify_all()
-
-    def _turn_now(self) -> None:
-        self._wake.set()
 
     def _judge(self) -> None:
         """The thread that looks at the clock."""

@@ -131,7 +131,7 @@ class CheckpointStore:
         if self._writing is not None:
             raise RuntimeError("a checkpoint is being written")
         comm = self._comm
-        final = self._folder / f"epoch-{epoch:06d}"
+        final = self._folder / checkpoint_name(epoch)
         # its own name, so that a rank of an earlier attempt that wakes up late writes elsewhere
         token = comm.gather_json(uuid.uuid4().hex[:8] if comm.is_main else None)[0]
         temporary = self._folder / f".{final.name}.{token}.tmp"
@@ -205,8 +205,9 @@ class CheckpointStore:
         found = list_checkpoints(self._folder)
         place = found.index(newest) + 1
         course = found[:place]
-        validated = [path for path in course if _val_metric(path) is not None]
-        best = max(validated, key=lambda path: _val_metric(path) or 0.0, default=newest)
+        metrics = {path: _val_metric(path) for path in course}
+        validated = {path: value for path, value in metrics.items() if value is not None}
+        best = max(validated, key=validated.__getitem__, default=newest)
         kept = {*course[-self._keep :], best}
         for path in found:
             if path not in kept:
@@ -228,6 +229,11 @@ def _val_metric(path: Path) -> float | None:
     except UserError:
         return None
     return float(value) if isinstance(value, int | float) else None
+
+
+def checkpoint_name(epoch: int) -> str:
+    """Of the folder with the state after so many epochs."""
+    return f"epoch-{epoch:06d}"
 
 
 def list_checkpoints(folder: Path) -> list[Path]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from distributed_ignn.training.checkpoint import list_checkpoints, load_newest
+from distributed_ignn.training.checkpoint import checkpoint_name, checkpoint_names, load_newest
 from distributed_ignn.training.numbers import NumbersError
 from distributed_ignn.training.trainer import Trainer
 
@@ -50,12 +50,8 @@ class Recovery:
         trainer, comm = self._trainer, self._trainer.comm
         if trainer.guard.policy != "rollback":
             return
-        found = comm.together(
-            lambda: list_checkpoints(self._folder) if comm.is_main else [],
-            doing=f"read {self._folder}",
-        )
-        newest = comm.gather_json(found[-1].name if found else None)[0]
-        if newest != f"epoch-{trainer.epoch:06d}":
+        names = checkpoint_names(self._folder, comm)
+        if names[-1:] != [checkpoint_name(trainer.epoch)]:
             self._save()
 
     def on_fault(self, fault: NumbersError) -> None:
