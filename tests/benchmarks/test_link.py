@@ -137,7 +137,8 @@ def test_leftovers_of_a_killed_process_are_removed() -> None:
 @needs_link
 def test_a_termination_signal_clears_everything_away(tmp_path: Path) -> None:
     script = tmp_path / "sleeps.py"
-    script.write_text("import time; print('up', flush=True); time.sleep(600)")
+    # one write for the whole line, because both ranks share the pipe
+    script.write_text("import os, time; os.write(1, b'up\\n'); time.sleep(600)")
     launcher = Path(__file__).resolve().parents[2] / "launch" / "link.py"
     command = [sys.executable, str(launcher), "--rate", "20mbit", str(script)]
     running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.clusters.namespaces import TwoMachines, two_machines, why_not
-from tests.clusters.runs import ROOT, TRAIN, environment
+from tests.clusters.runs import COMMAND
+from tests.jobs import Job
 
 
 @pytest.fixture(scope="session")
@@ -27,16 +26,9 @@ def machines() -> Iterator[TwoMachines]:
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Output of two ranks on one machine, from the first epoch to the last without a fault."""
-    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    folder = tmp_path_factory.mktemp("undisturbed")
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [sys.executable, *torchrun, *TRAIN, "--output", str(folder)],
-        cwd=ROOT,
-        env=os.environ | environment(),
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return folder
+    output = folder / "run"
+    job = Job([sys.executable, *torchrun, *COMMAND, "--output", str(output)], folder)
+    assert job.wait(120) == 0, job.text
+    return output

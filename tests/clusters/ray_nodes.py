@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -12,7 +11,7 @@ from types import TracebackType
 from typing import Self
 
 from tests.clusters.namespaces import ADDRESSES, TwoMachines
-from tests.clusters.runs import environment
+from tests.jobs import environment
 
 PORT = 6379
 _RAY = str(Path(sys.executable).with_name("ray"))
@@ -30,9 +29,7 @@ class RayCluster:
         # short, because the paths of sockets in it are limited to 107 letters
         self._folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")
         self.environment = machines.environment() | {
-            "RAY_AUTH_MODE": "disabled",
             "RAY_ADDRESS": f"{ADDRESSES[0]}:{PORT}",
-            "RAY_worker_niceness": "0",  # others on this machine would come first
             "RAY_health_check_initial_delay_ms": "1000",
             "RAY_health_check_period_ms": "1000",
             "RAY_health_check_failure_threshold": "3",
@@ -87,7 +84,7 @@ class RayCluster:
     def _run(self, end: int, *command: str) -> str:
         done = subprocess.run(
             self._machines.command(end, *command),
-            env=os.environ | environment() | self.environment,
+            env=environment() | self.environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.clusters.runs import ROOT
+from tests.jobs import ROOT
 
 FILE = ROOT / "configs" / "ray" / "cluster.yaml"
 

@@ -15,7 +15,8 @@ import pytest
 
 from tests.clusters.namespaces import TwoMachines
 from tests.clusters.ray_nodes import RayCluster
-from tests.clusters.runs import EPOCHS, TRAIN, Program, assert_same, ray_workers, records
+from tests.clusters.runs import COMMAND, EPOCHS, assert_same
+from tests.jobs import Job, ranks, records
 
 pytestmark = [
     pytest.mark.ray,
@@ -40,24 +41,24 @@ def test_a_run_outlives_its_processes_and_machines(
     machines: TwoMachines, ray: RayCluster, undisturbed: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "run"
-    train = [sys.executable, *TRAIN, "--workers", "2", "--output", str(output)]
+    train = [sys.executable, *COMMAND, "--workers", "2", "--output", str(output)]
     driver = machines.command(0, *train)
-    with Program(driver, tmp_path / "first.log", ray.environment) as program:
-        program.reach(5, output)
-        workers = [ray_workers(machines.processes(end)) for end in range(2)]
+    with Job(driver, tmp_path, ray.environment) as job:
+        job.reach(5, output)
+        workers = [ranks(machines.processes(end)) for end in range(2)]
         assert [len(found) for found in workers] == [1, 1]
         os.kill(workers[0][0], signal.SIGKILL)
-        program.says("resumed after epoch 4")
+        job.says("resumed after epoch 4")
 
-        program.reach(9, output)
+        job.reach(9, output)
         machines.lose(1)
         ray.add_node()
-        program.says("resumed after epoch 8")
+        job.says("resumed after epoch 8")
 
-        program.reach(11, output)
-        os.kill(program.process.pid, signal.SIGTERM)
-        assert program.end() == 128 + signal.SIGTERM, program.said()
-    said = program.said()
+        job.reach(11, output)
+        os.kill(job.process.pid, signal.SIGTERM)
+        assert job.wait(120) == 128 + signal.SIGTERM, job.text
+    said = job.text
     # "rank 1 was lost", or "rank 1 lost the others", where those who knew more were lost too
     assert len(re.findall(r"\nrank \d .*lost.*; Ray starts the workers again", said)) == 2
     assert "SIGTERM: finishing this epoch and writing a checkpoint" in said
@@ -68,19 +69,19 @@ def test_a_run_outlives_its_processes_and_machines(
     # no checkpoint but the one of the notice and the last
     rarely = ("--resume", "auto", "--train.checkpoint-every", "1000")
     again = machines.command(0, *train, *rarely)
-    with Program(again, tmp_path / "second.log", ray.environment) as program:
-        program.says(f"resumed after epoch {stopped}")
+    with Job(again, tmp_path, ray.environment) as job:
+        job.says(f"resumed after epoch {stopped}")
         # the run must not be over before Ray has passed the notice on
-        paused = ray_workers(machines.processes(0))[0]
+        paused = ranks(machines.processes(0))[0]
         os.kill(paused, signal.SIGSTOP)
         ray.announce_loss(120)
         time.sleep(3)
         os.kill(paused, signal.SIGCONT)
-        program.says("is about to be taken away; Ray starts the workers again ...")
+        job.says("is about to be taken away; Ray starts the workers again ...")
         machines.lose(1)
         ray.add_node()
-        assert program.end() == 0, program.said()
-    left = int(program.said().rpartition("resumed after epoch ")[2].split()[0])
+        assert job.wait(120) == 0, job.text
+    left = int(job.text.rpartition("resumed after epoch ")[2].split()[0])
     assert stopped < left < EPOCHS
     assert_same(output, undisturbed)
 
@@ -89,13 +90,13 @@ def test_nothing_outlives_a_driver_that_is_killed(
     machines: TwoMachines, ray: RayCluster, tmp_path: Path
 ) -> None:
     output = tmp_path / "run"
-    train = [sys.executable, *TRAIN, "--workers", "2", "--output", str(output)]
-    with Program(machines.command(0, *train), tmp_path / "log", ray.environment) as program:
-        program.reach(2, output)
-        program.process.kill()
-        program.end()
+    train = [sys.executable, *COMMAND, "--workers", "2", "--output", str(output)]
+    with Job(machines.command(0, *train), tmp_path, ray.environment) as job:
+        job.reach(2, output)
+        job.process.kill()
+        job.wait(120)
     deadline = time.monotonic() + 15
-    while any(ray_workers(machines.processes(end)) for end in range(2)):
+    while any(ranks(machines.processes(end)) for end in range(2)):
         assert time.monotonic() < deadline, "workers train on without anybody to tell"
         time.sleep(0.1)
 
@@ -104,14 +105,14 @@ def test_waiting_for_a_machine_has_an_end(
     machines: TwoMachines, ray: RayCluster, tmp_path: Path
 ) -> None:
     output = tmp_path / "run"
-    train = [sys.executable, *TRAIN, "--workers", "2", "--output", str(output)]
+    train = [sys.executable, *COMMAND, "--workers", "2", "--output", str(output)]
     driver = machines.command(0, *train, "--restart-wait-seconds", "25")
-    with Program(driver, tmp_path / "log", ray.environment) as program:
-        program.reach(5, output)
+    with Job(driver, tmp_path, ray.environment) as job:
+        job.reach(5, output)
         machines.lose(1)
-        code = program.end()
+        code = job.wait(120)
     ray.add_node()  # for the other tests
-    said = program.said()
+    said = job.text
     assert code == 75, said
     assert "waiting for 2 CPUs of the Ray cluster" in said
     last = said.splitlines()[-1]
@@ -121,25 +122,25 @@ def test_waiting_for_a_machine_has_an_end(
 
 def test_restarts_come_to_an_end(machines: TwoMachines, ray: RayCluster, tmp_path: Path) -> None:
     output = tmp_path / "run"
-    train = [sys.executable, *TRAIN, "--workers", "2", "--output", str(output)]
+    train = [sys.executable, *COMMAND, "--workers", "2", "--output", str(output)]
     driver = machines.command(0, *train, "--restarts", "0")
-    with Program(driver, tmp_path / "log", ray.environment) as program:
-        program.reach(5, output)
-        os.kill(ray_workers(machines.processes(1))[0], signal.SIGKILL)
-        assert program.end() == 75, program.said()
-    assert program.said().splitlines()[-1].startswith("error: rank ")
-    assert "after 0 restarts (restarts = 0)" in program.said()
+    with Job(driver, tmp_path, ray.environment) as job:
+        job.reach(5, output)
+        os.kill(ranks(machines.processes(1))[0], signal.SIGKILL)
+        assert job.wait(120) == 75, job.text
+    assert job.text.splitlines()[-1].startswith("error: rank ")
+    assert "after 0 restarts (restarts = 0)" in job.text
 
 
 def test_a_rank_that_hangs_is_named_and_started_again(
     machines: TwoMachines, ray: RayCluster, undisturbed: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "run"
-    train = [sys.executable, *TRAIN, "--workers", "2", "--output", str(output)]
+    train = [sys.executable, *COMMAND, "--workers", "2", "--output", str(output)]
     driver = machines.command(0, *train, "--comm.hang-seconds", "8")
-    with Program(driver, tmp_path / "log", ray.environment) as program:
-        program.reach(5, output)
-        os.kill(ray_workers(machines.processes(1))[0], signal.SIGSTOP)
-        assert program.end() == 0, program.said()
-    assert "no answer for 8 s from rank " in program.said()
+    with Job(driver, tmp_path, ray.environment) as job:
+        job.reach(5, output)
+        os.kill(ranks(machines.processes(1))[0], signal.SIGSTOP)
+        assert job.wait(120) == 0, job.text
+    assert "no answer for 8 s from rank " in job.text
     assert_same(output, undisturbed)

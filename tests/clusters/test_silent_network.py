@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 
 from tests.clusters.namespaces import ADDRESSES, TwoMachines
-from tests.clusters.runs import TRAIN, Program, assert_same, done
+from tests.clusters.runs import COMMAND, assert_same
+from tests.jobs import Job, records
 
 _PORT = "29571"
 
 
-def _rank(machines: TwoMachines, rank: int, log: Path, *arguments: str) -> Program:
+def _rank(machines: TwoMachines, rank: int, log: Path, *arguments: str) -> Job:
     """One rank on a machine of its own, started by hand."""
     place = {
         "RANK": str(rank),
@@ -24,8 +25,8 @@ def _rank(machines: TwoMachines, rank: int, log: Path, *arguments: str) -> Progr
         "MASTER_ADDR": ADDRESSES[0],
         "MASTER_PORT": _PORT,
     }
-    command = machines.command(rank, sys.executable, *TRAIN, *arguments)
-    return Program(command, log, machines.environment() | place)
+    command = machines.command(rank, sys.executable, *COMMAND, *arguments)
+    return Job(command, log, machines.environment() | place)
 
 
 @pytest.mark.slow
@@ -36,30 +37,24 @@ def test_a_pulled_cable_is_noticed_on_both_sides(
     output = tmp_path / "run"
     arguments = ["--output", str(output), "--comm.hang-seconds", "5", "--resume", "auto"]
     with ExitStack() as stack:
-        both = [
-            stack.enter_context(_rank(machines, rank, tmp_path / f"{rank}.log", *arguments))
-            for rank in (0, 1)
-        ]
+        both = [stack.enter_context(_rank(machines, rank, tmp_path, *arguments)) for rank in (0, 1)]
         both[0].reach(6, output)
         machines.set_cable(up=False)
         try:
-            assert [one.end(60) for one in both] == [75, 75]
+            assert [one.wait(60) for one in both] == [75, 75]
         finally:
             machines.set_cable(up=True)
     line = "error: no answer for 5 s from "
-    assert f"{line}rank 1 (last seen in epoch " in both[0].said()
-    assert f"{line}{ADDRESSES[0]}:{_PORT}, where rank 0 keeps the ranks" in both[1].said()
+    assert f"{line}rank 1 (last seen in epoch " in both[0].text
+    assert f"{line}{ADDRESSES[0]}:{_PORT}, where rank 0 keeps the ranks" in both[1].text
     for one in both:
-        assert one.said().count("error: ") == 1
-        assert "Traceback" not in one.said()
-    assert done(output) >= 6
+        assert one.text.count("error: ") == 1
+        assert "Traceback" not in one.text
+    assert len(records(output)) >= 6
     assert list((output / "crash").glob("*/report.json"))
 
     with ExitStack() as stack:
-        both = [
-            stack.enter_context(_rank(machines, rank, tmp_path / f"again-{rank}.log", *arguments))
-            for rank in (0, 1)
-        ]
-        assert [one.end(120) for one in both] == [0, 0], both[0].said()
-    assert "resumed after epoch 4" in both[0].said()
+        both = [stack.enter_context(_rank(machines, rank, tmp_path, *arguments)) for rank in (0, 1)]
+        assert [one.wait(120) for one in both] == [0, 0], both[0].text
+    assert "resumed after epoch 4" in both[0].text
     assert_same(output, undisturbed)

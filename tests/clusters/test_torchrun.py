@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.clusters.namespaces import ADDRESSES, TwoMachines
-from tests.clusters.runs import ROOT, TRAIN, Program, assert_same, ranks, records
+from tests.clusters.runs import COMMAND, assert_same
+from tests.jobs import ROOT, Job, ranks, records
 
 SCRIPT = ROOT / "configs" / "slurm" / "train.sbatch"
 
@@ -69,25 +70,25 @@ def test_two_machines_under_slurm(
 ) -> None:
     """A job that loses a rank, is asked to leave, and goes on when its turn comes again."""
     output = tmp_path / "run"
-    job = ["bash", str(SCRIPT), *TRAIN[1:], "--output", str(output)]
-    with Program(job, tmp_path / "first.log", slurm) as program:
-        program.reach(6, output)
+    batch = ["bash", str(SCRIPT), *COMMAND[1:], "--output", str(output)]
+    with Job(batch, tmp_path, slurm) as job:
+        job.reach(6, output)
         assert [len(ranks(machines.processes(end))) for end in range(2)] == [1, 1]
         os.kill(ranks(machines.processes(1))[0], signal.SIGKILL)
         # torchrun starts both ranks again, each on its machine; epochs 5 and 6 are repeated
-        program.says("resumed after epoch 4")
-        program.reach(10, output)
-        os.kill(program.process.pid, signal.SIGTERM)
-        assert program.end() != 0
-        assert "requeued 4711" in program.said()
+        job.says("resumed after epoch 4")
+        job.reach(10, output)
+        os.kill(job.process.pid, signal.SIGTERM)
+        assert job.wait(120) != 0
+        assert "requeued 4711" in job.text
     stopped = len(records(output))
     assert stopped >= 10
     assert (output / "checkpoints" / f"epoch-{stopped:06d}").is_dir()
     assert [ranks(machines.processes(end)) for end in range(2)] == [[], []]
 
     again = slurm | {"SLURM_RESTART_COUNT": "1"}
-    with Program(job, tmp_path / "second.log", again) as program:
-        assert program.end() == 0, program.said()
-        assert f"resumed after epoch {stopped}" in program.said()
-        assert "requeued" not in program.said()
+    with Job(batch, tmp_path, again) as job:
+        assert job.wait(120) == 0, job.text
+        assert f"resumed after epoch {stopped}" in job.text
+        assert "requeued" not in job.text
     assert_same(output, undisturbed)

@@ -25,9 +25,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from tests.faults.jobs import Job, differences, ray, records, remains, result, send, torchrun
+from tests.faults.commands import ray, torchrun
+from tests.jobs import Job, differences, records, remains, result, send
 
-EPOCHS = 24
 LOSS_TOLERANCE = 1e-5
 _JOB_SECONDS = 900.0
 _POLL_SECONDS = 0.1  # the delays after it are random, so it hides no moment
@@ -37,7 +37,7 @@ _LONGEST_START, _MOST_EPOCHS, _LONGEST_EPOCH = 9.0, 4, 0.5
 _NEVER = 10_000  # restarts: as many as there are kills
 
 # a local Ray cluster has as many places as the machine has cores
-_WAYS = ((torchrun, 2), (torchrun, 4), (ray, 1), (torchrun, 1), (ray, 2))
+_WAYS = ((torchrun, 1), (torchrun, 4), (ray, 1), (torchrun, 2), (ray, 2))
 
 
 @dataclass(slots=True)
@@ -63,14 +63,20 @@ class Campaign:
         folder: for outputs and logs.
         seed: of the moments and victims.
         say: told what happens.
+        epochs: of every run.
     """
 
     def __init__(
-        self, folder: Path, seed: int, say: Callable[[str], None] = lambda _: None
+        self,
+        folder: Path,
+        seed: int,
+        say: Callable[[str], None] = lambda _: None,
+        epochs: int = 24,
     ) -> None:
         self._folder = folder
         self._random = random.Random(seed)
         self._say = say
+        self._epochs = epochs
         self._references: dict[tuple[str, ...], dict[str, Any]] = {}
 
     def torchrun(self, kills: int, per_run: int = 10) -> Outcome:
@@ -100,7 +106,7 @@ class Campaign:
                 start, ranks = ways[number % len(ways)]
                 job = Job(start(ranks, *self._arguments(output, extra)), self._folder)
                 # not later than so many epochs, so that something is left to do
-                limit = EPOCHS * (number + 1) // (wanted + 1)
+                limit = self._epochs * (number + 1) // (wanted + 1)
                 self._wait_for_a_moment(job, output, limit)
                 if not job.running:
                     outcome.problems.append(f"{output.name}: ended early\n{job.text[-1500:]}")
@@ -113,7 +119,7 @@ class Campaign:
                 found = [record["loss"] for record in records(output)]
                 worst = max(abs(a - b) / abs(b) for a, b in zip(found, losses, strict=True))
                 outcome.loss_difference = max(outcome.loss_difference, worst)
-                outcome.identical += int(len(found) == EPOCHS and worst < LOSS_TOLERANCE)
+                outcome.identical += int(len(found) == self._epochs and worst < LOSS_TOLERANCE)
             outcome.seconds += time.monotonic() - started
             self._report(outcome)
         return outcome
@@ -218,10 +224,9 @@ class Campaign:
             self._references[extra] = result(output)
         return self._references[extra]
 
-    @staticmethod
-    def _arguments(output: Path, extra: Iterable[str]) -> list[str]:
-        epochs = ["--train.epochs", str(EPOCHS), "--output", str(output), "--resume", "auto"]
-        return [*extra, *epochs]
+    def _arguments(self, output: Path, extra: Iterable[str]) -> list[str]:
+        epochs = ["--train.epochs", str(self._epochs)]
+        return [*extra, *epochs, "--output", str(output), "--resume", "auto"]
 
     def _output(self, outcome: Outcome) -> Path:
         outcome.runs += 1

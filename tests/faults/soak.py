@@ -10,13 +10,15 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from tests.faults.jobs import Job, records, torchrun
+from tests.faults.commands import torchrun
+from tests.jobs import Job, records
 
 _WARM_SHARE = 0.3
 _MOST_GROWTH = 0.02  # of resident memory, between the two halves of what is left
@@ -45,17 +47,19 @@ class Watched:
 
     def growth(self) -> float:
         """Of the median resident memory, from one half of the samples to the other."""
-        half = len(self.resident) // 2
-        first, second = map(statistics.median, (self.resident[:half], self.resident[half:]))
-        return float(second / first - 1.0)
+        first, second = _halves(self.resident)
+        return second / first - 1.0
 
     def flat(self) -> bool:
-        return (
-            self.growth() < _MOST_GROWTH
-            and max(self.handles[len(self.handles) // 2 :]) <= max(self.handles)
-            and statistics.median(self.handles[-5:]) <= statistics.median(self.handles[:5])
-            and statistics.median(self.threads[-5:]) <= statistics.median(self.threads[:5])
-        )
+        """Whether nothing grew from one half of the samples to the other."""
+        counts = (_halves(values) for values in (self.handles, self.threads))
+        return self.growth() < _MOST_GROWTH and all(second <= first for first, second in counts)
+
+
+def _halves(values: Sequence[float]) -> tuple[float, float]:
+    """Medians of the first and the second half."""
+    half = len(values) // 2
+    return statistics.median(values[:half]), statistics.median(values[half:])
 
 
 def watch(minutes: float, folder: Path, extra: list[str]) -> tuple[dict[int, Watched], int]:
@@ -64,7 +68,7 @@ def watch(minutes: float, folder: Path, extra: list[str]) -> tuple[dict[int, Wat
     arguments = ["--train.epochs", "10000000", "--output", str(output), *extra]
     job = Job(torchrun(2, *arguments), folder)
     try:
-        job.until(lambda: len(records(output)) >= 10, 120)
+        job.reach(10, output)
         found = {pid: Watched() for pid in job.ranks()}
         deadline = time.monotonic() + 60 * minutes
         while time.monotonic() < deadline:

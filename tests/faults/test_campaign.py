@@ -12,7 +12,9 @@ import pytest
 import torch
 
 from tests.faults.campaign import Campaign, Outcome, sound
-from tests.faults.jobs import Job, differences, ray, records, send
+from tests.faults.commands import ray
+from tests.faults.soak import Watched
+from tests.jobs import Job, differences, records, send
 
 
 @pytest.mark.slow
@@ -20,10 +22,10 @@ from tests.faults.jobs import Job, differences, ray, records, send
 def test_random_kills_lose_nothing(tmp_path: Path) -> None:
     """Under torchrun, and of whole jobs that go on with another number of ranks."""
     said: list[str] = []
-    campaign = Campaign(tmp_path, seed=3, say=said.append)
-    for outcome in (campaign.torchrun(2), campaign.resize(2, with_ray=False)):
+    campaign = Campaign(tmp_path, seed=3, say=said.append, epochs=12)
+    for outcome, kills in ((campaign.torchrun(2), 2), (campaign.resize(1, with_ray=False), 1)):
         assert sound(outcome), (outcome, said)
-        assert outcome.kills == 2
+        assert outcome.kills == kills
 
 
 @pytest.mark.long
@@ -76,3 +78,11 @@ def test_an_outcome_is_sound_only_if_all_is_well(changes: dict[str, Any]) -> Non
     fine = {"kind": "torchrun", "runs": 1, "kills": 2, "recoveries": 2, "identical": 1}
     assert sound(Outcome(**fine))  # type: ignore[arg-type]
     assert not sound(Outcome(**(fine | changes)))  # type: ignore[arg-type]
+
+
+def test_a_soak_sees_what_grows() -> None:
+    even, rising = [100.0, 101.0] * 20, [100.0 + 0.3 * i for i in range(40)]
+    assert Watched(even, [12, 13] * 20, [8] * 40).flat()
+    assert not Watched(rising, [12] * 40, [8] * 40).flat()
+    assert not Watched(even, [12 + i // 10 for i in range(40)], [8] * 40).flat()
+    assert not Watched(even, [12] * 40, [8 + i // 10 for i in range(40)]).flat()

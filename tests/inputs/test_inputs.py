@@ -35,11 +35,10 @@ def outcomes(request: pytest.FixtureRequest, runner: Runner) -> Iterator[Outcome
 
 
 def _marks(case: Case) -> list[pytest.MarkDecorator]:
-    marks = [pytest.mark.slow] if case.own_interpreter else []
-    if case.ray:
-        absent = importlib.util.find_spec("ray") is None
-        marks += [pytest.mark.ray, pytest.mark.skipif(absent, reason="Ray is not installed")]
-    return marks
+    if not case.ray:
+        return []
+    absent = importlib.util.find_spec("ray") is None
+    return [pytest.mark.ray, pytest.mark.skipif(absent, reason="Ray is not installed")]
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ _FIRST_WEIGHTS = (
 )
 
 
-@pytest.mark.parametrize("world_size", [2, 4])
+@pytest.mark.parametrize("world_size", [2, pytest.param(4, marks=pytest.mark.long)])
 def test_ranks_agree_with_one_process_in_float32(whole_float32: Reports, world_size: int) -> None:
     cut = sum_reports(run_ranks(report_all, world_size, "float32", timeout=200))
     for case, values in whole_float32.items():

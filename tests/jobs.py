@@ -4,67 +4,63 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
+import re
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import torch
 from safetensors.torch import load_file
 
 from distributed_ignn.training.checkpoint import list_checkpoints
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 TRAIN = str(ROOT / "launch" / "train.py")
-INJECTED = "tests.faults.injected"
 
-# Every part of a run that has a state: warm starts, Adam, the learned solver and its training.
-SETTINGS = shlex.split("""
-    --dataset chains --device cpu --partition.method metis
-    --data.chains.length 6 --data.chains.chains-per-class 20 --data.chains.features 4
-    --data.chains.noise 0.1 --model.hidden 8 --model.dropout 0.2 --forward.method neural
-    --solver.network mlp --solver.hidden 4 --solver.compress 2 --solver.steps 4
-    --schedule.warmup-epochs 3 --schedule.warmup-solver-steps 4 --schedule.model-steps 4
-    --train.checkpoint-every 2 --train.keep-checkpoints 3 --train.threads 1
-    --train.log-level debug
-""")
+# how Ray names a worker, and how torchrun calls a script or module
+_RANK = re.compile(r"^ray::.*TrainWorker|^\S+ -u .*(launch/train\.py|tests\.faults\.injected)")
 # what differs between two runs that are the same
 _TIMES = ("seconds", "solver_seconds", "seconds_total", "seconds_solver_training")
 _MEMORY = ("peak_memory_bytes", "memory_budget_bytes", "memory_bound_bytes")
+
+
+def environment() -> dict[str, str]:
+    """Of every job: nothing of a launcher that these tests may run under."""
+    own = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    kept = {k: v for k, v in os.environ.items() if k not in own}
+    return kept | {
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "RAY_ADDRESS": "local",  # never join a cluster that happens to run here
+        "RAY_AUTH_MODE": "disabled",  # and leave no token in the home folder
+        "RAY_worker_niceness": "0",  # Ray's 15 leaves the time to whatever else runs
+    }
 
 
 class Job:
     """A program in a session of its own, which ends with all that it has started.
 
     Args:
-        arguments: of Python.
+        command: and its arguments.
         folder: where it runs; its output goes to a file there.
-        environment: variables to set besides.
+        extra: variables of the environment to set besides.
     """
 
     def __init__(
-        self, arguments: list[str], folder: Path, environment: dict[str, str] | None = None
+        self, command: Sequence[str], folder: Path, extra: Mapping[str, str] | None = None
     ) -> None:
-        own = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-        kept = {k: v for k, v in os.environ.items() if k not in own}
-        kept |= {
-            "PYTHONPATH": str(ROOT),
-            "OMP_NUM_THREADS": "1",
-            "RAY_ADDRESS": "local",  # never join a cluster that happens to run here
-            "RAY_AUTH_MODE": "disabled",  # and leave no token in the home folder
-            "RAY_worker_niceness": "0",  # Ray's 15 leaves the time to whatever else runs
-        }
         folder.mkdir(parents=True, exist_ok=True)
         self.log = folder / f"job-{time.monotonic_ns()}.log"
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, *arguments],
+                command,
                 cwd=folder,
-                env=kept | (environment or {}),
+                env=environment() | dict(extra or {}),
+                stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
@@ -91,19 +87,9 @@ class Job:
             self.kill_all()
             raise AssertionError(f"still running after {seconds} s:\n{self.text[-3000:]}") from None
 
-    def processes(self) -> dict[int, str]:
-        """Process ids of what it has started and is alive, with their command lines."""
-        return {pid: _command(pid) for pid in _descendants(self.process.pid)}
-
     def ranks(self) -> list[int]:
         """Process ids of the ranks, under torchrun or Ray, as far as they have started."""
-        return [
-            pid
-            for pid, command in self.processes().items()
-            if (command.startswith("ray::") and "TrainWorker" in command)
-            or TRAIN in command
-            or INJECTED in command
-        ]
+        return ranks(_descendants(self.process.pid))
 
     def kill_all(self) -> None:
         """End the whole job at once."""
@@ -111,10 +97,29 @@ class Job:
             send(pid, signal.SIGKILL)
         self.process.wait()
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.__del__()
+
     def __del__(self) -> None:
         """A test that fails leaves nothing running."""
         if self.running:
             self.kill_all()
+
+    def reach(self, epoch: int, output: Path) -> None:
+        """Wait until the run has done so many epochs."""
+        self.until(lambda: len(records(output)) >= epoch, 90)
+
+    def says(self, text: str) -> None:
+        """Wait until it has printed a text."""
+        self.until(lambda: text in self.text)
 
     def until(self, condition: Callable[[], Any], seconds: float = 60) -> Any:
         """Wait until ``condition()`` is true and return it.
@@ -130,18 +135,6 @@ class Job:
         return found
 
 
-def torchrun(ranks: int, *arguments: str, restarts: int = 0) -> list[str]:
-    """The command of a job under torchrun."""
-    starter = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    return [*starter, "--max-restarts", str(restarts), TRAIN, *SETTINGS, *arguments]
-
-
-def ray(workers: int, *arguments: str, restarts: int = 0) -> list[str]:
-    """The command of a job on a Ray cluster of its own."""
-    own = ["--workers", str(workers), "--restarts", str(restarts)]
-    return [TRAIN, *SETTINGS, *own, *arguments]
-
-
 def send(pid: int, signum: int) -> bool:
     """Send a signal; False if the process is gone."""
     try:
@@ -149,6 +142,11 @@ def send(pid: int, signum: int) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+def ranks(pids: Iterable[int]) -> list[int]:
+    """Those of the processes that are ranks, under torchrun or Ray."""
+    return [pid for pid in pids if _RANK.search(_command(pid))]
 
 
 def _descendants(pid: int) -> Iterator[int]:
