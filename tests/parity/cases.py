@@ -176,11 +176,13 @@ def report(comm: Communicator, case: str, dtype: str) -> dict[str, Tensor]:
     return found
 
 
-def report_all(comm: Communicator, dtype: str) -> dict[str, dict[str, Tensor]]:
-    """``report`` of every case, in one start of the ranks, on the CPU."""
+def report_all(
+    comm: Communicator, dtype: str, cases: Sequence[str] = CASES
+) -> dict[str, dict[str, Tensor]]:
+    """``report`` of several cases, in one start of the ranks, on the CPU."""
     return {
         case: {name: value.detach().cpu() for name, value in report(comm, case, dtype).items()}
-        for case in CASES
+        for case in cases
     }
 
 
