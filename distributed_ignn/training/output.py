@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 import shutil
 import socket
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from distributed_ignn.comm.communicator import Communicator
@@ -19,6 +20,7 @@ from distributed_ignn.errors import UserError
 from distributed_ignn.files import atomic_write_json, atomic_write_text
 from distributed_ignn.reading.strict_json import read_json
 from distributed_ignn.training.fit_check import BudgetReport
+from distributed_ignn.training.output_lock import OutputLock
 from distributed_ignn.training.rank_log import LOGS
 from distributed_ignn.training.records import RunRecorder
 from distributed_ignn.training.shards import ShardRecord, write_record
@@ -27,29 +29,54 @@ CHECKPOINTS = "checkpoints"
 SETTINGS = "config.yaml"
 BUDGET = "memory.json"
 STARTER = "starter.json"
+_PATIENCE_SECONDS, _LEAVING_SECONDS = 120.0, 10.0
 
 
-def claim(config: RunConfig, comm: Communicator) -> RunConfig:
+@contextmanager
+def claimed(config: RunConfig, comm: Communicator) -> Iterator[RunConfig]:
     """Create the output folder, or take it over from an earlier attempt of the same job.
 
-    Returns:
+    Other runs are kept out of it until the end of ``with``.
+
+    Yields:
         The settings, with ``resume: auto`` where this is such an attempt.
 
     Raises:
-        UserError: the folder holds another run, or cannot be written (on every rank).
+        UserError: the folder holds another run, is in use by one, or cannot be written (on every
+            rank).
     """
-    again = comm.together(
-        lambda: claim_output(config) if comm.is_main else False,
-        doing=f"write to output = {config.output}",
-        way_out="choose another --output",
-    )
-    if not comm.gather_json(again)[0]:
-        return config
-    return config.model_copy(update={"resume": "auto"})
+    lock = OutputLock(config.output)
+    try:
+        again = comm.together(
+            lambda: _claim(config, lock) if comm.is_main else False,
+            doing=f"write to output = {config.output}",
+            way_out="choose another --output",
+        )
+        again = comm.gather_json(again)[0]
+        yield config.model_copy(update={"resume": "auto"}) if again else config
+    finally:
+        lock.release()
+        if comm.is_main:
+            with suppress(OSError):  # not empty: a run has begun
+                config.output.rmdir()
 
 
-def claim_output(config: RunConfig) -> bool:
-    """Create the output folder, or refuse one that holds another run; for one process.
+def _claim(config: RunConfig, lock: OutputLock) -> bool:
+    """Whether it is an earlier attempt of this job."""
+    goes_on = make_output(config) or config.resume is not None
+    # ranks of an attempt that was given up may be on a machine that lost its network: they end when
+    # they notice that
+    patience = (config.comm.hang_seconds or _PATIENCE_SECONDS) + _LEAVING_SECONDS
+    lock.take(patience if goes_on else 0.0)
+    again = make_output(config)  # once more, now that nobody else changes it
+    starter = job_starter()
+    if starter is not None and not again:
+        atomic_write_json(config.output / STARTER, {"starter": starter})
+    return again
+
+
+def make_output(config: RunConfig) -> bool:
+    """Create the output folder, or refuse one that holds another run.
 
     Returns:
         Whether it holds an earlier attempt of this job.
@@ -58,8 +85,8 @@ def claim_output(config: RunConfig) -> bool:
         UserError: the folder holds a run that is not to be resumed.
         OSError: it cannot be created.
     """
-    starter = job_starter()
     if (config.output / SETTINGS).exists() and config.resume is None:
+        starter = job_starter()
         if starter is not None and starter == _recorded_starter(config.output):
             return True
         raise UserError(
@@ -67,8 +94,6 @@ def claim_output(config: RunConfig) -> bool:
             "it with --resume auto"
         )
     config.output.mkdir(parents=True, exist_ok=True)
-    if starter is not None:
-        atomic_write_json(config.output / STARTER, {"starter": starter})
     return False
 
 
@@ -106,8 +131,6 @@ def leave(config: RunConfig, comm: Communicator) -> None:
         return
     shutil.rmtree(config.output / LOGS, ignore_errors=True)
     (config.output / STARTER).unlink(missing_ok=True)
-    with suppress(OSError):  # not empty
-        config.output.rmdir()
 
 
 def open_records(

@@ -22,7 +22,7 @@ from distributed_ignn.config import RunConfig, absolute_paths
 from distributed_ignn.errors import JobError, Stopped, UserError
 from distributed_ignn.training import ray_cluster as cluster
 from distributed_ignn.training import ray_messages as messages
-from distributed_ignn.training.output import claim_output
+from distributed_ignn.training.output import make_output
 from distributed_ignn.training.ray_worker import train_worker
 from distributed_ignn.training.stopping import StopRequest
 
@@ -98,7 +98,7 @@ def check_output(config: RunConfig) -> None:
     Workers take settings that they find in the folder for those of a crashed attempt of their own.
     """
     try:
-        claim_output(config)
+        make_output(config)
     except OSError as error:
         raise UserError(f"cannot write to output = {config.output}: {error.strerror}") from error
 

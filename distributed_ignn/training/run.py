@@ -28,7 +28,7 @@ from distributed_ignn.training.checkpoint import CheckpointStore, load_checkpoin
 from distributed_ignn.training.crash import crash_reports
 from distributed_ignn.training.fit_check import BudgetReport, check_budget
 from distributed_ignn.training.numbers import warn_unconverged
-from distributed_ignn.training.output import CHECKPOINTS, claim, leave, open_records
+from distributed_ignn.training.output import CHECKPOINTS, claimed, leave, open_records
 from distributed_ignn.training.progress import Progress
 from distributed_ignn.training.rank_log import rank_log
 from distributed_ignn.training.records import EpochRecord, RunRecorder
@@ -84,26 +84,26 @@ def run_training(
     _set_threads(config)
     memory.return_freed_memory()
     request = StopRequest(config.train.grace_seconds, comm.activity, announce=comm.is_main)
-    with request.listening():
-        config = claim(config, comm)
-        with (
-            rank_log(config.output, comm, config.train.log_level),
-            crash_reports(config, comm),
-        ):
-            progress = Progress(config.train.epochs, enabled=comm.is_main)
-            try:
-                run = _prepare(config, comm, progress, started)
-            except (UserError, Stopped):
-                leave(config, comm)
-                raise
-            recorder = open_records(config, comm, run.shards, run.trainer.epoch, run.budget)
-            session = _Session(run, recorder, progress, hook)
-            try:
-                with request.deferred(), comm.activity.phase("between epochs"):
-                    session.fit([request, *([stop] if stop else [])])
-                    return session.finish()
-            finally:
-                session.close()
+    with (
+        request.listening(),
+        claimed(config, comm) as config,
+        rank_log(config.output, comm, config.train.log_level),
+        crash_reports(config, comm),
+    ):
+        progress = Progress(config.train.epochs, enabled=comm.is_main)
+        try:
+            run = _prepare(config, comm, progress, started)
+        except (UserError, Stopped):
+            leave(config, comm)
+            raise
+        recorder = open_records(config, comm, run.shards, run.trainer.epoch, run.budget)
+        session = _Session(run, recorder, progress, hook)
+        try:
+            with request.deferred(), comm.activity.phase("between epochs"):
+                session.fit([request, *([stop] if stop else [])])
+                return session.finish()
+        finally:
+            session.close()
 
 
 def _prepare(

@@ -152,6 +152,24 @@ def test_a_signal_to_one_rank_stops_all_and_they_go_on_when_started_again(tmp_pa
     assert f"resumed after epoch {done} of {done + 2}" in again.text
 
 
+def test_a_run_that_goes_on_waits_for_the_one_before_it(tmp_path: Path) -> None:
+    """A job is started again while its ranks are still there; each record is written once."""
+    output = tmp_path / "run"
+    first = Job(alone(*LONG, "--output", str(output)), tmp_path)
+    first.reach(3, output)
+    arguments = ["--train.epochs", "100001", "--output", str(output), "--resume", "auto"]
+    second = Job(alone(*arguments), tmp_path)
+    second.says(f"output = {output} is in use by another run; waiting up to 130 s for its end")
+    send(first.process.pid, signal.SIGKILL)
+    second.says("resumed after epoch ")
+    done = len(records(output))
+    second.reach(done + 2, output)
+    send(second.process.pid, signal.SIGTERM)
+    assert second.wait(30) == 143
+    epochs = [record["epoch"] for record in records(output)]
+    assert epochs == list(range(1, len(epochs) + 1))
+
+
 @contextmanager
 def _mounted(kind: str, folder: Path, *options: str) -> Iterator[None]:
     folder.mkdir()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 
+from distributed_ignn.training.output_lock import OutputLock
 from tests.inputs.case import Case
 from tests.inputs.place import CHAINS
 
@@ -191,6 +192,14 @@ LAUNCH = [
         way_out="--resume auto",
         spoil=lambda place: place.run(),
         ranks=2,
+    ),
+    Case(
+        "an output that another run is writing to",
+        f"{_TRAIN} --output run",
+        value="output = {folder}/run",
+        rule="is in use by another run",
+        way_out="choose another --output",
+        spoil=lambda place: OutputLock(place.path("run/config.yaml").parent).take(0.0),
     ),
     Case(
         "a wrong setting on two ranks",
