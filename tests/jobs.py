@@ -106,10 +106,13 @@ class Job:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.__del__()
+        self.close()
 
     def __del__(self) -> None:
-        """A test that fails leaves nothing running."""
+        self.close()
+
+    def close(self) -> None:
+        """Leave nothing running, as a test that fails might."""
         if self.running:
             self.kill_all()
 
