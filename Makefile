@@ -28,7 +28,7 @@ help:
 	@echo "make test    all tests, cheapest first"
 	@echo "make long    tests that take too long for every change"
 	@echo "make lint    format, lint, types and import order"
-	@echo "make faults  200 kills at random moments under torchrun and Ray (about an hour)"
+	@echo "make faults  200 kills at random moments under torchrun and Ray (half an hour on 2 cores)"
 	@echo "make soak    30 minutes of training; memory, file handles and threads have to stay flat"
 	@echo "make fuzz    damaged files in every reader, for about an hour"
 	@echo "make clean   remove the virtual environment and caches"
