@@ -86,6 +86,12 @@ def test_a_run_outlives_its_processes_and_machines(
     assert_same(output, undisturbed)
 
 
+def _error(job: Job) -> str:
+    """The one line that says how it ended; Ray's own processes may have the last word."""
+    (line,) = [line for line in job.text.splitlines() if line.startswith("error: ")]
+    return line
+
+
 def test_nothing_outlives_a_driver_that_is_killed(
     machines: TwoMachines, ray: RayCluster, tmp_path: Path
 ) -> None:
@@ -112,12 +118,11 @@ def test_waiting_for_a_machine_has_an_end(
         machines.lose(1)
         code = job.wait(120)
     ray.add_node()  # for the other tests
-    said = job.text
-    assert code == 75, said
-    assert "waiting for 2 CPUs of the Ray cluster" in said
-    last = said.splitlines()[-1]
-    assert re.match(r"error: rank \d .*lost.*, and then for 25 s \(restart_wait_seconds\) ", last)
-    assert last.endswith("with --resume auto")
+    assert code == 75, job.text
+    assert "waiting for 2 CPUs of the Ray cluster" in job.text
+    line = _error(job)
+    assert re.match(r"error: rank \d .*lost.*, and then for 25 s \(restart_wait_seconds\) ", line)
+    assert line.endswith("with --resume auto")
 
 
 def test_restarts_come_to_an_end(machines: TwoMachines, ray: RayCluster, tmp_path: Path) -> None:
@@ -128,8 +133,9 @@ def test_restarts_come_to_an_end(machines: TwoMachines, ray: RayCluster, tmp_pat
         job.reach(5, output)
         os.kill(ranks(machines.processes(1))[0], signal.SIGKILL)
         assert job.wait(120) == 75, job.text
-    assert job.text.splitlines()[-1].startswith("error: rank ")
-    assert "after 0 restarts (restarts = 0)" in job.text
+    line = _error(job)
+    assert line.startswith("error: rank ")
+    assert "after 0 restarts (restarts = 0)" in line
 
 
 def test_a_rank_that_hangs_is_named_and_started_again(
@@ -142,5 +148,8 @@ def test_a_rank_that_hangs_is_named_and_started_again(
         job.reach(5, output)
         os.kill(ranks(machines.processes(1))[0], signal.SIGSTOP)
         assert job.wait(120) == 0, job.text
-    assert "no answer for 8 s from rank " in job.text
+    # Ray chooses which machine has rank 0, whose silence is that of the store which it keeps
+    assert re.search(
+        r"no answer for 8 s from (rank 1 |\S+, where rank 0 keeps the ranks)", job.text
+    )
     assert_same(output, undisturbed)
