@@ -10,8 +10,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -97,22 +96,11 @@ class Job:
             send(pid, signal.SIGKILL)
         self.process.wait()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
     def __del__(self) -> None:
         self.close()
 
     def close(self) -> None:
-        """Leave nothing running, as a test that fails might."""
+        """Leave nothing running, as a test that fails might; see ``contextlib.closing``."""
         if self.running:
             self.kill_all()
 

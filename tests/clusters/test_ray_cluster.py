@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -43,7 +44,7 @@ def test_a_run_outlives_its_processes_and_machines(
     output = tmp_path / "run"
     train = [sys.executable, *COMMAND, "--workers", "2", "--output", str(output)]
     driver = machines.command(0, *train)
-    with Job(driver, tmp_path, ray.environment) as job:
+    with closing(Job(driver, tmp_path, ray.environment)) as job:
         job.reach(5, output)
         workers = [ranks(machines.processes(end)) for end in range(2)]
         assert [len(found) for found in workers] == [1, 1]
@@ -69,7 +70,7 @@ def test_a_run_outlives_its_processes_and_machines(
     # no checkpoint but the one of the notice and the last
     rarely = ("--resume", "auto", "--train.checkpoint-every", "1000")
     again = machines.command(0, *train, *rarely)
-    with Job(again, tmp_path, ray.environment) as job:
+    with closing(Job(again, tmp_path, ray.environment)) as job:
         job.says(f"resumed after epoch {stopped}")
         # the run must not be over before Ray has passed the notice on
         paused = ranks(machines.processes(0))[0]
@@ -97,7 +98,7 @@ def test_nothing_outlives_a_driver_that_is_killed(
 ) -> None:
     output = tmp_path / "run"
     train = [sys.executable, *COMMAND, "--workers", "2", "--output", str(output)]
-    with Job(machines.command(0, *train), tmp_path, ray.environment) as job:
+    with closing(Job(machines.command(0, *train), tmp_path, ray.environment)) as job:
         job.reach(2, output)
         job.process.kill()
         job.wait(120)
@@ -113,7 +114,7 @@ def test_waiting_for_a_machine_has_an_end(
     output = tmp_path / "run"
     train = [sys.executable, *COMMAND, "--workers", "2", "--output", str(output)]
     driver = machines.command(0, *train, "--restart-wait-seconds", "25")
-    with Job(driver, tmp_path, ray.environment) as job:
+    with closing(Job(driver, tmp_path, ray.environment)) as job:
         job.reach(5, output)
         machines.lose(1)
         code = job.wait(120)
@@ -129,7 +130,7 @@ def test_restarts_come_to_an_end(machines: TwoMachines, ray: RayCluster, tmp_pat
     output = tmp_path / "run"
     train = [sys.executable, *COMMAND, "--workers", "2", "--output", str(output)]
     driver = machines.command(0, *train, "--restarts", "0")
-    with Job(driver, tmp_path, ray.environment) as job:
+    with closing(Job(driver, tmp_path, ray.environment)) as job:
         job.reach(5, output)
         os.kill(ranks(machines.processes(1))[0], signal.SIGKILL)
         assert job.wait(120) == 75, job.text
@@ -144,7 +145,7 @@ def test_a_rank_that_hangs_is_named_and_started_again(
     output = tmp_path / "run"
     train = [sys.executable, *COMMAND, "--workers", "2", "--output", str(output)]
     driver = machines.command(0, *train, "--comm.hang-seconds", "8")
-    with Job(driver, tmp_path, ray.environment) as job:
+    with closing(Job(driver, tmp_path, ray.environment)) as job:
         job.reach(5, output)
         os.kill(ranks(machines.processes(1))[0], signal.SIGSTOP)
         assert job.wait(120) == 0, job.text

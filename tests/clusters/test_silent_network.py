@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
@@ -37,7 +37,9 @@ def test_a_pulled_cable_is_noticed_on_both_sides(
     output = tmp_path / "run"
     arguments = ["--output", str(output), "--comm.hang-seconds", "5", "--resume", "auto"]
     with ExitStack() as stack:
-        both = [stack.enter_context(_rank(machines, rank, tmp_path, *arguments)) for rank in (0, 1)]
+        both = [_rank(machines, rank, tmp_path, *arguments) for rank in (0, 1)]
+        for one in both:
+            stack.enter_context(closing(one))
         both[0].reach(6, output)
         machines.set_cable(up=False)
         try:
@@ -54,7 +56,9 @@ def test_a_pulled_cable_is_noticed_on_both_sides(
     assert list((output / "crash").glob("*/report.json"))
 
     with ExitStack() as stack:
-        both = [stack.enter_context(_rank(machines, rank, tmp_path, *arguments)) for rank in (0, 1)]
+        both = [_rank(machines, rank, tmp_path, *arguments) for rank in (0, 1)]
+        for one in both:
+            stack.enter_context(closing(one))
         assert [one.wait(120) for one in both] == [0, 0], both[0].text
     assert "resumed after epoch 4" in both[0].text
     assert_same(output, undisturbed)

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -71,7 +72,7 @@ def test_two_machines_under_slurm(
     """A job that loses a rank, is asked to leave, and goes on when its turn comes again."""
     output = tmp_path / "run"
     batch = ["bash", str(SCRIPT), *COMMAND[1:], "--output", str(output)]
-    with Job(batch, tmp_path, slurm) as job:
+    with closing(Job(batch, tmp_path, slurm)) as job:
         job.reach(6, output)
         assert [len(ranks(machines.processes(end))) for end in range(2)] == [1, 1]
         os.kill(ranks(machines.processes(1))[0], signal.SIGKILL)
@@ -87,7 +88,7 @@ def test_two_machines_under_slurm(
     assert [ranks(machines.processes(end)) for end in range(2)] == [[], []]
 
     again = slurm | {"SLURM_RESTART_COUNT": "1"}
-    with Job(batch, tmp_path, again) as job:
+    with closing(Job(batch, tmp_path, again)) as job:
         assert job.wait(120) == 0, job.text
         assert f"resumed after epoch {stopped}" in job.text
         assert "requeued" not in job.text

@@ -51,15 +51,21 @@ class Watched:
         return second / first - 1.0
 
     def flat(self) -> bool:
-        """Whether nothing grew from one half of the samples to the other."""
-        counts = (_halves(values) for values in (self.handles, self.threads))
-        return self.growth() < _MOST_GROWTH and all(second <= first for first, second in counts)
+        """Whether nothing grew from one half of the samples to the other, nor at the end."""
+        return self.growth() < _MOST_GROWTH and not any(map(_rises, (self.handles, self.threads)))
 
 
 def _halves(values: Sequence[float]) -> tuple[float, float]:
     """Medians of the first and the second half."""
     half = len(values) // 2
     return statistics.median(values[:half]), statistics.median(values[half:])
+
+
+def _rises(counts: Sequence[int]) -> bool:
+    """Whether there are more in the second half, or at the end more than ever in the first."""
+    first, second = _halves(counts)
+    end = statistics.median(counts[-max(len(counts) // 10, 5) :])
+    return second > first or end > max(counts[: len(counts) // 2])
 
 
 def watch(minutes: float, folder: Path, extra: list[str]) -> tuple[dict[int, Watched], int]:

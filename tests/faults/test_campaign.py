@@ -86,3 +86,4 @@ def test_a_soak_sees_what_grows() -> None:
     assert not Watched(rising, [12] * 40, [8] * 40).flat()
     assert not Watched(even, [12 + i // 10 for i in range(40)], [8] * 40).flat()
     assert not Watched(even, [12] * 40, [8 + i // 10 for i in range(40)]).flat()
+    assert not Watched(even, [12] * 34 + [13] * 6, [8] * 40).flat()  # late, and for good
