@@ -10,17 +10,17 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from distributed_ignn.benchmarks import codecs, solver, sparsifier
-from distributed_ignn.benchmarks.command import SHORT_FLAGS, spelled_out
-from distributed_ignn.benchmarks.report import Report
-from distributed_ignn.benchmarks.study import Study, tell_nobody
-from distributed_ignn.benchmarks.suite import SUITE, WITH_SINGLE
-from distributed_ignn.benchmarks.workload import open_workload
 from distributed_ignn.cli import check_output, run_main
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import CommandParser, RunConfig, parse_command
 from distributed_ignn.errors import UserError
-from distributed_ignn.training.entry import on_this_rank
+from distributed_ignn.lab.benchmarks import codecs, solver, sparsifier
+from distributed_ignn.lab.benchmarks.command import SHORT_FLAGS, spelled_out
+from distributed_ignn.lab.benchmarks.report import Report
+from distributed_ignn.lab.benchmarks.study import Study, tell_nobody
+from distributed_ignn.lab.benchmarks.suite import SUITE, WITH_SINGLE
+from distributed_ignn.lab.benchmarks.workload import open_workload
+from distributed_ignn.launchers.entry import on_this_rank
 
 _STUDIES = ("solver", "sparsifier", "codecs")
 _EXAMPLES = f"""\

@@ -7,11 +7,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from distributed_ignn.benchmarks.job import Job, killable, python_command, run_job
-from distributed_ignn.benchmarks.link import Link, LinkSettings
 from distributed_ignn.cli import run_main
 from distributed_ignn.config import CommandParser
 from distributed_ignn.errors import UserError
+from distributed_ignn.lab.benchmarks.job import Job, killable, python_command, run_job
+from distributed_ignn.lab.benchmarks.link import Link, LinkSettings
 
 _EXAMPLES = """\
 examples:

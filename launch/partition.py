@@ -18,8 +18,8 @@ from distributed_ignn.cli import check_output, run_main
 from distributed_ignn.config import CommandParser, RunConfig, absolute_paths, parse_command
 from distributed_ignn.errors import UserError
 from distributed_ignn.graph.datasets import load_dataset
-from distributed_ignn.graph.partition import assign_parts
-from distributed_ignn.graph.shard_store import (
+from distributed_ignn.graph.partitioning.partition import assign_parts
+from distributed_ignn.graph.storage.shard_store import (
     Manifest,
     data_settings,
     find_shards,

@@ -14,14 +14,14 @@ from rich.console import Console
 from distributed_ignn.cli import check_output, run_main
 from distributed_ignn.config import CommandParser
 from distributed_ignn.errors import UserError
-from distributed_ignn.planning import report
-from distributed_ignn.planning.calibration import calibrate, known_link
-from distributed_ignn.planning.forecast import PartOf, by_codec, forecast, with_codec
-from distributed_ignn.planning.halo import Growth, fit_growth, parse_growth, typical_part
-from distributed_ignn.planning.hardware import Profile, load_profile, shipped, write_profile
-from distributed_ignn.planning.sizes import PartitionSizes, read_sizes
-from distributed_ignn.planning.validation import Case, validate
-from distributed_ignn.planning.workload import CODECS, Part, Workload
+from distributed_ignn.lab.planning import report
+from distributed_ignn.lab.planning.calibration import calibrate, known_link
+from distributed_ignn.lab.planning.forecast import PartOf, by_codec, forecast, with_codec
+from distributed_ignn.lab.planning.halo import Growth, fit_growth, parse_growth, typical_part
+from distributed_ignn.lab.planning.hardware import Profile, load_profile, shipped, write_profile
+from distributed_ignn.lab.planning.sizes import PartitionSizes, read_sizes
+from distributed_ignn.lab.planning.validation import Case, validate
+from distributed_ignn.lab.planning.workload import CODECS, Part, Workload
 
 _EXAMPLES = """\
 examples:

@@ -12,22 +12,6 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from distributed_ignn.benchmarks.command import SHORT_FLAGS, spelled_out
-from distributed_ignn.benchmarks.exchange import CODECS
-from distributed_ignn.benchmarks.job import Job, killable, python_command, run_job
-from distributed_ignn.benchmarks.link import Link, LinkSettings, check_privileges
-from distributed_ignn.benchmarks.plots import save_figure
-from distributed_ignn.benchmarks.scaling import (
-    Point,
-    Row,
-    Study,
-    draw,
-    points,
-    read_row,
-    tabulate,
-    to_csv,
-    with_efficiency,
-)
 from distributed_ignn.cli import check_output, run_main
 from distributed_ignn.config import (
     CommandParser,
@@ -38,6 +22,22 @@ from distributed_ignn.config import (
 )
 from distributed_ignn.errors import UserError
 from distributed_ignn.files import atomic_write_text
+from distributed_ignn.lab.benchmarks.command import SHORT_FLAGS, spelled_out
+from distributed_ignn.lab.benchmarks.exchange import CODECS
+from distributed_ignn.lab.benchmarks.job import Job, killable, python_command, run_job
+from distributed_ignn.lab.benchmarks.link import Link, LinkSettings, check_privileges
+from distributed_ignn.lab.benchmarks.plots import save_figure
+from distributed_ignn.lab.benchmarks.scaling import (
+    Point,
+    Row,
+    Study,
+    draw,
+    points,
+    read_row,
+    tabulate,
+    to_csv,
+    with_efficiency,
+)
 
 _STUDIES: dict[str, tuple[Study, ...]] = {
     "strong": ("strong",),

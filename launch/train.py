@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 
-from distributed_ignn.training.entry import main
+from distributed_ignn.launchers.entry import main
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

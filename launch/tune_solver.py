@@ -9,8 +9,8 @@ from pathlib import Path
 from distributed_ignn.cli import run_main
 from distributed_ignn.config import CommandParser
 from distributed_ignn.errors import UserError
-from distributed_ignn.training.entry import on_this_rank
-from distributed_ignn.training.tune import TuneOptions, tune
+from distributed_ignn.launchers.entry import on_this_rank
+from distributed_ignn.runs.tune import TuneOptions, tune
 
 _EXAMPLES = """\
 examples:

@@ -17,10 +17,12 @@ _BESIDE_REPOSITORY = Path(__file__).resolve().parents[2] / "shared" / "data"
 _TIERS = (
     "reading",
     "graph",
+    "propagation",
     "solvers",
     "models",
     "comm",
     "training",
+    "runs",
     "fuzz",
     "parity",
     "launch",

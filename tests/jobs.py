@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from distributed_ignn.training.checkpoint import list_checkpoints
+from distributed_ignn.runs.checkpoints.checkpoint import list_checkpoints
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAIN = str(ROOT / "launch" / "train.py")

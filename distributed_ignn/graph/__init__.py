@@ -1,1 +1,1 @@
-"""Graphs: datasets, partitions, shards, halo exchange and propagation."""
+"""Graphs: datasets, partitions, shards and their storage."""

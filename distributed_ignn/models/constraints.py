@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from distributed_ignn.comm.communicator import Communicator
-from distributed_ignn.graph.propagate import Propagation
 from distributed_ignn.graph.shard import GraphShard
+from distributed_ignn.propagation.propagate import Propagation
 
 _POWER_STEPS = 200
 _POWER_TOLERANCE = 1e-6

@@ -16,11 +16,11 @@ from distributed_ignn.config import ModelConfig
 from distributed_ignn.errors import UserError
 from distributed_ignn.graph.data import CSRMatrix
 from distributed_ignn.graph.hashing import hash_uniform
-from distributed_ignn.graph.propagate import Propagation
 from distributed_ignn.graph.shard import GraphShard
-from distributed_ignn.graph.sparse import SparseMatrix, sparse_linear, transpose
 from distributed_ignn.models.dropout import NodeDropout
 from distributed_ignn.models.terms import sum_of_products
+from distributed_ignn.propagation.propagate import Propagation
+from distributed_ignn.propagation.sparse import SparseMatrix, sparse_linear, transpose
 
 _INPUT_STREAM = 1
 _NODE_STREAM = 3

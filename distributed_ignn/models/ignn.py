@@ -12,9 +12,8 @@ from torch import Tensor, nn
 
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import ModelConfig
-from distributed_ignn.graph.operators import ChannelOperator
-from distributed_ignn.graph.propagate import EXACT, Propagation, PropagationOptions
 from distributed_ignn.graph.shard import GraphShard
+from distributed_ignn.models.cells import build_weights
 from distributed_ignn.models.dropout import NodeDropout
 from distributed_ignn.models.encoder import (
     FeatureEncoder,
@@ -22,7 +21,8 @@ from distributed_ignn.models.encoder import (
     NodeEmbedding,
 )
 from distributed_ignn.models.implicit import ImplicitLayer, SolvePlan
-from distributed_ignn.models.weights import build_weights
+from distributed_ignn.propagation.operators import ChannelOperator
+from distributed_ignn.propagation.propagate import EXACT, Propagation, PropagationOptions
 from distributed_ignn.solvers.base import Solution
 
 _OUTPUT_STREAM = 2

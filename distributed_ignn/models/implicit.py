@@ -15,15 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from distributed_ignn.graph.operators import ChannelOperator
-from distributed_ignn.graph.propagate import Propagation
-from distributed_ignn.models.cell import (
+from distributed_ignn.models.maps import (
     PLAIN,
     AdjointCell,
     CellForm,
     EquilibriumCell,
     weight_gradients,
 )
+from distributed_ignn.propagation.operators import ChannelOperator
+from distributed_ignn.propagation.propagate import Propagation
 from distributed_ignn.solvers.base import AnySolver, Outcome, Reduce, Solution
 from distributed_ignn.solvers.solve import solve
 

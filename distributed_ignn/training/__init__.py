@@ -1,1 +1,1 @@
-"""The training loop, checkpoints and metrics."""
+"""The epoch: model steps, solver phases, validation."""

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from distributed_ignn.config import AdjointConfig, RunConfig, SolveConfig
-from distributed_ignn.models.cell import AdjointCell, EquilibriumCell
 from distributed_ignn.models.implicit import Cell, SolvePlan
+from distributed_ignn.models.maps import AdjointCell, EquilibriumCell
 from distributed_ignn.solvers.anderson import Anderson
 from distributed_ignn.solvers.base import AnySolver, Outcome, Solution
 from distributed_ignn.solvers.estimator import ErrorEstimator

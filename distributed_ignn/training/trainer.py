@@ -17,26 +17,26 @@ from torch import Tensor
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import RunConfig
 from distributed_ignn.errors import UserError
-from distributed_ignn.graph.propagate import PropagationOptions, choose_codec
 from distributed_ignn.graph.shard import GraphShard
-from distributed_ignn.graph.sparsify import sparsify
 from distributed_ignn.models.ignn import ImplicitGNN
+from distributed_ignn.propagation.propagate import PropagationOptions, choose_codec
+from distributed_ignn.propagation.sparsify import sparsify
 from distributed_ignn.reading.plain_files import in_one_line
+from distributed_ignn.runs.checkpoints.checkpoint import Snapshot
+from distributed_ignn.runs.checkpoints.snapshot import Best, put_back, take_snapshot
+from distributed_ignn.runs.checkpoints.state import check_state
+from distributed_ignn.runs.output.records import EpochRecord
 from distributed_ignn.training.averaging import WeightAverage
-from distributed_ignn.training.checkpoint import Snapshot
-from distributed_ignn.training.consistency import Consistency
-from distributed_ignn.training.engine import Engine, TorchEngine
+from distributed_ignn.training.engines.torch import Engine, TorchEngine
+from distributed_ignn.training.learned.guard import guarded_phase
+from distributed_ignn.training.learned.phases import SolverTrainer, build_learned_solver
+from distributed_ignn.training.losses.consistency import Consistency
+from distributed_ignn.training.losses.objective import Objective
+from distributed_ignn.training.losses.regularizer import Regularizer
 from distributed_ignn.training.numbers import NumberGuard, NumbersError
-from distributed_ignn.training.objective import Objective
 from distributed_ignn.training.plans import ADJOINT, EVALUATE, TRAIN, SolvePlanner
-from distributed_ignn.training.records import EpochRecord
-from distributed_ignn.training.regularizer import Regularizer
-from distributed_ignn.training.run_state import check_state
 from distributed_ignn.training.schedule import Schedule
-from distributed_ignn.training.solver_guard import guarded_phase
-from distributed_ignn.training.solver_training import SolverTrainer, build_learned_solver
 from distributed_ignn.training.suspects import step_tensors
-from distributed_ignn.training.trainer_state import Best, put_back, take_snapshot
 
 TensorDict = dict[str, Tensor]
 
@@ -93,7 +93,7 @@ class Trainer:
     def _build_engine(self) -> Engine:
         if self.config.engine == "torch":
             return TorchEngine(self.model, self.config.train, self.comm)
-        from distributed_ignn.training.deepspeed_engine import DeepSpeedEngine
+        from distributed_ignn.training.engines.deepspeed import DeepSpeedEngine
 
         return DeepSpeedEngine(self.model, self.config, self.comm)
 

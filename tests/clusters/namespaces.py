@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
-from distributed_ignn.benchmarks.link import INTERFACE, Link, LinkSettings
 from distributed_ignn.errors import UserError
+from distributed_ignn.lab.benchmarks.link import INTERFACE, Link, LinkSettings
 
 ADDRESSES = ("10.0.0.1", "10.0.0.2")
 _FAST = LinkSettings("10gbit")

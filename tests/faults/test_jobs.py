@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from distributed_ignn.training.checkpoint import list_checkpoints
-from distributed_ignn.training.rank_log import log_path
+from distributed_ignn.runs.checkpoints.checkpoint import list_checkpoints
+from distributed_ignn.runs.output.rank_log import log_path
 from tests.faults.commands import INJECTED, alone, torchrun
 from tests.jobs import ROOT, Job, differences, records, remains, result, send
 
@@ -64,7 +64,9 @@ def test_killed_at_chosen_steps_it_ends_as_if_nothing_had_happened(
     report = json.loads(reports[-1].read_bytes())
     assert report["ranks"]["1"]["error"] == "no report"
     # who waits for the others in a checkpoint, or trains on meanwhile
-    where = {"false": "training/checkpoint.py", "true": "training/trainer.py"}[in_background]
+    where = {"false": "runs/checkpoints/checkpoint.py", "true": "training/trainer.py"}[
+        in_background
+    ]
     assert where in " ".join(report["ranks"]["0"]["stack"])
     assert report["versions"]["torch"]
     assert report["config"]["dataset"] == "chains"

@@ -21,16 +21,16 @@ import torch
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import PartitionConfig
 from distributed_ignn.files import atomic_write_json
-from distributed_ignn.graph import metis
-from distributed_ignn.graph.partition import assign_parts
-from distributed_ignn.graph.shard_store import find_shards, read_shard, write_shards
-from distributed_ignn.training.checkpoint import (
+from distributed_ignn.graph.partitioning import metis
+from distributed_ignn.graph.partitioning.partition import assign_parts
+from distributed_ignn.graph.storage.shard_store import find_shards, read_shard, write_shards
+from distributed_ignn.runs.checkpoints.checkpoint import (
     CheckpointStore,
     Snapshot,
     list_checkpoints,
     load_newest,
 )
-from distributed_ignn.training.records import EpochRecord, RunRecorder, read_metrics
+from distributed_ignn.runs.output.records import EpochRecord, RunRecorder, read_metrics
 from tests.faults.injected import Fault, hurt_at_file_steps
 from tests.parity.cases import make_data
 

@@ -23,14 +23,19 @@ from distributed_ignn.errors import UserError
 from distributed_ignn.files import sha256_file
 from distributed_ignn.graph.datasets import amazon, load_dataset, validate
 from distributed_ignn.graph.datasets.chains import make_chains
-from distributed_ignn.graph.partition import assign_parts
-from distributed_ignn.graph.shard_store import read_manifest, read_shard, write_shards
-from distributed_ignn.planning.hardware import FOLDER as PROFILES
-from distributed_ignn.planning.hardware import load_profile, shipped
-from distributed_ignn.training.checkpoint import CheckpointStore, Snapshot, load_checkpoint, sealed
-from distributed_ignn.training.deepspeed_engine import read_settings
-from distributed_ignn.training.records import read_metrics
-from distributed_ignn.training.shards import read_record
+from distributed_ignn.graph.partitioning.partition import assign_parts
+from distributed_ignn.graph.storage.shard_store import read_manifest, read_shard, write_shards
+from distributed_ignn.lab.planning.hardware import FOLDER as PROFILES
+from distributed_ignn.lab.planning.hardware import load_profile, shipped
+from distributed_ignn.runs.checkpoints.checkpoint import (
+    CheckpointStore,
+    Snapshot,
+    load_checkpoint,
+    sealed,
+)
+from distributed_ignn.runs.output.records import read_metrics
+from distributed_ignn.runs.shards import read_record
+from distributed_ignn.training.engines.deepspeed import read_settings
 
 NODES = torch.arange(6)
 EDGES = np.array([[0, 1, 2, 5, 3, 0], [1, 2, 0, 4, 3, 5]])

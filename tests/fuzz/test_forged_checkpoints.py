@@ -13,8 +13,8 @@ from torch import Tensor
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.errors import UserError
 from distributed_ignn.files import write_tensors
-from distributed_ignn.training.checkpoint import Snapshot
-from distributed_ignn.training.kept_solver import KEPT_SOLVER, _checksum, load_solver, save_solver
+from distributed_ignn.runs.checkpoints.checkpoint import Snapshot
+from distributed_ignn.runs.kept_solver import KEPT_SOLVER, _checksum, load_solver, save_solver
 from distributed_ignn.training.trainer import Trainer
 from tests.fuzz.mutations import STRANGE
 from tests.training.runs import small_config, small_trainer

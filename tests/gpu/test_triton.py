@@ -8,8 +8,13 @@ import pytest
 import torch
 
 from distributed_ignn.comm.communicator import Communicator
-from tests.graph.triton_cases import cell_report, evaluation_errors, not_a_number, product_errors
 from tests.parity.cases import sum_reports
+from tests.propagation.triton_cases import (
+    cell_report,
+    evaluation_errors,
+    not_a_number,
+    product_errors,
+)
 from tests.ranks import run_ranks
 
 pytestmark = [

@@ -7,10 +7,14 @@ import pytest
 import torch
 
 from distributed_ignn.config import PartitionConfig
-from distributed_ignn.graph import clusters
-from distributed_ignn.graph.clusters import bounded_clusters, chain_clusters, locality_rank
 from distributed_ignn.graph.data import CSRMatrix, csr_from_edges
-from distributed_ignn.graph.partition import assign_parts
+from distributed_ignn.graph.partitioning import clusters
+from distributed_ignn.graph.partitioning.clusters import (
+    bounded_clusters,
+    chain_clusters,
+    locality_rank,
+)
+from distributed_ignn.graph.partitioning.partition import assign_parts
 
 GROUPS, SIZE = 12, 20
 

@@ -18,8 +18,8 @@ from distributed_ignn.graph.datasets.chains import make_chains
 from distributed_ignn.graph.datasets.knn import cosine_knn
 from distributed_ignn.graph.datasets.nested import Tree, draw_pairs
 from distributed_ignn.graph.datasets.synthetic import make_products
-from distributed_ignn.graph.metis import is_installed
-from distributed_ignn.graph.partition import assign_parts
+from distributed_ignn.graph.partitioning.metis import is_installed
+from distributed_ignn.graph.partitioning.partition import assign_parts
 
 needs_pymetis = pytest.mark.skipif(not is_installed("pymetis"), reason="pymetis is not installed")
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from distributed_ignn.config import DataConfig, PartitionConfig, SyntheticConfig
-from distributed_ignn.graph import metis
 from distributed_ignn.graph.data import CSRMatrix, csr_from_edges
 from distributed_ignn.graph.datasets import load_dataset
 from distributed_ignn.graph.datasets.synthetic import make_products
-from distributed_ignn.graph.partition import Assignment, assign_parts
+from distributed_ignn.graph.partitioning import metis
+from distributed_ignn.graph.partitioning.partition import Assignment, assign_parts
 
 needs_pymetis = pytest.mark.skipif(
     not metis.is_installed("pymetis"), reason="pymetis is not installed"

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from distributed_ignn.graph.data import CSRMatrix, GraphData
-from distributed_ignn.graph.merging import merge_shards
-from distributed_ignn.graph.sharding import build_shards
+from distributed_ignn.graph.partitioning.merging import merge_shards
+from distributed_ignn.graph.partitioning.sharding import build_shards
 from tests.parity.cases import CASES, NODES, assign, make_data
 
 

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from distributed_ignn.config import PartitionConfig
 from distributed_ignn.errors import UserError
-from distributed_ignn.graph import metis
 from distributed_ignn.graph.data import CSRMatrix, csr_from_edges
-from distributed_ignn.graph.partition import assign_clusters, assign_parts
+from distributed_ignn.graph.partitioning import metis
+from distributed_ignn.graph.partitioning.partition import assign_clusters, assign_parts
 
 needs_pymetis = pytest.mark.skipif(
     not metis.is_installed("pymetis"), reason="pymetis is not installed"

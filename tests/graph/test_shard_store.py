@@ -17,12 +17,13 @@ from torch import Tensor
 from distributed_ignn import files
 from distributed_ignn.config import ChainsConfig, DataConfig, PartitionConfig
 from distributed_ignn.errors import UserError
-from distributed_ignn.graph import shard_store
 from distributed_ignn.graph.data import CSRMatrix, GraphData, csr_from_edges
-from distributed_ignn.graph.metis import is_installed
-from distributed_ignn.graph.partition import assign_clusters, assign_parts
+from distributed_ignn.graph.partitioning.metis import is_installed
+from distributed_ignn.graph.partitioning.partition import assign_clusters, assign_parts
+from distributed_ignn.graph.partitioning.sharding import build_shard
 from distributed_ignn.graph.shard import GraphShard
-from distributed_ignn.graph.shard_store import (
+from distributed_ignn.graph.storage import shard_store
+from distributed_ignn.graph.storage.shard_store import (
     Manifest,
     data_settings,
     find_shards,
@@ -31,7 +32,6 @@ from distributed_ignn.graph.shard_store import (
     read_shard,
     write_shards,
 )
-from distributed_ignn.graph.sharding import build_shard
 
 CONTIGUOUS = PartitionConfig(method="contiguous")
 SETTINGS = data_settings("chains", DataConfig())

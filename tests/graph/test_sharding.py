@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from distributed_ignn.graph.data import CSRMatrix, GraphData, csr_from_edges
+from distributed_ignn.graph.partitioning.sharding import build_shard, build_shards, plan_shards
 from distributed_ignn.graph.shard import ChannelShard, GraphShard
-from distributed_ignn.graph.sharding import build_shard, build_shards, plan_shards
 
 NODES = 40
 

@@ -15,12 +15,12 @@ from torch import Tensor
 
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import parse_args
-from distributed_ignn.training.checkpoint import list_checkpoints
-from distributed_ignn.training.engine import Check, TorchEngine
-from distributed_ignn.training.entry import main
-from distributed_ignn.training.predict import PredictOptions, predict
-from distributed_ignn.training.records import EpochRecord
-from distributed_ignn.training.run import run_training
+from distributed_ignn.launchers.entry import main
+from distributed_ignn.runs.checkpoints.checkpoint import list_checkpoints
+from distributed_ignn.runs.output.records import EpochRecord
+from distributed_ignn.runs.predict import PredictOptions, predict
+from distributed_ignn.runs.run import run_training
+from distributed_ignn.training.engines.torch import Check, TorchEngine
 from launch.predict import main as predict_main
 from tests.launch.test_train_command import ROOT, SMALL, _records, _start, _summary
 

@@ -9,7 +9,7 @@ import torch
 
 from distributed_ignn.config import DataConfig
 from distributed_ignn.graph.datasets import load_dataset
-from distributed_ignn.graph.shard_store import read_manifest, read_shard
+from distributed_ignn.graph.storage.shard_store import read_manifest, read_shard
 from launch.partition import main
 
 SMALL = ["--dataset", "chains", "--data.chains.chains-per-class", "10"]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from distributed_ignn.config import RunConfig, absolute_paths, load_yaml
-from distributed_ignn.training.entry import main as train
+from distributed_ignn.launchers.entry import main as train
 from launch.partition import main as partition
 
 

@@ -18,9 +18,9 @@ import torch
 
 from distributed_ignn.config import RunConfig
 from distributed_ignn.errors import JobError, UserError
-from distributed_ignn.training import ray_cluster, ray_launch
-from distributed_ignn.training import ray_messages as messages
-from distributed_ignn.training.ray_messages import Course
+from distributed_ignn.launchers import ray_cluster, ray_launch
+from distributed_ignn.launchers import ray_messages as messages
+from distributed_ignn.launchers.ray_messages import Course
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN = str(ROOT / "launch" / "train.py")

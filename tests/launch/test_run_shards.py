@@ -13,12 +13,12 @@ from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import parse_args
 from distributed_ignn.errors import UserError
 from distributed_ignn.graph.data import GraphData
-from distributed_ignn.graph.shard_store import read_manifest
-from distributed_ignn.training import run as run_module
-from distributed_ignn.training.checkpoint import list_checkpoints, sealed
-from distributed_ignn.training.predict import PredictOptions, predict
-from distributed_ignn.training.run import run_training
-from distributed_ignn.training.shards import ShardRecord, find_shards, read_record
+from distributed_ignn.graph.storage.shard_store import read_manifest
+from distributed_ignn.runs import run as run_module
+from distributed_ignn.runs.checkpoints.checkpoint import list_checkpoints, sealed
+from distributed_ignn.runs.predict import PredictOptions, predict
+from distributed_ignn.runs.run import run_training
+from distributed_ignn.runs.shards import ShardRecord, find_shards, read_record
 from launch.partition import main as partition
 from tests.ranks import run_ranks
 

@@ -17,11 +17,11 @@ from torch import Tensor
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import parse_args
 from distributed_ignn.errors import UserError
-from distributed_ignn.training.kept_solver import KEPT_SOLVER, save_solver
-from distributed_ignn.training.objective import Objective
-from distributed_ignn.training.predict import load_run
-from distributed_ignn.training.run import run_training
-from distributed_ignn.training.tune import TuneOptions, TuneResult, tune
+from distributed_ignn.runs.kept_solver import KEPT_SOLVER, save_solver
+from distributed_ignn.runs.predict import load_run
+from distributed_ignn.runs.run import run_training
+from distributed_ignn.runs.tune import TuneOptions, TuneResult, tune
+from distributed_ignn.training.losses.objective import Objective
 from launch.tune_solver import main
 from tests.launch.test_train_command import SMALL
 from tests.ranks import run_ranks

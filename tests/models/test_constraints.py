@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from distributed_ignn.comm.communicator import Communicator
-from distributed_ignn.graph.propagate import Propagation
-from distributed_ignn.graph.sharding import build_shards
+from distributed_ignn.graph.partitioning.sharding import build_shards
 from distributed_ignn.models.constraints import (
     growth_factor,
     largest_column_sum,
     project_columns_l1,
 )
+from distributed_ignn.propagation.propagate import Propagation
 from tests.parity.cases import assign, make_data
 
 

@@ -12,9 +12,8 @@ from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import ModelConfig
 from distributed_ignn.errors import UserError
 from distributed_ignn.graph.data import CSRMatrix, GraphData
-from distributed_ignn.graph.propagate import Propagation
+from distributed_ignn.graph.partitioning.sharding import build_shards
 from distributed_ignn.graph.shard import GraphShard
-from distributed_ignn.graph.sharding import build_shards
 from distributed_ignn.models.dropout import NodeDropout
 from distributed_ignn.models.encoder import (
     _INNER_STREAM,
@@ -24,6 +23,7 @@ from distributed_ignn.models.encoder import (
     FeatureStore,
     NodeEmbedding,
 )
+from distributed_ignn.propagation.propagate import Propagation
 from tests.parity.cases import FEATURES, NODES, assign, make_data
 
 SEED, DROP = 4, 0.4

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from distributed_ignn.comm.communicator import Communicator
-from distributed_ignn.graph.propagate import Propagation
+from distributed_ignn.graph.partitioning.sharding import build_shards
 from distributed_ignn.graph.shard import GraphShard
-from distributed_ignn.graph.sharding import build_shards
-from distributed_ignn.graph.sparsify import sparsify
-from distributed_ignn.models.cell import AdjointCell
 from distributed_ignn.models.constraints import project_columns_l1
 from distributed_ignn.models.implicit import Cell, ImplicitLayer, SolvePlan
+from distributed_ignn.models.maps import AdjointCell
+from distributed_ignn.propagation.propagate import Propagation
+from distributed_ignn.propagation.sparsify import sparsify
 from distributed_ignn.solvers.anderson import Anderson
 from distributed_ignn.solvers.base import AnySolver, FixedPointMap
 from distributed_ignn.solvers.broyden import Broyden

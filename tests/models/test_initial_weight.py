@@ -8,8 +8,8 @@ import torch
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import ModelConfig
 from distributed_ignn.errors import UserError
+from distributed_ignn.models.cells.ignn import IgnnWeights
 from distributed_ignn.models.ignn import ImplicitGNN
-from distributed_ignn.models.weights.ignn import IgnnWeights
 from tests.parity.cases import make_data
 from tests.training.runs import own_shard
 

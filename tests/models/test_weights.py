@@ -11,14 +11,14 @@ from torch import Tensor
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import ModelConfig
 from distributed_ignn.errors import UserError
-from distributed_ignn.graph.propagate import Propagation
+from distributed_ignn.graph.partitioning.sharding import build_shards
 from distributed_ignn.graph.shard import GraphShard
-from distributed_ignn.graph.sharding import build_shards
-from distributed_ignn.models.cell import EquilibriumCell
+from distributed_ignn.models.cells import CellWeights, build_weights
+from distributed_ignn.models.cells.mignn import Splitting
 from distributed_ignn.models.constraints import largest_column_sum
 from distributed_ignn.models.implicit import ImplicitLayer, SolvePlan
-from distributed_ignn.models.weights import CellWeights, build_weights
-from distributed_ignn.models.weights.mignn import Splitting
+from distributed_ignn.models.maps import EquilibriumCell
+from distributed_ignn.propagation.propagate import Propagation
 from distributed_ignn.solvers.anderson import Anderson
 from distributed_ignn.solvers.base import AnySolver
 from distributed_ignn.solvers.picard import Picard

@@ -16,19 +16,19 @@ from torch import Tensor
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import RunConfig
 from distributed_ignn.graph.data import CSRMatrix, GraphData, csr_from_edges, csr_from_entries
-from distributed_ignn.graph.halo import HaloExchange
-from distributed_ignn.graph.propagate import Propagation
-from distributed_ignn.graph.row_sum import RowSum
+from distributed_ignn.graph.partitioning.sharding import build_shards
 from distributed_ignn.graph.shard import GraphShard
-from distributed_ignn.graph.sharding import build_shards
-from distributed_ignn.graph.sparsify import sparsify
-from distributed_ignn.models.cell import EquilibriumCell
 from distributed_ignn.models.ignn import ImplicitGNN
+from distributed_ignn.models.maps import EquilibriumCell
+from distributed_ignn.propagation.halo import HaloExchange
+from distributed_ignn.propagation.propagate import Propagation
+from distributed_ignn.propagation.row_sum import RowSum
+from distributed_ignn.propagation.sparsify import sparsify
 from distributed_ignn.solvers.anderson import Anderson
 from distributed_ignn.solvers.base import Iterate
 from distributed_ignn.solvers.neural import NeuralSolver
 from distributed_ignn.solvers.predictors import NeuralShape, build_predictor
-from distributed_ignn.training.objective import Objective
+from distributed_ignn.training.losses.objective import Objective
 from distributed_ignn.training.plans import SolvePlanner
 from distributed_ignn.training.trainer import Trainer
 

@@ -7,16 +7,16 @@ import torch
 from torch import Tensor
 
 from distributed_ignn.comm.communicator import Communicator
+from distributed_ignn.graph.partitioning.sharding import build_shards
 from distributed_ignn.graph.shard import GraphShard
-from distributed_ignn.graph.sharding import build_shards
-from distributed_ignn.graph.sparsify import sparsify
 from distributed_ignn.models.ignn import ImplicitGNN
+from distributed_ignn.propagation.sparsify import sparsify
 from distributed_ignn.solvers.anderson import Anderson
 from distributed_ignn.solvers.estimator import ErrorEstimator
 from distributed_ignn.solvers.initialiser import Initialiser
 from distributed_ignn.solvers.reduced import BasisCache
 from distributed_ignn.solvers.solve import solve
-from distributed_ignn.training.solver_fit import FitSample, SolverFit
+from distributed_ignn.training.learned.fit import FitSample, SolverFit
 from tests.parity.cases import NODES, WIDTH, assign, config_for, make_data, spread
 from tests.ranks import run_ranks
 

@@ -12,12 +12,12 @@ from distributed_ignn.comm.codecs import HaloCodec
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import PartitionConfig, SyntheticConfig
 from distributed_ignn.graph.datasets.synthetic import make_products
-from distributed_ignn.graph.partition import assign_parts
-from distributed_ignn.graph.propagate import Propagation, PropagationOptions
+from distributed_ignn.graph.partitioning.partition import assign_parts
+from distributed_ignn.graph.partitioning.sharding import build_shard
 from distributed_ignn.graph.shard import GraphShard
-from distributed_ignn.graph.sharding import build_shard
-from distributed_ignn.models.cell import AdjointCell, EquilibriumCell
 from distributed_ignn.models.constraints import project_columns_l1
+from distributed_ignn.models.maps import AdjointCell, EquilibriumCell
+from distributed_ignn.propagation.propagate import Propagation, PropagationOptions
 from distributed_ignn.solvers.anderson import Anderson
 from distributed_ignn.solvers.base import AnySolver, Solution
 from distributed_ignn.solvers.picard import Picard

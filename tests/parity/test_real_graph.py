@@ -14,8 +14,8 @@ from torch import Tensor
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import DataConfig, PartitionConfig, RunConfig
 from distributed_ignn.graph.datasets import load_dataset
-from distributed_ignn.graph.partition import assign_parts
-from distributed_ignn.graph.sharding import build_shard
+from distributed_ignn.graph.partitioning.partition import assign_parts
+from distributed_ignn.graph.partitioning.sharding import build_shard
 from distributed_ignn.training.trainer import Trainer
 from tests.parity.cases import spread
 from tests.ranks import run_ranks

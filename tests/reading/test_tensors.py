@@ -15,10 +15,10 @@ import torch
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.errors import UserError
 from distributed_ignn.files import write_tensors
-from distributed_ignn.graph.shard_store import read_shard
+from distributed_ignn.graph.storage.shard_store import read_shard
 from distributed_ignn.reading.tensors import read_tensors
-from distributed_ignn.training.checkpoint import load_checkpoint
-from distributed_ignn.training.shards import read_record
+from distributed_ignn.runs.checkpoints.checkpoint import load_checkpoint
+from distributed_ignn.runs.shards import read_record
 from tests.fuzz.targets import NODES, TARGETS
 
 

@@ -11,9 +11,9 @@ from torch import Tensor
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import RunConfig
 from distributed_ignn.graph.data import GraphData
+from distributed_ignn.graph.partitioning.sharding import build_shards
 from distributed_ignn.graph.shard import GraphShard
-from distributed_ignn.graph.sharding import build_shards
-from distributed_ignn.training.records import EpochRecord
+from distributed_ignn.runs.output.records import EpochRecord
 from distributed_ignn.training.trainer import Trainer
 from tests.parity.cases import assign, config_for, make_data
 

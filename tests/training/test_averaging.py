@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from distributed_ignn.comm.communicator import Communicator
-from distributed_ignn.models.weights.ignn import IgnnWeights
+from distributed_ignn.models.cells.ignn import IgnnWeights
 from distributed_ignn.training.averaging import WeightAverage
 from tests.training.runs import (
     assert_equal,

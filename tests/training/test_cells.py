@@ -13,7 +13,7 @@ from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import RunConfig
 from distributed_ignn.errors import UserError
 from distributed_ignn.graph.datasets import load_dataset
-from distributed_ignn.graph.sharding import build_shards
+from distributed_ignn.graph.partitioning.sharding import build_shards
 from distributed_ignn.training.trainer import Trainer
 from tests.training.runs import (
     assert_equal,

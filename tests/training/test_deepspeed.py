@@ -23,14 +23,14 @@ from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import RunConfig
 from distributed_ignn.errors import UserError
 from distributed_ignn.graph.data import GraphData, csr_from_edges
-from distributed_ignn.graph.sharding import build_shards
+from distributed_ignn.graph.partitioning.sharding import build_shards
+from distributed_ignn.models.cells import IgnnWeights
 from distributed_ignn.models.ignn import ImplicitGNN
-from distributed_ignn.models.weights import IgnnWeights
-from distributed_ignn.training import deepspeed_engine
-from distributed_ignn.training.deepspeed_engine import DeepSpeedEngine, read_settings
-from distributed_ignn.training.engine import Engine, TorchEngine
+from distributed_ignn.training.engines import deepspeed as deepspeed_engine
+from distributed_ignn.training.engines.deepspeed import DeepSpeedEngine, read_settings
+from distributed_ignn.training.engines.torch import Engine, TorchEngine
+from distributed_ignn.training.losses.objective import Objective
 from distributed_ignn.training.numbers import NumbersError
-from distributed_ignn.training.objective import Objective
 from distributed_ignn.training.plans import SolvePlanner
 from tests.ranks import run_ranks
 

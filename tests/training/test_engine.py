@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 
 from distributed_ignn.comm.communicator import Communicator
+from distributed_ignn.models.cells import IgnnWeights
 from distributed_ignn.models.constraints import largest_column_sum
 from distributed_ignn.models.ignn import ImplicitGNN
-from distributed_ignn.models.weights import IgnnWeights
-from distributed_ignn.training.engine import TorchEngine
+from distributed_ignn.training.engines.torch import TorchEngine
 from tests.training.runs import small_config, small_trainer
 
 # ten times what a step needs to leave the bound

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.errors import UserError
-from distributed_ignn.training.engine import TorchEngine
+from distributed_ignn.training.engines.torch import TorchEngine
 from distributed_ignn.training.numbers import NumbersError
 from distributed_ignn.training.trainer import Trainer
 from tests.ranks import run_ranks

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.graph.data import GraphData
-from distributed_ignn.training.objective import Loss, Objective
+from distributed_ignn.training.losses.objective import Loss, Objective
 from tests.parity.cases import CLASSES, NODES, make_data
 from tests.training.runs import own_shard
 
@@ -122,7 +122,7 @@ def test_micro_f1_is_computed_over_all_entries() -> None:
 def test_blocks_of_nodes_count_as_all_at_once(
     several: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("distributed_ignn.training.objective._BLOCK_ROWS", 7)
+    monkeypatch.setattr("distributed_ignn.training.losses.objective._BLOCK_ROWS", 7)
     objective = _objective(_multilabel() if several else make_data("plain"))
     logits = torch.randn(NODES, CLASSES)
     asked: list[int] = []

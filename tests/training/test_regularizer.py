@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from distributed_ignn.comm.communicator import Communicator
-from distributed_ignn.training.regularizer import spectral_norm
+from distributed_ignn.training.losses.regularizer import spectral_norm
 from distributed_ignn.training.trainer import Trainer
 from tests.training.runs import small_config, small_trainer, train
 

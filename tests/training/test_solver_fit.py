@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from distributed_ignn.comm.communicator import Communicator
-from distributed_ignn.models.cell import EquilibriumCell
+from distributed_ignn.models.maps import EquilibriumCell
 from distributed_ignn.solvers.anderson import Anderson
 from distributed_ignn.solvers.base import Iterate
 from distributed_ignn.solvers.estimator import ErrorEstimator
@@ -17,8 +17,8 @@ from distributed_ignn.solvers.initialiser import Initialiser
 from distributed_ignn.solvers.neural import NeuralSolver
 from distributed_ignn.solvers.reduced import BasisCache
 from distributed_ignn.solvers.solve import solve
+from distributed_ignn.training.learned.fit import FitSample, SolverFit
 from distributed_ignn.training.plans import ADJOINT, LearnedSolver
-from distributed_ignn.training.solver_fit import FitSample, SolverFit
 from distributed_ignn.training.trainer import Trainer
 from tests.parity.cases import NODES
 from tests.training.runs import small_config, small_trainer, train

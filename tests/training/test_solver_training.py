@@ -16,8 +16,8 @@ from distributed_ignn.graph.data import GraphData, csr_from_edges
 from distributed_ignn.solvers.anderson import Anderson
 from distributed_ignn.solvers.predictors import WeightPredictor
 from distributed_ignn.solvers.solve import solve
+from distributed_ignn.training.learned.phases import SolverTrainer
 from distributed_ignn.training.plans import ADJOINT, EVALUATE, TRAIN
-from distributed_ignn.training.solver_training import SolverTrainer
 from distributed_ignn.training.trainer import Trainer
 from tests.parity.cases import NODES, make_data
 from tests.training.runs import assert_equal, small_config, small_trainer, train

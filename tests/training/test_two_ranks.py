@@ -22,18 +22,18 @@ from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import RunConfig
 from distributed_ignn.errors import UserError
 from distributed_ignn.graph.data import GraphData
-from distributed_ignn.graph.sharding import build_shards
-from distributed_ignn.training import checkpoint
-from distributed_ignn.training.checkpoint import (
+from distributed_ignn.graph.partitioning.sharding import build_shards
+from distributed_ignn.runs.checkpoints import checkpoint
+from distributed_ignn.runs.checkpoints.checkpoint import (
     CheckpointStore,
     list_checkpoints,
     load_checkpoint,
     load_newest,
 )
-from distributed_ignn.training.gradients import sum_gradients
-from distributed_ignn.training.objective import Objective
-from distributed_ignn.training.predict import load_run
-from distributed_ignn.training.run import run_training
+from distributed_ignn.runs.predict import load_run
+from distributed_ignn.runs.run import run_training
+from distributed_ignn.training.engines.gradients import sum_gradients
+from distributed_ignn.training.losses.objective import Objective
 from tests.parity.cases import CLASSES, NODES, make_data
 from tests.ranks import run_ranks
 from tests.training.runs import (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 
-from distributed_ignn.training.output_lock import OutputLock
+from distributed_ignn.runs.output.lock import OutputLock
 from tests.inputs.case import Case
 from tests.inputs.place import CHAINS
 

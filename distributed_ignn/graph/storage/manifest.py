@@ -1,0 +1,198 @@
+"""What a folder of shards says of itself: where it came from, how good the cut is, how large it is.
+
+The sizes of every part are here so that memory and time of a run can be predicted, and a run be
+planned, without opening a shard.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+
+from distributed_ignn.errors import UserError
+from distributed_ignn.graph.data import CSRMatrix, Task
+from distributed_ignn.graph.partitioning.partition import Objective, PartitionStats, Provider
+from distributed_ignn.graph.shard import GraphShard
+from distributed_ignn.reading.plain_files import in_one_line
+from distributed_ignn.reading.strict_json import parse_json
+
+FORMAT_VERSION: Literal[2] = 2
+MANIFEST = "manifest.json"
+COMMAND = "launch/partition.py"
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class ShardFile(_Strict):
+    """One part's file: its name in the folder, its size in bytes and its sha256."""
+
+    name: str = Field(pattern=r"^part-\d+-of-\d+\.safetensors$")
+    size: int = Field(ge=0)
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+
+
+class PartSize(_Strict):
+    """What decides a rank's memory, arithmetic and traffic.
+
+    Args:
+        owned, interior, halo, sent: rows O, I, H and S of ``GraphShard``.
+        sources, targets: other parts that it reads rows from, and sends rows to.
+        owned_entries: per channel, entries of the block [O, O], self-loops included.
+        boundary_entries: per channel, entries of the block [B, H].
+        feature_entries: numbers stored for the features of the owned rows; O F where dense.
+        train, val, test: owned nodes of each split.
+    """
+
+    owned: int = Field(ge=0)
+    interior: int = Field(ge=0)
+    halo: int = Field(ge=0)
+    sent: int = Field(ge=0)
+    sources: int = Field(ge=0)
+    targets: int = Field(ge=0)
+    owned_entries: tuple[int, ...]
+    boundary_entries: tuple[int, ...]
+    feature_entries: int = Field(ge=0)
+    train: int = Field(ge=0)
+    val: int = Field(ge=0)
+    test: int = Field(ge=0)
+
+    @property
+    def boundary(self) -> int:
+        """Rows B that read the halo."""
+        return self.owned - self.interior
+
+    @classmethod
+    def of(cls, shard: GraphShard) -> PartSize:
+        """The sizes of ``shard``."""
+        features = shard.features
+        if isinstance(features, CSRMatrix):
+            stored = features.num_entries
+        else:
+            stored = 0 if features is None else features.numel()
+        return cls(
+            owned=shard.num_owned,
+            interior=shard.num_interior,
+            halo=shard.num_halo,
+            sent=shard.send_index.numel(),
+            sources=int((shard.recv_counts > 0).sum()),
+            targets=int((shard.send_counts > 0).sum()),
+            owned_entries=tuple(channel.owned.num_entries for channel in shard.channels),
+            boundary_entries=tuple(channel.boundary.num_entries for channel in shard.channels),
+            feature_entries=stored,
+            train=shard.train_index.numel(),
+            val=shard.val_index.numel(),
+            test=shard.test_index.numel(),
+        )
+
+
+class DatasetSize(_Strict):
+    """The whole graph, as far as the size of a model and of its inputs depends on it.
+
+    Args:
+        num_nodes, num_features, num_classes, task: as in ``GraphData``; F is 0 without features.
+        features: how they are stored.
+        feature_dtype: of their values, as torch names it; "" for ones and without features.
+        symmetric: per channel, whether the adjacency is; a directed one needs its transpose too.
+    """
+
+    num_nodes: int = Field(ge=1)
+    num_features: int = Field(ge=0)
+    num_classes: int = Field(ge=1)
+    task: Task
+    features: Literal["none", "dense", "sparse"]
+    feature_dtype: str
+    symmetric: tuple[bool, ...]
+
+    @classmethod
+    def of(cls, shard: GraphShard) -> DatasetSize:
+        """What any one shard says of the whole."""
+        features = shard.features
+        sparse = isinstance(features, CSRMatrix)
+        value = features.value if isinstance(features, CSRMatrix) else features
+        return cls(
+            num_nodes=shard.num_nodes,
+            num_features=shard.num_features,
+            num_classes=shard.num_classes,
+            task=shard.task,
+            features="none" if features is None else "sparse" if sparse else "dense",
+            feature_dtype="" if value is None else str(value.dtype).removeprefix("torch."),
+            symmetric=tuple(channel.symmetric for channel in shard.channels),
+        )
+
+
+class Manifest(_Strict):
+    """What a folder of shards holds and where it came from.
+
+    Args:
+        version: of the format.
+        dataset, fingerprint: ``GraphData.name`` and ``GraphData.fingerprint()``.
+        settings: what the dataset was loaded with, see ``data_settings``.
+        parts: number of shards.
+        request: the partitioning that was asked for, see ``partition_request``.
+        provider, objective: what carried it out, and what that minimised.
+        statistics: its quality.
+        whole: sizes of the whole graph.
+        part_sizes: sizes of every part, in order.
+        files: one per part, in order.
+    """
+
+    version: Literal[2]
+    dataset: str
+    fingerprint: str
+    settings: dict[str, JsonValue]
+    parts: int = Field(ge=1)
+    request: dict[str, JsonValue]
+    provider: Provider
+    objective: Objective
+    statistics: PartitionStats
+    whole: DatasetSize
+    part_sizes: tuple[PartSize, ...]
+    files: tuple[ShardFile, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of all shards."""
+        return sum(file.size for file in self.files)
+
+
+def parse_manifest(path: Path, content: bytes) -> Manifest:
+    """The checked manifest ``content``, read from ``path``.
+
+    Raises:
+        UserError: it is something else, of another format or damaged.
+    """
+    advice = f"delete {path.parent} and write it again with {COMMAND}"
+    try:
+        version = parse_json(content)["version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is not a manifest of shards; {advice}") from error
+    if version != FORMAT_VERSION:
+        raise UserError(
+            f"{path} has format version {in_one_line(repr(version))} and version {FORMAT_VERSION} "
+            f"is read; {advice}"
+        )
+    try:
+        manifest = Manifest.model_validate_json(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(step) for step in first["loc"])
+        problem = in_one_line(f"{key}: {first['msg']}")
+        raise UserError(f"{path} is damaged: {problem}; {advice}") from error
+    for name, found in {"files": manifest.files, "sizes": manifest.part_sizes}.items():
+        if len(found) != manifest.parts:
+            raise UserError(
+                f"{path} is damaged: {manifest.parts} parts in {len(found)} {name}; {advice}"
+            )
+    for part, file in enumerate(manifest.files):
+        if file.name != part_name(part, manifest.parts):
+            raise UserError(f"{path} is damaged: part {part} is called {file.name}; {advice}")
+    return manifest
+
+
+def part_name(part: int, parts: int) -> str:
+    """The name of a part's file in the folder."""
+    return f"part-{part:05d}-of-{parts:05d}.safetensors"

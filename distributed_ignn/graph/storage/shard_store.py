@@ -1,0 +1,338 @@
+"""Shards on disk: a folder with one safetensors file per part and a manifest.
+
+A folder is written under a hidden name and renamed when complete, so a reader never sees half of
+one. Shards are memory-mapped when read. Nothing here is pickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import JsonValue
+
+from distributed_ignn.config import DataConfig, PartitionConfig
+from distributed_ignn.errors import UserError
+from distributed_ignn.files import (
+    atomic_write_json,
+    sha256_file,
+    sync,
+    temporary_sibling,
+)
+from distributed_ignn.graph.data import GraphData
+from distributed_ignn.graph.partitioning.partition import Assignment, assign_clusters, assign_parts
+from distributed_ignn.graph.partitioning.sharding import build_shard
+from distributed_ignn.graph.shard import GraphShard
+from distributed_ignn.graph.storage.manifest import (
+    COMMAND,
+    FORMAT_VERSION,
+    MANIFEST,
+    DatasetSize,
+    Manifest,
+    PartSize,
+    ShardFile,
+    parse_manifest,
+    part_name,
+)
+from distributed_ignn.graph.storage.shard_file import read_shard_file, write_shard_file
+from distributed_ignn.reading.plain_files import in_one_line, open_plain, read_plain
+from distributed_ignn.reading.strict_json import JSON_LIMIT
+
+logger = logging.getLogger(__name__)
+
+__all__ = [
+    "FORMAT_VERSION",
+    "MANIFEST",
+    "DatasetSize",
+    "Manifest",
+    "PartSize",
+    "ShardFile",
+    "data_settings",
+    "find_shards",
+    "partition_request",
+    "prepare_shards",
+    "read_manifest",
+    "read_shard",
+    "write_shards",
+]
+
+
+def data_settings(dataset: str, data: DataConfig) -> dict[str, JsonValue]:
+    """The settings that decide what a dataset is, in the form that manifests store."""
+    return {"dataset": dataset, **_flat(data.model_dump(mode="json"))}
+
+
+def _flat(tree: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
+    """Leaves of nested mappings under dotted keys, so that a difference can be named."""
+    flat: dict[str, JsonValue] = {}
+    for key, value in tree.items():
+        below = _flat(value) if isinstance(value, Mapping) else {}
+        flat |= {f"{key}.{inner}": leaf for inner, leaf in below.items()} or {key: value}
+    return flat
+
+
+def partition_request(config: PartitionConfig) -> dict[str, JsonValue]:
+    """The settings that decide how a graph is divided, in the form that manifests store."""
+    return config.model_dump(mode="json", exclude={"dir"})
+
+
+def prepare_shards(
+    load: Callable[[], GraphData],
+    cache: Path,
+    parts: int,
+    config: PartitionConfig,
+    settings: Mapping[str, JsonValue],
+) -> tuple[Path, Manifest]:
+    """Find the shards of a run, or write them; to be called by one rank on each file system.
+
+    With ``config.dir`` the shards there are used if they were made from ``settings`` for as many
+    ranks; the dataset itself is not loaded. Otherwise it is, and shards of the same data and the
+    same partitioning are looked for in ``cache`` and written there if absent.
+
+    Args:
+        load: reads the dataset.
+        cache: folder of the folders of shards.
+        parts: ranks of the run.
+        settings: as ``data_settings`` gives them.
+
+    Returns:
+        The folder to call ``read_shard`` with, and its manifest.
+
+    Raises:
+        UserError: the shards in ``config.dir`` do not fit the run, the graph cannot be divided so,
+            or ``cache`` cannot be written.
+    """
+    if config.dir is not None:
+        manifest = read_manifest(config.dir, parts=parts)
+        _check_settings(config.dir, manifest.settings, settings, "data")
+        return config.dir, manifest
+    data = load()
+    fingerprint = data.fingerprint()
+    identity = [FORMAT_VERSION, fingerprint, parts, partition_request(config), dict(settings)]
+    key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+    name = re.sub(r"[^\w.-]+", "_", data.name)  # of the user's own file it may be a path
+    folder = cache / f"{name}-{parts}-{key}"
+    if folder.exists():
+        return folder, read_manifest(folder, parts=parts, fingerprint=fingerprint)
+    assignment = assign_parts(data.graphs, parts, config)
+    return folder, write_shards(folder, data, assignment, config, settings=settings)
+
+
+def write_shards(
+    folder: Path,
+    data: GraphData,
+    assignment: Assignment,
+    config: PartitionConfig,
+    *,
+    settings: Mapping[str, JsonValue] | None = None,
+) -> Manifest:
+    """Cut ``data`` and write every shard and the manifest, in one step that happens or does not.
+
+    Args:
+        folder: must not exist, be empty, or hold the same shards already, as when another process
+            was faster; those are kept.
+        settings: what ``data`` was loaded with, see ``data_settings``.
+
+    Returns:
+        The manifest now in ``folder``.
+
+    Raises:
+        UserError: ``folder`` holds something else, or cannot be written.
+    """
+    temporary = temporary_sibling(folder)
+    try:
+        temporary.mkdir(parents=True)
+        if config.clusters > 0:
+            data = replace(data, clusters=assign_clusters(data.graphs, config))
+        written = [
+            _write_shard(temporary, build_shard(data, assignment.plan, p))
+            for p in range(assignment.parts)
+        ]
+        manifest = Manifest(
+            version=FORMAT_VERSION,
+            dataset=data.name,
+            fingerprint=data.fingerprint(),
+            settings=dict(settings or {}),
+            parts=assignment.parts,
+            request=partition_request(config),
+            provider=assignment.provider,
+            objective=assignment.objective,
+            statistics=assignment.stats,
+            whole=written[0].whole,
+            part_sizes=tuple(part.size for part in written),
+            files=tuple(part.file for part in written),
+        )
+        atomic_write_json(temporary / MANIFEST, manifest.model_dump(mode="json"))
+        return _publish(temporary, folder, manifest)
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"cannot write shards to {folder}: {reason}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def find_shards(
+    folder: Path, parts: int, config: PartitionConfig, settings: Mapping[str, JsonValue]
+) -> Manifest | None:
+    """The manifest of shards that are already in ``folder``; None where it is absent or empty.
+
+    Raises:
+        UserError: ``folder`` holds anything else.
+    """
+    try:
+        if not any(folder.iterdir()):
+            return None
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise UserError(f"cannot use {folder} for shards: {error.strerror}") from error
+    manifest = read_manifest(folder)
+    _check_same(folder, manifest, parts, settings, partition_request(config))
+    return manifest
+
+
+def read_manifest(
+    folder: Path, *, parts: int | None = None, fingerprint: str | None = None
+) -> Manifest:
+    """The checked manifest of a folder of shards.
+
+    Args:
+        parts: the number of ranks that are going to read them, if known.
+        fingerprint: of the dataset that they have to hold, if known.
+
+    Raises:
+        UserError: there are no shards, they are of another format, or they do not match.
+    """
+    path = folder / MANIFEST
+    try:
+        manifest = parse_manifest(path, read_plain(path, JSON_LIMIT))
+    except OSError as error:
+        raise UserError(
+            f"{folder} holds no shards ({MANIFEST}: {error.strerror}); write some with {COMMAND} "
+            "--out to a new folder"
+        ) from error
+    if parts is not None and manifest.parts != parts:
+        raise UserError(
+            f"the shards in {folder} hold {manifest.parts} parts, the run has {parts} "
+            f"rank{'' if parts == 1 else 's'}; write new ones with {COMMAND} --parts {parts}"
+        )
+    if fingerprint is not None and manifest.fingerprint != fingerprint:
+        raise UserError(
+            f"the shards in {folder} were cut from other data ({in_one_line(manifest.dataset)} "
+            f"{in_one_line(manifest.fingerprint[:12])}, not {fingerprint[:12]}); write new ones "
+            f"with {COMMAND}"
+        )
+    return manifest
+
+
+def read_shard(folder: Path, part: int, *, verify: bool = True) -> GraphShard:
+    """One shard, memory-mapped.
+
+    Args:
+        part: which, from 0.
+        verify: compare the file's checksum first, which reads it once.
+
+    Raises:
+        UserError: the manifest is unusable, there is no such part, or its file is damaged.
+    """
+    manifest = read_manifest(folder)
+    if not 0 <= part < manifest.parts:
+        raise UserError(
+            f"there is no part {part} in {folder}; it holds parts 0..{manifest.parts - 1}"
+        )
+    entry = manifest.files[part]
+    path = folder / entry.name
+    try:
+        with open_plain(path, follow_links=False) as stream:  # a link may lead out of the folder
+            intact = os.fstat(stream.fileno()).st_size == entry.size
+        if intact and verify:
+            intact = sha256_file(path) == entry.sha256
+        shard = read_shard_file(path) if intact else None
+    except OSError as error:
+        raise UserError(
+            f"part {part} of {manifest.parts} cannot be read: {path}: {error.strerror}; delete "
+            f"{folder} and write it again with {COMMAND}"
+        ) from error
+    except ValueError as error:
+        raise _damaged(path, in_one_line(error)) from error
+    if shard is None:
+        raise _damaged(path, f"it differs from its checksum in {MANIFEST}")
+    if (shard.part, shard.parts) != (part, manifest.parts):
+        raise _damaged(path, f"it is part {shard.part} of {shard.parts}")
+    return shard
+
+
+def _damaged(path: Path, reason: str) -> UserError:
+    return UserError(
+        f"{path} is damaged: {reason}; delete {path.parent} and write it again with {COMMAND}"
+    )
+
+
+def _check_same(
+    folder: Path,
+    found: Manifest,
+    parts: int,
+    settings: Mapping[str, Any],
+    request: Mapping[str, Any],
+) -> None:
+    """Shards that are already there must be the ones that were to be written."""
+    if found.parts != parts:
+        raise UserError(
+            f"{folder} already holds shards in {found.parts} parts, not {parts}; choose another "
+            "folder"
+        )
+    _check_settings(folder, found.settings, settings, "data")
+    _check_settings(folder, found.request, request, "partition")
+
+
+def _check_settings(
+    folder: Path, found: Mapping[str, Any], wanted: Mapping[str, Any], section: str
+) -> None:
+    """Name the first setting in which the shards differ from what is wanted."""
+    for key in [*wanted, *found]:
+        if found.get(key) != wanted.get(key):
+            name = key if key == "dataset" else f"{section}.{in_one_line(key)}"
+            value = in_one_line(found.get(key))
+            raise UserError(
+                f"the shards in {folder} were made with {name} = {value}, not "
+                f"{wanted.get(key)}; write new ones with {COMMAND} to another folder"
+            )
+
+
+def _publish(temporary: Path, folder: Path, manifest: Manifest) -> Manifest:
+    """Rename ``temporary`` to ``folder``, unless the same shards are there already."""
+    try:
+        os.rename(temporary, folder)  # replaces an empty folder, but no other
+    except OSError:
+        if not folder.exists():
+            raise
+        found = read_manifest(folder, fingerprint=manifest.fingerprint)
+        _check_same(folder, found, manifest.parts, manifest.settings, manifest.request)
+        return found
+    sync(folder.parent)
+    return manifest
+
+
+@dataclass(frozen=True, slots=True)
+class _Written:
+    """What the manifest says of one part."""
+
+    file: ShardFile
+    size: PartSize
+    whole: DatasetSize
+
+
+def _write_shard(folder: Path, shard: GraphShard) -> _Written:
+    path = folder / part_name(shard.part, shard.parts)
+    write_shard_file(path, shard)
+    logger.info("wrote part %d of %d", shard.part + 1, shard.parts)
+    file = ShardFile(name=path.name, size=path.stat().st_size, sha256=sha256_file(path))
+    return _Written(file, PartSize.of(shard), DatasetSize.of(shard))

@@ -1,0 +1,1 @@
+"""Measurements, planning and studies; nothing outside lab and commands imports it."""

@@ -1,0 +1,192 @@
+"""Starts the ranks of one job itself, waits for them, and never leaves one behind.
+
+Ranks get torchrun's environment (RANK, WORLD_SIZE, MASTER_ADDR, ...) and run the same command.
+Without a link they meet on this machine; with one, the first half runs in its first namespace and
+the second half in the other, each as a machine of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import IO
+
+from distributed_ignn.errors import UserError
+from distributed_ignn.lab.benchmarks.link import INTERFACE, Link
+
+_POLL_SECONDS = 0.05
+_GRACE_SECONDS = 2.0  # after the first failure, so that its own words are the ones to be shown
+_PORT = 29500  # in a fresh namespace every port is free
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What to run.
+
+    Args:
+        command: of every rank.
+        ranks: how many.
+        timeout: seconds for everything; then all ranks are killed.
+        threads: CPU threads of each rank's libraries.
+        show: let the ranks write to this process's own output instead of keeping it.
+    """
+
+    command: tuple[str, ...]
+    ranks: int
+    timeout: float
+    threads: int = 1
+    show: bool = False
+
+
+def python_command(script: Path, arguments: Sequence[str]) -> tuple[str, ...]:
+    """A script of ``launch/`` under this interpreter."""
+    return (sys.executable, str(script), *arguments)
+
+
+def run_job(job: Job, link: Link | None = None) -> None:
+    """Run a job to its end.
+
+    Raises:
+        UserError: a rank failed (its last words are in the line), or the time is up. Every rank has
+            ended by then, as it has after any other exception.
+    """
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="job-")))
+        places = _places(job.ranks, link)
+        port = _PORT if link else _free_port()
+        running: list[subprocess.Popen[bytes]] = []
+        stack.callback(_end, running)
+        for rank, place in enumerate(places):
+            log: IO[bytes] | None = None
+            if not job.show:
+                log = stack.enter_context((folder / f"{rank}.log").open("wb"))
+            before = () if link is None else link.command(place.end)
+            running.append(
+                subprocess.Popen(
+                    [*before, *job.command],
+                    env=os.environ | _environment(rank, place, job, port, link),
+                    stdout=log,
+                    stderr=None if log is None else subprocess.STDOUT,
+                    stdin=subprocess.DEVNULL,
+                    start_new_session=True,  # so that whatever a rank starts ends with it
+                )
+            )
+        failed = _wait(running, job.timeout)
+        _end(running)
+        if failed is not None:
+            raise UserError(f"{failed}{_last_words(folder, job)}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    end: int
+    local_rank: int
+    local_world_size: int
+
+
+def _places(ranks: int, link: Link | None) -> list[_Place]:
+    if link is None:
+        return [_Place(0, rank, ranks) for rank in range(ranks)]
+    first = (ranks + 1) // 2
+    return [
+        _Place(0, rank, first) if rank < first else _Place(1, rank - first, ranks - first)
+        for rank in range(ranks)
+    ]
+
+
+def _environment(
+    rank: int, place: _Place, job: Job, port: int, link: Link | None
+) -> dict[str, str]:
+    values = {
+        "RANK": rank,
+        "WORLD_SIZE": job.ranks,
+        "LOCAL_RANK": place.local_rank,
+        "LOCAL_WORLD_SIZE": place.local_world_size,
+        "MASTER_ADDR": link.address if link else "127.0.0.1",
+        "MASTER_PORT": port,
+        "OMP_NUM_THREADS": job.threads,
+    }
+    if link:
+        values["GLOO_SOCKET_IFNAME"] = INTERFACE
+    return {key: str(value) for key, value in values.items()}
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _wait(running: Sequence[subprocess.Popen[bytes]], timeout: float) -> str | None:
+    """None once all ranks have ended well, else what went wrong."""
+    deadline = time.monotonic() + timeout
+    while True:
+        codes = [process.poll() for process in running]
+        bad = {rank: code for rank, code in enumerate(codes) if code}
+        if bad:
+            _wait_briefly(running)
+            rank, code = next(iter(bad.items()))
+            return f"rank {rank} of {len(codes)} failed with exit code {code}"
+        if all(code == 0 for code in codes):
+            return None
+        if time.monotonic() > deadline:
+            late = [rank for rank, code in enumerate(codes) if code is None]
+            return f"ranks {late} of {len(codes)} did not finish within {timeout:g} s"
+        time.sleep(_POLL_SECONDS)
+
+
+def _wait_briefly(running: Sequence[subprocess.Popen[bytes]]) -> None:
+    until = time.monotonic() + _GRACE_SECONDS
+    while time.monotonic() < until and any(process.poll() is None for process in running):
+        time.sleep(_POLL_SECONDS)
+
+
+def _end(running: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Kill what still runs; a rank inside a collective does not react to less."""
+    for process in running:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    for process in running:
+        process.wait()
+
+
+def _last_words(folder: Path, job: Job) -> str:
+    """The first line that names an error, or else the last line of all."""
+    logs = [(folder / f"{rank}.log") for rank in range(job.ranks)]
+    lines = [line for log in logs if log.exists() for line in _lines(log)]
+    telling = [line for line in lines if line.startswith("error: ") or "Error: " in line]
+    chosen = telling[:1] or lines[-1:]
+    return f": {chosen[0].removeprefix('error: ')}" if chosen else ""
+
+
+def _lines(log: Path) -> list[str]:
+    return [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+
+
+@contextmanager
+def killable() -> Iterator[None]:
+    """Let SIGTERM end this process as Ctrl-C does, so that everything is cleared away."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not the main thread: whoever owns that one decides
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

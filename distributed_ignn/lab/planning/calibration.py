@@ -1,0 +1,201 @@
+"""This machine as a hardware profile: probes with one rank, then with as many as it has cores.
+
+A rate of one rank alone and the sum over all ranks at once tell what they share. The link is the
+loopback, unless another one is given. Links between boxes cannot be measured on one box; they are
+taken to be like the link measured here.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import date
+from pathlib import Path
+
+import torch
+
+from distributed_ignn.config import DataConfig, PartitionConfig, SyntheticConfig
+from distributed_ignn.graph.data import CSRMatrix, GraphData, csr_from_entries
+from distributed_ignn.graph.datasets import load_dataset
+from distributed_ignn.graph.partitioning.partition import assign_parts
+from distributed_ignn.graph.partitioning.sharding import build_shards
+from distributed_ignn.graph.storage.shard_file import write_shard_file
+from distributed_ignn.lab.planning.hardware import (
+    Curve,
+    Fresh,
+    Gather,
+    GatherRows,
+    Link,
+    Point,
+    Profile,
+    Rate,
+)
+from distributed_ignn.lab.planning.local_ranks import on_local_ranks
+from distributed_ignn.lab.planning.probes import SIZES, WIDTHS, Measured, Sizes, measure
+
+_NODES = 2_449_029  # of the generated graph at scale 1
+_CLUSTER = 2000  # nodes that lie together in the clustered order
+
+Tell = Callable[[str], None]
+
+
+def calibrate(name: str, tell: Tell, link: Link | None = None, sizes: Sizes = SIZES) -> Profile:
+    """Measure this machine; a minute or two, best with nothing else running.
+
+    Args:
+        name: of the profile.
+        tell: told what is being measured.
+        link: between boxes, if it is known.
+        sizes: of the arrays that are measured with.
+    """
+    cores = len(os.sched_getaffinity(0))
+    ranks = max(2, cores)
+    with tempfile.TemporaryDirectory() as folder:
+        tell("generating graphs")
+        _write_graphs(Path(folder), sizes)
+        tell("measuring one rank")
+        alone = on_local_ranks(measure, 1, folder, sizes)
+        tell(f"measuring {ranks} ranks at once")
+        together = on_local_ranks(measure, ranks, folder, sizes)
+    return _profile(name, (_mean(alone), _mean(together)), sizes, ranks, cores, link)
+
+
+def _write_graphs(folder: Path, sizes: Sizes) -> None:
+    """The generated graph at every size, its ids shuffled as they are, and in order of clusters."""
+    for rows, _ in sizes:
+        data = load_dataset(
+            "synthetic-products",
+            Path(),  # generated, nothing is read
+            DataConfig(synthetic=SyntheticConfig(scale=rows / _NODES, features=1)),
+        )
+        for kind, found in (("scattered", data), ("clustered", _clustered(data))):
+            (shard,) = build_shards(found, torch.zeros(found.num_nodes, dtype=torch.int64), 1)
+            write_shard_file(folder / f"{kind}-{rows}", shard)
+
+
+def _clustered(data: GraphData) -> GraphData:
+    """The same graph with the nodes of a cluster side by side."""
+    (graph,) = data.graphs
+    clusters = max(2, data.num_nodes // _CLUSTER)
+    part = assign_parts(data.graphs, clusters, PartitionConfig(objective="cut")).part
+    place = torch.empty_like(part)
+    place[torch.argsort(part, stable=True)] = torch.arange(data.num_nodes)
+    return replace(data, graphs=(_renamed(graph, place),))
+
+
+def _renamed(graph: CSRMatrix, place: torch.Tensor) -> CSRMatrix:
+    n = graph.num_rows
+    return csr_from_entries(place[graph.rows()], place[graph.col], n, n)
+
+
+def _mean(found: list[Measured]) -> Measured:
+    """Over ranks: seconds and rates alike, since all of them measured at once."""
+    return {key: statistics.mean(one[key] for one in found) for key in found[0]}
+
+
+def _profile(
+    name: str,
+    found: tuple[Measured, Measured],
+    sizes: Sizes,
+    ranks: int,
+    cores: int,
+    link: Link | None,
+) -> Profile:
+    """From what one rank alone and all together were measured to reach."""
+    alone, together = found
+
+    def rate(key: str) -> Rate:
+        return Rate(rank=alone[key], box=together[key] * ranks)
+
+    def curve(key: str) -> Curve:
+        counts = [rows * width * 4 for rows, width in sizes]
+        return Curve(points=tuple(Point(bytes=n, rate=rate(f"{key} {n}")) for n in counts))
+
+    def gather(kind: str, width: int) -> Curve:
+        points = [Point(bytes=n * width * 4, rate=rate(f"{kind} {n} {width}")) for n, _ in sizes]
+        return Curve(points=tuple(points))
+
+    largest = sizes[-1][0] * sizes[-1][1] * 4
+    wire = together["link"]
+    loopback = Link(
+        rate=Rate(rank=wire, box=wire * ranks),
+        message_seconds=together["message"],
+        reduction_seconds=together["reduction"],
+    )
+    new = None
+    if together["fresh"] > 0 and alone["fresh"] > 0:
+        new = Fresh(threshold=together["fresh threshold"], rate=rate("fresh"))
+    return Profile(
+        name=name,
+        origin="measured",
+        source=_source(ranks, cores),
+        date=date.today().isoformat(),
+        ranks_per_box=ranks,
+        cores_per_box=cores,
+        memory_bytes=_memory() / ranks,
+        process_bytes=alone["process_bytes"],
+        stream=curve("stream"),
+        history=curve("history"),
+        gather=Gather(
+            rows=tuple(
+                GatherRows(
+                    row_bytes=4 * width,
+                    scattered=gather("scattered", width),
+                    clustered=gather("clustered", width),
+                )
+                for width in WIDTHS
+            )
+        ),
+        dense=rate(f"dense {largest}"),
+        plain_dense=rate(f"plain_dense {largest}"),
+        masks=rate(f"masks {largest}"),
+        pack=rate("pack"),
+        scatter=rate("scatter"),
+        codec=rate("codec"),
+        fresh=new,
+        operation_seconds=alone["operation"],
+        hidden=together["hidden"],
+        inside=loopback,
+        networks={"loopback": loopback} if link is None else {"given": link},
+        network="loopback" if link is None else "given",
+    )
+
+
+def _source(ranks: int, cores: int) -> str:
+    cpu = _cpu_name() or platform.machine()
+    return (
+        f"{cpu}, {cores} cores, torch {torch.__version__}; medians of launch/plan.py --calibrate, "
+        f"one rank alone and {ranks} ranks at once, one thread each, gloo over the loopback"
+    )
+
+
+def _cpu_name() -> str:
+    """As /proc says it; empty where there is no such file."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if "model name" in line), "")
+
+
+def _memory() -> float:
+    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+
+
+def known_link(gigabits: float, message_seconds: float) -> Link:
+    """A network that a box shares, from its line rate and latency.
+
+    Args:
+        gigabits: per second and box, each way.
+        message_seconds: latency of a message; a reduction takes two of them per doubling.
+    """
+    total = gigabits * 1e9 / 8
+    return Link(
+        rate=Rate(rank=total, box=total),
+        message_seconds=message_seconds,
+        reduction_seconds=2 * message_seconds,
+    )

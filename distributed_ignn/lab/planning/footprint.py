@@ -1,0 +1,93 @@
+"""Bytes that a rank holds at its worst moment, by what they are for.
+
+They are counted by ``runs/memory/budget.py``, for the run that a ``Workload`` describes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from distributed_ignn.config import (
+    AdjointConfig,
+    ModelConfig,
+    NeuralSolverConfig,
+    RunConfig,
+    ScheduleConfig,
+    SolveConfig,
+)
+from distributed_ignn.lab.planning.workload import Part, Workload
+from distributed_ignn.runs.memory.budget import PartSizes, budget
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryItem:
+    """One use of memory.
+
+    Args:
+        name: what for.
+        bytes: of one rank.
+    """
+
+    name: str
+    bytes: float
+
+
+def memory_items(
+    part: Part, work: Workload, base: float = 0.0, mapped: bool = False
+) -> list[MemoryItem]:
+    """All uses, largest first.
+
+    Args:
+        part: sizes of the rank.
+        work: the settings.
+        base: what the process takes before it has any data (libraries, device context).
+        mapped: whether the rank computes on a CPU, where the shard's file counts too.
+    """
+    found = budget(
+        _sizes(part, work, mapped),
+        _run(work, mapped),
+        process=round(base),
+        evaluations={"forward": work.forward, "adjoint": work.adjoint},
+        coded_halo=work.codec != "fp32",
+        shares_memory=mapped,  # the CPUs that are planned for are those of one machine
+    )
+    items = [MemoryItem(name, float(value)) for name, value in found.items()]
+    return sorted(items, key=lambda item: -item.bytes)
+
+
+def memory_bytes(part: Part, work: Workload, base: float = 0.0, mapped: bool = False) -> float:
+    """Their sum."""
+    return sum(item.bytes for item in memory_items(part, work, base, mapped))
+
+
+def _sizes(part: Part, work: Workload, mapped: bool) -> PartSizes:
+    entries = part.owned_entries + part.boundary_entries
+    # 32-bit columns; 64-bit row starts, ids, labels and degrees; dense features
+    ids = 8.0 * (5.0 * part.owned + part.boundary + 2.0 * part.halo + part.sent)
+    file = 4.0 * entries + ids + 4.0 * part.owned * work.features
+    return PartSizes(
+        owned=round(part.owned),
+        halo=round(part.halo),
+        sent=round(part.sent),
+        boundary=round(part.boundary),
+        owned_entries=round(part.owned_entries),
+        boundary_entries=round(part.boundary_entries),
+        channels=part.channels,
+        features=work.features,
+        train=round(part.owned * work.train_share),
+        file=round(file) if mapped else 0,
+    )
+
+
+def _run(work: Workload, mapped: bool) -> RunConfig:
+    solve = {"memory": work.memory, "history_dtype": work.history}
+    return RunConfig(
+        dataset="file",
+        data={"path": "any.npz"},
+        device="cpu" if mapped else "cuda",
+        model=ModelConfig(hidden=work.width, injection="both" if work.propagated else "features"),
+        forward=SolveConfig(method="neural" if work.learned else "anderson", **solve),
+        adjoint=AdjointConfig(**solve),
+        solver=NeuralSolverConfig(memory=work.memory, compress=work.compress),
+        schedule=ScheduleConfig(warmup_epochs=0),
+    )

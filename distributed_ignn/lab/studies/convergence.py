@@ -1,0 +1,196 @@
+"""Methods on the frozen map of a trained run: how far each is from the fixed point, step by step.
+
+All of it in float64, whatever the run was trained in: rounding to float32 would end the curves
+above the smallest distance reported. What a method has after k evaluations: see
+``lab/benchmarks/tracing.py``.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from distributed_ignn.comm.communicator import Communicator
+from distributed_ignn.config import RunConfig
+from distributed_ignn.errors import UserError
+from distributed_ignn.lab.benchmarks.goals import distance_goal
+from distributed_ignn.lab.benchmarks.problem import Problem, pose
+from distributed_ignn.lab.benchmarks.solver import ZERO, learned_method, learned_starts
+from distributed_ignn.lab.benchmarks.tracing import Method, Step, drive_solver, trace
+from distributed_ignn.lab.benchmarks.variants import Variant
+from distributed_ignn.lab.studies.outcome import Request
+from distributed_ignn.lab.studies.runs import train_run, with_settings
+from distributed_ignn.runs.predict import load_run
+from distributed_ignn.solvers.anderson import Anderson
+from distributed_ignn.solvers.picard import Picard
+from distributed_ignn.training.plans import LearnedSolver
+from distributed_ignn.training.trainer import Trainer
+
+DISTANCE = 1e-6
+MAX_STEPS = 300
+GOALS = tuple(map(distance_goal, (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, DISTANCE)))
+CAPTION = "mean evaluations of the map to each relative distance from the fixed point"
+PICARD, ANDERSON = "picard, zero", "anderson, zero"
+"""Labels of the baselines."""
+
+_TARGET_GOOD_ENOUGH = 1e-10  # far enough below DISTANCE
+_LABELS = {"distance": "||Z - Z*|| / ||Z*||", "residual": "||f(Z) - Z|| / ||f(Z)||"}
+_LINES = ("-", "--", ":")  # ten colours each
+
+
+def freeze(request: Request, seed: int, comm: Communicator) -> Problem:
+    """Train with the learned solver, or take the finished run, and find its fixed point.
+
+    Every rank calls it. The model, its initialiser and its solver are those of the epoch that
+    validation chose.
+
+    Raises:
+        UserError: the fixed point cannot be found to the precision that the curves need, or see
+            ``train_run``.
+    """
+    changes = {"seed": seed, "forward.method": "neural"}
+    run = train_run(request.config, request.out, f"neural-seed{seed}", changes, comm)
+    problem = pose(_in_double(load_run(run.config.output, comm)))
+    if not problem.target_residual <= _TARGET_GOOD_ENOUGH:
+        raise UserError(
+            f"the fixed point of {run.config.output} was found only to a relative residual of "
+            f"{problem.target_residual:.0e}; lower model.kappa = {run.config.model.kappa}"
+        )
+    return problem
+
+
+def _in_double(trainer: Trainer) -> Trainer:
+    """The same weights, of model and learned solver, in float64."""
+    config = with_settings(trainer.config, {"train.dtype": "float64"})
+    exact = Trainer(config, trainer.shard, trainer.comm)
+    exact.model.load_state_dict(trainer.model.state_dict())
+    if trainer.learned and exact.learned and trainer.solver_trainer and exact.solver_trainer:
+        exact.solver_trainer.load_state(trainer.solver_trainer.state())
+        exact.learned.ready = trainer.learned.ready
+    return exact
+
+
+def own_solver(problem: Problem) -> LearnedSolver:
+    """The learned solver of the run."""
+    learned = problem.trainer.learned
+    if learned is None or not learned.ready:
+        raise ValueError("a run with forward.method neural keeps a trained solver")
+    return learned
+
+
+def classical(problem: Problem) -> list[Method]:
+    """Picard and Anderson from zero, and Anderson from the run's initialiser if there is one.
+
+    Anderson is as the run's settings describe it.
+    """
+    section = problem.trainer.config.forward
+    anderson = Anderson(section.memory, section.beta, section.regularization)
+    name, start = learned_starts(problem, own_solver(problem))[-1]
+    return [
+        Method("picard", ZERO, torch.zeros_like, drive_solver(Picard())),
+        Method("anderson", ZERO, torch.zeros_like, drive_solver(anderson)),
+        Method("anderson", name, start, drive_solver(anderson)),
+    ]
+
+
+def as_method(problem: Problem, name: str, learned: LearnedSolver) -> Method:
+    """A learned solver from its own starting point: the initialiser's, or f(0) without one."""
+    start_name, start = learned_starts(problem, learned)[-1]
+    return learned_method(name, start_name, start, learned)
+
+
+def trained_steps(config: RunConfig, variant: Variant | None = None) -> int:
+    """K, the steps that a solver is fitted for; with a network those that it is trained for."""
+    section = config.solver.model_copy(update=dict(variant.changes) if variant else {})
+    return config.estimator_steps if section.network == "none" else section.steps
+
+
+def follow(problem: Problem, seed: int, methods: Iterable[Method]) -> list[dict[str, Any]]:
+    """Rows of all steps of all methods, down to a relative distance of DISTANCE."""
+    return [
+        {"seed": seed, "method": method.label, **_row(step)}
+        for method in methods
+        for step in trace(problem, method, MAX_STEPS, DISTANCE)
+    ]
+
+
+def _row(step: Step) -> dict[str, Any]:
+    row = asdict(step)
+    row.pop("seconds")  # not timed
+    return row
+
+
+def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """Per method, evaluations to each distance: the mean over seeds, infinite if one fails.
+
+    Args:
+        rows: of ``follow``.
+    """
+    found: dict[str, list[list[Step]]] = {}
+    for (method, _), steps in _curves(rows).items():
+        found.setdefault(method, []).append(steps)
+    return {
+        method: {
+            goal.name: statistics.fmean(goal.evaluations(steps) for steps in seeds)
+            for goal in GOALS
+        }
+        for method, seeds in found.items()
+    }
+
+
+def draw(
+    rows: Sequence[Mapping[str, Any]], title: str, horizons: Mapping[str, int] | None = None
+) -> Figure:
+    """Distance and residual over evaluations on log scales, a line per method and seed.
+
+    Args:
+        rows: of ``follow``.
+        title: of the figure.
+        horizons: K by the name that the plot gives it; each is a vertical line.
+    """
+    figure = Figure(figsize=(13, 5))
+    for axes, (quantity, meaning) in zip(figure.subplots(1, 2), _LABELS.items(), strict=True):
+        _draw_curves(axes, rows, quantity)
+        for name, steps in (horizons or {}).items():
+            axes.axvline(steps, color="grey", linestyle=":")
+            axes.annotate(name, (steps, 1.0), color="grey", rotation=90, fontsize="small")
+        axes.set_yscale("log")
+        axes.set_xlabel("evaluations of the map")
+        axes.set_ylabel(f"relative {quantity} {meaning}")
+        axes.grid(alpha=0.3)
+    figure.axes[1].legend(fontsize="x-small")
+    figure.suptitle(title)
+    figure.tight_layout()
+    return figure
+
+
+def _draw_curves(axes: Axes, rows: Sequence[Mapping[str, Any]], quantity: str) -> None:
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    for (method, seed), steps in _curves(rows).items():
+        place = methods.index(method)
+        # a point that is exact has no logarithm
+        values = [getattr(step, quantity) or math.nan for step in steps]
+        axes.plot(
+            [step.evaluations for step in steps],
+            values,
+            color=f"C{place % 10}",
+            linestyle=_LINES[place // 10 % len(_LINES)],
+            label=method if seed == rows[0]["seed"] else None,
+            linewidth=1.2,
+        )
+
+
+def _curves(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, int], list[Step]]:
+    """Steps by method and seed."""
+    curves: dict[tuple[str, int], list[Step]] = {}
+    for row in rows:
+        step = Step(row["evaluations"], row["distance"], row["residual"], row["metric"])
+        curves.setdefault((row["method"], row["seed"]), []).append(step)
+    return curves

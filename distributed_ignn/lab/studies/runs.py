@@ -1,0 +1,111 @@
+"""Training runs of a study: each in a folder of its own, and not trained twice."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from distributed_ignn.comm.communicator import Communicator
+from distributed_ignn.config import RunConfig, absolute_paths, load_yaml
+from distributed_ignn.config.check import validate_run
+from distributed_ignn.errors import UserError
+from distributed_ignn.reading.plain_files import in_one_line
+from distributed_ignn.reading.strict_json import read_json
+from distributed_ignn.runs.output.folder import SETTINGS
+from distributed_ignn.runs.output.records import read_metrics
+from distributed_ignn.runs.run import run_training
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedRun:
+    """What a run left behind.
+
+    Args:
+        config: its settings; ``config.output`` is its folder.
+        summary: summary.json.
+        epochs: the records of metrics.jsonl.
+    """
+
+    config: RunConfig
+    summary: Mapping[str, Any]
+    epochs: tuple[Mapping[str, Any], ...]
+
+
+def with_settings(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
+    """A checked copy with other values.
+
+    Args:
+        config: left as it is.
+        changes: by dotted name, as on the command line (``forward.method``).
+
+    Raises:
+        UserError: the values are wrong or contradict each other.
+    """
+    values = config.model_dump()
+    for dotted, value in changes.items():
+        *sections, key = dotted.split(".")
+        level = values
+        for name in sections:
+            level = level[name]
+        level[key] = value
+    return validate_run(values)
+
+
+def train_run(
+    config: RunConfig, out: Path, name: str, changes: Mapping[str, Any], comm: Communicator
+) -> FinishedRun:
+    """Train into ``out``/runs/``name``, or take the run that a former call has finished there.
+
+    Args:
+        config: settings of the study.
+        out: folder of the study.
+        name: of this run.
+        changes: see ``with_settings``.
+        comm: this rank's communicator; every rank calls it.
+
+    Raises:
+        UserError: the folder holds a run with other settings, or see ``run_training``.
+    """
+    folder = out / "runs" / name
+    run = absolute_paths(with_settings(config, {**changes, "output": folder}))
+    begun = comm.together(lambda: _is_same_run(run))
+    if comm.is_main:
+        Console(highlight=False).print(f"[bold]run {name}[/bold]", soft_wrap=True)
+    if not begun or not (run.output / "summary.json").is_file():
+        resumed = with_settings(run, {"resume": "auto"}) if begun else run
+        run_training(resumed, comm)
+    comm.barrier()  # rank 0 has written the files that every rank reads now
+    return comm.together(lambda: _read(run), doing=f"read {run.output}")
+
+
+def _is_same_run(run: RunConfig) -> bool:
+    """Whether the folder holds this run, finished or not.
+
+    Raises:
+        UserError: it holds another one.
+    """
+    path = run.output / SETTINGS
+    if not path.is_file():
+        return False
+    if with_settings(load_yaml(path), {"resume": None}) != run:
+        raise UserError(
+            f"{run.output} holds a run with other settings; choose another --out, or remove it"
+        )
+    return True
+
+
+def _read(run: RunConfig) -> FinishedRun:
+    path = run.output / "summary.json"
+    try:
+        summary = read_json(path)
+        if not isinstance(summary, dict):
+            raise ValueError("it is no object")
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path} cannot be read ({in_one_line(error)}); remove {run.output} to run it again"
+        ) from error
+    return FinishedRun(run, summary, tuple(read_metrics(run.output / "metrics.jsonl")))

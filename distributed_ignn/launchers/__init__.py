@@ -1,0 +1,1 @@
+"""Who starts the ranks: torchrun, Ray Train, or this process itself."""

@@ -1,0 +1,1 @@
+"""Halo exchange and sparse products: the one place where graphs meet communication."""

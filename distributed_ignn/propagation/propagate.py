@@ -1,0 +1,313 @@
+"""Propagation: the normalised sparse product over all channels, with one halo exchange.
+
+A_hat = D~^-1/2 (A + I) D~^-1/2 per channel; its values are not stored, rows and columns are scaled
+where they are multiplied. The rows of a shard split into an owned block, which is multiplied while
+the halo is in flight, and a boundary block, which is added when it has arrived:
+
+    y = A_oo x_owned;   y[I:] += A_bh x_halo                     (forward)
+    h = A_bh' y[I:] (sent home);   x = A_oo' y;   x += arrived   (transpose)
+
+Products are worked off in runs of rows, interior runs first, and handed to ``finish`` run by run.
+
+Letters: O owned nodes, I interior nodes, B boundary nodes, H halo nodes, S rows sent, D columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from distributed_ignn.comm.codecs import HaloCodec, quantiser
+from distributed_ignn.comm.communicator import Communicator, PendingRows
+from distributed_ignn.graph.data import csr_from_entries
+from distributed_ignn.graph.shard import GraphShard
+from distributed_ignn.propagation.halo import HaloExchange, HaloLink, RoundedRows
+from distributed_ignn.propagation.kernels import Kernel
+from distributed_ignn.propagation.operators import (
+    ChannelOperator,
+    ChannelTranspose,
+    RunBounds,
+    square_between_parts,
+)
+from distributed_ignn.propagation.row_sum import RowSum
+from distributed_ignn.propagation.sparse import SparseMatrix
+
+Finish = Callable[[slice, list[Tensor]], None]
+"""Takes a run of owned rows and, per channel, their products [r, D], which it may overwrite."""
+
+FinishSums = Callable[[slice, list[RowSum]], None]
+"""Takes a run of owned rows and, per channel, their products before they are multiplied."""
+
+
+@dataclass(frozen=True, slots=True)
+class PropagationOptions:
+    """How products and exchanges are carried out; the results agree.
+
+    Args:
+        kernel: see ``choose_kernel``.
+        codec: how halo rows are written inside iterations.
+        stale: whether iterations may use halo rows that are one evaluation old.
+    """
+
+    kernel: Kernel = "auto"
+    codec: HaloCodec = "fp32"
+    stale: bool = False
+
+
+EXACT = PropagationOptions()
+
+
+def choose_codec(name: Literal["auto"] | HaloCodec, comm: Communicator) -> HaloCodec:
+    """Resolve ``auto`` by what measured best: bytes count between machines, packing within one."""
+    if name != "auto":
+        return name
+    return "int4" if comm.spans_machines else "fp32"
+
+
+class Propagation:
+    """All channels of one shard behind one exchange.
+
+    Args:
+        shard: this rank's part.
+        comm: this rank's communicator.
+        dtype: of the rows that are multiplied.
+        options: how that is done.
+    """
+
+    def __init__(
+        self,
+        shard: GraphShard,
+        comm: Communicator,
+        dtype: torch.dtype,
+        options: PropagationOptions = EXACT,
+    ) -> None:
+        self.halo = HaloExchange.from_shard(shard, comm)
+        self.runs = RunBounds.of(shard.channels[0], comm.device)
+        self._clock = comm.clock
+        where = dtype, comm.device
+        self.channels = tuple(
+            ChannelOperator.from_shard(channel, *where, self.runs, options.kernel)
+            for channel in shard.channels
+        )
+        self._transposes = tuple(
+            ChannelTranspose.from_shard(
+                channel, op.owned if channel.symmetric else None, *where, self.runs, options.kernel
+            )
+            for channel, op in zip(shard.channels, self.channels, strict=True)
+        )
+        self._home = _home_matrix(shard, dtype, comm.device, self.runs, options.kernel)
+        link = HaloLink(self.halo, options.codec, transposed=False, stale=options.stale)
+        back = HaloLink(self.halo, options.codec, transposed=True, stale=options.stale)
+        self.link, self.link_home = link, back
+        self._coder = quantiser(options.codec)
+        self._squares = [
+            square_between_parts(channel) if self.rounds else 0.0 for channel in shard.channels
+        ]
+
+    @property
+    def num_channels(self) -> int:
+        return len(self.channels)
+
+    @property
+    def rounds(self) -> bool:
+        """Whether halo rows are rounded inside iterations."""
+        return self._coder is not None
+
+    @cached_property
+    def rounding_gains(self) -> tuple[float, ...]:
+        """Per channel, how much of the halo rows' rounding error a product shows, root mean square.
+
+        With A the entries between parts, E the errors of the S copies of rows that are sent, and
+        errors of different rows independent: ||A E||^2 = ||A||_F^2 / S ||E||^2 on average. One
+        reduction, once.
+        """
+        parts = [*self._squares, float(self.halo.num_sent)]
+        sums = self.halo.comm.sum(torch.tensor(parts, dtype=torch.float64))
+        return tuple((float(square) / max(float(sums[-1]), 1.0)) ** 0.5 for square in sums[:-1])
+
+    def reset_links(self) -> None:
+        """Forget what change-encoding has sent; every rank calls it at the same point.
+
+        A run that is resumed from a checkpoint then goes on like one that was not interrupted.
+        """
+        self.link.reset()
+        self.link_home.reset()
+
+    def iterate_sums(
+        self, x: Tensor, finish: FinishSums, rider: Tensor | None = None
+    ) -> Tensor | None:
+        """A_hat_c x inside an iteration, run by run; one exchange through the forward link.
+
+        Args:
+            x: [O, D] owned rows.
+            finish: told every run once, interior ones first; it multiplies, so that it may go on in
+                the same kernel.
+            rider: [O, R] further columns that travel in the same exchange, or None.
+
+        Returns:
+            The rider's halo rows [H, R] (None without rider).
+        """
+        self.link.send(x, rider)
+        for run in range(self.runs.interior):
+            finish(self.runs.rows(run), [self._sum(c.owned, run, x) for c in self.channels])
+        # rows that wait for the halo: what there is of them while it is on its way
+        early: list[list[Tensor]] = []
+        boundary = len(self.runs) - self.runs.interior
+        while len(early) < boundary and not self.link.arrived():
+            early.append(self._owned_products(self.runs.interior + len(early), x))
+        halo, rider_halo = self.link.wait()
+        early.reverse()
+        for number in range(boundary):
+            run = self.runs.interior + number
+            starts = early.pop() if early else self._owned_products(run, x)
+            pairs = zip(self.channels, starts, strict=True)
+            sums = [self._sum(c.boundary, number, halo, start) for c, start in pairs]
+            finish(self.runs.rows(run), sums)
+        return None if rider is None else rider_halo
+
+    def _sum(
+        self, matrix: SparseMatrix, run: int, operand: Tensor, start: Tensor | None = None
+    ) -> RowSum:
+        return RowSum(matrix, run, operand, start, self._clock)
+
+    def _owned_products(self, run: int, x: Tensor) -> list[Tensor]:
+        return _multiply([self._sum(channel.owned, run, x) for channel in self.channels])
+
+    def iterate_home(self, ys: Sequence[Tensor], finish: Finish) -> None:
+        """sum_c A_hat_c' y_c inside an iteration, run by run; one exchange through its link.
+
+        Args:
+            ys: one [O, D] per channel.
+            finish: told every run once, with one product.
+        """
+        with self._clock.measure("product"):
+            share = self._share(ys)
+        self.link_home.send(share)
+        waiting = [run for run in range(len(self.runs)) if self._home.runs[run] is not None]
+        for run in range(len(self.runs)):
+            if self._home.runs[run] is None:
+                finish(self.runs.rows(run), [self._total(run, ys)])
+        early: list[Tensor] = []
+        while len(early) < len(waiting) and not self.link_home.arrived():
+            early.append(self._total(waiting[len(early)], ys))
+        home, _ = self.link_home.wait()
+        early.reverse()
+        for run in waiting:
+            total = early.pop() if early else self._total(run, ys)
+            with self._clock.measure("product"):
+                total += self._home.run(run, home)
+            finish(self.runs.rows(run), [total])
+
+    def _share(self, ys: Sequence[Tensor]) -> Tensor:
+        """sum_c A_bh_c' y_c [H, D]."""
+        share = self._transposes[0].halo_share(ys[0])
+        for transpose, y in zip(self._transposes[1:], ys[1:], strict=True):
+            share += transpose.halo_share(y)
+        return share
+
+    def _total(self, run: int, ys: Sequence[Tensor]) -> Tensor:
+        """sum_c A_oo_c' y_c, the rows of a run."""
+        with self._clock.measure("product"):
+            total = self._transposes[0].owned.run(run, ys[0])
+            for transpose, y in zip(self._transposes[1:], ys[1:], strict=True):
+                total += transpose.owned.run(run, y)
+            return total
+
+    def apply(self, x: Tensor) -> list[Tensor]:
+        """A_hat_c x [O, D] for every channel, without gradient; one exact exchange."""
+        pending = self.halo.start(x)
+        products = [channel.owned @ x for channel in self.channels]
+        halo = pending.wait()
+        return [c.finish(p, halo) for c, p in zip(self.channels, products, strict=True)]
+
+    def hop(self, columns: Tensor, operator: ChannelOperator | None = None) -> list[Tensor]:
+        """A_hat_c columns [O, p] for every channel, or ``operator`` columns alone.
+
+        For columns that guide an iteration: one exchange, rounded where the links' rows are.
+        """
+        channels = self.channels if operator is None else (operator,)
+        if self._coder is None:
+            pending: PendingRows | RoundedRows = self.halo.start(columns)
+        else:
+            pending = self.halo.start_rounded(columns, self._coder)
+        products = [channel.owned @ columns for channel in channels]
+        halo = pending.wait()
+        return [c.finish(p, halo) for c, p in zip(channels, products, strict=True)]
+
+    def hop_home(self, columns: Tensor) -> list[Tensor]:
+        """A_hat_c' columns [O, p] for every channel, as ``hop``."""
+        widths = [columns.shape[1]] * self.num_channels
+        share = torch.cat([t.halo_share(columns) for t in self._transposes], dim=1)
+        if self._coder is None:
+            pending: PendingRows | RoundedRows = self.halo.start_transpose(share)
+        else:
+            pending = self.halo.start_rounded_transpose(share, self._coder)
+        products = [transpose.owned @ columns for transpose in self._transposes]
+        home = pending.wait().split(widths, dim=1)
+        return [self._add_home(p, h) for p, h in zip(products, home, strict=True)]
+
+    def _add_home(self, owned: Tensor, home: Tensor) -> Tensor:
+        """Add rows that came home [S, D] into ``owned`` [O, D], in place."""
+        home = home.contiguous()
+        for run, product in enumerate(self._home.runs):
+            if product is not None:
+                owned[self.runs.rows(run)] += self._home.run(run, home)
+        return owned
+
+    def __call__(self, xs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """A_hat_c x_c for every channel, differentiable in every x_c [O, D_c].
+
+        One exchange carries the columns of all channels, and one in the backward pass.
+        """
+        result: tuple[Tensor, ...] = _Propagate.apply(self, *xs)
+        return result
+
+    def _each(self, xs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        pending = self.halo.start(*xs)
+        products = [channel.owned @ x for channel, x in zip(self.channels, xs, strict=True)]
+        arrived = _split_like(pending.wait(), xs)
+        return tuple(map(ChannelOperator.finish, self.channels, products, arrived))
+
+    def _each_transpose(self, ys: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        pairs = list(zip(self._transposes, ys, strict=True))
+        shares = [transpose.halo_share(y) for transpose, y in pairs]
+        pending = self.halo.start_transpose(torch.cat(shares, dim=1))
+        products = [transpose.owned @ y for transpose, y in pairs]
+        return tuple(map(self._add_home, products, _split_like(pending.wait(), ys)))
+
+
+def _home_matrix(
+    shard: GraphShard, dtype: torch.dtype, device: torch.device, runs: RunBounds, kernel: Kernel
+) -> SparseMatrix:
+    """[O, S] of ones: adds rows that come home to their owners' rows, in a fixed order."""
+    sent = shard.send_index.numel()
+    pattern = csr_from_entries(
+        shard.send_index.to(torch.int64), torch.arange(sent), shard.num_owned, max(sent, 1)
+    )
+    return SparseMatrix.from_csr(pattern, dtype, device, bounds=runs.owned, kernel=kernel)
+
+
+def _multiply(sums: Sequence[RowSum]) -> list[Tensor]:
+    return [each.product() for each in sums]
+
+
+def _split_like(rows: Tensor, columns: Sequence[Tensor]) -> list[Tensor]:
+    widths = [block.shape[1] for block in columns]
+    return [block.contiguous() for block in rows.split(widths, dim=1)]
+
+
+class _Propagate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, propagation: Propagation, *xs: Tensor) -> tuple[Tensor, ...]:
+        ctx.propagation = propagation
+        ctx.set_materialize_grads(True)
+        return propagation._each([x.contiguous() for x in xs])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return None, *ctx.propagation._each_transpose([g.contiguous() for g in grads])

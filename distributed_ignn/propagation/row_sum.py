@@ -1,0 +1,67 @@
+"""RowSum: a run of rows of a sparse product that has not been multiplied yet.
+
+Whoever gets it decides: the product alone, or the product and all that follows it in one kernel.
+
+Letters: r rows of the run, m rows and D columns of the operand.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from distributed_ignn.comm.clock import Clock
+from distributed_ignn.propagation.sparse import SparseMatrix
+from distributed_ignn.propagation.triton_rows import MAX_FUSED_COLUMNS, Tail, TritonRows
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RowSum:
+    """start + (a run of rows of ``matrix``) @ ``operand``, [r, D].
+
+    Args:
+        matrix, run: the rows.
+        operand: [m, D].
+        start: [r, D], which may be overwritten, or None for zeros.
+        clock: counts the time as ``product``.
+    """
+
+    matrix: SparseMatrix
+    run: int
+    operand: Tensor
+    start: Tensor | None
+    clock: Clock
+
+    def product(self) -> Tensor:
+        """The sum, [r, D], which the caller may overwrite."""
+        with self.clock.measure("product"):
+            if self.start is None:
+                return self.matrix.run(self.run, self.operand)
+            if self.matrix.num_entries:
+                self.start.add_(self.matrix.run(self.run, self.operand))
+            return self.start
+
+    @property
+    def fuses(self) -> bool:
+        """Whether ``evaluate`` works for these rows."""
+        return (
+            self.matrix.kernel == "triton"
+            and isinstance(self.matrix.runs[self.run], TritonRows)
+            and 0 < self.operand.shape[1] <= MAX_FUSED_COLUMNS
+        )
+
+    def evaluate(self, tail: Tail) -> Tensor:
+        """The sum and all that follows it, in one kernel; see ``Tail``, whose start is ours.
+
+        Returns:
+            ||image - own||^2 and ||image||^2 of the rows, float64 [2].
+
+        Raises:
+            ValueError: these rows have no such kernel.
+        """
+        rows = self.matrix.runs[self.run]
+        if not isinstance(rows, TritonRows):
+            raise ValueError(f"the kernel {self.matrix.kernel} cannot go on after a product")
+        with self.clock.measure("product"):
+            return rows.evaluate(self.operand, replace(tail, start=self.start))

@@ -1,0 +1,207 @@
+"""SparseMatrix: compressed rows ready to multiply dense ones on one device, in runs of rows.
+
+A product is worked off in runs so that what follows it (dense product, activation) finds its rows
+in the cache, and nothing as large as the state is needed in between. On a GPU a run is everything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distributed_ignn.errors import UserError
+from distributed_ignn.graph.data import CSRMatrix, transpose
+from distributed_ignn.propagation.kernels import (
+    Entries,
+    Kernel,
+    RowProduct,
+    choose_kernel,
+    row_product,
+)
+
+RUN_ROWS = 4096  # of a CPU's run: 2 MiB of float32 at 128 columns
+_INT32_MAX = 2**31 - 1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SparseMatrix:
+    """A constant matrix [num_rows, num_cols]; not differentiated.
+
+    Args:
+        runs: consecutive rows; those without entries are None.
+        bounds: first row of each run, and num_rows.
+        parts: the entries of each run, for whoever wants other values on them.
+        num_cols, num_entries: size.
+        dtype, kernel: of the product.
+    """
+
+    runs: tuple[RowProduct | None, ...]
+    bounds: tuple[int, ...]
+    parts: tuple[Entries, ...]
+    num_cols: int
+    num_entries: int
+    dtype: torch.dtype
+    kernel: Kernel
+
+    @classmethod
+    def from_csr(
+        cls,
+        matrix: CSRMatrix,
+        dtype: torch.dtype,
+        device: torch.device,
+        *,
+        scales: tuple[Tensor, Tensor] | None = None,
+        bounds: Sequence[int] | None = None,
+        kernel: Kernel = "auto",
+    ) -> SparseMatrix:
+        """The entries of ``matrix`` (ones if it has no values) on ``device``.
+
+        Args:
+            matrix: 32-bit ids and 64-bit offsets suffice for any shard.
+            dtype: of values and operands.
+            scales: [num_rows] and [num_cols], multiplied onto rows and columns instead of values.
+            bounds: first row of each run, and num_rows; a sensible choice by default.
+            kernel: how to multiply.
+
+        Raises:
+            UserError: more columns, or more entries in a run, than 32 bits can count.
+        """
+        limits = tuple(run_bounds(matrix.num_rows, device) if bounds is None else bounds)
+        starts = matrix.rowptr[torch.tensor(limits)].tolist()
+        _check_ids(matrix.num_cols, max((b - a for a, b in _pairs(starts)), default=0))
+        left, right = (None, None) if scales is None else (s.to(device, dtype) for s in scales)
+        col = matrix.col.to(device, torch.int32)
+        value = None if matrix.value is None else matrix.value.to(device, dtype)
+        parts = tuple(
+            Entries(
+                offsets=(matrix.rowptr[low : high + 1] - begin).to(device, torch.int32),
+                col=col[begin:end],
+                value=None if value is None else value[begin:end],
+                left=None if left is None else left[low:high],
+                right=right,
+                num_cols=matrix.num_cols,
+            )
+            for (low, high), (begin, end) in zip(_pairs(limits), _pairs(starts), strict=True)
+        )
+        return cls._build(parts, limits, matrix, dtype, choose_kernel(kernel, dtype, device))
+
+    @classmethod
+    def _build(
+        cls,
+        parts: tuple[Entries, ...],
+        bounds: tuple[int, ...],
+        matrix: CSRMatrix,
+        dtype: torch.dtype,
+        kernel: Kernel,
+    ) -> SparseMatrix:
+        runs = tuple(
+            row_product(part, kernel, dtype) if part.col.numel() else None for part in parts
+        )
+        return cls(runs, bounds, parts, matrix.num_cols, matrix.num_entries, dtype, kernel)
+
+    @classmethod
+    def transposed(
+        cls,
+        matrix: CSRMatrix,
+        dtype: torch.dtype,
+        device: torch.device,
+        *,
+        scales: tuple[Tensor, Tensor] | None = None,
+        bounds: Sequence[int] | None = None,
+        kernel: Kernel = "auto",
+    ) -> SparseMatrix:
+        """Like ``from_csr`` for the transpose; ``scales`` are those of ``matrix``."""
+        flipped, order = transpose(matrix)
+        value = None if matrix.value is None else matrix.value[order]
+        turned = CSRMatrix(flipped.rowptr, flipped.col, value, flipped.num_cols)
+        swapped = None if scales is None else (scales[1], scales[0])
+        return cls.from_csr(turned, dtype, device, scales=swapped, bounds=bounds, kernel=kernel)
+
+    @property
+    def num_rows(self) -> int:
+        return self.bounds[-1]
+
+    def with_values(self, value: Tensor) -> SparseMatrix:
+        """The same pattern with other values [num_entries]."""
+        sizes = [part.col.numel() for part in self.parts]
+        parts = tuple(
+            Entries(part.offsets, part.col, piece, None, None, part.num_cols)
+            for part, piece in zip(self.parts, value.split(sizes), strict=True)
+        )
+        runs = tuple(
+            row_product(part, self.kernel, self.dtype) if part.col.numel() else None
+            for part in parts
+        )
+        return SparseMatrix(
+            runs, self.bounds, parts, self.num_cols, self.num_entries, self.dtype, self.kernel
+        )
+
+    def run(self, number: int, dense: Tensor) -> Tensor:
+        """[r, D], the rows of one run of the product with ``dense`` [num_cols, D]."""
+        product = self.runs[number]
+        if product is None or dense.shape[1] == 0:
+            rows = self.bounds[number + 1] - self.bounds[number]
+            return dense.new_zeros(rows, dense.shape[1])
+        return product @ dense
+
+    def __matmul__(self, dense: Tensor) -> Tensor:
+        """[num_rows, D] = matrix @ [num_cols, D]."""
+        if len(self.runs) == 1:
+            return self.run(0, dense)
+        result = dense.new_empty(self.num_rows, dense.shape[1])
+        for number, (low, high) in enumerate(_pairs(self.bounds)):
+            result[low:high] = self.run(number, dense)
+        return result
+
+    def to_dense(self) -> Tensor:
+        """Dense copy [num_rows, num_cols]; for tests and small graphs."""
+        device = self.parts[0].col.device if self.parts else torch.device("cpu")
+        return self @ torch.eye(self.num_cols, dtype=self.dtype, device=device)
+
+
+def run_bounds(rows: int, device: torch.device, first: int = 0) -> list[int]:
+    """First row of each run of ``rows`` rows, and the end, all shifted by ``first``.
+
+    On a CPU a run stays in the cache; on a GPU each run costs a launch, so there is one.
+    """
+    step = RUN_ROWS if device.type == "cpu" else max(rows, 1)
+    return [*range(first, first + rows, step), first + rows]
+
+
+def _pairs(values: Sequence[int]) -> list[tuple[int, int]]:
+    return list(pairwise(values))
+
+
+def _check_ids(columns: int, entries: int) -> None:
+    if columns > _INT32_MAX:
+        raise UserError(
+            f"{columns} nodes in one part exceed the {_INT32_MAX} that 32-bit ids can name; divide "
+            "the graph into more parts"
+        )
+    if entries > _INT32_MAX:
+        raise UserError(
+            f"{entries} edges in one block of a part exceed the {_INT32_MAX} that 32-bit offsets "
+            "can count; divide the graph into more parts"
+        )
+
+
+class _SparseLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, matrix: SparseMatrix, flipped: SparseMatrix) -> Tensor:
+        ctx.flipped = flipped
+        return matrix @ weight
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return ctx.flipped @ grad.contiguous(), None, None
+
+
+def sparse_linear(matrix: SparseMatrix, flipped: SparseMatrix, weight: Tensor) -> Tensor:
+    """matrix @ weight, differentiable in ``weight``; ``flipped`` is the transpose of ``matrix``."""
+    result: Tensor = _SparseLinear.apply(weight, matrix, flipped)
+    return result

@@ -1,0 +1,1 @@
+"""One run on disk: its output folder, checkpoints, memory, prediction and tuning."""

@@ -1,0 +1,75 @@
+"""Going back to the last checkpoint when numbers go bad (``train.on_bad_numbers`` rollback).
+
+The retry starts from what is on disk, with a smaller learning rate and, if asked, a tighter bound.
+Both are part of the state, which is written at once: a run that is killed after a rollback goes on
+with the same numbers. Dropout masks depend on seed and epoch alone, so the retry differs from the
+first try in nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from distributed_ignn.runs.checkpoints.checkpoint import (
+    checkpoint_name,
+    checkpoint_names,
+    load_newest,
+)
+from distributed_ignn.training.numbers import NumbersError
+from distributed_ignn.training.trainer import Trainer
+
+
+class Recovery:
+    """Carries out rollbacks; every rank calls it alike.
+
+    Args:
+        trainer: in the state that the run begins with.
+        folder: of the checkpoints.
+        save: writes one of the trainer's present state.
+        settle: waits for one that is being written.
+        rewind: told the epoch that the run has gone back to, to drop later records.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        folder: Path,
+        save: Callable[[], object],
+        settle: Callable[[], object],
+        rewind: Callable[[int], None],
+    ) -> None:
+        self._trainer = trainer
+        self._folder = folder
+        self._save = save
+        self._settle = settle
+        self._rewind = rewind
+
+    def begin(self) -> None:
+        """See to it that the newest checkpoint is the present state, if rollbacks may come.
+
+        A fresh run writes epoch 0. One that was resumed from an older checkpoint writes that again,
+        which removes those of the course that it has left.
+        """
+        trainer, comm = self._trainer, self._trainer.comm
+        if trainer.guard.policy != "rollback":
+            return
+        names = checkpoint_names(self._folder, comm)
+        if names[-1:] != [checkpoint_name(trainer.epoch)]:
+            self._save()
+
+    def on_fault(self, fault: NumbersError) -> None:
+        """Restore the last checkpoint, scaled, and write it again.
+
+        Raises:
+            UserError: too many rollbacks, or the checkpoint cannot be read or written.
+        """
+        trainer = self._trainer
+        with trainer.comm.activity.phase("going back to a checkpoint"):
+            self._settle()
+            snapshot = load_newest(self._folder, trainer.comm, trainer.shard.owned_nodes)
+            if snapshot is None:
+                raise fault
+            trainer.roll_back(fault, snapshot)
+            self._save()
+            self._rewind(trainer.epoch)

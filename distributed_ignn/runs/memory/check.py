@@ -1,0 +1,164 @@
+"""Whether a run fits into the memory there is: known, shown and refused before it starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from rich.table import Table
+
+from distributed_ignn.comm.communicator import Communicator
+from distributed_ignn.config import RunConfig
+from distributed_ignn.graph.shard import GraphShard
+from distributed_ignn.propagation.propagate import choose_codec
+from distributed_ignn.runs.memory import machine as memory
+from distributed_ignn.runs.memory.budget import TYPICAL_EVALUATIONS, PartSizes, budget
+
+_GIB = 2**30
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetReport:
+    """What a run will take, on every rank alike.
+
+    Args:
+        items: bytes by name of the rank that needs most, with solves of
+            ``TYPICAL_EVALUATIONS``.
+        total: their sum.
+        bound: that sum with solves that fill their history.
+        needed, available: of the machine or GPU with the least to spare: what its ranks need
+            together if solves fill their history, and what they may have (None where that is not
+            known).
+        ranks: that share it.
+    """
+
+    items: dict[str, int]
+    total: int
+    bound: int
+    needed: int
+    available: int | None
+    ranks: int
+
+    def as_json(self) -> dict[str, Any]:
+        """For a file, in bytes."""
+        return {
+            "items": self.items,
+            "total": self.total,
+            "bound": self.bound,
+            "needed_together": self.needed,
+            "available_together": self.available,
+            "ranks_together": self.ranks,
+        }
+
+    def table(self) -> Table:
+        """For people, largest items first."""
+        table = Table("memory of the largest rank", "MiB", title="memory budget")
+        table.columns[1].justify = "right"
+        for name, value in sorted(self.items.items(), key=lambda item: -item[1]):
+            table.add_row(name, f"{value / 2**20:,.0f}")
+        table.add_row("[bold]sum[/bold]", f"[bold]{self.total / 2**20:,.0f}[/bold]")
+        table.add_row("sum if solves fill their history", f"{self.bound / 2**20:,.0f}")
+        if self.available is not None:
+            share = f"{self.needed / _GIB:.2f} of {self.available / _GIB:.2f} GiB"
+            table.add_row(f"{_ranks(self.ranks)} sharing memory", share)
+        return table
+
+
+def check_budget(
+    config: RunConfig, shard: GraphShard, comm: Communicator, process: int | None = None
+) -> BudgetReport:
+    """The budget of a run; every rank calls it, before the model is built.
+
+    Args:
+        config: the run.
+        shard: this rank's part.
+        comm: this rank's communicator.
+        process: what the process held before it read its part; now by default.
+
+    Raises:
+        UserError: the ranks of some machine or GPU need more than it has, or than
+            ``train.memory_limit`` (on every rank).
+    """
+    resident = memory.resident(comm.device)
+    base = resident if process is None else process
+    sizes = PartSizes.from_shard(shard)
+    steps = dict.fromkeys(("forward", "adjoint"), TYPICAL_EVALUATIONS)
+    hold = partial(
+        budget,
+        sizes,
+        process=base,
+        coded_halo=choose_codec(config.comm.halo, comm) != "fp32",
+        shares_memory=comm.shares_memory,
+    )
+    items = hold(config, evaluations=steps)
+    total = sum(hold(config).values())
+    own = {
+        "place": memory.place(comm),
+        "items": items,
+        "bound": total,
+        "resident": resident,
+        "available": memory.available(comm.device),
+    }
+    ranks = comm.gather_json(own)
+    report = _report(ranks, config.train.memory_limit)
+    if report.available is not None and report.needed > report.available:
+        smaller = _with_rounded_history(config)
+        saved = total - sum(hold(smaller).values())
+        comm.agree(_refusal(report, saved / max(total, 1)))
+    return report
+
+
+def _report(ranks: list[dict[str, Any]], limit: float) -> BudgetReport:
+    totals = [rank["bound"] for rank in ranks]
+    largest = max(range(len(ranks)), key=totals.__getitem__)
+    tightest: tuple[float, int, int | None, int] | None = None
+    for place in sorted({rank["place"] for rank in ranks}):
+        members = [index for index, rank in enumerate(ranks) if rank["place"] == place]
+        needed = sum(totals[index] for index in members)
+        free = [ranks[index]["available"] for index in members]
+        held = sum(ranks[index]["resident"] for index in members)
+        known = None if None in free else min(free) + held
+        if limit > 0.0:
+            bound = int(limit * _GIB)
+            known = bound if known is None else min(known, bound)
+        spare = float("inf") if known is None else float(known - needed)
+        if tightest is None or spare < tightest[0]:
+            tightest = spare, needed, known, len(members)
+    if tightest is None:
+        raise ValueError("a job has ranks")
+    _, needed, known, count = tightest
+    items = ranks[largest]["items"]
+    return BudgetReport(items, sum(items.values()), totals[largest], needed, known, count)
+
+
+def _with_rounded_history(config: RunConfig) -> RunConfig:
+    change = {"history_dtype": "bfloat16"}
+    return config.model_copy(
+        update={
+            "forward": config.forward.model_copy(update=change),
+            "adjoint": config.adjoint.model_copy(update=change),
+        }
+    )
+
+
+def _refusal(report: BudgetReport, saved: float) -> str:
+    """One line: what is missing and what would help."""
+    available = report.available or 0
+    together = "the rank needs" if report.ranks == 1 else f"{report.ranks} ranks together need"
+    problem = (
+        f"{together} about {report.needed / _GIB:.1f} GiB and may have {available / _GIB:.1f} GiB"
+    )
+    if saved > 0.0 and report.needed * (1.0 - saved) <= available:
+        advice = "use --forward.history_dtype bfloat16 --adjoint.history_dtype bfloat16"
+    else:
+        times = -(-report.needed // max(available, 1))
+        advice = (
+            f"use about {times} times the machines, a lower model.hidden, or a lower "
+            "forward.memory, adjoint.memory and solver.memory"
+        )
+    return f"the run does not fit into memory: {problem}; {advice}"
+
+
+def _ranks(count: int) -> str:
+    return "1 rank" if count == 1 else f"{count} ranks"

@@ -1,0 +1,160 @@
+"""The output folder of a run: whose it is, and what lies where in it.
+
+A folder that holds a run is refused, unless the run is to go on: because the user says so, or
+because whoever started the ranks has started them again after a failure. The folder remembers who
+that was, so that a second run with the same output is not mistaken for a second attempt.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from distributed_ignn.comm.communicator import Communicator
+from distributed_ignn.config import RunConfig, dump_yaml
+from distributed_ignn.errors import UserError
+from distributed_ignn.files import atomic_write_json, atomic_write_text
+from distributed_ignn.reading.strict_json import read_json
+from distributed_ignn.runs.memory.check import BudgetReport
+from distributed_ignn.runs.output.lock import OutputLock
+from distributed_ignn.runs.output.rank_log import LOGS
+from distributed_ignn.runs.output.records import RunRecorder
+from distributed_ignn.runs.shards import ShardRecord, write_record
+
+CHECKPOINTS = "checkpoints"
+SETTINGS = "config.yaml"
+BUDGET = "memory.json"
+STARTER = "starter.json"
+_PATIENCE_SECONDS, _LEAVING_SECONDS = 120.0, 10.0
+
+
+@contextmanager
+def claimed(config: RunConfig, comm: Communicator) -> Iterator[RunConfig]:
+    """Create the output folder, or take it over from an earlier attempt of the same job.
+
+    Other runs are kept out of it until the end of ``with``.
+
+    Yields:
+        The settings, with ``resume: auto`` where this is such an attempt.
+
+    Raises:
+        UserError: the folder holds another run, is in use by one, or cannot be written (on every
+            rank).
+    """
+    lock = OutputLock(config.output)
+    try:
+        again = comm.together(
+            lambda: _claim(config, lock) if comm.is_main else False,
+            doing=f"write to output = {config.output}",
+            way_out="choose another --output",
+        )
+        again = comm.gather_json(again)[0]
+        yield config.model_copy(update={"resume": "auto"}) if again else config
+    finally:
+        lock.release()
+        if comm.is_main:
+            with suppress(OSError):  # not empty: a run has begun
+                config.output.rmdir()
+
+
+def _claim(config: RunConfig, lock: OutputLock) -> bool:
+    """Whether it is an earlier attempt of this job."""
+    goes_on = make_output(config) or config.resume is not None
+    # ranks of an attempt that was given up may be on a machine that lost its network: they end when
+    # they notice that
+    patience = (config.comm.hang_seconds or _PATIENCE_SECONDS) + _LEAVING_SECONDS
+    lock.take(patience if goes_on else 0.0)
+    again = make_output(config)  # once more, now that nobody else changes it
+    starter = job_starter()
+    if starter is not None and not again:
+        atomic_write_json(config.output / STARTER, {"starter": starter})
+    return again
+
+
+def make_output(config: RunConfig) -> bool:
+    """Create the output folder, or refuse one that holds another run.
+
+    Returns:
+        Whether it holds an earlier attempt of this job.
+
+    Raises:
+        UserError: the folder holds a run that is not to be resumed.
+        OSError: it cannot be created.
+    """
+    if (config.output / SETTINGS).exists() and config.resume is None:
+        starter = job_starter()
+        if starter is not None and starter == _recorded_starter(config.output):
+            return True
+        raise UserError(
+            f"output = {config.output} already holds a run; choose another --output, or continue "
+            "it with --resume auto"
+        )
+    config.output.mkdir(parents=True, exist_ok=True)
+    return False
+
+
+def job_starter() -> str | None:
+    """What starts the ranks of this job again when one fails: the torchrun process; None without.
+
+    Told by its host, process id and the time at which it was started, because the name that users
+    give to a job may be that of an earlier one.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return None
+    parent = os.getppid()
+    try:
+        # after the name in brackets, which may hold spaces: field 22 is the start time
+        status = Path(f"/proc/{parent}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return f"{socket.gethostname()}:{parent}:{status[19]}"
+
+
+def _recorded_starter(output: Path) -> str | None:
+    try:
+        found = read_json(output / STARTER)
+    except (OSError, ValueError):
+        return None
+    return found.get("starter") if isinstance(found, dict) else None
+
+
+def leave(config: RunConfig, comm: Communicator) -> None:
+    """Remove what a run has written that never began, so that the next try finds the folder free.
+
+    Shards stay: the next try can use them.
+    """
+    if not comm.is_main or (config.output / SETTINGS).exists():
+        return
+    shutil.rmtree(config.output / LOGS, ignore_errors=True)
+    (config.output / STARTER).unlink(missing_ok=True)
+
+
+def open_records(
+    config: RunConfig,
+    comm: Communicator,
+    shards: ShardRecord,
+    epoch: int,
+    budget: BudgetReport,
+) -> RunRecorder | None:
+    """From here on the folder holds a run; a resumed one with the settings that now apply.
+
+    Returns:
+        The recorder of rank 0; None on the others.
+
+    Raises:
+        UserError: the folder cannot be written (on every rank).
+    """
+
+    def write() -> RunRecorder | None:
+        if not comm.is_main:
+            return None
+        write_record(config.output, shards)
+        atomic_write_json(config.output / BUDGET, budget.as_json())
+        atomic_write_text(config.output / SETTINGS, dump_yaml(config))
+        return RunRecorder(config.output, epoch)
+
+    return comm.together(write, doing=f"write to output = {config.output}")

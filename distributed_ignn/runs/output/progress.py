@@ -1,0 +1,157 @@
+"""What rank 0 shows a person: a live bar on a terminal, a few plain lines elsewhere, a table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+from rich.table import Column, Table
+
+from distributed_ignn.runs.memory.check import BudgetReport
+from distributed_ignn.runs.output.records import EpochRecord
+
+_PLAIN_LINES = 20  # about how many epoch lines a log file gets
+
+
+class Progress:
+    """Progress of one run; a rank that is not the main one shows nothing.
+
+    Args:
+        epochs: of the whole run.
+        enabled: whether this rank shows anything.
+        console: where to; standard output by default.
+    """
+
+    def __init__(self, epochs: int, *, enabled: bool, console: Console | None = None) -> None:
+        self._epochs = epochs
+        self._enabled = enabled
+        self._console = console or Console(highlight=False)
+        self._bar: RichProgress | None = None
+
+    def status(self, what: str) -> None:
+        """One line about a step that may take a while."""
+        if self._enabled:
+            self._console.print(f"[dim]{what} ...[/dim]")
+
+    def budget(self, report: BudgetReport) -> None:
+        """What the run will hold in memory."""
+        if self._enabled:
+            self._console.print(report.table())
+
+    def resumed(self, epoch: int) -> None:
+        """Say where the run goes on."""
+        if self._enabled:
+            self._console.print(f"resumed after epoch {epoch} of {self._epochs}")
+
+    def epoch(self, record: EpochRecord) -> None:
+        """Show one finished epoch."""
+        if not self._enabled:
+            return
+        text = _describe(record)
+        if self._console.is_terminal:
+            bar = self._started_bar()
+            bar.update(bar.task_ids[0], completed=record.epoch, text=text)
+        elif record.epoch % max(1, self._epochs // _PLAIN_LINES) == 0 or record.epoch == 1:
+            self._console.print(f"epoch {record.epoch}/{self._epochs}  {text}", soft_wrap=True)
+
+    def _started_bar(self) -> RichProgress:
+        if self._bar is None:
+            self._bar = RichProgress(
+                MofNCompleteColumn(table_column=Column(min_width=2 * len(str(self._epochs)) + 1)),
+                BarColumn(bar_width=8),
+                TimeRemainingColumn(compact=True, table_column=Column(min_width=5)),
+                TextColumn("{task.fields[text]}"),
+                console=self._console,
+            )
+            self._bar.add_task("", total=self._epochs, text="")
+            self._bar.start()
+        return self._bar
+
+    def close(self) -> None:
+        """Leave the terminal as it should be."""
+        if self._bar is not None:
+            self._bar.stop()
+
+    def table(self, summary: dict[str, Any], output: Path) -> None:
+        """The end of a run, for people."""
+        if not self._enabled:
+            return
+        table = Table(title=f"{summary['dataset']}: finished", show_header=False)
+        for label, text in _rows(summary):
+            table.add_row(label, text)
+        self._console.print(table)
+        self._console.print(f"results: {_shown(output)}", soft_wrap=True)
+
+
+def _shown(path: Path) -> Path:
+    """As short as it can be typed here."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
+
+
+def _describe(record: EpochRecord) -> str:
+    parts = ["skipped" if record.skipped else f"loss {record.loss:.4f}"]
+    if record.val_metric is not None:
+        parts.append(f"val {record.val_metric:.4f}")
+    evaluations = record.evaluations_forward + record.evaluations_validation
+    parts.append(f"evals {evaluations}+{record.evaluations_adjoint}")
+    parts.append(f"residual {record.residual:.0e}")
+    parts.append(f"{record.seconds:.2f} s")
+    return " ".join(parts)
+
+
+def _rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
+    metric = summary["metric"]
+    parameters = summary["parameters"]
+    share = summary["seconds_solver_training"] / max(summary["seconds_total"], 1e-9)
+    at_start = summary["test_at_initialiser"]
+    start = [] if at_start is None else [(f"test {metric} at the initialiser", f"{at_start:.4f}")]
+    return [
+        ("graph", f"{summary['nodes']:,} nodes, {summary['edges']:,} edges"),
+        ("ranks", f"{summary['world_size']} on {summary['device']}"),
+        ("best epoch (by validation)", f"{summary['best_epoch']} of {summary['epochs']}"),
+        (f"validation {metric}", f"{summary['best_val']:.4f}"),
+        (f"test {metric} at best validation", f"{summary['test_at_best_val']:.4f}"),
+        (f"test {metric} without equilibrium, f(0)", f"{summary['test_at_f0']:.4f}"),
+        *start,
+        ("spectral radius of W", f"{summary['spectral_radius']:.3f}"),
+        (
+            "evaluations per epoch",
+            f"{summary['evaluations_forward_mean']:.1f} forward, "
+            f"{summary['evaluations_validation_mean']:.1f} validation, "
+            f"{summary['evaluations_adjoint_mean']:.1f} adjoint",
+        ),
+        ("relative residual at the end", _residual(summary)),
+        *_faults(summary),
+        (
+            "parameters",
+            f"model {parameters['model']:,}, solver {parameters['solver']:,}, "
+            f"initialiser {parameters['initialiser']:,}",
+        ),
+        ("halo bytes per exchange", f"{summary['halo_bytes_per_exchange']:,}"),
+        (
+            "peak memory (largest rank)",
+            f"{summary['peak_memory_bytes'] / 2**20:,.0f} MiB, budget "
+            f"{summary['memory_budget_bytes'] / 2**20:,.0f} MiB",
+        ),
+        ("seconds", f"{summary['seconds_total']:.1f}, solver training {share:.1%}"),
+    ]
+
+
+def _residual(summary: dict[str, Any]) -> str:
+    text = f"{summary['residual_last']:.1e}"
+    return text if summary["converged"] else f"{text}: NOT CONVERGED to {summary['tolerance']:g}"
+
+
+def _faults(summary: dict[str, Any]) -> list[tuple[str, str]]:
+    """What became of bad numbers, if there were any."""
+    found = []
+    if summary["epochs_skipped"]:
+        found.append(("epochs skipped for bad numbers", str(summary["epochs_skipped"])))
+    if summary["rollbacks"]:
+        text = f"{summary['rollbacks']}, train.lr = {summary['lr_last']:.2g} at last"
+        found.append(("rollbacks for bad numbers", text))
+    return found

@@ -1,0 +1,316 @@
+"""One rank's whole run, from its settings to its summary; the same under torchrun and Ray Train.
+
+Output folder: config.yaml, metrics.jsonl, summary.json, memory.json, checkpoints/,
+solver.safetensors, shards/, shards.json, logs/ and TensorBoard events; crash/ after a failure.
+Rank 0 writes; every rank fails together when one of them cannot go on.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from distributed_ignn.cli import LOG_ONLY
+from distributed_ignn.comm.communicator import Communicator
+from distributed_ignn.config import RunConfig
+from distributed_ignn.errors import Stopped, UserError
+from distributed_ignn.graph.datasets import load_dataset
+from distributed_ignn.graph.storage.shard_store import read_shard
+from distributed_ignn.runs.checkpoints.checkpoint import (
+    CheckpointStore,
+    load_checkpoint,
+    load_newest,
+)
+from distributed_ignn.runs.checkpoints.recovery import Recovery
+from distributed_ignn.runs.memory import machine as memory
+from distributed_ignn.runs.memory.check import BudgetReport, check_budget
+from distributed_ignn.runs.output.crash import crash_reports
+from distributed_ignn.runs.output.folder import CHECKPOINTS, claimed, leave, open_records
+from distributed_ignn.runs.output.progress import Progress
+from distributed_ignn.runs.output.rank_log import rank_log
+from distributed_ignn.runs.output.records import EpochRecord, RunRecorder
+from distributed_ignn.runs.shards import ShardRecord, find_shards
+from distributed_ignn.runs.stopping import StopPoll, StopRequest
+from distributed_ignn.runs.summary import summarise
+from distributed_ignn.training.numbers import warn_unconverged
+from distributed_ignn.training.trainer import Trainer
+
+logger = logging.getLogger(__name__)
+
+EpochHook = Callable[[EpochRecord, Path | None], None]
+"""Told each epoch's record with None, and again with its checkpoint where one is written for it.
+
+Called on every rank, in the same order.
+"""
+
+
+@dataclass(slots=True, eq=False)
+class _Prepared:
+    """A run that is ready for its next epoch."""
+
+    trainer: Trainer
+    shards: ShardRecord
+    budget: BudgetReport
+
+
+def run_training(
+    config: RunConfig,
+    comm: Communicator,
+    hook: EpochHook | None = None,
+    stop: StopPoll | None = None,
+) -> dict[str, Any]:
+    """Prepare shards, train, evaluate once on the test nodes, and write everything down.
+
+    SIGTERM and SIGINT end the run after the epoch in which any rank gets one, with a checkpoint.
+
+    Args:
+        config: the run.
+        comm: this rank's communicator.
+        hook: told every epoch, or None.
+        stop: asked after every epoch whether this rank is to stop, besides the signals it gets.
+
+    Returns:
+        The summary, on every rank.
+
+    Raises:
+        UserError: the same line on every rank.
+        Stopped: some rank was asked to stop.
+        JobError: another rank was lost.
+    """
+    started = time.perf_counter()
+    _set_threads(config)
+    memory.return_freed_memory()
+    request = StopRequest(config.train.grace_seconds, comm.activity, announce=comm.is_main)
+    with (
+        request.listening(),
+        claimed(config, comm) as config,
+        rank_log(config.output, comm, config.train.log_level),
+        crash_reports(config, comm),
+    ):
+        progress = Progress(config.train.epochs, enabled=comm.is_main)
+        try:
+            run = _prepare(config, comm, progress, started)
+        except (UserError, Stopped):
+            leave(config, comm)
+            raise
+        recorder = open_records(config, comm, run.shards, run.trainer.epoch, run.budget)
+        session = _Session(run, recorder, progress, hook)
+        try:
+            with request.deferred(), comm.activity.phase("between epochs"):
+                session.fit([request, *([stop] if stop else [])])
+                return session.finish()
+        finally:
+            session.close()
+
+
+def _prepare(
+    config: RunConfig, comm: Communicator, progress: Progress, started: float
+) -> _Prepared:
+    phase = comm.activity.phase
+    with phase("finding shards"):
+        shards = find_shards(config, comm, lambda: _load(config, comm, progress))
+    memory.return_freed_memory()  # what loading and partitioning have left
+    before = memory.resident(comm.device)
+    with phase("reading shards"):
+        shard = comm.together(lambda: read_shard(shards.path(config.output), comm.rank))
+    budget = check_budget(config, shard, comm, before)
+    progress.budget(budget)
+    progress.status("building the model")
+    with phase("building the model"):
+        trainer = Trainer(config, shard, comm, started)
+    memory.return_freed_memory()
+    with phase("reading a checkpoint"):
+        _resume(config, trainer, progress)
+    return _Prepared(trainer, shards, budget)
+
+
+def _load(config: RunConfig, comm: Communicator, progress: Progress) -> Any:
+    progress.status(f"loading {config.dataset}")
+    with comm.activity.phase("loading"):
+        data = load_dataset(config.dataset, config.data_root, config.data)
+    progress.status("partitioning")
+    return data
+
+
+def _set_threads(config: RunConfig) -> None:
+    """Share the cores among the ranks of this machine unless a number is given."""
+    local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    cores = len(os.sched_getaffinity(0))
+    torch.set_num_threads(config.train.threads or max(1, cores // local_ranks))
+
+
+def _resume(config: RunConfig, trainer: Trainer, progress: Progress) -> None:
+    """Load the newest sound checkpoint (``auto``) or the named one, if the run asks for it."""
+    comm, nodes, named = trainer.comm, trainer.shard.owned_nodes, config.resume
+    if named is None:
+        return
+    if named == "auto":
+        found = load_newest(config.output / CHECKPOINTS, comm, nodes)
+        if found is None:
+            return
+        comm.together(lambda: trainer.restore(found))
+    else:
+        comm.together(lambda: trainer.restore(load_checkpoint(named, comm, nodes)))
+    logger.info("resumed after epoch %d", trainer.epoch, extra=LOG_ONLY)
+    progress.resumed(trainer.epoch)
+
+
+class _Session:
+    """The epochs of a run, what is written after each, and its end.
+
+    Args:
+        run: what to train.
+        recorder: of rank 0.
+        progress: for people.
+        hook: told every epoch, or None.
+    """
+
+    def __init__(
+        self,
+        run: _Prepared,
+        recorder: RunRecorder | None,
+        progress: Progress,
+        hook: EpochHook | None,
+    ) -> None:
+        self._run = run
+        self._trainer = run.trainer
+        self._config = run.trainer.config
+        self._comm = run.trainer.comm
+        self._recorder = recorder
+        self._progress = progress
+        self._hook = hook
+        keep = self._config.train.keep_checkpoints
+        self._store = CheckpointStore(self._config.output / CHECKPOINTS, self._comm, keep)
+        self._newest: EpochRecord | None = None  # whose checkpoint is being written
+        asked = self._config.train.async_checkpoints
+        on_gpu = self._comm.device.type == "cuda"
+        self._in_background = on_gpu if asked == "auto" else asked == "true"
+
+    def fit(self, polls: list[StopPoll]) -> None:
+        """Train until the last epoch, or until some rank is asked to stop.
+
+        Raises:
+            Stopped: it was, and a checkpoint is written.
+        """
+        recovery = Recovery(
+            self._trainer,
+            self._config.output / CHECKPOINTS,
+            save=lambda: self._save(None, wait=True),
+            settle=self._settle,
+            rewind=self._rewind,
+        )
+        recovery.begin()
+        self._trainer.fit(lambda record: self._after(record, polls), recovery.on_fault)
+
+    def _after(self, record: EpochRecord, polls: list[StopPoll]) -> None:
+        """What is written, shown and decided after an epoch."""
+        if self._recorder is not None:
+            self._recorder.epoch(record)
+        self._progress.epoch(record)
+        figures = (record.loss, record.val_metric, record.residual, record.seconds)
+        line = "loss %s, validation %s, residual %s, %.2f s"
+        logger.info(line, *figures, extra=LOG_ONLY)
+        signum, written = self._agree(polls)
+        if written:
+            self._publish()
+        if self._hook is not None:
+            self._hook(record, None)
+        finished = self._trainer.finished
+        last = finished or bool(signum)
+        if last or record.epoch % self._config.train.checkpoint_every == 0:
+            self._save(record, wait=last or not self._in_background)
+        if signum and not finished:
+            raise Stopped(
+                signum,
+                f"stopped by {Stopped.name(signum)} after epoch {record.epoch} with a checkpoint; "
+                "go on with --resume auto",
+            )
+
+    def _rewind(self, epoch: int) -> None:
+        """The run has gone back to ``epoch``: later records are written again."""
+        self._comm.together(
+            lambda: self._recorder.rewind(epoch) if self._recorder is not None else None,
+            doing=f"write to output = {self._config.output}",
+        )
+
+    def _agree(self, polls: list[StopPoll]) -> tuple[int, bool]:
+        """What all ranks know after an epoch.
+
+        Returns:
+            The signal that some rank was asked to stop by, or 0; and whether every rank has written
+            its part of a checkpoint.
+
+        Raises:
+            UserError: rank 0 cannot write its records (on every rank).
+        """
+        own = max((poll() or 0 for poll in polls), default=0)
+        problem = self._recorder.problem if self._recorder is not None else None
+        known = torch.tensor([own, int(problem is not None), int(not self._store.written)])
+        signum, failed, unfinished = self._comm.max(known).tolist()
+        if failed:
+            self._comm.agree(problem)
+        return int(signum), not unfinished
+
+    def _settle(self) -> None:
+        """No checkpoint is left half written."""
+        if self._store.writing:
+            self._publish()
+
+    def _save(self, record: EpochRecord | None, *, wait: bool) -> None:
+        """Begin a checkpoint after the one before, and wait until it is there if that is asked.
+
+        Args:
+            record: of its epoch, for the hook; None if that need not know.
+            wait: see above.
+        """
+        self._settle()
+        trainer = self._trainer
+        with self._comm.activity.phase("writing a checkpoint"):
+            snapshot = trainer.snapshot()
+            if not wait:
+                snapshot = snapshot.apart()
+            self._store.begin(trainer.epoch, snapshot, trainer.shard.owned_nodes)
+        self._newest = record
+        # a run resumed from here begins like this too
+        trainer.model.propagation.reset_links()
+        if wait:
+            self._publish()
+
+    def _publish(self) -> None:
+        """Finish the checkpoint that is being written."""
+        with self._comm.activity.phase("writing a checkpoint"):
+            path = self._store.finish()
+        logger.info("wrote %s", path, extra=LOG_ONLY)
+        if self._hook is not None and self._newest is not None:
+            self._hook(self._newest, path)
+
+    def finish(self) -> dict[str, Any]:
+        """Evaluate on the test nodes, and write and show the summary."""
+        budget, recorder = self._run.budget, self._recorder
+        with self._comm.activity.phase("evaluating on the test nodes"):
+            summary = summarise(self._trainer) | {
+                "memory_budget_bytes": budget.total,
+                "memory_bound_bytes": budget.bound,
+            }
+        self._comm.together(
+            lambda: recorder.summary(summary) if recorder is not None else None,
+            doing=f"write to output = {self._config.output}",
+        )
+        self._progress.close()
+        self._progress.table(summary, self._config.output)
+        warn_unconverged(summary, self._config)
+        return summary
+
+    def close(self) -> None:
+        """Leave terminal and files as they should be."""
+        self._progress.close()
+        self._store.close()
+        if self._recorder is not None:
+            self._recorder.close()

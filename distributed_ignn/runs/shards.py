@@ -1,0 +1,166 @@
+"""Where the shards of a run lie: found or written when it starts, named in its folder for later.
+
+shards.json of the run folder says which shards the run reads. A run that goes on, and the
+predictions of a finished one, read those, without the dataset and wherever the run now lies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator
+
+from distributed_ignn.comm.communicator import Communicator
+from distributed_ignn.config import RunConfig
+from distributed_ignn.errors import UserError
+from distributed_ignn.files import atomic_write_json
+from distributed_ignn.graph.data import GraphData
+from distributed_ignn.graph.storage.shard_store import (
+    MANIFEST,
+    Manifest,
+    data_settings,
+    partition_request,
+    prepare_shards,
+    read_manifest,
+)
+from distributed_ignn.reading.plain_files import in_one_line, read_plain
+
+SHARDS = "shards"
+RECORD = "shards.json"
+
+_RECORD_LIMIT = 2**20
+_AGAIN = "start the training again with --resume auto"
+
+
+class ShardRecord(BaseModel):
+    """The shards that a run reads.
+
+    Args:
+        folder: relative to the run folder if it lies inside, so that a run can be moved.
+        fingerprint: of the graph that was cut.
+        parts: number of shards.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    folder: str
+    fingerprint: str
+    parts: int = Field(ge=1)
+
+    @field_validator("folder")
+    @classmethod
+    def _check_folder(cls, folder: str) -> str:
+        """A name from a file must not lead out of the run by steps upwards."""
+        if not folder.isprintable() or ".." in Path(folder).parts:
+            raise ValueError("leads out of the run")
+        return folder
+
+    def path(self, run: Path) -> Path:
+        """The folder of the shards of a run that lies in ``run``."""
+        return run / self.folder
+
+
+def find_shards(
+    config: RunConfig, comm: Communicator, load: Callable[[], GraphData]
+) -> ShardRecord:
+    """The shards on this rank's machine, whose first rank finds or writes them.
+
+    Args:
+        config: the run; ``output`` may hold an earlier attempt of it.
+        comm: this rank's communicator.
+        load: reads the dataset; called where no shards are there yet.
+
+    Raises:
+        UserError: see ``prepare_shards``, or the machines hold different data (on every rank).
+    """
+    first = comm.local_rank == 0
+    own = comm.together(lambda: _find(config, comm.world_size, load) if first else None)
+    gathered = comm.gather_json(own.model_dump() if own else None)
+    records = [ShardRecord(**found) if found else None for found in gathered]
+    prints = sorted({record.fingerprint[:12] for record in records if record})
+    if len(prints) > 1:
+        raise UserError(
+            f"the machines of this run hold different data ({', '.join(prints)}); copy the same "
+            "dataset to all of them, or use --partition.dir on a shared file system"
+        )
+    # ranks of one machine are consecutive, and its first rank named the folder
+    return next(record for record in reversed(records[: comm.rank + 1]) if record)
+
+
+def _find(config: RunConfig, parts: int, load: Callable[[], GraphData]) -> ShardRecord:
+    settings = data_settings(config.dataset, config.data)
+    if config.partition.dir is None:
+        known = _own_shards(config, parts, settings)
+        if known is not None:
+            return known
+    cache = config.output / SHARDS
+    folder, manifest = prepare_shards(load, cache, parts, config.partition, settings)
+    folder, output = folder.absolute(), config.output.absolute()
+    inside = folder.is_relative_to(output)
+    return ShardRecord(
+        folder=str(folder.relative_to(output) if inside else folder),
+        fingerprint=manifest.fingerprint,
+        parts=manifest.parts,
+    )
+
+
+def _own_shards(
+    config: RunConfig, parts: int, settings: dict[str, JsonValue]
+) -> ShardRecord | None:
+    """The shards of an earlier attempt, if they are still there and what this one asks for."""
+    try:
+        record = read_record(config.output)
+        folder = record.path(config.output)
+        manifest = read_manifest(folder, parts=parts, fingerprint=record.fingerprint)
+    except UserError:  # looked for in the usual way, which reports what is wrong with them
+        return None
+    same = manifest.request == partition_request(config.partition)
+    return record if same and manifest.settings == settings else None
+
+
+def write_record(run: Path, record: ShardRecord) -> None:
+    """Name the shards in the run folder.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    atomic_write_json(run / RECORD, record.model_dump())
+
+
+def read_record(run: Path) -> ShardRecord:
+    """What ``write_record`` wrote.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    path = run / RECORD
+    try:
+        return ShardRecord.model_validate_json(read_plain(path, _RECORD_LIMIT))
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be read ({error.strerror}), it names the shards of the run; {_AGAIN}"
+        ) from error
+    except ValidationError as error:
+        raise UserError(f"{path} is damaged; {_AGAIN}") from error
+
+
+def open_shards(run: Path) -> tuple[Path, Manifest]:
+    """Folder and manifest of the shards that a run was trained on.
+
+    Raises:
+        UserError: they are gone, or others have taken their place.
+    """
+    record = read_record(run)
+    folder = record.path(run)
+    if not (folder / MANIFEST).is_file():
+        raise UserError(f"the shards of {run} are gone from {folder}; put them back, or {_AGAIN}")
+    manifest = read_manifest(folder)
+    if manifest.fingerprint != record.fingerprint:
+        raise UserError(
+            f"{folder} now holds shards of other data than {run} was trained on "
+            f"({in_one_line(manifest.fingerprint[:12])}, not "
+            f"{in_one_line(record.fingerprint[:12])}); put those back, or "
+            f"{_AGAIN}"
+        )
+    return folder, manifest

@@ -1,0 +1,121 @@
+"""The end of a run: the best weights, the test nodes, and the figures of the summary."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from distributed_ignn.comm.communicator import Communicator
+from distributed_ignn.graph.shard import GraphShard
+from distributed_ignn.runs.kept_solver import save_solver
+from distributed_ignn.runs.memory import machine as memory
+from distributed_ignn.runs.output.records import METRICS, read_metrics
+from distributed_ignn.training.plans import EVALUATE, LearnedSolver
+from distributed_ignn.training.trainer import Trainer
+
+
+def summarise(trainer: Trainer) -> dict[str, Any]:
+    """The figures of summary.json; test nodes are read here and nowhere else. Every rank calls it.
+
+    Raises:
+        UserError: the solver cannot be written (on every rank).
+    """
+    config, comm, shard = trainer.config, trainer.comm, trainer.shard
+    seconds = trainer.seconds_total
+    log = trainer.planner.log
+    log.clear()
+    with trainer.average.in_use():
+        last = trainer.evaluate(("test",))
+    seconds += _keep_best(trainer)
+    best = trainer.evaluate(("val", "test"))
+    residual, converged = log.residual(EVALUATE), bool(log.converged(EVALUATE))
+    at_zero = trainer.evaluate_at_zero(("val", "test"))
+    at_start = trainer.evaluate_at_initialiser(("val", "test")) or {}
+    records = read_metrics(config.output / METRICS) if comm.is_main else []
+    width, item = config.model.hidden, trainer.model.head.weight.element_size()
+    exchange = comm.sum(torch.tensor([shard.send_index.numel()]) * width * item)
+    peak = comm.max(torch.tensor([memory.peak(comm.device)], dtype=torch.int64))
+    return {
+        "dataset": config.dataset,
+        "nodes": shard.num_nodes,
+        "edges": _count_edges(shard, comm),
+        "classes": shard.num_classes,
+        "metric": trainer.objective.metric_name,
+        "world_size": comm.world_size,
+        "device": comm.device.type,
+        "seed": config.seed,
+        "epochs": trainer.epoch,
+        "best_epoch": trainer.best.epoch,
+        "best_val": best["val"],
+        "test_at_best_val": best["test"],
+        "test_last": last["test"],
+        "val_at_f0": at_zero["val"],
+        "test_at_f0": at_zero["test"],
+        "val_at_initialiser": at_start.get("val"),
+        "test_at_initialiser": at_start.get("test"),
+        "spectral_radius": trainer.model.spectral_radius(),
+        "contraction": trainer.model.cell_weights.contraction(),
+        "seconds_total": seconds,
+        "seconds_solver_training": trainer.seconds_solver_training,
+        "evaluations_forward_mean": _mean(records, "evaluations_forward"),
+        "evaluations_adjoint_mean": _mean(records, "evaluations_adjoint"),
+        "evaluations_validation_mean": _mean(records, "evaluations_validation"),
+        "residual_last": residual,
+        "tolerance": config.forward.tolerance,
+        "converged": converged,
+        "epochs_unconverged": sum(r.get("converged") is False for r in records),
+        "epochs_skipped": trainer.guard.state.skipped,
+        "rollbacks": trainer.guard.state.rollbacks,
+        "lr_last": config.train.lr * trainer.guard.state.lr_scale,
+        "halo_bytes_per_exchange": int(exchange),
+        "peak_memory_bytes": int(peak),
+        "parameters": _parameters(trainer),
+    }
+
+
+def _keep_best(trainer: Trainer) -> float:
+    """The best weights, a solver fitted to them and written down, and no warm start; its seconds.
+
+    The predict command puts the same together, so it finds the same equilibrium.
+    """
+    trainer.use_best_weights()
+    _, seconds = trainer.tune_solver()
+    trainer.planner.states.clear()
+    if trainer.learned is not None:
+        output, epoch = trainer.config.output, trainer.best.epoch
+        save_solver(output, trainer.learned, epoch, trainer.comm)
+    return seconds
+
+
+def _count_edges(shard: GraphShard, comm: Communicator) -> int:
+    """Undirected edges of the dataset's own graph (its entries, if it is directed)."""
+    channel = shard.channels[0]
+    entries = channel.owned.num_entries - shard.num_owned + channel.boundary.num_entries
+    total = int(comm.sum(torch.tensor([entries])))
+    return total // 2 if channel.symmetric else total
+
+
+def _parameters(trainer: Trainer) -> dict[str, int]:
+    """Numbers of parameters; an embedding counts the rows of all ranks."""
+    sharded = trainer.model.sharded_names()
+    counts = torch.zeros(2, dtype=torch.int64)
+    for name, parameter in trainer.model.named_parameters():
+        counts[int(name in sharded)] += parameter.numel()
+    rows = int(trainer.comm.sum(counts[1:].clone()))
+    learned = trainer.learned
+    return {
+        "model": int(counts[0]) + rows,
+        "solver": _count(learned, ("estimator", "adjoint", "predictor")),
+        "initialiser": _count(learned, ("initialiser",)),
+    }
+
+
+def _count(learned: LearnedSolver | None, names: tuple[str, ...]) -> int:
+    parts = learned.modules() if learned is not None else {}
+    return sum(p.numel() for name in names if name in parts for p in parts[name].parameters())
+
+
+def _mean(records: list[dict[str, Any]], key: str) -> float:
+    values = [r[key] for r in records if r[key] is not None]
+    return sum(values) / len(values) if values else 0.0

@@ -1,0 +1,1 @@
+"""What holds the optimiser and steps it: plain torch or DeepSpeed."""

@@ -1,0 +1,401 @@
+"""Training of the learned solver with the model frozen (IGNN-Solver, section 4.2).
+
+A phase finds Z*, fits initialiser and estimator to it in closed form (``solver_fit.py``), and then
+takes gradient steps for the network that corrects alpha, where there is one, on
+
+    L = lambda1 sum_k w_k log(||Z_k - Z*|| / ||Z*||)
+        + lambda3 sum_k log(||sum_i alpha_i H_i|| / ||H_k||)
+
+The paper's norms appear as logarithms: plain norms are dominated by the first step. w_k grows with
+k; lambda1 rises linearly from 0 and lambda3 falls linearly to 0 over all network steps of the run.
+
+Each step's weights are trained on the point they produce, whose history is held constant: the
+derivative of log ||y - Z*|| with y = sum_i alpha_i (Z_i + beta H_i) needs only the inner products
+<Z_i, y - Z*> and <H_i, y - Z*>. So nothing is propagated back through a sparse product, and a
+network step costs K evaluations of the map.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from distributed_ignn.comm.collectives import all_reduce_sum
+from distributed_ignn.comm.communicator import Communicator
+from distributed_ignn.config import NeuralSolverConfig, RunConfig
+from distributed_ignn.errors import UserError
+from distributed_ignn.graph.shard import GraphShard
+from distributed_ignn.models.ignn import ImplicitGNN
+from distributed_ignn.models.implicit import Cell
+from distributed_ignn.models.maps import EquilibriumCell
+from distributed_ignn.propagation.coarse import CoarseLevel
+from distributed_ignn.solvers.base import Iterate, Outcome, Solution
+from distributed_ignn.solvers.blocks import square_sum
+from distributed_ignn.solvers.estimator import ErrorEstimator
+from distributed_ignn.solvers.history import History
+from distributed_ignn.solvers.initialiser import Initialiser
+from distributed_ignn.solvers.neural import NeuralSolver, NeuralState
+from distributed_ignn.solvers.predictors import NeuralShape, Predictor, build_predictor
+from distributed_ignn.solvers.reduced import BasisCache
+from distributed_ignn.solvers.solve import solve
+from distributed_ignn.training.engines.gradients import sum_gradients
+from distributed_ignn.training.learned.fit import FitSample, SolverFit
+from distributed_ignn.training.learned.node_loss import node_distance, node_mixed_residual
+from distributed_ignn.training.numbers import NumbersError
+from distributed_ignn.training.plans import EVALUATE, LearnedSolver, SolvePlanner, storage_format
+from distributed_ignn.training.schedule import Schedule
+
+
+def build_learned_solver(
+    config: RunConfig, shard: GraphShard, comm: Communicator, dtype: torch.dtype
+) -> LearnedSolver:
+    """The parts that the settings ask for, with weights that depend on the seed alone.
+
+    Raises:
+        UserError: the settings want a coarse level and the shards have none.
+    """
+    channels, device = len(shard.channels), comm.device
+    section, width = config.solver, config.model.hidden
+    cache = BasisCache(section.compress)  # both parts of the forward solve read the same basis
+    initialiser = estimator = adjoint = None
+    if section.initialiser != "none":
+        hops = section.initialiser_hops if section.initialiser == "graph" else 0
+        initialiser = Initialiser(width, cache, hops, channels).to(device, dtype)
+    if section.estimator != "none":
+        hops = section.estimator_hops if section.estimator == "graph" else 0
+        thinned = section.sparsifier != "none"
+        coarse = None
+        if config.partition.clusters > 0 and shard.clusters is None:
+            raise UserError(
+                f"partition.clusters = {config.partition.clusters}, but the shards in "
+                f"{config.partition.dir} hold no clusters; divide the graph again with "
+                f"launch/partition.py --partition.clusters {config.partition.clusters}"
+            )
+        if shard.clusters is not None and hops > 0:
+            coarse = CoarseLevel.from_shard(shard, comm, dtype, config.model.residual)
+        sizes = hops, channels, config.estimator_steps
+        estimator = ErrorEstimator(cache, *sizes, thinned, coarse).to(device, dtype)
+        if config.learns_adjoint:
+            backward = BasisCache(section.compress)
+            # one step more: the first estimate needs no evaluation
+            sizes = hops, channels, config.estimator_steps + 1
+            adjoint = ErrorEstimator(backward, *sizes, False, coarse).to(device, dtype)
+    return LearnedSolver(
+        initialiser,
+        estimator,
+        adjoint,
+        _build_predictor(config, device, dtype),
+        shard.num_nodes,
+        section.memory,
+        config.forward.regularization,
+        storage=storage_format(config.forward.history_dtype),
+        adjoint_storage=storage_format(config.adjoint.history_dtype),
+    )
+
+
+def _build_predictor(
+    config: RunConfig, device: torch.device, dtype: torch.dtype
+) -> Predictor | None:
+    section = config.solver
+    if section.network == "none":
+        return None
+    shape = NeuralShape(
+        config.model.hidden,
+        section.memory,
+        section.steps,
+        section.compress,
+        section.hidden,
+        section.network,
+        section.alpha,
+    )
+    torch.manual_seed(config.seed + 1)
+    return build_predictor(shape).to(device, dtype)
+
+
+_ESTIMATOR_NODES = 1000  # each brings D equations for a dozen coefficients
+
+Incoming = Callable[[Tensor], Tensor]
+"""g = dL/dZ* [O, D] of the training loss at a state [O, D]."""
+
+
+class SolverTrainer:
+    """Runs solver phases.
+
+    Args:
+        learned: what is trained.
+        config: the solver section.
+        schedule: gives the position within all network steps of the run.
+        comm: this rank's communicator.
+        nodes: global ids of the owned nodes [O].
+    """
+
+    def __init__(
+        self,
+        learned: LearnedSolver,
+        config: NeuralSolverConfig,
+        schedule: Schedule,
+        comm: Communicator,
+        nodes: Tensor,
+    ) -> None:
+        self._learned = learned
+        self._config = config
+        self._schedule = schedule
+        self._comm = comm
+        nodes = nodes.to(comm.device)  # the rows they choose lie there
+        many = FitSample.draw(nodes, learned.num_nodes, config.fit_nodes)
+        limit = min(config.fit_nodes, _ESTIMATOR_NODES)
+        few = FitSample.draw(nodes, learned.num_nodes, limit)
+        self._fit = SolverFit(
+            comm, many, few, learned.memory, learned.regularization, learned.storage
+        )
+        predictor = learned.predictor
+        self.optimizer = (
+            None if predictor is None else torch.optim.Adam(predictor.parameters(), lr=config.lr)
+        )
+        self.steps_done = 0
+
+    def phase(
+        self, model: ImplicitGNN, planner: SolvePlanner, steps: int, incoming: Incoming | None
+    ) -> float | None:
+        """Fit to one freshly solved Z*, then ``steps`` network steps.
+
+        Args:
+            model: frozen.
+            planner: its kept states are where the solves for Z* and v* start.
+            steps: of the network, if there is one.
+            incoming: gives the right-hand side of the backward solve; None leaves the backward
+                solve's estimator as it is.
+
+        Returns:
+            log(||Z - Z*|| / ||Z*||) where the fitted steps lead to, or the network's last loss;
+            None where nothing was fitted.
+
+        Raises:
+            NumbersError: a solve diverges, or the network's gradient is not finite (on every rank).
+        """
+        target, loss = self._phase_forward(model, planner, steps)
+        if self._learned.adjoint is not None and incoming is not None:
+            self._fit_adjoint(model, self._learned.adjoint, target, incoming)
+        return loss
+
+    def _phase_forward(
+        self, model: ImplicitGNN, planner: SolvePlanner, steps: int
+    ) -> tuple[Tensor, float | None]:
+        """Everything that belongs to the forward solve; Z* and the loss."""
+        with torch.no_grad():
+            injection = model.injection()
+            cell = model.layer.cell(injection, model.channel_weights())
+            target = self._target(cell, injection, planner)
+            start, loss = self._fit_forward(cell, injection, target)
+        self._learned.ready = True
+        for _ in range(steps if self._learned.predictor is not None else 0):
+            loss = self._step(cell, start, target)
+        return target, loss
+
+    def _fit_forward(
+        self, cell: EquilibriumCell, injection: Tensor, target: Tensor
+    ) -> tuple[Tensor, float | None]:
+        """The starting point of later solves, and how far the fitted steps lead."""
+        learned, activate = self._learned, cell.form.activate
+        start = activate(injection)
+        if learned.initialiser is not None:
+            if self._config.lambda2 > 0.0:
+                self._fit.initialiser(learned.initialiser, cell, injection, target)
+            start = learned.initialiser(cell, injection, activate)
+        if learned.estimator is None or self._config.lambda1 == 0.0:
+            return start, None
+        point = self._fit.estimator(learned.estimator, cell, start, target)
+        error, norm = self._sum(square_sum(point - target), square_sum(target)).tolist()
+        return start, 0.5 * math.log(max(error, 1e-300) / max(norm, 1e-300))
+
+    def _fit_adjoint(
+        self,
+        model: ImplicitGNN,
+        beta: ErrorEstimator,
+        target: Tensor,
+        incoming: Incoming,
+    ) -> None:
+        """Fit the backward solve's estimator to the v of the current loss."""
+        cell = model.layer.adjoint_cell(target, model.channel_weights(), incoming(target))
+        with torch.no_grad():
+            solver = self._learned.adjoint_solver()
+            first = [self._learned.adjoint_start(cell, cell.start())]
+            found = self._solve(cell, first.pop(), solver).image
+            self._fit.estimator(beta, cell, torch.zeros_like(found), found)
+
+    def _target(self, cell: EquilibriumCell, injection: Tensor, planner: SolvePlanner) -> Tensor:
+        """Z* to a tight tolerance, from the last validation's state if it is kept."""
+        planner.forget_unused()
+        solver = self._learned.solver()
+        if EVALUATE in planner.states:
+            return self._solve(cell, planner.states[EVALUATE], solver).image
+        return self._solve(cell, planner.first_guess(cell, injection), solver).image
+
+    def _solve(self, cell: Cell, start: Tensor, solver: NeuralSolver) -> Solution:
+        held = [start]
+        del start  # the solve alone holds it
+        found = solve(
+            cell,
+            held.pop(),
+            solver,
+            self._comm.sum,
+            tolerance=self._config.target_tolerance,
+            max_steps=self._config.target_max_steps,
+        )
+        if found.outcome is Outcome.DIVERGED:
+            raise NumbersError("the solve that it learns from diverges")
+        return found
+
+    def state(self) -> dict[str, Tensor]:
+        """Weights of all parts and Adam's moments, as named tensors."""
+        named = self._learned.named_parameters()
+        tensors = {f"weight|{name}": parameter.detach() for name, parameter in named.items()}
+        for name, parameter in named.items():
+            moments = {} if self.optimizer is None else self.optimizer.state.get(parameter, {})
+            for key, value in moments.items():
+                tensors[f"{key}|{name}"] = value
+        return tensors
+
+    @torch.no_grad()
+    def load_state(self, tensors: dict[str, Tensor]) -> None:
+        """Inverse of ``state``.
+
+        Raises:
+            UserError: the tensors belong to a solver of another shape.
+        """
+        named = self._learned.named_parameters()
+        if self.optimizer is not None:
+            self.optimizer.state.clear()
+        for key, value in tensors.items():
+            kind, name = key.split("|", 1)
+            if name not in named:
+                raise UserError(
+                    f"the checkpoint belongs to another learned solver (it has {name}); resume "
+                    "with the solver settings it was written with"
+                )
+            parameter = named[name]
+            if kind == "weight" and value.shape != parameter.shape:
+                raise UserError(
+                    f"the checkpoint belongs to a learned solver of another shape ({name} is "
+                    f"{list(value.shape)}, not {list(parameter.shape)}); resume with the solver "
+                    "settings it was written with"
+                )
+            if kind == "weight":
+                parameter.copy_(value)
+            elif self.optimizer is not None:
+                device = value.device if kind == "step" else parameter.device
+                self.optimizer.state[parameter][kind] = value.to(device)
+
+    def _step(self, cell: EquilibriumCell, start: Tensor, target: Tensor) -> float:
+        """One gradient step of the network along a solve from ``start``; the loss."""
+        if self.optimizer is None or self._learned.predictor is None:
+            raise ValueError("there is no network to train")
+        progress = self._schedule.solver_progress(self.steps_done)
+        (square,) = self._sum(square_sum(target)).tolist()
+        target_norm = math.sqrt(max(square, 1e-300))
+        self.optimizer.zero_grad()
+        rollout = _Rollout(self._learned, self._config, self._comm, target, target_norm)
+        loss, value = rollout.run(cell, start, progress)
+        if loss.requires_grad:
+            # the loss is the same on every rank: each differentiates its share
+            (loss / self._comm.world_size).backward()
+        parameters = list(self._learned.predictor.parameters())
+        if not sum_gradients(parameters, self._comm):
+            raise NumbersError("the gradient of its network is not finite")
+        self.optimizer.step()
+        self.steps_done += 1
+        return value
+
+    def _sum(self, *values: Tensor) -> Tensor:
+        return self._comm.sum(torch.stack(list(values)).double().cpu())
+
+
+class _Rollout:
+    """One pass of K solver steps that collects the loss of every step."""
+
+    def __init__(
+        self,
+        learned: LearnedSolver,
+        config: NeuralSolverConfig,
+        comm: Communicator,
+        target: Tensor,
+        target_norm: float,
+    ) -> None:
+        self._config = config
+        self._comm = comm
+        self._target = target
+        self._target_norm = target_norm
+        self._solver = learned.solver(lambda tensor: all_reduce_sum(tensor, comm))
+
+    def run(self, cell: EquilibriumCell, z: Tensor, progress: float) -> tuple[Tensor, float]:
+        """Loss to differentiate and its value; both are the same on every rank.
+
+        The steps are those of a solve, safeguard included; only learned ones enter the loss.
+        """
+        state, best = self._solver.init(z, cell), None
+        loss, value = z.new_zeros((), dtype=torch.float64), 0.0
+        for k in range(self._config.steps):
+            with torch.no_grad():
+                image, ridden = cell(z, self._solver.rider(state))
+            state, residual = self._solver.observe(state, z, image, ridden, self._comm.sum)
+            if not math.isfinite(residual):
+                break
+            if best is None or residual < best.residual:
+                best = Iterate(z, image, residual)
+            state, z = self._solver.advance(state, best)
+            if state.alpha is None or state.beta is None:
+                continue
+            history = state.base.history
+            term, term_value = self._loss(history, state.alpha, state.beta, z, k, progress)
+            loss, value = loss + term.to(loss.device), value + term_value
+            _detach_history(state)
+        return loss, value
+
+    def _loss(
+        self, history: History, alpha: Tensor, beta: Tensor, point: Tensor, k: int, progress: float
+    ) -> tuple[Tensor, float]:
+        """Loss of the step to ``point`` and its value."""
+        steps = self._config.steps
+        weight = self._config.lambda1 * progress * 2.0 * (k + 1) / (steps * (steps + 1))
+        fade = self._config.lambda3 * (1.0 - progress)
+        if alpha.dim() == 2:
+            distance, distance_value = node_distance(
+                history, alpha, beta, point - self._target, self._comm
+            )
+            distance_value -= math.log(self._target_norm)
+            mixed, mixed_value = node_mixed_residual(history, alpha, self._comm)
+        else:
+            distance, distance_value = self._distance(history, alpha, beta, point)
+            mixed = _mixed_residual(history.ordered_gram().to(alpha.device), alpha)
+            mixed_value = float(mixed.detach())
+        value = weight * distance_value + fade * mixed_value
+        return weight * distance + fade * mixed, value
+
+    def _distance(
+        self, history: History, alpha: Tensor, beta: Tensor, point: Tensor
+    ) -> tuple[Tensor, float]:
+        """log(||y - Z*|| / ||Z*||): a surrogate with its gradient in alpha, beta; and its value."""
+        error = point - self._target
+        with_points, with_residuals = history.dots(error)
+        local = torch.cat([with_points, with_residuals, square_sum(error)[None]])
+        sums = self._comm.sum(local.cpu()).to(alpha.device)
+        held = alpha.numel()
+        square = sums[-1].clamp_min(1e-300)
+        points, residuals = sums[:held], sums[held : 2 * held]
+        slope = (alpha * (points + beta.detach() * residuals)).sum()
+        slope = slope + beta * (alpha.detach() * residuals).sum()
+        return slope / square, 0.5 * math.log(float(square)) - math.log(self._target_norm)
+
+
+def _mixed_residual(gram: Tensor, alpha: Tensor) -> Tensor:
+    """log(||sum_i alpha_i G_i|| / ||G_k||) from the global Gram matrix, newest first."""
+    square = torch.dot(alpha, gram @ alpha).clamp_min(1e-300)
+    return 0.5 * (torch.log(square) - torch.log(gram[0, 0].clamp_min(1e-300)))
+
+
+def _detach_history(state: NeuralState) -> None:
+    """Later steps see earlier compressed residuals as constants."""
+    state.own = [block.detach() for block in state.own]

@@ -1,0 +1,1 @@
+"""What is minimised: the task's loss, consistency and regularisers."""

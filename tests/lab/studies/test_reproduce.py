@@ -1,0 +1,389 @@
+"""The reproduce command on tiny chains: what each study writes, and what it refuses."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import shlex
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from distributed_ignn.comm.communicator import Communicator
+from distributed_ignn.config import parse_args
+from distributed_ignn.errors import UserError
+from distributed_ignn.lab.benchmarks.variants import all_variants
+from distributed_ignn.lab.studies import beyond_k, long_range, outcome
+from launch.reproduce import STUDIES, main
+from tests.ranks import run_ranks
+
+TINY = shlex.split("""
+    --dataset chains --device cpu --partition.method contiguous
+    --data.chains.length 8 --data.chains.chains-per-class 6 --data.chains.features 4
+    --data.chains.train-fraction 0.2 --model.hidden 6 --model.kappa 0.9
+    --forward.tolerance 1e-3 --adjoint.tolerance 1e-3
+    --solver.steps 3 --solver.hidden 4 --solver.compress 2
+    --schedule.warmup-epochs 1 --schedule.warmup-solver-steps 2 --schedule.model-steps 2
+    --train.epochs 4 --train.threads 1
+""")
+LONG_RANGE = shlex.split("""
+    --device cpu --data.chains.chains-per-class 4 --data.chains.train-fraction 0.3
+    --model.hidden 16 --model.kappa 0.95 --train.epochs 8 --lengths 4,6 --depths 2,8
+""")
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+class Written(NamedTuple):
+    """What a study left behind."""
+
+    rows: list[dict[str, str]]
+    statement: dict[str, Any]
+    printed: str
+
+
+def _read(study: str, out: Path, printed: str) -> Written:
+    for suffix in ("csv", "json", "png"):
+        assert (out / f"{study}.{suffix}").is_file()
+    assert (out / f"{study}.png").read_bytes().startswith(PNG)
+    assert not list(out.glob(".*"))
+    with (out / f"{study}.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        assert not {"nan", "inf", "-inf"} & set(row.values())
+    return Written(rows, json.loads((out / f"{study}.json").read_text()), printed)
+
+
+def _reproduce(
+    study: str, out: Path, capsys: pytest.CaptureFixture[str], *arguments: str
+) -> Written:
+    assert main([study, "--out", str(out), *arguments]) == 0
+    written = _read(study, out, capsys.readouterr().out)
+    statement = written.statement
+    assert statement["study"] == study
+    assert statement["dataset"] == "chains"
+    assert "test nodes are read once" in statement["protocol"]
+    assert "authors choose on the test nodes" in statement["protocol"]
+    assert statement["paper"]
+    assert statement["differs"]
+    assert statement["settings"]["dataset"] == "chains"
+    assert f"{study}: chains, seeds" in written.printed
+    return written
+
+
+def test_figure3_divides_parameters_and_seconds(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = _reproduce("figure3", tmp_path, capsys, *TINY, "--seeds", "3,0")
+    assert [row["seed"] for row in found.rows] == ["3", "0"]
+    assert found.statement["seeds"] == [3, 0]
+    for row in found.rows:
+        summary = _summary(tmp_path / "runs" / f"neural-seed{row['seed']}")
+        assert summary["seed"] == int(row["seed"])
+        parts = summary["parameters"]
+        assert int(row["parameters_model"]) == parts["model"] > 0
+        learned = int(row["parameters_solver"]) + int(row["parameters_initialiser"])
+        assert learned == parts["solver"] + parts["initialiser"] > 0
+        assert float(row["parameter_share"]) == learned / (learned + parts["model"])
+        assert 0 < float(row["seconds_solver_training"]) < float(row["seconds_epochs"])
+        share = float(row["seconds_solver_training"]) / float(row["seconds_epochs"])
+        assert float(row["time_share"]) == pytest.approx(share)
+    assert "1.6 minutes" in found.statement["paper"]
+
+
+def _summary(run: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((run / "summary.json").read_text())
+    return content
+
+
+CLASSICAL = {"picard, zero", "anderson, zero", "anderson, initialiser"}
+
+
+def _curves(rows: list[dict[str, str]]) -> dict[tuple[str, str], list[dict[str, float]]]:
+    curves: dict[tuple[str, str], list[dict[str, float]]] = {}
+    for row in rows:
+        point = {key: float(row[key]) for key in ("evaluations", "residual", "distance", "metric")}
+        curves.setdefault((row["seed"], row["method"]), []).append(point)
+    return curves
+
+
+def _check_curves(found: Written, methods: set[str], seeds: set[str]) -> None:
+    """Every method reaches the fixed point to 1e-6 and stops there."""
+    curves = _curves(found.rows)
+    assert set(curves) == {(seed, method) for seed in seeds for method in methods}
+    for (_, method), points in curves.items():
+        assert [p["evaluations"] for p in points] == list(range(len(points)))
+        assert points[-1]["distance"] <= 1e-6 < min(p["distance"] for p in points[:-1])
+        # f(Z) - Z is at most 1 + 0.9 distances, in a norm that differs by a factor of sqrt(3)
+        assert points[-1]["residual"] <= 1e-6 * (1 + 0.9 * 3**0.5) * 1.01
+        if method.endswith(", zero"):
+            assert [points[0]["residual"], points[0]["distance"]] == pytest.approx([1.0, 1.0])
+        else:
+            assert points[0]["distance"] < 1.0
+    for seed in seeds:
+        # at the fixed point all methods predict the same
+        assert len({curves[seed, method][-1]["metric"] for method in methods}) == 1
+    assert set(found.statement["ours"]) == methods
+    for method, levels in found.statement["ours"].items():
+        assert list(levels) == ["1e-1", "1e-2", "1e-3", "1e-4", "1e-5", "1e-6"]
+        for level, mean in levels.items():
+            reached = [_first_for_good(curves[seed, method], float(level)) for seed in seeds]
+            assert mean == pytest.approx(sum(reached) / len(reached))
+
+
+def _first_for_good(points: list[dict[str, float]], distance: float) -> float:
+    above = [p["evaluations"] for p in points if p["distance"] > distance]
+    return max(above, default=-1.0) + 1
+
+
+def _distances(found: Written) -> dict[str, tuple[float, ...]]:
+    """Of all points, by method; for one seed."""
+    curves = _curves(found.rows).items()
+    return {method: tuple(p["distance"] for p in points) for (_, method), points in curves}
+
+
+def test_figure4_goes_on_past_k_to_a_distance_of_1e_6(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = _reproduce("figure4", tmp_path, capsys, *TINY, "--seeds", "0,1")
+    # the closed form is fitted for one step, the network for solver.steps = 3
+    horizons = {"learned, initialiser": 1, "graph network, initialiser": 3}
+    _check_curves(found, CLASSICAL | set(horizons), {"0", "1"})
+    for row in found.rows:
+        steps = horizons.get(row["method"])
+        beyond = "" if steps is None else str(int(row["evaluations"]) > steps)
+        assert row["beyond_k"] == beyond
+    for method in horizons:
+        shown = {row["beyond_k"] for row in found.rows if row["method"] == method}
+        assert shown == {"True", "False"}
+    assert "K = 6" in found.statement["paper"]
+    # the same call takes the finished runs and finds the same numbers
+    again = _reproduce("figure4", tmp_path, capsys, *TINY, "--seeds", "0,1")
+    assert again.rows == found.rows
+    assert "epoch 1/4" in found.printed
+    assert "epoch 1/4" not in again.printed
+
+
+def test_figure5_switches_each_term_off(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = _reproduce("figure5", tmp_path, capsys, *TINY)
+    closed = [
+        "closed form, all terms, initialiser",
+        "closed form, lambda1 = 0 (no distances), initialiser",
+        "closed form, lambda2 = 0 (untrained initialiser), initialiser",
+    ]
+    network = [name.replace("closed form", "graph network") for name in closed]
+    network.append("graph network, lambda3 = 0 (no mixed residuals), initialiser")
+    _check_curves(found, CLASSICAL | set(closed) | set(network), {"0"})
+    curves = _distances(found)
+    starts = {name: curves[name][0] for name in (*closed, *network)}
+    for kind in (closed, network):
+        # without lambda2 the start is farther away, without lambda1 the steps are others
+        assert starts[kind[1]] == starts[kind[0]] < starts[kind[2]]
+        assert curves[kind[1]] != curves[kind[0]]
+    assert curves[network[3]] != curves[network[0]]
+    # the estimator untrained is Anderson; later points magnify the last digits of the two starts
+    expected = pytest.approx(curves["anderson, initialiser"][:3], rel=1e-3)
+    assert curves[closed[1]][:3] == expected
+    assert curves[closed[0]][:3] != expected
+
+
+def test_figure7_compares_every_variant_from_one_start(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = _reproduce("figure7", tmp_path, capsys, *TINY)
+    variants = {f"{variant.name}, initialiser" for variant in all_variants()}
+    assert "graph global, initialiser" in variants
+    _check_curves(found, CLASSICAL | variants, {"0"})
+    curves = _distances(found)
+    assert {curves[name][0] for name in variants} == {curves["anderson, initialiser"][0]}
+    assert len({curves[name] for name in variants}) > len(variants) // 2
+
+
+def test_a_schedule_without_network_steps_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = _refused(
+        capsys, "figure7", *TINY, "--schedule.warmup-epochs", "9", "--out", tmp_path / "late"
+    )
+    assert "schedule.warmup_epochs = 9" in line
+    assert "train.epochs = 4" in line
+
+
+def test_figure8_follows_training_with_each_solver(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = _reproduce("figure8", tmp_path, capsys, *TINY)
+    assert list(found.rows[0]) == [
+        "seed",
+        "method",
+        "epoch",
+        "loss",
+        "val_metric",
+        "seconds",
+        "evaluations_forward",
+        "evaluations_validation",
+        "evaluations_adjoint",
+        "solver_seconds",
+    ]
+    for method in ("neural", "anderson", "picard"):
+        rows = [row for row in found.rows if row["method"] == method]
+        assert [row["epoch"] for row in rows] == ["1", "2", "3", "4"]
+        records = (tmp_path / "runs" / f"{method}-seed0" / "metrics.jsonl").read_text()
+        for row, line in zip(rows, records.splitlines(), strict=True):
+            record = json.loads(line)
+            assert float(row["loss"]) == record["loss"]
+            assert int(row["evaluations_forward"]) == record["evaluations_forward"]
+        ours = found.statement["ours"][method]
+        forward = [int(row["evaluations_forward"]) for row in rows]
+        assert ours["forward"] == pytest.approx(sum(forward) / 4)
+        assert ours["test"] == _summary(tmp_path / "runs" / f"{method}-seed0")["test_at_best_val"]
+        spent = sum(float(row["solver_seconds"]) for row in rows)
+        assert (spent > 0) == (method == "neural")
+    assert (
+        found.statement["ours"]["picard"]["forward"]
+        > (found.statement["ours"]["anderson"]["forward"])
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("hard", [False, True])
+def test_long_range_chooses_depth_on_validation_and_reads_test_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], hard: bool
+) -> None:
+    options = [*LONG_RANGE, "--seeds", "0,1", *(["--hard"] if hard else [])]
+    found = _reproduce("long-range", tmp_path, capsys, *options)
+    chains = found.statement["settings"]["data"]["chains"]
+    assert (chains["classes"] > 2, chains["noise"] > 0) == (hard, hard)
+    models = {"implicit", "GCN", "SGC", "APPNP", "GCNII"}
+    for length in ("4", "6"):
+        for model in models:
+            _check_choice(found, length, model)
+    assert set(found.statement["ours"]) == models
+    for seed in ("0", "1"):
+        summary = _summary(tmp_path / "runs" / f"length6-seed{seed}")
+        (row,) = (
+            r for r in found.rows if (r["model"], r["length"], r["seed"]) == ("implicit", "6", seed)
+        )
+        assert float(row["test"]) == summary["test_at_best_val"]
+        assert summary["nodes"] == 6 * 4 * chains["classes"]
+    if not hard:
+        # the implicit model reaches the end of a chain
+        assert found.statement["ours"]["implicit"]["6"] == "100.0 ± 0.0"
+
+
+def _check_choice(found: Written, length: str, model: str) -> None:
+    rows = [r for r in found.rows if (r["length"], r["model"]) == (length, model)]
+    chosen = [row for row in rows if row["chosen"] == "True"]
+    assert [row["seed"] for row in chosen] == ["0", "1"]
+    assert all((row["test"] == "") == (row["chosen"] == "False") for row in rows)
+    assert {row["seed"] for row in rows if row["chosen"] == "False"} <= {"0"}
+    own = (chosen[0]["depth"], chosen[0]["alpha"])
+    assert (chosen[1]["depth"], chosen[1]["alpha"]) == own
+    best = max(float(row["val"]) for row in rows if row["seed"] == "0")
+    assert float(chosen[0]["val"]) == best
+    mean = math.fsum(float(row["test"]) for row in chosen) / 2
+    shown = found.statement["ours"][model][length]
+    assert shown.startswith(f"{100 * mean:.1f} ± ")
+    if model == "implicit":
+        assert own == ("", "")
+        return
+    assert shown.endswith(f"({own[0]})")
+    depths = {row["depth"] for row in rows}
+    assert depths == {"2", "8"} if best < 1.0 else depths <= {"2", "8"}
+
+
+def _refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    assert main([str(argument) for argument in arguments]) == 2
+    *progress, line = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert not any("error" in earlier or "Traceback" in earlier for earlier in progress)
+    return line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], "study"),
+        (["figure6"], "invalid choice: 'figure6'"),
+        (["figure3", "--dataset", "citeser"], "did you mean"),
+        (["figure3", "--seeds", "0,x"], "--seeds: '0,x' must be whole numbers from 0 on"),
+        (["figure3", "--seeds", "-1"], "--seeds"),
+        (["figure3", "--seeds", "1,1"], "'1,1' names a number twice"),
+        (["figure3", "--seeds", ""], "must be whole numbers"),
+        (["figure3", "--seed", "1"], "it takes --seeds and --out"),
+        (["figure3", "--output", "o"], "--output is set by the study"),
+        (["figure3", "--workers", "2"], "--workers is set by the study"),
+        (["figure3", "--hard"], "belong to long-range, not figure3"),
+        (["figure3", "--lengths", "10"], "belong to long-range, not figure3"),
+        (["figure3", "--train.epochs", "0"], "train.epochs"),
+        (["long-range", "--dataset", "acm"], "long-range needs a dataset whose range can be set"),
+        (["long-range", "--lengths", "1"], "must be whole numbers from 2 on"),
+        (["long-range", "--depths", "0"], "must be whole numbers from 1 on"),
+        (["long-range", "--hard", "--config", "c.yaml"], "give one of them"),
+    ],
+)
+def test_wrong_arguments_are_one_line(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    expected: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert expected in _refused(capsys, *arguments)
+    assert not list(tmp_path.rglob("*.csv"))
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    line = _refused(capsys, "figure3", *TINY, "--out", tmp_path / "file" / "new")
+    assert f"--out {tmp_path / 'file' / 'new'} cannot be written" in line
+
+
+def test_runs_with_other_settings_are_not_taken(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _reproduce("figure3", tmp_path, capsys, *TINY)
+    line = _refused(capsys, "figure3", *TINY, "--train.lr", "0.5", "--out", tmp_path)
+    assert "holds a run with other settings" in line
+
+
+def test_every_study_has_its_line_of_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert all(f"\n  {study} " in text for study in STUDIES)
+
+
+def _curves_on_a_rank(comm: Communicator, out: Path) -> list[dict[str, Any]]:
+    config = parse_args([*TINY, "--model.kappa", "0.5", "--train.epochs", "2"])
+    request = outcome.Request(config, (0,), out)
+    if comm.world_size > 1:
+        with pytest.raises(UserError, match="start it without torchrun"):
+            long_range.run(request, comm)
+    return [dict(row) for row in beyond_k.run(request, comm).rows]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_two_ranks_find_the_same_curves_and_no_long_range(tmp_path: Path) -> None:
+    first, second = run_ranks(_curves_on_a_rank, 2, tmp_path / "two", timeout=200)
+    assert first == second
+    alone = _curves_on_a_rank(Communicator(), tmp_path / "one")
+    for row, other in zip(first[:6], alone[:6], strict=True):
+        # Picard's first points; trained in float32, whose sums differ in the last digit
+        assert row["distance"] == pytest.approx(other["distance"], rel=1e-3)
+
+
+def test_csv_leaves_cells_without_a_number_empty() -> None:
+    rows: list[dict[str, Any]] = [{"a": 1, "b": math.inf}, {"a": math.nan, "b": None}]
+    assert outcome.to_csv(rows) == "a,b\n1,\n,\n"
+
+
+def test_spread_is_mean_and_sample_deviation() -> None:
+    assert outcome.spread([1.0, 3.0]) == (2.0, math.sqrt(2.0))
+    assert outcome.spread([5.0]) == (5.0, 0.0)

@@ -1,0 +1,172 @@
+"""The Triton kernels against float64, interpreted on the CPU; ``tests/gpu`` runs them compiled."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+
+from distributed_ignn.errors import UserError
+from distributed_ignn.propagation.kernels import Entries, choose_kernel
+from distributed_ignn.propagation.triton_rows import LONGEST, TritonRows, block_columns, block_rows
+from tests.parity.cases import sum_reports
+from tests.propagation.triton_cases import (
+    cell_report,
+    compiled,
+    evaluation_errors,
+    fusable,
+    not_a_number,
+    product_errors,
+    rounded_product_error,
+)
+from tests.ranks import run_ranks
+
+EXACT = 1e-6  # of float32 sums, relative to sums of absolute values
+ROUNDED = 2.0**-7  # of bfloat16; the interpreter cuts digits off where a GPU rounds
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+
+needs_triton = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None,
+    reason="Triton is not installed; it comes with CUDA builds of torch",
+)
+
+
+@pytest.fixture
+def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes started from here on run the kernels on the CPU."""
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+
+
+@needs_triton
+@pytest.mark.usefixtures("interpreted")
+def test_products_agree_with_float64() -> None:
+    (errors,) = run_ranks(product_errors, 1)
+    assert len(errors) == 16
+    assert {name: error for name, error in errors.items() if error > EXACT} == {}
+
+
+@needs_triton
+@pytest.mark.usefixtures("interpreted")
+def test_bfloat16_rows_are_added_in_float32() -> None:
+    (error,) = run_ranks(rounded_product_error, 1)
+    assert error < ROUNDED
+    (report,) = run_ranks(evaluation_errors, 1, torch.bfloat16)
+    for name, errors in report.items():
+        # only what is stored in bfloat16 is rounded
+        assert errors["squares"] < EXACT, name
+        assert errors.get("product", 0.0) < EXACT, name
+        assert errors["image"] < ROUNDED, name
+    assert max(errors["image"] for errors in report.values()) > EXACT
+
+
+@needs_triton
+@pytest.mark.usefixtures("interpreted")
+def test_evaluations_agree_with_float64() -> None:
+    (report,) = run_ranks(evaluation_errors, 1)
+    assert sum("product" in errors for errors in report.values()) == 2
+    for name, errors in report.items():
+        assert max(errors.values()) < EXACT, (name, errors)
+
+
+@needs_triton
+@pytest.mark.usefixtures("interpreted")
+def test_nan_is_seen_and_only_rows_that_a_kernel_takes_are_fused() -> None:
+    assert run_ranks(not_a_number, 1) == [[True, True, True]]
+    assert run_ranks(fusable, 1) == [[True, False, False, False]]
+
+
+@needs_triton
+@pytest.mark.usefixtures("interpreted")
+def test_cells_agree_with_float64_on_one_rank_and_two() -> None:
+    expected = sum_reports(run_ranks(cell_report, 1, "reduce"))
+    for world_size in (1, 2):
+        found = sum_reports(run_ranks(cell_report, world_size, "triton"))
+        for case, values in found.items():
+            # what is mixed goes the usual way, product by product
+            fused = not case.endswith("mixed")
+            assert values.pop("<known>") == (world_size if fused else 0), case
+            for name, value in values.items():
+                if name == "<steps>":
+                    assert value == world_size * expected[case][name]
+                    continue
+                error = (value - expected[case][name]).norm() / expected[case][name].norm()
+                assert error < EXACT, (case, name, world_size)
+
+
+@needs_triton
+@pytest.mark.parametrize("capability", [80, 90])
+def test_kernels_compile_for_gpus(
+    capability: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    (sizes,) = run_ranks(compiled, 1, capability, timeout=110)
+    assert sizes["product_kernel"] == 0
+    # three programs fit beside each other on an A100 (164 KiB) and on an H100 (228 KiB)
+    assert 0 < sizes["evaluation_kernel"] < 164 * 1024 / 3
+
+
+def test_every_entry_is_summed_once_and_programs_take_rows_alike() -> None:
+    generator = torch.Generator().manual_seed(0)
+    degree = torch.randint(0, 40, (9000,), generator=generator)
+    degree[torch.randint(0, 9000, (30,), generator=generator)] = LONGEST + 1
+    degree[17], degree[8000] = 17_000, LONGEST
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), degree.cumsum(0)]).int()
+    entries = int(offsets[-1])
+    rows = TritonRows.from_entries(
+        Entries(offsets, torch.zeros(entries, dtype=torch.int32), None, None, None, 1)
+    )
+    both = torch.cat([rows.short.row, rows.long.row])
+    assert torch.equal(both.sort().values.long(), torch.arange(9000))
+    seen = torch.zeros(entries, dtype=torch.int64)
+    for work in (rows.short, rows.pieces):
+        assert int(work.length.max()) <= LONGEST
+        for begin, length in zip(work.begin.tolist(), work.length.tolist(), strict=True):
+            seen[begin : begin + length] += 1
+    assert int(seen.min()) == int(seen.max()) == 1
+    # the pieces of a row are those of its entries
+    for row, begin, count in zip(*(t.tolist() for t in _fields(rows.long)), strict=True):
+        starts = rows.pieces.begin[begin : begin + count]
+        assert int(starts[0]) == int(offsets[row])
+        assert int(rows.pieces.length[begin : begin + count].sum()) == int(degree[row])
+        assert torch.equal(
+            rows.pieces.row[begin : begin + count].long(), begin + torch.arange(count)
+        )
+    # slots that wait for the longest row of their program: nearly none, but many in the old order
+    assert _waiting(rows.short.length) < 0.03 < 0.4 < _waiting(degree[degree <= LONGEST])
+
+
+def _fields(work: object) -> tuple[torch.Tensor, ...]:
+    return tuple(getattr(work, name) for name in ("row", "begin", "length"))
+
+
+def _waiting(length: torch.Tensor) -> float:
+    rows = block_rows(128)
+    groups = length[: length.numel() // rows * rows].reshape(-1, rows)
+    return 1.0 - float(groups.sum()) / float(groups.max(dim=1).values.sum() * rows)
+
+
+def test_tiles_hold_all_columns_and_enough_rows_for_a_dense_product() -> None:
+    for width in (1, 16, 100, 128, 256):
+        assert block_columns(width) >= max(width, 16)
+    assert block_columns(300) == 256
+    assert [block_rows(block_columns(width)) for width in (1, 64, 128, 256)] == [128, 32, 16, 16]
+
+
+def test_triton_is_taken_by_name_where_it_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    assert choose_kernel("triton", torch.float32, GPU) == "triton"
+    assert choose_kernel("triton-product", torch.bfloat16, GPU) == "triton-product"
+    assert choose_kernel("auto", torch.float32, CPU) == "bag"
+    with pytest.raises(UserError, match=r"train.kernel = triton: .*float32.*float64; auto"):
+        choose_kernel("triton", torch.float64, GPU)
+    with pytest.raises(UserError, match="needs a CUDA device, and this is a CPU"):
+        choose_kernel("triton", torch.float32, CPU)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert choose_kernel("auto", torch.float32, GPU) == "csr"
+    with pytest.raises(UserError, match="not installed"):
+        choose_kernel("triton", torch.float32, GPU)

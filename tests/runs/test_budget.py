@@ -1,0 +1,179 @@
+"""The memory budget against a process that trains, and the runs that it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from distributed_ignn.comm.communicator import Communicator
+from distributed_ignn.config import RunConfig
+from distributed_ignn.errors import UserError
+from distributed_ignn.runs.memory import machine as memory
+from distributed_ignn.runs.memory.budget import PartSizes, budget
+from distributed_ignn.runs.memory.check import check_budget
+from tests.parity.cases import make_data
+from tests.ranks import run_ranks
+from tests.training.runs import own_shard, small_config
+
+ROOT = Path(__file__).resolve().parents[2]
+SIZES = PartSizes(
+    owned=1000,
+    halo=100,
+    sent=90,
+    boundary=200,
+    owned_entries=20_000,
+    boundary_entries=500,
+    features=10,
+    train=50,
+    file=300_000,
+)
+_MEASURE = """
+import json, sys
+import torch
+from distributed_ignn.comm.communicator import Communicator
+from distributed_ignn.config import RunConfig
+from distributed_ignn.graph.datasets import load_dataset
+from distributed_ignn.graph.partitioning.sharding import build_shards
+from distributed_ignn.runs.memory import machine as memory
+from distributed_ignn.runs.memory.budget import PartSizes, budget
+from distributed_ignn.training.trainer import Trainer
+
+torch.set_num_threads(1)
+memory.return_freed_memory()
+comm, config = Communicator(), RunConfig.model_validate(json.loads(sys.argv[1]))
+before = memory.resident(comm.device)
+data = load_dataset(config.dataset, config.data_root, config.data)
+(shard,) = build_shards(data, torch.zeros(data.num_nodes, dtype=torch.int64), 1)
+del data
+trainer = Trainer(config, shard, comm)
+memory.return_freed_memory()
+for _ in range(2):
+    trainer.train_epoch()
+longest = trainer.planner.log.longest
+known = {"forward": max(longest["train"], longest["evaluate"]), "adjoint": longest["adjoint"]}
+items = budget(PartSizes.from_shard(shard), config, process=before, evaluations=known)
+print(json.dumps({"peak": memory.peak(comm.device), "items": items}))
+"""
+
+
+def _run(**settings: Any) -> RunConfig:
+    return RunConfig.model_validate({"dataset": "synthetic-products", **settings})
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(200)
+@pytest.mark.parametrize("history", ["float32", "bfloat16"])
+def test_the_budget_is_near_the_measured_peak(history: str) -> None:
+    """A solve tight enough to fill its history; loading is in the peak too, but smaller."""
+    solve = {"history_dtype": history, "tolerance": 1e-7}
+    config = _run(
+        data={"synthetic": {"scale": 0.008}},
+        model={"hidden": 256},
+        forward={"method": "neural", **solve},
+        adjoint=solve,
+        schedule={"warmup_epochs": 1},
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", _MEASURE, config.model_dump_json()],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    total = sum(found["items"].values())
+    assert found["items"]["history"] > 0.1 * total  # what is compared is not the process alone
+    assert 0.8 < total / found["peak"] < 1.2
+
+
+def test_items_follow_the_settings() -> None:
+    state = 1000 * 128 * 4
+    plain = budget(SIZES, _run(), process=0)
+    assert plain["history"] == 2 * 5 * state
+    assert plain["solve"] == 5 * state
+    assert plain["equilibrium and products"] == 2 * state + state // 4
+    assert plain["propagated features"] == 1000 * 10 * 4
+    assert "halo codec state" not in plain
+    rounded = _run(forward={"history_dtype": "bfloat16"}, adjoint={"history_dtype": "bfloat16"})
+    assert budget(SIZES, rounded)["history"] == plain["history"] // 2
+    short = budget(SIZES, _run(), evaluations={"forward": 3, "adjoint": 2})
+    assert short["history"] == 2 * 2 * state
+    assert budget(SIZES, _run(train={"dtype": "float64"}))["history"] == 2 * plain["history"]
+    assert "propagated features" not in budget(SIZES, _run(model={"input_dropout": 0.5}))
+    sparse = budget(replace(SIZES, feature_entries=4000), _run())
+    assert "propagated features" not in sparse
+    assert sparse["features"] > 4000 * 16
+    assert budget(SIZES, _run(), coded_halo=True)["halo codec state"] == 2 * 190 * 128 * 4
+    directed = budget(replace(SIZES, symmetric=False), _run())
+    assert directed["graph"] > 1.9 * plain["graph"]
+
+
+def test_sizes_are_counted_from_a_part() -> None:
+    shard = own_shard(Communicator(), make_data("channels"))
+    sizes = PartSizes.from_shard(shard)
+    assert (sizes.owned, sizes.halo, sizes.channels) == (60, 0, 2)
+    assert sizes.owned_entries == sum(channel.owned.num_entries for channel in shard.channels)
+    assert sizes.feature_entries is not None
+    assert sizes.file > 8 * sizes.owned_entries
+
+
+def test_what_does_not_fit_is_one_line_of_advice() -> None:
+    shard = own_shard(Communicator(), make_data("plain"))
+    process = 1 << 30
+    config = small_config({"train": {"memory_limit": 1.0}})
+    with pytest.raises(UserError, match="does not fit into memory") as caught:
+        check_budget(config, shard, Communicator(), process)
+    assert "the rank needs about 1.1 GiB and may have 1.0 GiB" in str(caught.value)
+    assert "use about 2 times the machines" in str(caught.value)
+    roomy = small_config({"train": {"memory_limit": 1.5}})
+    report = check_budget(roomy, shard, Communicator(), process)
+    assert report.total == sum(report.items.values()) <= report.bound == report.needed
+    assert report.available is not None
+    assert report.available <= 1.5 * 2**30
+
+
+def test_a_rounded_history_is_advised_where_it_helps(monkeypatch: pytest.MonkeyPatch) -> None:
+    shard = own_shard(Communicator(), make_data("plain"))
+    monkeypatch.setattr(PartSizes, "from_shard", lambda shard: replace(SIZES, owned=1_000_000))
+    config = _run(train={"memory_limit": 8.0})
+    with pytest.raises(UserError, match=r"use --forward\.history_dtype bfloat16 --adjoint"):
+        check_budget(config, shard, Communicator(), 0)
+
+
+def _refused(comm: Communicator) -> str:
+    config = small_config({"train": {"memory_limit": 1.0}})
+    shard = own_shard(comm, make_data("plain"))
+    report = check_budget(config, shard, comm, 1 << 28)
+    with pytest.raises(UserError) as caught:
+        check_budget(config, shard, comm, 1 << 29)
+    assert report.ranks == 2
+    return str(caught.value)
+
+
+def test_ranks_of_one_machine_are_counted_together() -> None:
+    lines = run_ranks(_refused, 2)
+    assert lines[0] == lines[1]
+    assert "2 ranks together need about 1.2 GiB" in lines[0]
+
+
+def test_a_process_knows_its_memory() -> None:
+    device = torch.device("cpu")
+    held = memory.resident(device)
+    block = torch.ones(16 << 20)
+    assert memory.resident(device) - held > 48 << 20
+    assert memory.peak(device) >= memory.resident(device) > 1 << 26
+    assert block.numel()
+    free = memory.available(device)
+    assert free is not None
+    assert free > 1 << 26

@@ -1,0 +1,46 @@
+"""A bug in a run leaves a report: where, with which settings and versions, after which epoch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from distributed_ignn.comm.communicator import Communicator
+from distributed_ignn.errors import UserError
+from distributed_ignn.runs.output.records import EpochRecord
+from distributed_ignn.runs.run import run_training
+from tests.training.test_two_ranks import _chains
+
+
+def _bug(record: EpochRecord, checkpoint: Path | None) -> None:
+    if record.epoch == 2:
+        raise ZeroDivisionError("a bug")
+
+
+def test_a_bug_leaves_a_report(tmp_path: Path) -> None:
+    config = _chains(tmp_path / "run")
+    with pytest.raises(ZeroDivisionError):
+        run_training(config, Communicator(), _bug)
+    (path,) = (tmp_path / "run" / "crash").glob("*/report.json")
+    report = json.loads(path.read_bytes())
+    own = report["ranks"]["0"]
+    assert own["error"] == "ZeroDivisionError: a bug"
+    assert own["phase"] == "epoch 2, between epochs"
+    assert any("in _bug" in line for line in own["stack"])
+    assert report["last_metrics"]["epoch"] == 2
+    assert report["config"] == json.loads(config.model_dump_json())
+    assert report["versions"].keys() >= {"python", "torch", "numpy"}
+    last = (tmp_path / "run" / "logs" / "rank-00000.jsonl").read_text().splitlines()[-1]
+    assert json.loads(last)["level"] == "critical"
+
+
+def test_a_mistake_leaves_none(tmp_path: Path) -> None:
+    run_training(_chains(tmp_path / "run"), Communicator())
+    with pytest.raises(UserError, match="already holds a run"):
+        run_training(_chains(tmp_path / "run"), Communicator())
+    other = _chains(tmp_path / "run", resume="auto", model={"hidden": 5})
+    with pytest.raises(UserError, match="shape"):
+        run_training(other, Communicator())
+    assert not (tmp_path / "run" / "crash").exists()

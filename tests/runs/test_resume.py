@@ -1,0 +1,134 @@
+"""A run that is interrupted and resumed from disk continues bit for bit."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from distributed_ignn.comm.communicator import Communicator
+from distributed_ignn.config import RunConfig
+from distributed_ignn.runs.checkpoints.checkpoint import CheckpointStore, load_checkpoint
+from distributed_ignn.training.trainer import Trainer
+from tests.training.runs import (
+    EPOCHS,
+    assert_equal,
+    everything,
+    numbers,
+    small_config,
+    small_trainer,
+    train,
+)
+
+
+def _reload(trainer: Trainer, config: RunConfig, case: str, folder: Path) -> Trainer:
+    """A fresh trainer in the state that ``trainer`` has on disk."""
+    store = CheckpointStore(folder, trainer.comm, keep=2)
+    path = store.save(trainer.epoch, trainer.snapshot(), trainer.shard.owned_nodes)
+    fresh = small_trainer(trainer.comm, config, case)
+    fresh.restore(load_checkpoint(path, trainer.comm, fresh.shard.owned_nodes))
+    return fresh
+
+
+# solver phases come before epochs 3 and 5, counted from 1
+@pytest.mark.parametrize(
+    ("case", "dtype", "cut"),
+    [
+        ("plain", "float32", 1),
+        ("plain", "float64", 2),
+        ("channels", "float32", 3),
+        ("embedding", "float32", 1),
+        ("embedding", "float64", 4),
+    ],
+)
+def test_a_resumed_run_continues_bit_for_bit(
+    tmp_path: Path, case: str, dtype: str, cut: int
+) -> None:
+    config = small_config(dtype=dtype)
+    whole = small_trainer(Communicator(), config, case)
+    expected = train(whole, EPOCHS)
+    assert [record.solver_steps for record in expected] == [0, 0, 2, 0, 2, 0]
+    first = small_trainer(Communicator(), config, case)
+    train(first, cut)
+    resumed = _reload(first, config, case, tmp_path)
+    assert_equal(everything(resumed), everything(first))
+    found = train(resumed, EPOCHS - cut)
+    assert [numbers(r) for r in found] == [numbers(r) for r in expected[cut:]]
+    assert_equal(everything(resumed), everything(whole))
+    assert (resumed.best.epoch, resumed.best.val_metric) == (
+        whole.best.epoch,
+        whole.best.val_metric,
+    )
+    assert resumed.stale_validations == whole.stale_validations
+
+
+def test_the_closed_form_parts_resume_too(tmp_path: Path) -> None:
+    """Those of the forward and of the backward solve, without a network."""
+    parts = {"network": "none", "sparsifier": "none"}
+    config = small_config({"solver": parts, "adjoint": {"method": "neural"}}, dtype="float32")
+    whole = small_trainer(Communicator(), config, "channels")
+    expected = train(whole, EPOCHS)
+    first = small_trainer(Communicator(), config, "channels")
+    train(first, 3)
+    resumed = _reload(first, config, "channels", tmp_path)
+    found = train(resumed, EPOCHS - 3)
+    assert [numbers(r) for r in found] == [numbers(r) for r in expected[3:]]
+    assert_equal(everything(resumed), everything(whole))
+    assert any(name.startswith("solver/weight|adjoint") for name in everything(whole))
+
+
+def test_every_second_epoch_interrupted_is_the_same_too(tmp_path: Path) -> None:
+    config = small_config(dtype="float32")
+    whole = small_trainer(Communicator(), config)
+    train(whole, EPOCHS)
+    trainer = small_trainer(Communicator(), config)
+    for _ in range(EPOCHS // 2):
+        train(trainer, 2)
+        trainer = _reload(trainer, config, "plain", tmp_path)
+    assert_equal(everything(trainer), everything(whole))
+
+
+@pytest.mark.parametrize("lost", ["warm/", "optimizer/", "solver/"])
+def test_a_lost_part_of_the_state_is_noticed(lost: str) -> None:
+    """The comparison above fails if a checkpoint forgets something."""
+    config = small_config()
+    first = small_trainer(Communicator(), config)
+    train(first, 3)
+    whole = first.snapshot()
+    common, rows = (
+        {k: v.clone() for k, v in part.items() if not k.startswith(lost)}
+        for part in (whole.common, whole.rows)
+    )
+    assert len(common) + len(rows) < len(whole.common) + len(whole.rows)
+    forgetful = small_trainer(Communicator(), config)
+    forgetful.restore(replace(whole, common=common, rows=rows))
+    expected, found = train(first, 3), train(forgetful, 3)
+    assert [numbers(r) for r in found] != [numbers(r) for r in expected]
+
+
+def test_the_seconds_go_on(tmp_path: Path) -> None:
+    config = small_config()
+    whole = small_trainer(Communicator(), config)
+    started = time.perf_counter() - 500
+    first = Trainer(config, whole.shard, Communicator(), started)
+    assert 500 <= first.seconds_total < 560
+    resumed = _reload(_reload(first, config, "plain", tmp_path), config, "plain", tmp_path)
+    assert 500 < resumed.seconds_total < 560
+    assert whole.seconds_total < 60
+
+
+def test_the_best_weights_survive(tmp_path: Path) -> None:
+    config = small_config({"train": {"lr": 0.05}})
+    first = small_trainer(Communicator(), config)
+    train(first, 3)
+    assert first.best.epoch == 1
+    resumed = _reload(first, config, "plain", tmp_path)
+    for trainer in (first, resumed):
+        trainer.use_best_weights()
+        trainer.planner.states.clear()
+    assert_equal(dict(resumed.model.state_dict()), dict(first.model.state_dict()))
+    splits = ("train", "val", "test")
+    assert resumed.evaluate(splits) == first.evaluate(splits)
+    assert resumed.evaluate(("val",))["val"] == first.best.val_metric
