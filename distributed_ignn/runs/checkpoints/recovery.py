@@ -12,13 +12,32 @@ from collections.abc import Callable
 from pathlib import Path
 
 from distributed_ignn.runs.checkpoints.checkpoint import (
+    Snapshot,
     checkpoint_name,
     checkpoint_names,
     load_newest,
 )
-from distributed_ignn.runs.checkpoints.snapshot import roll_back
+from distributed_ignn.runs.checkpoints.snapshot import restore, state_of
 from distributed_ignn.training.numbers import NumbersError
 from distributed_ignn.training.trainer import Trainer
+
+#: Parts that do not go back: the clock runs on, and rollbacks are counted.
+_GO_ON = ("numbers", "seconds")
+
+
+def roll_back(trainer: Trainer, fault: NumbersError, snapshot: Snapshot) -> None:
+    """Go back to ``snapshot`` and on from there with a smaller step.
+
+    Raises:
+        UserError: there were too many rollbacks; or see ``restore``.
+    """
+    factor = trainer.guard.roll_back(fault)
+    restore(trainer, snapshot, leave=_GO_ON)
+    trainer.guard.go_back(state_of(snapshot, "numbers"))
+    trainer.tighten(factor)
+    # as a run does that is resumed from here
+    trainer.model.propagation.reset_links()
+    trainer.guard.announce_rollback(fault, trainer.epoch)
 
 
 class Recovery:
