@@ -120,10 +120,7 @@ class ImplicitGNN(nn.Module):
         nodes = self._nodes
         if rows is not None:
             state, nodes = state.index_select(0, rows), nodes.index_select(0, rows)
-        if step is not None and self.config.dropout > 0.0:
-            mask = self._dropout.mask(self._seed, step, nodes, state.shape[1])
-            state = state * mask * self._dropout.scale
-        result: Tensor = self.head(state)
+        result: Tensor = self.head(self._dropout(state, self._seed, step, nodes))
         return result
 
     @torch.no_grad()
