@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,25 @@ _INNER_STREAM = 4
 _KEPT_WIDTHS = 2  # constant terms may hold so many columns per column of the state
 
 
+class FeatureRows(Protocol):
+    """Who has features of its nodes; a shard does."""
+
+    @property
+    def features(self) -> CSRMatrix | Tensor | None:
+        """[O, F]."""
+        ...
+
+    @property
+    def owned_nodes(self) -> Tensor:
+        """Global ids, int64 [O]."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """Of the whole dataset, for messages."""
+        ...
+
+
 class FeatureStore:
     """This rank's features on the device, sparse or dense, with their dropout.
 
@@ -36,7 +55,7 @@ class FeatureStore:
     zeroes its stored value.
 
     Args:
-        shard: whose features are kept.
+        shard: whose features are kept, or whoever else has some.
         dtype, device: of the stored values.
         drop: probability of dropping an entry, in [0, 1).
         seed: of the masks.
@@ -49,7 +68,7 @@ class FeatureStore:
 
     def __init__(
         self,
-        shard: GraphShard,
+        shard: FeatureRows,
         dtype: torch.dtype,
         device: torch.device,
         drop: float,

@@ -25,7 +25,7 @@ from distributed_ignn.propagation.operators import ChannelOperator
 from distributed_ignn.propagation.propagate import EXACT, Propagation, PropagationOptions
 from distributed_ignn.solvers.base import Solution
 
-_OUTPUT_STREAM = 2
+OUTPUT_STREAM = 2
 
 
 class ImplicitGNN(nn.Module):
@@ -62,7 +62,7 @@ class ImplicitGNN(nn.Module):
         form = self.cell_weights.form
         self.layer = ImplicitLayer(self.propagation, comm.sum, sparsified, form)
         self.head = nn.Linear(config.hidden, shard.num_classes)
-        self._dropout = NodeDropout(config.dropout, _OUTPUT_STREAM)
+        self._dropout = NodeDropout(config.dropout, OUTPUT_STREAM)
         self.to(comm.device, dtype)
         self.project()
 

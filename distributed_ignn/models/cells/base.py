@@ -98,6 +98,10 @@ class CellWeights(nn.Module, ABC):
         """Multiply the bound on the weights by ``factor``; ``project`` brings them inside."""
         self.kappa.tighten(factor)
 
+    def is_inside(self) -> bool:
+        """Whether the parameters obey their bound, up to rounding; so where one is built in."""
+        return True
+
     def project(self) -> bool:
         """Bring the parameters back inside the bound; False where that is never needed."""
         return False

@@ -63,6 +63,15 @@ class IgnnWeights(CellWeights):
         return list((self.weight * (self.kappa() / self.growth)).unbind(0))
 
     @torch.no_grad()
+    def is_inside(self) -> bool:
+        """See ``CellWeights``; sums of as many numbers as a column has."""
+        if self._config.constraint == "none":
+            return True
+        stacked = self.weight.flatten(0, 1)
+        slack = stacked.shape[0] * torch.finfo(stacked.dtype).eps
+        return largest_column_sum(stacked) <= self.radius * (1.0 + slack)
+
+    @torch.no_grad()
     def project(self) -> bool:
         """Bring the columns back inside their bound; True if that is switched on."""
         if self._config.constraint == "none":
