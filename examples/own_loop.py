@@ -20,6 +20,8 @@ from distributed_ignn.graph.data import CSRMatrix, GraphData
 from distributed_ignn.graph.datasets import load_dataset
 from distributed_ignn.nn import ImplicitGNN
 
+SMALL = ["--dataset", "chains", "--data.chains.length", "10", "--train.epochs", "40"]
+
 
 def edge_index(graph: CSRMatrix) -> Tensor:
     """Edges [2, E] from source to target, as PyG has them."""
@@ -82,7 +84,7 @@ def accuracy(logits: Tensor, labels: Tensor, nodes: Tensor) -> float:
 
 def main(argv: list[str]) -> None:
     """Train, choose the epoch on validation nodes, and read the test nodes once."""
-    config = parse_args(argv or ["--dataset", "chains", "--train.epochs", "60"])
+    config = parse_args(argv or SMALL)
     torch.manual_seed(config.seed)
     data = load_dataset(config.dataset, config.data_root, config.data)
     x, edges = features(data), [edge_index(graph) for graph in data.graphs]

@@ -137,6 +137,7 @@ class FixedPoint(nn.Module):
             raise UserError("bound needs a module, and f is a function; leave bound out")
         linear_weights(self.f)
 
+    @torch.compiler.disable(reason="the solve decides on numbers; compile the map inside instead")
     def forward(self, x: Any, *args: Any, z0: Tensor | None = None, **kwargs: Any) -> Tensor:
         """The fixed point for these inputs, of the shape of z.
 

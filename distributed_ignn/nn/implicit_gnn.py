@@ -170,6 +170,7 @@ class ImplicitGNN(nn.Module):
         self._kept: dict[str, Tensor] = {}
         self._hold(self.cell_weights.growth)
 
+    @torch.compiler.disable(reason="the solve decides on numbers, and its products are compiled")
     def forward(
         self,
         x: Any,
