@@ -25,6 +25,7 @@ from torch_geometric.nn import MessagePassing
 
 from distributed_ignn.errors import UserError
 from distributed_ignn.nn.bounding import bound_weights, linear_weights
+from distributed_ignn.nn.remembered import version_of
 from distributed_ignn.nn.solving import Failure, Method, SolveInfo, Watcher
 from distributed_ignn.solvers.base import AnySolver
 
@@ -56,8 +57,9 @@ class FixedPoint(nn.Module):
     Args:
         f: any module or function. How it is called, ``inject`` says.
         solver: ``anderson``, ``broyden``, ``picard``, or an object with the methods of
-            ``distributed_ignn.solvers.base.FixedPointSolver``. A learned solver needs training and
-            a map whose weights and graph it knows; it is not offered by name.
+            ``distributed_ignn.solvers.base.FixedPointSolver``. A learned solver has to be trained,
+            so there is none by name; as an object, ``NeuralSolver`` serves where its network reads
+            no graph, and without an estimator, which must know the map's weights.
         tolerance: relative residual :math:`\|f(\mathbf{z}) - \mathbf{z}\| / \|f(\mathbf{z})\|` at
             which to stop.
         max_steps: most evaluations of one solve.
@@ -199,7 +201,8 @@ class FixedPoint(nn.Module):
 
     def _keep(self, direction: str, image: Tensor) -> None:
         if self.warm_start and bool(torch.isfinite(image).all()):
-            self._kept[direction] = image.clone()
+            with torch.inference_mode(False):  # later calls may record
+                self._kept[direction] = image.clone()
 
     def extra_repr(self) -> str:
         """What is printed besides ``f``."""
@@ -271,12 +274,17 @@ class _Call:
         """f of z, of its shape and number format."""
         if self.random is not None:
             self.random.replay()
-        given = self._given(z)
+        given, version = self._given(z), version_of(z)
         try:
             image = self.f(*given, *self.args, **self.kwargs)
         except TypeError as error:
             self._check_signature(given, error)
             raise
+        if version_of(z) != version:
+            raise UserError(
+                "f writes into the z that it is given, which the solver still needs; leave out "
+                "inplace=True, or let f begin with z = z.clone()"
+            )
         image = image + self.x if self.inject == "add" else image
         if not isinstance(image, Tensor) or image.shape != z.shape:
             found = list(image.shape) if isinstance(image, Tensor) else type(image).__name__
@@ -306,6 +314,7 @@ class _Call:
 
     def step(self, z: Tensor, rider: Tensor | None) -> tuple[Tensor, None]:
         """As a map of the solvers, [O, D] in and out."""
+        _refuse(rider)
         return self.rows(self(z.view(self.like.shape))), None
 
     def rows(self, z: Tensor) -> Tensor:
@@ -341,6 +350,7 @@ class _Adjoint:
 
     def step(self, z: Tensor, rider: Tensor | None) -> tuple[Tensor, None]:
         """One application to v = ``z``, [O, D] in and out."""
+        _refuse(rider)
         turned = z.view(self.image.shape)
         with torch.enable_grad():
             products: Sequence[Tensor | None] = torch.autograd.grad(
@@ -350,6 +360,14 @@ class _Adjoint:
         if product is None:  # f does not read z
             return self.incoming, None
         return product.reshape(z.shape) + self.incoming, None
+
+
+def _refuse(rider: Tensor | None) -> None:
+    if rider is not None:
+        raise UserError(
+            "the solver reads the neighbours of a graph, which FixedPoint knows nothing of; take "
+            "one whose network is mlp, tcn, gru or table, or anderson"
+        )
 
 
 class _Implicit(torch.autograd.Function):

@@ -22,10 +22,10 @@ from distributed_ignn.models.implicit import Cell, ImplicitLayer, SolvePlan
 from distributed_ignn.nn.local_graph import (
     GivenFeatures,
     LocalGraph,
-    Memory,
     read_adjacency,
     read_features,
 )
+from distributed_ignn.nn.remembered import Remembered
 from distributed_ignn.nn.solving import (
     Failure,
     Method,
@@ -165,8 +165,8 @@ class ImplicitGNN(nn.Module):
         self.warm_start = warm_start
         self._dropout = NodeDropout(self.config.dropout, OUTPUT_STREAM)
         self._watcher = Watcher(on_failure, _ADVICE)
-        self._graphs: Memory[LocalGraph] = Memory()
-        self._sources: Memory[Source] = Memory()
+        self._graphs: Remembered[LocalGraph] = Remembered()
+        self._sources: Remembered[Source] = Remembered()
         self._kept: dict[str, Tensor] = {}
         self._hold(self.cell_weights.growth)
 
@@ -190,10 +190,12 @@ class ImplicitGNN(nn.Module):
         Raises:
             UserError: see the class.
         """
-        graph = self._graph(x, edge_index, edge_weight)
+        with torch.inference_mode(False):  # what is remembered may be needed for recording
+            graph = self._graph(x, edge_index, edge_weight)
         self._hold(graph.fit.growth)
         with torch.autocast(graph.nodes.device.type, enabled=False):
-            source = self._source(x, graph)
+            with torch.inference_mode(False):
+                source = self._source(x, graph)
             step = int(torch.randint(2**31 - 1, ())) if self.training else None
             z, info = self._solve(graph, self.encoder.of(source, step))
             logits = self.head(self._dropout(z, _SEED, step, graph.nodes))
@@ -233,7 +235,8 @@ class ImplicitGNN(nn.Module):
             else:
                 info.adjoint = found
             if self.warm_start and solution.outcome is not Outcome.DIVERGED:
-                self._kept[state] = solution.image.clone()
+                with torch.inference_mode(False):
+                    self._kept[state] = solution.image.clone()
 
         return SolvePlan(method.solver, start, method.tolerance, method.max_steps, done)
 

@@ -1,15 +1,13 @@
 """What the user hands over, as this package's own graph and features in one process.
 
-A graph is made once and kept for as long as the user's tensors are the same objects, unchanged.
 Letters: n nodes, E edges, F features, C channels.
 """
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,7 +22,6 @@ from distributed_ignn.graph.weights import checked_weights
 from distributed_ignn.models.cells import GraphFit, fit_to_graph
 from distributed_ignn.propagation.propagate import Propagation
 
-_REMEMBERED = 4  # graphs, or features, of the last calls
 _INTEGERS = (torch.int64, torch.int32)
 
 
@@ -184,67 +181,3 @@ def _read_sparse(x: Any) -> tuple[CSRMatrix, list[int], bool]:
 
 def _dtype_name(x: Any) -> str:
     return str(x.dtype).removeprefix("torch.") if isinstance(x, Tensor) else type(x).__name__
-
-
-Made = TypeVar("Made")
-
-
-@dataclass(slots=True, eq=False)
-class _Entry(Generic[Made]):
-    """What was made, and of which objects in which version."""
-
-    made: Made
-    key: Any
-    objects: tuple[tuple[weakref.ref[Any], int], ...]
-
-    def fits(self, key: Any, objects: Sequence[Any]) -> bool:
-        return (
-            key == self.key
-            and len(objects) == len(self.objects)
-            and all(
-                ref() is given and _version(given) == version
-                for (ref, version), given in zip(self.objects, objects, strict=True)
-            )
-        )
-
-    @property
-    def alive(self) -> bool:
-        return all(ref() is not None for ref, _ in self.objects)
-
-
-@dataclass(slots=True, eq=False)
-class Memory(Generic[Made]):
-    """What was made of the user's objects in the last calls, while those live unchanged.
-
-    It belongs to a module but not to its state: copies and pickles of it are empty.
-    """
-
-    _entries: list[_Entry[Made]] = field(default_factory=list)  # newest last
-
-    def find(self, key: Any, objects: Sequence[Any]) -> Made | None:
-        """What was made of these very objects under this key."""
-        for entry in self._entries:
-            if entry.fits(key, objects):
-                return entry.made
-        return None
-
-    def keep(self, key: Any, objects: Sequence[Any], made: Made) -> Made:
-        """Remember it, where it can be seen whether the objects change."""
-        self._entries = [entry for entry in self._entries if entry.alive][1 - _REMEMBERED :]
-        if all(_version(given) is not None for given in objects):
-            seen = tuple((weakref.ref(given), _version(given) or 0) for given in objects)
-            self._entries.append(_Entry(made, key, seen))
-        return made
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Memory[Made]:
-        return Memory()
-
-    def __reduce__(self) -> tuple[type[Memory[Made]], tuple[()]]:
-        return Memory, ()
-
-
-def _version(given: Any) -> int | None:
-    """How often a tensor was written into; None where torch does not count, 0 for other objects."""
-    if not isinstance(given, Tensor):
-        return 0
-    return None if given.is_inference() else given._version

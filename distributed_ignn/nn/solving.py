@@ -155,6 +155,11 @@ def _named(name: str, config: SolveConfig) -> AnySolver:
         return Anderson(config.memory, config.beta, config.regularization)
     if name == "broyden":
         return Broyden(config.memory)
+    if name == "neural":
+        raise UserError(
+            "solver = 'neural' has to be trained, which a run of launch/train.py does; take "
+            "anderson, or give a trained NeuralSolver"
+        )
     raise UserError(
         f"solver = {name!r} must be picard, anderson or broyden, or an object with their methods"
     )

@@ -7,17 +7,20 @@ import gc
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from torch_geometric.nn import GATConv, GCNConv, SAGEConv
 
 from distributed_ignn.errors import UserError
 from distributed_ignn.nn import FixedPoint, NotConvergedWarning
 from distributed_ignn.nn.bounding import linear_weights
 from distributed_ignn.solvers.anderson import Anderson
+from distributed_ignn.solvers.neural import NeuralSolver
+from distributed_ignn.solvers.predictors import Network, NeuralShape, build_predictor
 from tests.nn.maps import NODES, WIDTH, Mixed, edges, unrolled
 
 SOLVERS = ("picard", "anderson", "broyden")
@@ -213,6 +216,25 @@ def test_the_output_may_be_written_into() -> None:
     assert layer.info.evaluations == 1
 
 
+def test_a_map_that_writes_into_z_is_found_out() -> None:
+    f = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(WIDTH, WIDTH))
+    layer = FixedPoint(f, inject="add", bound=0.9)
+    with pytest.raises(UserError, match="f writes into the z that it is given"), torch.no_grad():
+        layer(torch.randn(NODES, WIDTH), z0=-torch.ones(NODES, WIDTH))
+
+
+def test_inference_mode_and_checkpointing() -> None:
+    f, x = Mixed(), torch.randn(NODES, WIDTH)
+    layer = _tight(f, warm_start=True)
+    with torch.inference_mode():
+        layer(x)
+    expected = torch.autograd.grad(layer(x).square().sum(), [f.weight])[0]
+    z = checkpoint(layer, x, use_reentrant=False)
+    assert isinstance(z, Tensor)
+    found = torch.autograd.grad(z.square().sum(), [f.weight])[0]
+    assert torch.allclose(found, expected, rtol=0, atol=1e-10)
+
+
 def test_warm_start_saves_evaluations_and_follows_shape_and_format() -> None:
     f = Mixed()
     layer, cold = _tight(f, warm_start=True), _tight(f)
@@ -355,14 +377,28 @@ def test_bound_makes_an_expanding_map_contract_and_leaves_others_alone() -> None
 
 
 def test_a_solver_may_be_an_object() -> None:
-    layer = FixedPoint(Mixed(), Anderson(3), tolerance=1e-12)
-    layer(torch.randn(NODES, WIDTH))
-    assert layer.info.converged
+    f, x = Mixed(), torch.randn(NODES, WIDTH)
+    expected = _tight(f)(x)
+    layer = FixedPoint(f, Anderson(3), tolerance=1e-12)
+    assert torch.allclose(layer(x), expected, rtol=0, atol=1e-10)
+    for network in get_args(Network):
+        shape = NeuralShape(WIDTH, 3, 10, 4, 5, network)
+        predictor = build_predictor(shape).requires_grad_(False)
+        layer = FixedPoint(f, NeuralSolver(predictor, NODES, 1e-10), tolerance=1e-12)
+        if network == "graph":
+            with pytest.raises(UserError, match="reads the neighbours of a graph"):
+                layer(x)
+            continue
+        z = layer(x)
+        assert torch.allclose(z, expected, rtol=0, atol=1e-10)
+        z.sum().backward()
+        assert layer.info.converged
 
 
 @pytest.mark.parametrize(
     ("settings", "line"),
     [
+        ({"solver": "neural"}, "solver = 'neural' has to be trained"),
         ({"solver": "newton"}, "solver = 'newton' must be"),
         ({"tolerance": 0.0}, "tolerance = 0.0 must be above 0"),
         ({"max_steps": 0}, "max_steps = 0 must be at least 1"),

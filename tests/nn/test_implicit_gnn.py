@@ -64,16 +64,19 @@ def _plan(relu: bool = True) -> SolvePlan:
     return SolvePlan(Anderson(), start, 1e-13, 500, lambda solution: None)
 
 
-@pytest.mark.parametrize("cell", ["ignn", "eignn", "mignn"])
+UNDIRECTED = ("plain", "awkward", "channels", "dense", "weights")
+DIRECTED = ("directed", "lopsided")
+PAIRS = [
+    *((case, cell) for case in UNDIRECTED for cell in ("ignn", "eignn", "mignn")),
+    *((case, cell) for case in DIRECTED for cell in ("ignn", "eignn")),
+]
+
+
 @pytest.mark.parametrize("settings", [{}, RICH], ids=["plain", "rich"])
-@pytest.mark.parametrize(
-    "case", ["plain", "awkward", "directed", "channels", "dense", "weights", "lopsided"]
-)
+@pytest.mark.parametrize(("case", "cell"), PAIRS)
 def test_the_model_of_a_run_gives_the_same_numbers_and_gradients(
     case: str, settings: dict[str, Any], cell: str
 ) -> None:
-    if cell == "mignn" and case in ("directed", "lopsided"):
-        pytest.skip("mignn needs undirected graphs")
     data = make_data(case)
     config = ModelConfig(hidden=6, cell=cell, **settings)
     (shard,) = build_shards(data, torch.zeros(NODES, dtype=torch.int64), 1)
@@ -295,6 +298,18 @@ def test_masks_follow_torchs_seed_and_the_mode() -> None:
     assert not torch.equal(drawn[0], drawn[2])
     model.eval()
     assert torch.equal(model(x, pairs).logits, model(x, pairs).logits)
+
+
+def test_inference_mode_leaves_nothing_that_training_cannot_use() -> None:
+    pairs, x = both_ways(edges()), torch.randn(30, 4)
+    model = _model(warm_start=True)
+    with torch.inference_mode():
+        model(x, pairs)
+    model(x, pairs).logits.sum().backward()
+    with torch.inference_mode():
+        inside = x + 0.0
+        assert torch.allclose(model(inside, pairs).logits, model(x, pairs).logits, atol=1e-3)
+    model.eval()(x, pairs).logits.sum().backward()
 
 
 def test_several_calls_in_one_step_add_up() -> None:
