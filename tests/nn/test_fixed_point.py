@@ -21,7 +21,7 @@ from distributed_ignn.nn.bounding import linear_weights
 from distributed_ignn.solvers.anderson import Anderson
 from distributed_ignn.solvers.neural import NeuralSolver
 from distributed_ignn.solvers.predictors import Network, NeuralShape, build_predictor
-from tests.nn.maps import NODES, WIDTH, Mixed, edges, unrolled
+from tests.nn.small_maps import NODES, WIDTH, Mixed, edges, unrolled
 
 SOLVERS = ("picard", "anderson", "broyden")
 

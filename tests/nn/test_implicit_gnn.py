@@ -19,14 +19,14 @@ from distributed_ignn.config import ModelConfig
 from distributed_ignn.errors import UserError
 from distributed_ignn.graph.data import CSRMatrix, GraphData
 from distributed_ignn.graph.partitioning.sharding import build_shards
-from distributed_ignn.models import ignn
+from distributed_ignn.models import implicit_gnn
 from distributed_ignn.models.cells import IgnnWeights
 from distributed_ignn.models.implicit import Cell, SolvePlan
 from distributed_ignn.models.maps import EquilibriumCell
 from distributed_ignn.nn import ImplicitGNN, NotConvergedWarning
 from distributed_ignn.nn import implicit_gnn as module
 from distributed_ignn.solvers.anderson import Anderson
-from tests.nn.maps import both_ways, edges
+from tests.nn.small_maps import both_ways, edges
 from tests.parity.cases import CLASSES, FEATURES, NODES, make_data
 
 DOUBLE = torch.float64
@@ -80,7 +80,7 @@ def test_the_model_of_a_run_gives_the_same_numbers_and_gradients(
     data = make_data(case)
     config = ModelConfig(hidden=6, cell=cell, **settings)
     (shard,) = build_shards(data, torch.zeros(NODES, dtype=torch.int64), 1)
-    trained = ignn.ImplicitGNN(shard, Communicator(), config, DOUBLE, 0)
+    trained = implicit_gnn.ImplicitGNN(shard, Communicator(), config, DOUBLE, 0)
     layer = ImplicitGNN(
         FEATURES, 6, CLASSES, cell=cell, channels=len(data.graphs), **TIGHT, **settings
     ).double()

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from torch_geometric.nn import SAGEConv
 
 from distributed_ignn.nn import FixedPoint, ImplicitGNN
-from tests.nn.maps import both_ways
+from tests.nn.small_maps import both_ways
 
 pytestmark = pytest.mark.filterwarnings("default")  # Lightning's own advice
 lightning: Any = pytest.importorskip("lightning")
