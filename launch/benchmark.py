@@ -20,7 +20,7 @@ from distributed_ignn.lab.benchmarks.report import Report
 from distributed_ignn.lab.benchmarks.study import Study, tell_nobody
 from distributed_ignn.lab.benchmarks.suite import SUITE, WITH_SINGLE
 from distributed_ignn.lab.benchmarks.workload import open_workload
-from distributed_ignn.launchers.entry import on_this_rank
+from distributed_ignn.launchers.this_rank import on_this_rank
 
 _STUDIES = ("solver", "sparsifier", "codecs")
 _EXAMPLES = f"""\
