@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from distributed_ignn.errors import JobError, Stopped, UserError
+from distributed_ignn.resident import use_huge_pages
 
 LOG_ONLY = {"log_only": True}
 """``extra=LOG_ONLY`` of a logging call: for the log files, not for the screen."""
@@ -24,8 +25,9 @@ def run_main(main: Callable[[], None]) -> int:
     printed as one line to stderr: a UserError as ``error: ...`` by its teller, which is one rank
     where every rank raises the same one, a JobError by the first rank that knows of it. Any other
     exception is a bug and passes through with its stack trace. What the library logs meanwhile is
-    shown, see ``shown_log``.
+    shown, see ``shown_log``. The process is taken to be ours: see ``use_huge_pages``.
     """
+    use_huge_pages()
     try:
         with shown_log():
             main()
