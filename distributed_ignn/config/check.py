@@ -152,9 +152,11 @@ def _example(section: type[BaseModel], location: str) -> str:
 def _way_out(section: type[BaseModel], location: str) -> str:
     """A value that is right: the default, or none."""
     field = fields(section)[location.rpartition(".")[2]]
+    if field.is_required():
+        return ""
     default = field.get_default()
     if default is None:
-        return "; leave it out for the default" if not field.is_required() else ""
+        return "; leave it out for the default"
     text = str(default).lower() if isinstance(default, bool) else _plain(default)
     return f"; the default is {text}" if text else ""
 
