@@ -23,12 +23,12 @@ from distributed_ignn.config.options import (
     Shown,
     check_outputs,
 )
-from distributed_ignn.lab.benchmarks import codecs, solver, sparsifier
-from distributed_ignn.lab.benchmarks.command import SHORT_FLAGS, spelled_out
-from distributed_ignn.lab.benchmarks.report import Report
+from distributed_ignn.lab.benchmarks import codec_study, solver, sparsifier
+from distributed_ignn.lab.benchmarks.benchmark_graph import open_workload
+from distributed_ignn.lab.benchmarks.interleaving import Report
+from distributed_ignn.lab.benchmarks.short_flags import SHORT_FLAGS, spelled_out
 from distributed_ignn.lab.benchmarks.study import Study, tell_nobody
 from distributed_ignn.lab.benchmarks.suite import SUITE, WITH_SINGLE
-from distributed_ignn.lab.benchmarks.workload import open_workload
 from distributed_ignn.launchers.this_rank import on_this_rank
 
 _STUDIES = ("solver", "sparsifier", "codecs")
@@ -94,7 +94,7 @@ class _StudyOptions(Options):
     max_steps: Count = Field(100, description="most evaluations of a solve")
     tolerance: float = Field(1e-6, gt=0, description="relative residual to solve to (codecs)")
     codecs: tuple[HaloCodec, ...] = Field(
-        codecs.CODECS, description="ways of writing halo rows, beside fp32 (codecs)"
+        codec_study.CODECS, description="ways of writing halo rows, beside fp32 (codecs)"
     )
 
 
@@ -196,8 +196,8 @@ def _study(options: _Options, comm: Communicator) -> Study:
             comm,
         )
     if options.name == "codecs":
-        return codecs.run(
-            codecs.CodecOptions(
+        return codec_study.run(
+            codec_study.CodecOptions(
                 run,
                 options.rounds,
                 tolerance=options.tolerance,

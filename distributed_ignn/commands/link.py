@@ -10,6 +10,7 @@ from typing import Annotated
 from pydantic import AfterValidator, Field
 
 from distributed_ignn.cli import run_main
+from distributed_ignn.commands.table import COMMANDS
 from distributed_ignn.config import parse_options
 from distributed_ignn.config.options import Bare, Count, Options, Rest, Shown
 from distributed_ignn.errors import UserError
@@ -63,8 +64,6 @@ def _run(argv: Sequence[str]) -> None:
 
 def _program(name: str) -> tuple[str, ...]:
     """What Python has to run for a command of ignn, or for a script."""
-    from distributed_ignn.commands.main import COMMANDS
-
     if name in COMMANDS:
         return "-m", "distributed_ignn", name
     if not Path(name).is_file():

@@ -27,7 +27,6 @@ from distributed_ignn.config.options import (
 )
 from distributed_ignn.errors import UserError
 from distributed_ignn.files import atomic_write_text
-from distributed_ignn.lab.benchmarks.command import SHORT_FLAGS, spelled_out
 from distributed_ignn.lab.benchmarks.link import Link, LinkSettings, check_privileges
 from distributed_ignn.lab.benchmarks.plots import save_figure
 from distributed_ignn.lab.benchmarks.scaling import (
@@ -41,6 +40,7 @@ from distributed_ignn.lab.benchmarks.scaling import (
     to_csv,
     with_efficiency,
 )
+from distributed_ignn.lab.benchmarks.short_flags import SHORT_FLAGS, spelled_out
 from distributed_ignn.launchers.local_job import Job, killable, run_job
 
 _STUDIES: dict[str, tuple[Study, ...]] = {

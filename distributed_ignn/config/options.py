@@ -18,8 +18,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict
 
-from distributed_ignn.cli import check_output
 from distributed_ignn.config.command import CommandParser
+from distributed_ignn.config.outputs import check_output
 from distributed_ignn.config.section import Section
 from distributed_ignn.errors import UserError
 

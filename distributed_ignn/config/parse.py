@@ -16,7 +16,7 @@ from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDic
 
 from distributed_ignn.config.check import validate_options, validate_run
 from distributed_ignn.config.command import CommandParser
-from distributed_ignn.config.data import DATASET_NAMES, OWN_FILE
+from distributed_ignn.config.dataset import DATASET_NAMES, OWN_FILE
 from distributed_ignn.config.options import OptionsT, declare, given
 from distributed_ignn.config.sections import RunConfig
 from distributed_ignn.config.shipped import CONFIG_FOLDER

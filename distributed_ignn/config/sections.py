@@ -12,7 +12,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from distributed_ignn.config.data import (
+from distributed_ignn.config.dataset import (
     DATASET_NAMES,
     OWN_FILE,
     DataConfig,

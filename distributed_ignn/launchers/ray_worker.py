@@ -20,8 +20,8 @@ from distributed_ignn.launchers import ray_messages as messages
 from distributed_ignn.launchers.this_rank import on_this_rank
 from distributed_ignn.resident import use_huge_pages
 from distributed_ignn.runs.output.folder import SETTINGS
-from distributed_ignn.runs.output.records import EpochRecord
 from distributed_ignn.runs.run import run_training
+from distributed_ignn.training.epoch_record import EpochRecord
 
 _NOTICE_SECONDS = 1.0
 _MOST_EPOCHS = 50

@@ -1,4 +1,4 @@
-"""One rank of a job: its place from torchrun's environment, its device, joining and leaving."""
+"""This process as one rank: where it stands in the job, its device, and its way in and out."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import NamedTuple, TypeVar
 import torch
 
 from distributed_ignn.comm.communicator import Communicator, start_communicator
-from distributed_ignn.comm.watchdog import explained, start_watchdog
+from distributed_ignn.comm.lost_ranks import explained, start_watchdog
 from distributed_ignn.config import CommConfig
 from distributed_ignn.errors import UserError
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from distributed_ignn.commands.main import COMMANDS, main
+from distributed_ignn.commands.main import main
+from distributed_ignn.commands.table import COMMANDS
 from distributed_ignn.config import DATASET_NAMES, parse_args
 
 _LAUNCH = Path(__file__).resolve().parents[2] / "launch"
