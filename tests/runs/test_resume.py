@@ -7,11 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import RunConfig
 from distributed_ignn.runs.checkpoints.checkpoint import CheckpointStore, load_checkpoint
 from distributed_ignn.runs.checkpoints.snapshot import restore, take_snapshot
+from distributed_ignn.training.state import State, Stateful
 from distributed_ignn.training.trainer import Trainer
 from tests.training.small_trainers import (
     EPOCHS,
@@ -107,6 +109,39 @@ def test_a_lost_part_of_the_state_is_noticed(lost: str) -> None:
     restore(forgetful, replace(whole, common=common, rows=rows))
     expected, found = train(first, 3), train(forgetful, 3)
     assert [numbers(r) for r in found] != [numbers(r) for r in expected]
+
+
+class _Counting(Trainer):
+    """A trainer with one more part that has state."""
+
+    counter = 7
+
+    def parts(self) -> dict[str, Stateful]:
+        return super().parts() | {"counter": _Counter(self)}
+
+
+class _Counter:
+    def __init__(self, trainer: _Counting) -> None:
+        self._trainer = trainer
+
+    def state(self) -> State:
+        rows = torch.arange(self._trainer.shard.num_owned)[:, None]
+        return State({"count": self._trainer.counter}, {"twice": torch.tensor([14])}, {"r": rows})
+
+    def load_state(self, state: State) -> None:
+        assert state.common["twice"].tolist() == [14]
+        assert state.rows["r"].shape == (self._trainer.shard.num_owned, 1)
+        self._trainer.counter = state.values["count"] + 1
+
+
+def test_another_part_is_kept_without_a_word_to_the_checkpoint(tmp_path: Path) -> None:
+    config = small_config()
+    shard = small_trainer(Communicator(), config).shard
+    first, second = (_Counting(config, shard, Communicator()) for _ in range(2))
+    store = CheckpointStore(tmp_path, first.comm, keep=1)
+    path = store.save(0, take_snapshot(first), shard.owned_nodes)
+    restore(second, load_checkpoint(path, second.comm, shard.owned_nodes))
+    assert second.counter == 8
 
 
 def test_the_seconds_go_on(tmp_path: Path) -> None:

@@ -221,7 +221,7 @@ def test_a_learned_adjoint_gives_the_gradient_that_anderson_gives() -> None:
         trainer.planner._adjoint = adjoint.model_copy(update={"method": method})
         used = trainer.planner.method(trainer.planner._adjoint, ADJOINT)
         assert isinstance(used, NeuralSolver) == (method == "neural")
-        trainer.planner.states.clear()
+        trainer.planner.forget()
         trainer.planner.log.clear()
         trainer.model.zero_grad()
         trainer.loss.share(trainer.epoch, trainer.planner, {}).backward()

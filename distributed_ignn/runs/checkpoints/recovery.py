@@ -17,12 +17,9 @@ from distributed_ignn.runs.checkpoints.checkpoint import (
     checkpoint_names,
     load_newest,
 )
-from distributed_ignn.runs.checkpoints.snapshot import restore, state_of
+from distributed_ignn.runs.checkpoints.snapshot import restore
 from distributed_ignn.training.numbers import NumbersError
 from distributed_ignn.training.trainer import Trainer
-
-#: Parts that do not go back: the clock runs on, and rollbacks are counted.
-_GO_ON = ("numbers", "seconds")
 
 
 def roll_back(trainer: Trainer, fault: NumbersError, snapshot: Snapshot) -> None:
@@ -32,8 +29,8 @@ def roll_back(trainer: Trainer, fault: NumbersError, snapshot: Snapshot) -> None
         UserError: there were too many rollbacks; or see ``restore``.
     """
     factor = trainer.guard.roll_back(fault)
-    restore(trainer, snapshot, leave=_GO_ON)
-    trainer.guard.go_back(state_of(snapshot, "numbers"))
+    # rollbacks are counted, and the clock runs on
+    restore(trainer, snapshot, {"numbers": trainer.guard.go_back, "seconds": lambda state: None})
     trainer.tighten(factor)
     # as a run does that is resumed from here
     trainer.model.propagation.reset_links()

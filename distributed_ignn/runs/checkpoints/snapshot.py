@@ -6,7 +6,7 @@ own business, and so is whether it can be taken back; nothing here knows a part 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -41,7 +41,7 @@ def take_snapshot(trainer: Trainer) -> Snapshot:
     return Snapshot(head, common, rows)
 
 
-def state_of(snapshot: Snapshot, part: str) -> State:
+def _state_of(snapshot: Snapshot, part: str) -> State:
     """The state of one part; an empty one where the snapshot has none.
 
     Raises:
@@ -52,23 +52,27 @@ def state_of(snapshot: Snapshot, part: str) -> State:
     return State(values.get(part, {}), _under(snapshot.common, part), _under(snapshot.rows, part))
 
 
-def restore(trainer: Trainer, snapshot: Snapshot, leave: Collection[str] = ()) -> None:
+def restore(
+    trainer: Trainer,
+    snapshot: Snapshot,
+    instead: Mapping[str, Callable[[State], None]] | None = None,
+) -> None:
     """Inverse of ``take_snapshot``.
 
     Args:
         trainer: of any state.
         snapshot: what it is to go on from.
-        leave: names of parts that stay as they are.
+        instead: by part, what is done with its state where that is not to be loaded as it is.
 
     Raises:
         UserError: the checkpoint is incomplete, or belongs to another graph or to a model of
             another shape or number format.
     """
-    parts = {name: part for name, part in trainer.parts().items() if name not in leave}
+    loads = {name: part.load_state for name, part in trainer.parts().items()} | dict(instead or {})
     try:
         check_graph(snapshot.state.get("graph"), trainer.shard)
-        for name, part in parts.items():
-            part.load_state(state_of(snapshot, name))
+        for name, load in loads.items():
+            load(_state_of(snapshot, name))
     except (AttributeError, KeyError, ValueError, TypeError, RuntimeError) as error:
         # whatever a file can lack or hold instead: its checksums only say that it is whole
         raise UserError(
