@@ -1,7 +1,7 @@
 """ImplicitGNN: encode, solve, read out.
 
 Z* = f(Z*) = phi(sum_c A_hat_c Z* W_c + b(X)); prediction = Linear(dropout(Z*)). phi and how the W_c
-are made is the cell's part (``models/weights``).
+are made is the cell's part (``models/cells``).
 Letters: O owned nodes, D hidden width, C classes.
 """
 

@@ -1,12 +1,13 @@
 """A checkpoint's content: the sum of the states of a trainer's parts, and the way back.
 
 Tensors stand under ``part/name``, values under ``parts`` by part. What is in a state is the part's
-own business, and so is whether it can be taken back; nothing here knows a part by name.
+own business, and so is whether it can be taken back.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
@@ -20,6 +21,8 @@ from distributed_ignn.training.state import State, TensorDict
 from distributed_ignn.training.trainer import Trainer
 
 _PARTS = "parts"
+#: What a trained model needs to serve.
+_SERVING = ("model", "best", "solver")
 
 
 def take_snapshot(trainer: Trainer) -> Snapshot:
@@ -69,10 +72,35 @@ def restore(
             another shape or number format.
     """
     loads = {name: part.load_state for name, part in trainer.parts().items()} | dict(instead or {})
-    try:
+    with _refusing():
         check_graph(snapshot.state.get("graph"), trainer.shard)
         for name, load in loads.items():
             load(_state_of(snapshot, name))
+
+
+def restore_best(trainer: Trainer, snapshot: Snapshot) -> None:
+    """Put the weights that validation chose and the learned solver into a trainer of any graph.
+
+    Args:
+        trainer: of the same settings, on a graph with as many feature columns and classes.
+        snapshot: of a run whose model has no rows of its own, such as embeddings of nodes.
+
+    Raises:
+        UserError: see ``restore``; the sizes of the graph are not compared.
+    """
+    parts = trainer.parts()
+    with _refusing():
+        for name in _SERVING:
+            if name in parts:
+                parts[name].load_state(_state_of(snapshot, name))
+        trainer.best.use()
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """Say in one line what a part could not take."""
+    try:
+        yield
     except (AttributeError, KeyError, ValueError, TypeError, RuntimeError) as error:
         # whatever a file can lack or hold instead: its checksums only say that it is whole
         raise UserError(

@@ -40,6 +40,7 @@ class TensorBoard:
     """
 
     def __init__(self, folder: Path, epochs_done: int) -> None:
+        self._hook = threading.excepthook
         threading.excepthook = _quiet_about_events
         self._writer = SummaryWriter(str(folder), purge_step=epochs_done + 1)
 
@@ -52,6 +53,8 @@ class TensorBoard:
         """See ``Logger``."""
         with suppress(OSError):  # TensorBoard's own thread met a full disk
             self._writer.close()
+        if threading.excepthook is _quiet_about_events:
+            threading.excepthook = self._hook
 
 
 def _quiet_about_events(args: threading.ExceptHookArgs) -> None:

@@ -16,6 +16,7 @@ from distributed_ignn.runs.output.loggers import Loggers
 from distributed_ignn.training.epoch_record import EpochRecord
 
 METRICS = "metrics.jsonl"
+SUMMARY = "summary.json"
 
 
 class RunRecorder:
@@ -71,7 +72,7 @@ class RunRecorder:
         Raises:
             OSError: it cannot be written.
         """
-        atomic_write_json(self._folder / "summary.json", {k: _finite(v) for k, v in values.items()})
+        atomic_write_json(self._folder / SUMMARY, {k: _finite(v) for k, v in values.items()})
 
     def _append(self, line: bytes) -> None:
         before = os.fstat(self._file).st_size
