@@ -213,6 +213,8 @@ def cell_report(comm: Communicator, kernel: Kernel) -> dict[str, dict[str, Tenso
         "directed": CellForm(linear=True),
         "channels": CellForm(),
         "channels, mixed": CellForm(step=0.7, residual=0.2),
+        "weights": CellForm(),
+        "lopsided": CellForm(linear=True),
     }
     return {name: _cell(comm, name.partition(",")[0], form, kernel) for name, form in forms.items()}
 
