@@ -28,7 +28,7 @@ from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.graph.shard import ChannelShard, GraphShard
 from distributed_ignn.models.cells.base import CellWeights
 from distributed_ignn.models.constraints import first_vector, growth_vector
-from distributed_ignn.models.ignn import ImplicitGNN
+from distributed_ignn.models.implicit_gnn import ImplicitGNN
 from distributed_ignn.models.maps import CellForm
 
 _BLOCK_ROWS = 1 << 15

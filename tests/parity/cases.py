@@ -19,7 +19,7 @@ from distributed_ignn.graph.data import CSRMatrix, GraphData, csr_from_edges, cs
 from distributed_ignn.graph.hashing import hash_uniform
 from distributed_ignn.graph.partitioning.sharding import build_shards
 from distributed_ignn.graph.shard import GraphShard
-from distributed_ignn.models.ignn import ImplicitGNN
+from distributed_ignn.models.implicit_gnn import ImplicitGNN
 from distributed_ignn.models.maps import EquilibriumCell
 from distributed_ignn.propagation.halo import HaloExchange
 from distributed_ignn.propagation.propagate import Propagation
@@ -250,8 +250,8 @@ def _propagation(shard: GraphShard, comm: Communicator, kind: torch.dtype) -> di
     forward = propagation.apply(x)
     back = _home(propagation, ys)
     found = {f"propagate {c}": spread(shard, f) for c, f in enumerate(forward)}
-    runs = _iterated(propagation, x)
-    found |= {f"iterate {c}": spread(shard, f) for c, f in enumerate(runs)}
+    images = _iterated(propagation, x)
+    found |= {f"iterate {c}": spread(shard, f) for c, f in enumerate(images)}
     found["transpose"] = spread(shard, back)
     found["<Ax, y> - <x, A'y>"] = _dot(ys, forward) - _dot([x], [back])
     # columns of different widths, so that a wrong split is noticed

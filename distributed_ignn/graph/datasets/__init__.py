@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from distributed_ignn.config import DATASET_NAMES, DataConfig
-from distributed_ignn.config.data import FILE_SUFFIXES
+from distributed_ignn.config.dataset import FILE_SUFFIXES
 from distributed_ignn.errors import UserError
 from distributed_ignn.graph.data import GraphData
 from distributed_ignn.graph.datasets.amazon import load_amazon

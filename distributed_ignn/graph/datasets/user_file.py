@@ -16,7 +16,7 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
-from distributed_ignn.config.data import FILE_SUFFIXES, EdgeWeights
+from distributed_ignn.config.dataset import FILE_SUFFIXES, EdgeWeights
 from distributed_ignn.errors import UserError
 from distributed_ignn.graph.building import check_id_space
 from distributed_ignn.graph.data import CSRMatrix, GraphData, Task, csr_from_edges, is_symmetric

@@ -264,7 +264,7 @@ def _node_weights(graphs: tuple[CSRMatrix, ...], balance: str) -> Tensor:
 
 
 def _split_evenly(weights: Tensor, parts: int) -> Tensor:
-    """Cut the sequence of nodes into ``parts`` runs of nearly equal weight, int64 [n]."""
+    """Cut the sequence of nodes into ``parts`` stretches of nearly equal weight, int64 [n]."""
     if weights.numel() == 0:
         return weights
     middle = 2 * torch.cumsum(weights, 0) - weights  # twice a node's centre: stays an integer
