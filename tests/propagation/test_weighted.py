@@ -44,8 +44,8 @@ def _dense_of(case: str) -> tuple[list[Tensor], GraphShard]:
 
 
 @pytest.fixture(params=[7, 4096], autouse=True)
-def run_rows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sparse, "RUN_ROWS", request.param)
+def block_rows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sparse, "BLOCK_ROWS", request.param)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

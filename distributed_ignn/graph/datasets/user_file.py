@@ -42,6 +42,7 @@ _KEYS = (
     *(f"{split}_{kind}" for split in ("train", "val", "test") for kind in ("mask", "idx")),
 )
 
+_WITHOUT = "go without them: --data.edge-weights ignore"
 _WEIGHTS = ("edge_weight", "edge_attr", "data")
 
 _Fields = dict[str, Tensor]
@@ -251,7 +252,7 @@ def _weights(fields: _Fields, edges: int, path: Path, edge_weights: EdgeWeights)
         )
     if name is None:
         return None
-    weight = checked_weights(fields[name], edges, f"{path}: {name}")
+    weight = checked_weights(fields[name], edges, f"{path}: {name}", _WITHOUT)
     logger.info(
         "%s: edges are weighted by %s (--data.edge-weights ignore goes without)", path, name
     )
