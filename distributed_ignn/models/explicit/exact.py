@@ -15,7 +15,7 @@ from torch_geometric.nn import MessagePassing
 
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.models.explicit.layers import bind
-from distributed_ignn.models.explicit.local_graph import LocalGraph
+from distributed_ignn.models.explicit.graph_part import GraphPart
 from distributed_ignn.models.explicit.rehearsal import rehearse
 from distributed_ignn.models.explicit.rules import check as check_rules
 from distributed_ignn.models.explicit.rules import dropping, needs_rehearsal
@@ -31,7 +31,7 @@ class Divided(Protocol):
     """What ``exact`` needs of a DistributedGraph."""
 
     @property
-    def local(self) -> LocalGraph:
+    def part(self) -> GraphPart:
         """This rank's part."""
 
     @property
@@ -73,9 +73,9 @@ def exact(module: M, graph: Divided, *, seed: int = 0, check: bool = True) -> M:
     _agree_on_values(module, graph.comm)
     for number, part in enumerate(list(module.modules())):
         if isinstance(part, MessagePassing):
-            bind(part, graph.local)
+            bind(part, graph.part)
         elif isinstance(part, (_BatchNorm, Dropout)):
-            synchronise(part, graph.local, seed * _SEED_STEP + number)
+            synchronise(part, graph.part, seed * _SEED_STEP + number)
     _mention_masks(module, graph.comm)
     if check and needs_rehearsal(module):
         _rehearse_at_first_call(module, graph)
@@ -105,7 +105,7 @@ def _mention_masks(module: Module, comm: Communicator) -> None:
 def _rehearse_at_first_call(module: Module, graph: Divided) -> None:
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def hook(called: Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        graph.comm.together(lambda: rehearse(called, graph.local, args, kwargs))
+        graph.comm.together(lambda: rehearse(called, graph.part, args, kwargs))
         handle.remove()
 
     handle = module.register_forward_pre_hook(hook, with_kwargs=True)

@@ -20,7 +20,7 @@ from torch_geometric.nn import GATConv, MessagePassing
 from torch_geometric.nn.conv import gcn_conv
 
 from distributed_ignn.errors import UserError
-from distributed_ignn.models.explicit.local_graph import LocalGraph
+from distributed_ignn.models.explicit.graph_part import GraphPart
 from distributed_ignn.models.explicit.normalise import gcn_norm
 
 
@@ -32,7 +32,7 @@ class LayerBinding:
         cls: the layer's own class.
     """
 
-    def __init__(self, graph: LocalGraph, cls: type[MessagePassing]) -> None:
+    def __init__(self, graph: GraphPart, cls: type[MessagePassing]) -> None:
         self.graph = graph
         self.cls = cls
         self.forward = _forward_on(graph, cls)
@@ -69,7 +69,7 @@ def _version(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
 
-def bind(layer: MessagePassing, graph: LocalGraph) -> None:
+def bind(layer: MessagePassing, graph: GraphPart) -> None:
     """Tie a layer to a part of a graph, in place.
 
     Raises:
@@ -195,7 +195,7 @@ def _is(value: Any) -> bool:
 
 
 def _arguments(
-    graph: LocalGraph, cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]
+    graph: GraphPart, cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> dict[str, Any]:
     """Arguments of ``forward`` by name, with the graph's edges where none are given.
 
@@ -217,7 +217,7 @@ def _arguments(
     return given
 
 
-def _forward_on(graph: LocalGraph, cls: type) -> Callable[..., Any]:
+def _forward_on(graph: GraphPart, cls: type) -> Callable[..., Any]:
     """A layer's own ``forward`` that counts degrees over the whole graph.
 
     The code is the layer's; of the names that it finds in its module, ``gcn_norm`` is ours.

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch_geometric.utils import add_remaining_self_loops, scatter
 
-from distributed_ignn.models.explicit.local_graph import LocalGraph
+from distributed_ignn.models.explicit.graph_part import GraphPart
 
 
 def gcn_norm(
-    graph: LocalGraph,
+    graph: GraphPart,
     edge_index: Tensor,
     edge_weight: Tensor | None = None,
     num_nodes: int | None = None,
@@ -47,7 +47,7 @@ def gcn_norm(
 
 
 def _normalised(
-    graph: LocalGraph,
+    graph: GraphPart,
     edge_index: Tensor,
     edge_weight: Tensor | None,
     improved: bool,

@@ -16,7 +16,7 @@ from torch.nn import Module
 
 from distributed_ignn.errors import UserError
 from distributed_ignn.models.explicit.layers import LayerBinding
-from distributed_ignn.models.explicit.local_graph import LocalGraph
+from distributed_ignn.models.explicit.graph_part import GraphPart
 from distributed_ignn.models.explicit.synchronised import Binding
 
 _NODES, _OWNED = 12, 7
@@ -29,7 +29,7 @@ class _Differs(Exception):
 
 
 def rehearse(
-    module: Module, graph: LocalGraph, args: Sequence[Any], kwargs: Mapping[str, Any]
+    module: Module, graph: GraphPart, args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> None:
     """Compare a copy of ``module`` on a part of a small graph with itself on the whole of it.
 
@@ -82,7 +82,7 @@ def _names(module: Module, args: Sequence[Any]) -> tuple[str, ...]:
     return tuple(plain[i] if i < len(plain) else "" for i in range(len(args)))
 
 
-def _on(module: Module, graph: LocalGraph | None) -> Module:
+def _on(module: Module, graph: GraphPart | None) -> Module:
     """A copy in float64 and evaluation mode, bound to ``graph`` or, without one, not at all."""
     copied = copy.deepcopy(module)
     copied._forward_pre_hooks.clear()  # the one that has called this
@@ -107,7 +107,7 @@ class _Stage:
     """A small graph, its first nodes as a part of it, and a call's arguments for both."""
 
     def __init__(
-        self, module: Module, graph: LocalGraph, args: Sequence[Any], kwargs: Mapping[str, Any]
+        self, module: Module, graph: GraphPart, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> None:
         self._graph = graph
         self._draw = torch.Generator().manual_seed(0)
@@ -119,7 +119,7 @@ class _Stage:
         channels = len(graph.edge_indices)
         weights = [self._of_edges(w) for w in graph.edge_weights]
         record: list[Tensor] = []
-        self.whole = LocalGraph(
+        self.whole = GraphPart(
             torch.arange(_NODES),
             0,
             (self._edges,) * channels,
@@ -127,7 +127,7 @@ class _Stage:
             lambda rows: _recorded(record, rows)[:0],
             lambda tensor: _recorded(record, tensor),
         )
-        self.part = LocalGraph(
+        self.part = GraphPart(
             torch.arange(_OWNED),
             _NODES - _OWNED,
             (own,) * channels,

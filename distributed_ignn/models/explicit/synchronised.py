@@ -15,7 +15,7 @@ from torch.nn import Dropout, Module
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from distributed_ignn.models.dropout import NodeDropout
-from distributed_ignn.models.explicit.local_graph import LocalGraph
+from distributed_ignn.models.explicit.graph_part import GraphPart
 
 _STREAM = 7  # its numbers are apart from those of the implicit model's masks
 
@@ -31,7 +31,7 @@ class Binding:
         step: how many it has drawn.
     """
 
-    graph: LocalGraph
+    graph: GraphPart
     cls: type[Module]
     seed: int = 0
     step: int = 0
@@ -41,7 +41,7 @@ class Binding:
         return Binding(self.graph, self.cls, self.seed, self.step)
 
 
-def synchronise(module: Any, graph: LocalGraph, seed: int) -> None:
+def synchronise(module: Any, graph: GraphPart, seed: int) -> None:
     """Tie a batch normalisation or a dropout to a part of a graph, in place."""
     cls = type(module)
     module.exact_binding = Binding(graph, cls, seed)
@@ -71,7 +71,7 @@ def _normalise(self: Any, x: Tensor) -> Tensor:
     return out * self.weight.view(shape) + self.bias.view(shape)
 
 
-def _moments(x: Tensor, graph: LocalGraph) -> tuple[Tensor, Tensor, int]:
+def _moments(x: Tensor, graph: GraphPart) -> tuple[Tensor, Tensor, int]:
     """Mean and biased variance [C] of all ranks' rows, and how many numbers they are of."""
     dims = [0, *range(2, x.dim())]
     own = x.new_tensor([x.numel() // x.shape[1]])

@@ -1,4 +1,4 @@
-"""LocalGraph: one part of a graph as layers see it, and the rows that they need from other parts.
+"""GraphPart: one part of a graph as layers see it, and the rows that they need from others.
 
 Local ids 0..O-1 name the nodes of this part and O..O+H-1 the remote nodes that they read.
 Letters: O owned nodes, H halo nodes, E edges into owned nodes, D columns.
@@ -21,7 +21,7 @@ from distributed_ignn.propagation.halo import HaloExchange
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class LocalGraph:
+class GraphPart:
     """What a layer may ask of a divided graph; every rank must ask alike.
 
     Args:
@@ -44,7 +44,7 @@ class LocalGraph:
     norms: dict[Any, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, shard: GraphShard, comm: Communicator, dtype: torch.dtype) -> LocalGraph:
+    def of(cls, shard: GraphShard, comm: Communicator, dtype: torch.dtype) -> GraphPart:
         """Of a rank's shard, on its device, with weights of a floating type."""
         edges = [_edges(channel) for channel in shard.channels]
         halo = HaloExchange.from_shard(shard, comm)
