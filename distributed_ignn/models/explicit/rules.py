@@ -38,6 +38,10 @@ _ORDER = (
     "its result depends on the order of a node's edges, which belongs to the part; take another "
     "aggregation, such as mean, max or softmax"
 )
+_QUANTILE = (
+    "torch_geometric cannot compute it where the last of a part's nodes has no edge; take another "
+    "aggregation, such as mean, max or std"
+)
 _NEIGHBOURS = (
     "it looks for neighbours among all nodes; build the graph beforehand and take EdgeConv"
 )
@@ -74,6 +78,7 @@ REFUSED: Mapping[str, str] = {
         ),
         _ORDER,
     ),
+    **dict.fromkeys(("MedianAggregation", "QuantileAggregation"), _QUANTILE),
     **dict.fromkeys(("DynamicEdgeConv", "GravNetConv", "XConv"), _NEIGHBOURS),
     **dict.fromkeys(("HGTConv", "HANConv", "HeteroConv"), _HETERO),
     **dict.fromkeys(
