@@ -14,6 +14,8 @@ from distributed_ignn.graph.datasets import load_dataset
 
 
 class GAT(torch.nn.Module):
+    """Two layers."""
+
     def __init__(self, features: int, classes: int) -> None:
         super().__init__()
         self.first, self.last = GATConv(features, 8, heads=4), GATConv(32, classes)
@@ -23,6 +25,7 @@ class GAT(torch.nn.Module):
 
 
 def train(model: torch.nn.Module, graph: di.DistributedGraph, name: str) -> None:
+    """A plain loop; what belongs to the ranks is in graph.mean and graph.sum_gradients."""
     model = di.nn.exact(model, graph)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     index = graph.train_index  # this rank's training nodes; a rank may have none

@@ -22,7 +22,7 @@ from distributed_ignn.distributed_graph import DistributedGraph
 from distributed_ignn.graph.data import GraphData
 from distributed_ignn.graph.partitioning.sharding import build_shards
 from distributed_ignn.models.explicit.exact import exact
-from tests.parity.cases import NODES, assign, make_data, spread
+from tests.parity.cases import NODES, assign, make_data
 
 GRAPHS = ("plain", "awkward", "directed")
 WIDTH, OUT = 6, 4
@@ -186,6 +186,9 @@ def on_parts(comm: Communicator, graphs: Sequence[str]) -> dict[str, dict[str, A
         for kind, layer in LAYERS.items():
             reports[f"{name}/{kind}"] = _on_part(graph, layer)
         reports[f"{name}/training"] = _trained(graph)
+        x, layer = graph.rows(rows(1)), exact(built(lambda: pyg.GATConv(WIDTH, OUT)), graph)
+        found = curvature(layer, x, graph.edge_index)
+        reports[f"{name}/curvature"] = {"found": graph.gather(found)}
     return reports
 
 
@@ -204,6 +207,14 @@ def _on_part(graph: DistributedGraph, layer: Layer) -> dict[str, Any]:
     if "edges" in found:
         found["edges"] = graph.comm.sum(found["edges"])
     return found | {"loss": graph.sum(loss), "exchanges": sent.exchanges} | _gradients(module)
+
+
+def curvature(layer: Any, x: Tensor, edges: Tensor) -> Tensor:
+    """Gradient of the square of a gradient, [O, WIDTH]."""
+    x = x.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(layer(x, edges).sin().sum(), x, create_graph=True)
+    (found,) = torch.autograd.grad(slope.square().sum(), x)
+    return found
 
 
 def _gradients(module: Module) -> dict[str, Tensor]:

@@ -6,10 +6,24 @@ from typing import Any
 
 import pytest
 import torch
+from torch_geometric.nn import GATConv
 
 from distributed_ignn.comm.communicator import Communicator
-from distributed_ignn.models.explicit.rules import needs_rehearsal
-from tests.parity.layers import GRAPHS, LAYERS, built, on_parts, on_whole, train_whole
+from distributed_ignn.models.explicit.rules import VERIFIED, needs_rehearsal
+from tests.parity.cases import make_data
+from tests.parity.layers import (
+    GRAPHS,
+    LAYERS,
+    OUT,
+    WIDTH,
+    built,
+    curvature,
+    on_parts,
+    on_whole,
+    rows,
+    train_whole,
+    whole_edges,
+)
 from tests.ranks import run_ranks
 
 _TOLERANCE = 1e-12
@@ -54,6 +68,16 @@ def test_models_train_as_in_one_process(reports: Any, graph: str) -> None:
             assert report[f"{graph}/training"][name] == pytest.approx(expected, abs=1e-10)
 
 
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_gradients_of_gradients_cross_ranks(reports: Any, graph: str) -> None:
+    _, ranks = reports
+    edges = whole_edges(make_data(graph))
+    expected = curvature(built(lambda: GATConv(WIDTH, OUT)), rows(1), edges)
+    for report in ranks:
+        found = report[f"{graph}/curvature"]["found"]
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+
+
 def test_dropout_does_not_depend_on_the_ranks(reports: Any) -> None:
     _, ranks = reports
     alone = on_parts(Communicator(), ["plain"])["plain/training"]
@@ -64,12 +88,6 @@ def test_dropout_does_not_depend_on_the_ranks(reports: Any) -> None:
 
 
 def test_layers_that_need_no_rehearsal_are_compared_here() -> None:
-    classes = {type(built(layer.build)) for layer in LAYERS.values()}
-    named = {cls.__name__ for cls in classes if not needs_rehearsal(built_of(cls))}
-    from distributed_ignn.models.explicit.rules import VERIFIED
-
+    layers = [built(layer.build) for layer in LAYERS.values()]
+    named = {type(layer).__name__ for layer in layers if not needs_rehearsal(layer)}
     assert named == {name.rpartition(".")[2] for name in VERIFIED}
-
-
-def built_of(cls: type) -> Any:
-    return next(m for m in (built(layer.build) for layer in LAYERS.values()) if type(m) is cls)

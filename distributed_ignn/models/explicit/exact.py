@@ -14,8 +14,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch_geometric.nn import MessagePassing
 
 from distributed_ignn.comm.communicator import Communicator
-from distributed_ignn.models.explicit.layers import bind
 from distributed_ignn.models.explicit.graph_part import GraphPart
+from distributed_ignn.models.explicit.layers import bind
 from distributed_ignn.models.explicit.rehearsal import rehearse
 from distributed_ignn.models.explicit.rules import check as check_rules
 from distributed_ignn.models.explicit.rules import dropping, needs_rehearsal
@@ -71,13 +71,14 @@ def exact(module: M, graph: Divided, *, seed: int = 0, check: bool = True) -> M:
     """
     check_rules(module)
     _agree_on_values(module, graph.comm)
+    unknown = check and needs_rehearsal(module)
     for number, part in enumerate(list(module.modules())):
         if isinstance(part, MessagePassing):
             bind(part, graph.part)
         elif isinstance(part, (_BatchNorm, Dropout)):
             synchronise(part, graph.part, seed * _SEED_STEP + number)
     _mention_masks(module, graph.comm)
-    if check and needs_rehearsal(module):
+    if unknown:
         _rehearse_at_first_call(module, graph)
     return module
 
@@ -103,7 +104,7 @@ def _mention_masks(module: Module, comm: Communicator) -> None:
 
 
 def _rehearse_at_first_call(module: Module, graph: Divided) -> None:
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @torch.compiler.disable
     def hook(called: Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         graph.comm.together(lambda: rehearse(called, graph.part, args, kwargs))
         handle.remove()

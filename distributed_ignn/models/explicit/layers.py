@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
+from functools import cache, partial
 from types import FunctionType
 from typing import Any
 
@@ -43,7 +43,7 @@ class LayerBinding:
         """A copied layer works on the same part."""
         return LayerBinding(self.graph, self.cls)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @torch.compiler.disable
     def sources(self, layer: MessagePassing, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Rows of owned and halo nodes, of which one forward pass fetches none twice."""
         whole = self.graph.num_owned + self.graph.num_halo
@@ -75,7 +75,7 @@ def bind(layer: MessagePassing, graph: GraphPart) -> None:
     Raises:
         UserError: the layer works in a way that cannot be followed.
     """
-    cls = type(layer)
+    cls: type = type(layer)
     name = cls.__name__
     if layer.flow != "source_to_target":
         raise UserError(
@@ -86,12 +86,12 @@ def bind(layer: MessagePassing, graph: GraphPart) -> None:
         raise UserError(
             f"{name} has decomposed_layers or explain set, which replace propagate; leave them off"
         )
-    if "edge_index" not in inspect.signature(cls.forward).parameters:
+    if "edge_index" not in inspect.signature(layer.forward).parameters:
         raise UserError(
             f"{name} takes no edge_index, so it builds or reads its edges in a way of its own; use "
             "a layer that is called with edge_index"
         )
-    _check_whole_arguments(layer)
+    _check_wholearguments(layer)
     for key in [key for key in vars(layer) if key.startswith("_cached_")]:
         setattr(layer, key, None)  # of another graph
     layer.exact_binding = LayerBinding(graph, cls)
@@ -104,7 +104,7 @@ def unbind(layer: MessagePassing) -> None:
     del layer.exact_binding
 
 
-def _check_whole_arguments(layer: MessagePassing) -> None:
+def _check_wholearguments(layer: MessagePassing) -> None:
     """A tensor of nodes cannot be handed over whole and per edge at once: which rows, then?"""
     for names in (layer._user_args, layer._edge_user_args):
         ends = {name[:-2] for name in names if name.endswith(("_i", "_j"))}
@@ -115,7 +115,7 @@ def _check_whole_arguments(layer: MessagePassing) -> None:
             )
 
 
-@lru_cache(maxsize=None)
+@cache
 def _bound_class(cls: type[MessagePassing]) -> type[MessagePassing]:
     """A subclass that works on a part.
 
@@ -137,7 +137,7 @@ def _bound_class(cls: type[MessagePassing]) -> type[MessagePassing]:
             )
         binding = self.exact_binding
         try:
-            return binding.forward(self, **_arguments(binding.graph, cls, args, kwargs))
+            return binding.forward(self, **arguments(binding.graph, cls, args, kwargs))
         finally:
             binding.sent.clear()
 
@@ -194,7 +194,7 @@ def _is(value: Any) -> bool:
     return isinstance(value, Tensor)
 
 
-def _arguments(
+def arguments(
     graph: GraphPart, cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> dict[str, Any]:
     """Arguments of ``forward`` by name, with the graph's edges where none are given.
@@ -224,7 +224,7 @@ def _forward_on(graph: GraphPart, cls: type) -> Callable[..., Any]:
     """
     forward: Any = cls.forward  # type: ignore[attr-defined]
     if not _normalises(next(base for base in cls.__mro__ if "forward" in vars(base))):
-        return forward  # type: ignore[no-any-return]
+        return forward
     ours = FunctionType(
         forward.__code__,
         {**forward.__globals__, "gcn_norm": partial(gcn_norm, graph)},
@@ -242,10 +242,11 @@ def _lifts(layer: MessagePassing) -> bool:
 
 def _gat_forward(forward: Callable[..., Any]) -> Callable[..., Any]:
     """GATConv scores sources before it propagates them: with the halo's rows fetched at once, by
-    the linear map that both come from, one exchange does."""
+    the linear map that both come from, one exchange does.
+    """
 
     def lifted(self: Any, *args: Any, **kwargs: Any) -> Any:
-        given = _arguments(self.exact_binding.graph, GATConv, args, kwargs)
+        given = arguments(self.exact_binding.graph, GATConv, args, kwargs)
         if _is(given["x"]):
             given["x"] = given["x"], given["x"]
         name = "lin" if self.lin is not None else "lin_src"
@@ -275,8 +276,8 @@ class _Lifted:
     def __call__(self, x: Tensor) -> Tensor:
         if self._seen is not None:
             known, rows = self._seen
-            return rows if x is known else self._linear(x)  # type: ignore[no-any-return]
+            return rows if x is known else self._linear(x)
         rows = self._linear(x)
         self._seen = x, rows
         graph = self._layer.exact_binding.graph
-        return graph.with_halo([rows], 0, type(self._layer).__name__)[0]  # type: ignore[no-any-return]
+        return graph.with_halo([rows], 0, type(self._layer).__name__)[0]

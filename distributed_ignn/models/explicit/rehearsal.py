@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn import Module
 
 from distributed_ignn.errors import UserError
-from distributed_ignn.models.explicit.layers import LayerBinding
 from distributed_ignn.models.explicit.graph_part import GraphPart
+from distributed_ignn.models.explicit.layers import LayerBinding, arguments
 from distributed_ignn.models.explicit.synchronised import Binding
 
 _NODES, _OWNED = 12, 7
@@ -24,7 +24,7 @@ _DENSITY = 0.35
 _TOLERANCE = 1e-9
 
 
-class _Differs(Exception):
+class _DiffersError(Exception):
     """The part has not given what the whole gives."""
 
 
@@ -44,7 +44,10 @@ def rehearse(
     """
     if graph.num_owned == 0 or graph.edge_indices[0].shape[1] == 0:
         return  # nothing to draw from; the other ranks try it
-    stage = _Stage(module, graph, args, kwargs)
+    binding = getattr(module, "exact_binding", None)
+    if isinstance(binding, LayerBinding):
+        args, kwargs = (), arguments(graph, binding.cls, args, kwargs)
+    stage = _Stage(graph, _names(module, args), args, kwargs)
     name = type(module).__name__
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         try:
@@ -68,16 +71,14 @@ def rehearse(
 
 
 def _in_one_line(error: Exception) -> str:
-    if isinstance(error, _Differs):
+    if isinstance(error, _DiffersError):
         return "it gives other rows than on the whole"
     return f"it fails with {type(error).__name__} ({' '.join(str(error).split())})"
 
 
 def _names(module: Module, args: Sequence[Any]) -> tuple[str, ...]:
     """Names of positional arguments, empty where they have none."""
-    binding = getattr(module, "exact_binding", None)
-    cls = binding.cls if binding is not None else type(module)
-    kinds = list(inspect.signature(cls.forward).parameters.values())[1:]
+    kinds = inspect.signature(module.forward).parameters.values()
     plain = [p.name for p in kinds if p.kind is p.POSITIONAL_OR_KEYWORD]
     return tuple(plain[i] if i < len(plain) else "" for i in range(len(args)))
 
@@ -87,6 +88,7 @@ def _on(module: Module, graph: GraphPart | None) -> Module:
     copied = copy.deepcopy(module)
     copied._forward_pre_hooks.clear()  # the one that has called this
     copied._forward_pre_hooks_with_kwargs.clear()
+    part: Any
     for part in copied.modules():
         binding = getattr(part, "exact_binding", None)
         if binding is None:
@@ -107,7 +109,11 @@ class _Stage:
     """A small graph, its first nodes as a part of it, and a call's arguments for both."""
 
     def __init__(
-        self, module: Module, graph: GraphPart, args: Sequence[Any], kwargs: Mapping[str, Any]
+        self,
+        graph: GraphPart,
+        names: Sequence[str],
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
     ) -> None:
         self._graph = graph
         self._draw = torch.Generator().manual_seed(0)
@@ -135,7 +141,7 @@ class _Stage:
             lambda rows: _replayed(record, rows),
             lambda tensor: record.pop(0),
         )
-        pairs = list(map(self._argument, _names(module, args), args))
+        pairs = list(map(self._argument, names, args))
         named = {name: self._argument(name, value) for name, value in kwargs.items()}
         self.whole_args, self.part_args = ([pair[i] for pair in pairs] for i in (0, 1))
         self.whole_kwargs, self.part_kwargs = (
@@ -154,14 +160,15 @@ class _Stage:
             return self.whole.edge_indices[0], self.part.edge_indices[0]
         if any(value is weights for weights in graph.edge_weights):
             return self.whole.edge_weights[0], self.part.edge_weights[0]
-        edges = graph.edge_indices[0].shape[1]
         rows = value.shape[0] if value.dim() else 0
-        if rows == edges and (name.startswith("edge_") or edges != graph.num_owned):
+        of_edges = rows in [index.shape[1] for index in graph.edge_indices]
+        if of_edges and (name.startswith("edge_") or rows != graph.num_owned):
             return self._of_edges(value)
         if rows == graph.num_owned:
             drawn = self._drawn(value, _NODES)
             return drawn, drawn[:_OWNED]
-        return value, value
+        other = value.double() if value.is_floating_point() else value
+        return other.cpu(), other.cpu()
 
     def _of_edges(self, value: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         if value is None:
@@ -185,7 +192,7 @@ def _replayed(record: list[Tensor], rows: Tensor) -> Tensor:
     """The halo's rows of what the whole graph had at this point."""
     whole = record.pop(0)
     if not _close(rows, whole[:_OWNED]):
-        raise _Differs
+        raise _DiffersError
     return whole[_OWNED:]
 
 
@@ -195,7 +202,7 @@ def _compare(found: Any, expected: Any) -> None:
         by_node = theirs.dim() > 0 and theirs.shape[0] == _NODES
         by_edge = not by_node and ours.shape != theirs.shape
         if not by_edge and not _close(ours, theirs[: ours.shape[0]] if by_node else theirs):
-            raise _Differs
+            raise _DiffersError
 
 
 def _close(ours: Tensor, theirs: Tensor) -> bool:

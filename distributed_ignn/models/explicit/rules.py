@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from torch.nn import Module
+from torch.nn import Dropout, Module
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 from torch_geometric.nn import MessagePassing
 
@@ -84,7 +85,9 @@ REFUSED: Mapping[str, str] = {
     **dict.fromkeys(
         ("AlphaDropout", "FeatureAlphaDropout", "Dropout1d", "Dropout2d", "Dropout3d"), _DROPOUT
     ),
-    **dict.fromkeys(("TopKPooling", "SAGPooling", "ASAPooling", "EdgePooling", "PANPooling"), _POOL),
+    **dict.fromkeys(
+        ("TopKPooling", "SAGPooling", "ASAPooling", "EdgePooling", "PANPooling"), _POOL
+    ),
     "SuperGATConv": "its loss samples pairs of nodes that no edge links; take GATConv or GATv2Conv",
     "FusedGATConv": "it takes its edges in another form; take GATConv, which is the same layer",
     "ChebConv": "it counts degrees at the sources of edges; take TAGConv or GCNConv",
@@ -104,7 +107,9 @@ def check(module: Module) -> None:
         reason = _problem(part)
         if reason is not None:
             where = f" ({name})" if name else ""
-            raise UserError(f"{type(part).__name__}{where} cannot be exact on a divided graph: {reason}")
+            raise UserError(
+                f"{type(part).__name__}{where} cannot be exact on a divided graph: {reason}"
+            )
     lazy = [name for name, parameter in module.named_parameters() if is_lazy(parameter)]
     if lazy:
         raise UserError(
@@ -128,6 +133,8 @@ def _problem(module: Module) -> str | None:
 
 def needs_rehearsal(module: Module) -> bool:
     """Whether tests of this package say nothing about a module as a whole."""
+    if isinstance(module, (_BatchNorm, Dropout)):
+        return False
     cls = type(module)
     return f"{cls.__module__}.{cls.__qualname__}" not in VERIFIED
 

@@ -6,13 +6,12 @@ Letters: R rows of this rank (nodes, or edges inside a message), C channels.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Dropout, Module
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from distributed_ignn.models.dropout import NodeDropout
 from distributed_ignn.models.explicit.graph_part import GraphPart
@@ -43,12 +42,12 @@ class Binding:
 
 def synchronise(module: Any, graph: GraphPart, seed: int) -> None:
     """Tie a batch normalisation or a dropout to a part of a graph, in place."""
-    cls = type(module)
+    cls: type = type(module)
     module.exact_binding = Binding(graph, cls, seed)
     module.__class__ = _bound_class(cls)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _bound_class(cls: type[Module]) -> type[Module]:
     """A subclass with the forward pass for a part."""
     forward = _drop_rows if issubclass(cls, Dropout) else _normalise
@@ -59,7 +58,7 @@ def _bound_class(cls: type[Module]) -> type[Module]:
 def _normalise(self: Any, x: Tensor) -> Tensor:
     """Batch normalisation of rows [R, C, ...] by the mean and variance of all ranks' rows."""
     if not self.training and self.running_mean is not None:
-        return self.exact_binding.cls.forward(self, x)  # type: ignore[no-any-return]
+        return self.exact_binding.cls.forward(self, x)
     self._check_input_dim(x)
     mean, variance, count = _moments(x, self.exact_binding.graph)
     if self.training and self.running_mean is not None:
