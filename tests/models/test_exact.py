@@ -192,7 +192,7 @@ def test_other_edges_and_rows_are_refused() -> None:
         layer(x, graph.edge_index.clone())
     with pytest.raises(UserError, match="SAGEConv was given 59 rows and this rank owns 60 nodes"):
         layer(x[:-1], graph.edge_index)
-    with pytest.raises(UserError, match="SAGEConv cannot be exact .* bound to a graph already"):
+    with pytest.raises(UserError, match=r"SAGEConv cannot be exact .* bound to a graph already"):
         exact(layer, graph)
     layer.explain = True
     with pytest.raises(UserError, match="explain"):

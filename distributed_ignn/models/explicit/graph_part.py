@@ -67,7 +67,6 @@ class GraphPart:
         own = self.edge_indices
         return next((c for c, index in enumerate(own) if index is edge_index), None)
 
-    @torch.compiler.disable
     def with_halo(self, tensors: Sequence[Tensor], dim: int, what: str) -> list[Tensor]:
         """Every tensor with the halo's rows after its own; one exchange for all of a type.
 

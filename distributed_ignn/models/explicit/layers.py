@@ -9,7 +9,7 @@ one row for every owned node, so softmax, degrees and residual terms see whole n
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from types import FunctionType
 from typing import Any
@@ -43,7 +43,6 @@ class LayerBinding:
         """A copied layer works on the same part."""
         return LayerBinding(self.graph, self.cls)
 
-    @torch.compiler.disable
     def sources(self, layer: MessagePassing, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Rows of owned and halo nodes, of which one forward pass fetches none twice."""
         whole = self.graph.num_owned + self.graph.num_halo
@@ -143,7 +142,8 @@ def _bound_class(cls: type[MessagePassing]) -> type[MessagePassing]:
 
     if issubclass(cls, GATConv):
         forward = _gat_forward(forward)
-    methods = {"propagate": propagate, "edge_updater": edge_updater, "forward": forward}
+    methods = {"propagate": propagate, "edge_updater": edge_updater}
+    methods["forward"] = torch.compiler.disable(forward)  # it talks to other ranks
     # behind the layer's own class, where its calls of super() look
     bases = [_counting_globally(base) for base in cls.__mro__[1:] if _normalises(base)]
     space = {**methods, "__module__": __name__, "__doc__": cls.__doc__}
@@ -195,7 +195,7 @@ def _is(value: Any) -> bool:
 
 
 def arguments(
-    graph: GraphPart, cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]
+    graph: GraphPart, cls: type, args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Arguments of ``forward`` by name, with the graph's edges where none are given.
 

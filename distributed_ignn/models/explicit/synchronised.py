@@ -51,7 +51,11 @@ def synchronise(module: Any, graph: GraphPart, seed: int) -> None:
 def _bound_class(cls: type[Module]) -> type[Module]:
     """A subclass with the forward pass for a part."""
     forward = _drop_rows if issubclass(cls, Dropout) else _normalise
-    methods = {"forward": forward, "__module__": __name__, "__doc__": cls.__doc__}
+    methods = {
+        "forward": torch.compiler.disable(forward),
+        "__module__": __name__,
+        "__doc__": cls.__doc__,
+    }
     return type(cls.__name__, (cls,), methods)
 
 
