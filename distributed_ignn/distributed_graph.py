@@ -23,7 +23,7 @@ from distributed_ignn.graph.partitioning.partition import assign_parts
 from distributed_ignn.graph.partitioning.sharding import build_shard
 from distributed_ignn.graph.shard import GraphShard
 from distributed_ignn.graph.storage.shard_store import read_part
-from distributed_ignn.launchers.entry import join
+from distributed_ignn.launchers.this_rank import join
 from distributed_ignn.models.explicit.graph_part import GraphPart
 
 

@@ -14,13 +14,13 @@ from distributed_ignn.cli import check_output, run_main
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import CommandParser, RunConfig, parse_command
 from distributed_ignn.errors import UserError
-from distributed_ignn.lab.benchmarks import codecs, solver, sparsifier
-from distributed_ignn.lab.benchmarks.command import SHORT_FLAGS, spelled_out
-from distributed_ignn.lab.benchmarks.report import Report
+from distributed_ignn.lab.benchmarks import codec_study, solver, sparsifier
+from distributed_ignn.lab.benchmarks.benchmark_graph import open_workload
+from distributed_ignn.lab.benchmarks.interleaving import Report
+from distributed_ignn.lab.benchmarks.short_flags import SHORT_FLAGS, spelled_out
 from distributed_ignn.lab.benchmarks.study import Study, tell_nobody
 from distributed_ignn.lab.benchmarks.suite import SUITE, WITH_SINGLE
-from distributed_ignn.lab.benchmarks.workload import open_workload
-from distributed_ignn.launchers.entry import on_this_rank
+from distributed_ignn.launchers.this_rank import on_this_rank
 
 _STUDIES = ("solver", "sparsifier", "codecs")
 _EXAMPLES = f"""\
@@ -106,8 +106,8 @@ def _study(args: Namespace, comm: Communicator) -> Study:
             comm,
         )
     if args.name == "codecs":
-        return codecs.run(
-            codecs.CodecOptions(
+        return codec_study.run(
+            codec_study.CodecOptions(
                 args.run,
                 args.rounds,
                 tolerance=args.tolerance,
@@ -197,8 +197,8 @@ def _add_study_flags(parser: CommandParser) -> None:
     group.add_argument(
         "--codecs",
         nargs="+",
-        choices=codecs.CODECS,
-        default=codecs.CODECS,
+        choices=codec_study.CODECS,
+        default=codec_study.CODECS,
         help="ways of writing halo rows, beside fp32 (codecs)",
     )
 

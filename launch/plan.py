@@ -17,7 +17,7 @@ from distributed_ignn.errors import UserError
 from distributed_ignn.lab.planning import report
 from distributed_ignn.lab.planning.calibration import calibrate, known_link
 from distributed_ignn.lab.planning.forecast import PartOf, by_codec, forecast, with_codec
-from distributed_ignn.lab.planning.halo import Growth, fit_growth, parse_growth, typical_part
+from distributed_ignn.lab.planning.halo_growth import Growth, fit_growth, parse_growth, typical_part
 from distributed_ignn.lab.planning.hardware import Profile, load_profile, shipped, write_profile
 from distributed_ignn.lab.planning.sizes import PartitionSizes, read_sizes
 from distributed_ignn.lab.planning.validation import Case, validate

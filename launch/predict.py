@@ -9,7 +9,7 @@ from pathlib import Path
 from distributed_ignn.cli import check_output, run_main
 from distributed_ignn.config import CommandParser
 from distributed_ignn.errors import UserError
-from distributed_ignn.launchers.entry import on_this_rank
+from distributed_ignn.launchers.this_rank import on_this_rank
 from distributed_ignn.runs.predict import PredictOptions, predict
 
 _EXAMPLES = """\

@@ -16,7 +16,7 @@ from distributed_ignn.config import CONFIG_FOLDER, CommandParser, RunConfig, par
 from distributed_ignn.errors import UserError
 from distributed_ignn.lab.studies import beyond_k, cost, dynamics, long_range, solver_variants
 from distributed_ignn.lab.studies.outcome import Outcome, Request, show_outcome, write_outcome
-from distributed_ignn.launchers.entry import on_this_rank
+from distributed_ignn.launchers.this_rank import on_this_rank
 
 Study = Callable[[Request, Communicator], Outcome]
 LONG_RANGE = "long-range"

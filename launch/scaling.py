@@ -22,7 +22,6 @@ from distributed_ignn.config import (
 )
 from distributed_ignn.errors import UserError
 from distributed_ignn.files import atomic_write_text
-from distributed_ignn.lab.benchmarks.command import SHORT_FLAGS, spelled_out
 from distributed_ignn.lab.benchmarks.exchange import CODECS
 from distributed_ignn.lab.benchmarks.job import Job, killable, python_command, run_job
 from distributed_ignn.lab.benchmarks.link import Link, LinkSettings, check_privileges
@@ -38,6 +37,7 @@ from distributed_ignn.lab.benchmarks.scaling import (
     to_csv,
     with_efficiency,
 )
+from distributed_ignn.lab.benchmarks.short_flags import SHORT_FLAGS, spelled_out
 
 _STUDIES: dict[str, tuple[Study, ...]] = {
     "strong": ("strong",),

@@ -20,7 +20,6 @@ from torch import Tensor
 from distributed_ignn.comm.activity import Activity
 from distributed_ignn.comm.clock import Clock
 from distributed_ignn.comm.rendezvous import join
-from distributed_ignn.comm.shared_rows import SharedRows
 from distributed_ignn.comm.traffic import Traffic
 from distributed_ignn.comm.watchdog import Watchdog
 from distributed_ignn.errors import UserError
@@ -119,48 +118,13 @@ class Communicator:
         )
         return PendingRows(received, work, self.device, sent, self.clock)
 
-    def start_shared(
-        self,
-        rows: Tensor,
-        shared: SharedRows,
-        send: Sequence[int],
-        receive: Sequence[int],
-        *,
-        index: Tensor | None = None,
-        borrow: bool = False,
-    ) -> PendingRows:
-        """As ``start_exchange``, through shared memory.
+    def start_signal(self) -> dist.Work:
+        """Begin to tell every rank that this one has come so far; every rank must call it.
 
-        Args:
-            rows: [sum(send), D], or [O, D] with ``index``.
-            shared: the memory.
-            send, receive: rows to and from each rank.
-            index: int64 [sum(send)], which rows to send.
-            borrow: whether the rows that arrive may be handed over where they are, to be read
-                before the next exchange through ``shared``.
+        The work that is returned is done when all others have.
         """
-        width, turn = rows.shape[1], shared.next_turn()
-        self.traffic.exchanges += 1
-        self.traffic.exchange_bytes += sum(send) * width * rows.element_size()
-        if index is None:
-            shared.write(turn, rows, send)
-        else:
-            shared.gather(turn, rows, index, send)
-        # says that the rows are there
         told, heard = torch.zeros(2, self.world_size)
-        work = dist.all_to_all_single(heard, told, async_op=True)
-        borrowed = shared.borrow(turn, width, rows.dtype, receive) if borrow else None
-        if borrowed is not None:
-            return PendingRows(borrowed, work, self.device, rows, self.clock)
-        received = rows.new_empty(sum(receive), width)
-        return PendingRows(
-            received,
-            work,
-            self.device,
-            rows,
-            self.clock,
-            lambda: shared.read(turn, received, receive),
-        )
+        return dist.all_to_all_single(heard, told, async_op=True)
 
     def sum(self, tensor: Tensor) -> Tensor:
         """Sum over ranks, in place; returns ``tensor``."""

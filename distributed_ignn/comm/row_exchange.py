@@ -96,6 +96,26 @@ class RowExchange:
         if shared is None:
             picked = rows if index is None else rows.index_select(0, index)
             return self.comm.start_exchange(picked, self.send_counts, self.recv_counts)
-        return self.comm.start_shared(
-            rows, shared, self.send_counts, self.recv_counts, index=index, borrow=borrow
-        )
+        return self._start_shared(rows, shared, index, borrow)
+
+    def _start_shared(
+        self, rows: Tensor, shared: SharedRows, index: Tensor | None, borrow: bool
+    ) -> PendingRows:
+        """As ``Communicator.start_exchange``, through shared memory."""
+        comm, width, turn = self.comm, rows.shape[1], shared.next_turn()
+        comm.traffic.exchanges += 1
+        comm.traffic.exchange_bytes += sum(self.send_counts) * width * rows.element_size()
+        if index is None:
+            shared.write(turn, rows, self.send_counts)
+        else:
+            shared.gather(turn, rows, index, self.send_counts)
+        told = comm.start_signal()  # that the rows are there
+        borrowed = shared.borrow(turn, width, rows.dtype, self.recv_counts) if borrow else None
+        if borrowed is not None:
+            return PendingRows(borrowed, told, comm.device, rows, comm.clock)
+        received = rows.new_empty(sum(self.recv_counts), width)
+
+        def fetch() -> None:
+            shared.read(turn, received, self.recv_counts)
+
+        return PendingRows(received, told, comm.device, rows, comm.clock, fetch)

@@ -18,13 +18,11 @@ import uuid
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from distributed_ignn.comm.communicator import Communicator
+from distributed_ignn.comm.communicator import Communicator
 
 _MEMORY = Path("/dev/shm")
 _PREFIX = "ignn-"

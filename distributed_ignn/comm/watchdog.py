@@ -15,29 +15,20 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
-from datetime import timedelta
-from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
 
 from distributed_ignn.comm.activity import Activity
 from distributed_ignn.errors import JobError
 
-if TYPE_CHECKING:
-    from distributed_ignn.comm.communicator import Communicator
-
 _INTERVAL_SECONDS = 0.5
 _RANKS_PER_SECOND = 64  # a store answers everybody's questions about everybody; go easy on it
 _MISSED = 3  # beats without which a rank counts as gone once a connection has broken
 _NAMING_SECONDS = 5.0
 _ALIVE, _ENDED = "alive", "ended"
-
-# gloo raises plain RuntimeErrors; what of them comes from its transport says so.
-_GLOO = ("gloo/", "Gloo ")
-_BROKEN = ("Connection", "Timed out", "timed out", "Broken pipe", "Read error", "Write error")
 
 
 @dataclass(slots=True)
@@ -218,80 +209,3 @@ WAY_OUT = (
 
 def _key(rank: int) -> str:
     return f"beat/{rank}"
-
-
-def start_watchdog(comm: Communicator, seconds: float) -> Watchdog | None:
-    """Watch the other ranks of a job that met through a TCP store; None where there are none.
-
-    Every rank calls it.
-
-    Args:
-        comm: this rank's communicator.
-        seconds: a rank that has not answered for so long is lost; 0: nobody watches.
-    """
-    host, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
-    if comm.world_size == 1 or seconds == 0 or not host or not port:
-        return None
-    # the store may hold the last words of an earlier attempt
-    attempt = comm.gather_json(f"{os.getpid()}-{time.time_ns()}" if comm.is_main else None)[0]
-
-    def connect() -> dist.Store:
-        store = dist.TCPStore(
-            host, int(port), is_master=False, timeout=timedelta(seconds=max(seconds, 30.0))
-        )
-        return dist.PrefixStore(f"ignn/{attempt}", store)
-
-    watchdog = Watchdog(
-        comm.rank, comm.world_size, comm.activity, seconds, connect, f"{host}:{port}"
-    )
-    watchdog.start()
-    return watchdog
-
-
-def is_broken_connection(error: BaseException) -> bool:
-    """Whether an exception of a collective says that another rank cannot be reached."""
-    if isinstance(error, dist.DistNetworkError | dist.DistStoreError | dist.DistBackendError):
-        return True
-    text = str(error)
-    of_gloo = isinstance(error, RuntimeError) and any(word in text for word in _GLOO)
-    return of_gloo and any(word in text for word in _BROKEN)
-
-
-@contextmanager
-def explained(comm: Communicator) -> Iterator[None]:
-    """Raise a JobError that names rank and phase where a collective inside lost its others.
-
-    Raises:
-        JobError: another rank cannot be reached.
-    """
-    try:
-        yield
-    except Exception as error:
-        if not is_broken_connection(error):
-            raise
-        line = _line(comm, error)
-        told = comm.watchdog is not None and not comm.watchdog.first_to_tell()
-        raise JobError(line, told=told) from error
-
-
-def _line(comm: Communicator, error: Exception) -> str:
-    phase = comm.activity.failed_in or str(comm.activity)
-    watchdog = comm.watchdog
-    lost = watchdog.lost() if watchdog is not None else []
-    if watchdog is not None and lost:
-        names = " and ".join(
-            f"rank {rank} (last seen in {watchdog.pulses[rank].doing})" for rank in lost
-        )
-        return f"{names} was lost; rank {comm.rank} was in {phase}; {WAY_OUT}"
-    reason = " ".join(str(error).split())[-160:]
-    return f"rank {comm.rank} lost the others in {phase} ({reason}); {WAY_OUT}"
-
-
-def table(watchdog: Watchdog | None) -> dict[str, Any]:
-    """What is known of the other ranks, for a report."""
-    if watchdog is None:
-        return {}
-    return {
-        str(rank): {"state": pulse.state, "doing": pulse.doing, "beats": pulse.beat}
-        for rank, pulse in watchdog.pulses.items()
-    }

@@ -1,7 +1,7 @@
 """Settings of a run: the sections, and how command line and YAML files become them."""
 
 from distributed_ignn.config.command import CommandParser
-from distributed_ignn.config.data import (
+from distributed_ignn.config.dataset import (
     DATASET_NAMES,
     ChainsConfig,
     DataConfig,

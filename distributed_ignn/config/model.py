@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from distributed_ignn.config.data import digits_to_int
+from distributed_ignn.config.dataset import digits_to_int
 from distributed_ignn.config.section import Section
 
 InjectionLayers = Annotated[Literal[1, 2], BeforeValidator(digits_to_int)]

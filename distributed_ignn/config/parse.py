@@ -16,7 +16,7 @@ from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDic
 
 from distributed_ignn.config.check import validate_run
 from distributed_ignn.config.command import CommandParser
-from distributed_ignn.config.data import DATASET_NAMES
+from distributed_ignn.config.dataset import DATASET_NAMES
 from distributed_ignn.config.sections import RunConfig
 from distributed_ignn.errors import UserError
 from distributed_ignn.reading.plain_files import in_one_line

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, TypeVar
 
-from distributed_ignn.config.data import FILE_SUFFIXES
+from distributed_ignn.config.dataset import FILE_SUFFIXES
 from distributed_ignn.config.section import Section
 
 _SectionT = TypeVar("_SectionT", bound=Section)

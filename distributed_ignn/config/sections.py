@@ -12,7 +12,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from distributed_ignn.config.data import DATASET_NAMES, DataConfig, DatasetName, PartitionConfig
+from distributed_ignn.config.dataset import DATASET_NAMES, DataConfig, DatasetName, PartitionConfig
 from distributed_ignn.config.model import ModelConfig
 from distributed_ignn.config.section import LARGEST_SEED, Section
 from distributed_ignn.config.solvers import (

@@ -39,7 +39,7 @@ def check_id_space(count: int, what: str) -> None:
 
 
 def slices(length: int) -> Iterator[slice]:
-    """0..length in runs that are small beside it."""
+    """0..length in slices that are small beside it."""
     step = max(length // (8 * _RANGES), _BLOCK)
     return (slice(start, min(start + step, length)) for start in range(0, length, step))
 

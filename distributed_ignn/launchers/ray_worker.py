@@ -17,10 +17,10 @@ from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import RunConfig
 from distributed_ignn.errors import JobError, Stopped, UserError
 from distributed_ignn.launchers import ray_messages as messages
-from distributed_ignn.launchers.entry import on_this_rank
+from distributed_ignn.launchers.this_rank import on_this_rank
 from distributed_ignn.runs.output.folder import SETTINGS
-from distributed_ignn.runs.output.records import EpochRecord
 from distributed_ignn.runs.run import run_training
+from distributed_ignn.training.epoch_record import EpochRecord
 
 _NOTICE_SECONDS = 1.0
 _MOST_EPOCHS = 50

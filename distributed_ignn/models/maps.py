@@ -72,11 +72,11 @@ PLAIN = CellForm()
 class EquilibriumCell:
     """The map of one solve: fixed weights, fixed injection, no gradient.
 
-    Rows are worked off in runs: sparse product, dense product and activation of a run follow each
-    other while it is in the cache. The products B_c Z of the last evaluation are kept where the
-    backward pass needs them, because a solve usually returns its last point. Where the kernel can
-    (``RowSum.fuses``), a run is one pass that writes the image, the kept product and the sums of
-    squares that the residual is made of.
+    Rows are worked off in blocks: sparse product, dense product and activation of a block follow
+    each other while it is in the cache. The products B_c Z of the last evaluation are kept where
+    the backward pass needs them, because a solve usually returns its last point. Where the kernel
+    can (``RowSum.fuses``), a block is one pass that writes the image, the kept product and the sums
+    of squares that the residual is made of.
 
     Args:
         propagation: all channels behind one exchange.

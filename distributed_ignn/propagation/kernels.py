@@ -1,11 +1,12 @@
-"""Ways to multiply a run of sparse rows with dense ones, behind one interface.
+"""Ways to multiply a block of sparse rows with dense ones, behind one interface.
 
 Which is fastest was measured (``launch/benchmark.py propagate``; docs/benchmarks.md): on a CPU the
 sum of embedding rows, whose inner loop prefetches the rows it gathers, is several times as fast as
 torch's CSR product. It reads 32-bit ids, needs no stored values and adds in float32. On a GPU a
 Triton kernel does the same, and what follows the product as well (``triton_rows``).
 
-Letters: r rows of the run, e its entries, m columns of the matrix, D columns of the dense operand.
+Letters: r rows of the block, e its entries, m columns of the matrix, D columns of the dense
+operand.
 """
 
 from __future__ import annotations
@@ -14,50 +15,18 @@ import importlib.util
 import os
 import warnings
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from distributed_ignn.errors import UserError
+from distributed_ignn.propagation.entries import Entries, RowProduct
+from distributed_ignn.propagation.triton_rows import TritonRows
 
 Kernel = Literal["auto", "triton", "triton-product", "bag", "reduce", "csr"]
 
 _SHORT = (torch.float32, torch.bfloat16, torch.float16)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Entries:
-    """A run of rows of a sparse matrix: diag(left) P diag(right), or explicit values.
-
-    Args:
-        offsets: int32 [r + 1], from 0: where each row's entries begin.
-        col: int32 [e].
-        value: floating [e], or None.
-        left, right: floating [r], [m], or None for ones.
-        num_cols: m.
-    """
-
-    offsets: Tensor
-    col: Tensor
-    value: Tensor | None
-    left: Tensor | None
-    right: Tensor | None
-    num_cols: int
-
-    def values(self) -> Tensor | None:
-        """The values without ``left``, [e]; None where they are ones."""
-        if self.value is not None or self.right is None:
-            return self.value
-        return self.right.index_select(0, self.col)
-
-
-class RowProduct(Protocol):
-    """A run of sparse rows, ready to multiply."""
-
-    def __matmul__(self, dense: Tensor) -> Tensor:
-        """[r, D] from ``dense`` [m, D]."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -152,8 +121,5 @@ def row_product(part: Entries, kernel: Kernel, dtype: torch.dtype) -> RowProduct
     if kernel == "bag":
         return EmbeddingBag(part)
     if kernel.startswith("triton"):
-        # here, because that module builds on this one
-        from distributed_ignn.propagation.triton_rows import TritonRows
-
         return TritonRows.from_entries(part)
     return TorchCSR.from_entries(part, dtype, reduce=kernel == "reduce")

@@ -1,7 +1,7 @@
-"""The blocks of one channel as matrices ready to multiply, and the runs of rows they come in.
+"""The matrices of one channel, ready to multiply, and the blocks of rows they come in.
 
-The values of A_hat = D~^-1/2 (A + I) D~^-1/2 are not stored: rows and columns are scaled where they
-are multiplied.
+The values of A_hat = D~^-1/2 (A + I) D~^-1/2 are not stored where edges have no weights: rows and
+columns are scaled where they are multiplied. With weights every entry has a value of its own.
 
 Letters: O owned nodes, I interior nodes, B boundary nodes, H halo nodes, D columns.
 """
@@ -16,12 +16,12 @@ from torch import Tensor
 from distributed_ignn.graph.data import CSRMatrix
 from distributed_ignn.graph.shard import ChannelShard
 from distributed_ignn.propagation.kernels import Kernel
-from distributed_ignn.propagation.sparse import SparseMatrix, run_bounds
+from distributed_ignn.propagation.sparse import SparseMatrix, block_bounds
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ChannelOperator:
-    """The blocks of one channel as matrices ready to multiply."""
+    """A_oo and A_bh of one channel, ready to multiply."""
 
     owned: SparseMatrix
     boundary: SparseMatrix
@@ -32,13 +32,13 @@ class ChannelOperator:
         channel: ChannelShard,
         dtype: torch.dtype,
         device: torch.device,
-        bounds: RunBounds | None = None,
+        bounds: BlockBounds | None = None,
         kernel: Kernel = "auto",
     ) -> ChannelOperator:
-        """The normalised blocks of ``channel``."""
+        """The normalised matrices of ``channel``."""
         owned, halo = _scales(channel)
         interior = channel.owned.num_rows - channel.boundary.num_rows
-        bounds = bounds or RunBounds.of(channel, device)
+        bounds = bounds or BlockBounds.of(channel, device)
         return cls(
             SparseMatrix.from_csr(
                 channel.owned,
@@ -79,10 +79,10 @@ class ChannelTranspose:
         owned: SparseMatrix | None,
         dtype: torch.dtype,
         device: torch.device,
-        bounds: RunBounds,
+        bounds: BlockBounds,
         kernel: Kernel,
     ) -> ChannelTranspose:
-        """Transposes of the normalised blocks; ``owned`` is the first where that is symmetric."""
+        """Transposes of the normalised matrices; ``owned`` is the first where that is symmetric."""
         scale, halo = _scales(channel)
         interior = channel.owned.num_rows - channel.boundary.num_rows
         if owned is None:
@@ -105,34 +105,34 @@ class ChannelTranspose:
 
 
 @dataclass(frozen=True, slots=True)
-class RunBounds:
-    """Runs of the owned rows, of which none crosses from interior to boundary.
+class BlockBounds:
+    """The blocks of the owned rows, of which none crosses from interior to boundary.
 
     Args:
-        owned: first row of each run, and O.
-        interior: number of runs of interior rows.
+        owned: first row of each block, and O.
+        interior: number of blocks of interior rows.
     """
 
     owned: tuple[int, ...]
     interior: int
 
     @classmethod
-    def of(cls, channel: ChannelShard, device: torch.device) -> RunBounds:
-        """Runs of a shard that holds ``channel``."""
+    def of(cls, channel: ChannelShard, device: torch.device) -> BlockBounds:
+        """The blocks of a shard that holds ``channel``."""
         rows = channel.boundary.num_rows
         interior = channel.owned.num_rows - rows
-        first = run_bounds(interior, device)[:-1]
-        return cls((*first, *run_bounds(rows, device, interior)), len(first))
+        first = block_bounds(interior, device)[:-1]
+        return cls((*first, *block_bounds(rows, device, interior)), len(first))
 
     @property
     def boundary(self) -> tuple[int, ...]:
-        """Runs of the boundary rows, counted from the first of them."""
+        """The blocks of the boundary rows, counted from the first of them."""
         shift = self.owned[self.interior]
         return tuple(bound - shift for bound in self.owned[self.interior :])
 
-    def rows(self, run: int) -> slice:
-        """Owned rows of a run."""
-        return slice(self.owned[run], self.owned[run + 1])
+    def rows(self, block: int) -> slice:
+        """Owned rows of a block."""
+        return slice(self.owned[block], self.owned[block + 1])
 
     def __len__(self) -> int:
         return len(self.owned) - 1
@@ -159,10 +159,15 @@ def square_between_parts(channel: ChannelShard) -> float:
     owned, halo = _scales(channel)
     squares = torch.zeros(channel.boundary.num_rows, dtype=torch.float64)
     rows = channel.boundary.rows()
-    squares.index_add_(0, rows, halo.square()[channel.boundary.col])
+    terms = halo.square()[channel.boundary.col]
+    if channel.boundary.value is not None:
+        terms *= channel.boundary.value.double().square()
+    squares.index_add_(0, rows, terms)
     return float(squares @ owned[owned.numel() - squares.numel() :].square())
 
 
 def _scaled(matrix: CSRMatrix, rows: Tensor, cols: Tensor) -> CSRMatrix:
     value = rows[matrix.rows()] * cols[matrix.col]
+    if matrix.value is not None:
+        value *= matrix.value.double()
     return CSRMatrix(matrix.rowptr, matrix.col, value, matrix.num_cols)

@@ -1,13 +1,14 @@
 """Propagation: the normalised sparse product over all channels, with one halo exchange.
 
 A_hat = D~^-1/2 (A + I) D~^-1/2 per channel; its values are not stored, rows and columns are scaled
-where they are multiplied. The rows of a shard split into an owned block, which is multiplied while
-the halo is in flight, and a boundary block, which is added when it has arrived:
+where they are multiplied. The rows of a shard split into A_oo, which is multiplied while the halo
+is in flight, and A_bh, which is added when it has arrived:
 
     y = A_oo x_owned;   y[I:] += A_bh x_halo                     (forward)
     h = A_bh' y[I:] (sent home);   x = A_oo' y;   x += arrived   (transpose)
 
-Products are worked off in runs of rows, interior runs first, and handed to ``finish`` run by run.
+Products are worked off in blocks of rows, interior blocks first, and handed to ``finish`` one block
+at a time.
 
 Letters: O owned nodes, I interior nodes, B boundary nodes, H halo nodes, S rows sent, D columns.
 """
@@ -29,19 +30,19 @@ from distributed_ignn.graph.shard import GraphShard
 from distributed_ignn.propagation.halo import HaloExchange, HaloLink, RoundedRows
 from distributed_ignn.propagation.kernels import Kernel
 from distributed_ignn.propagation.operators import (
+    BlockBounds,
     ChannelOperator,
     ChannelTranspose,
-    RunBounds,
     square_between_parts,
 )
 from distributed_ignn.propagation.row_sum import RowSum
 from distributed_ignn.propagation.sparse import SparseMatrix
 
 Finish = Callable[[slice, list[Tensor]], None]
-"""Takes a run of owned rows and, per channel, their products [r, D], which it may overwrite."""
+"""Takes a block of owned rows and, per channel, their products [r, D], which it may overwrite."""
 
 FinishSums = Callable[[slice, list[RowSum]], None]
-"""Takes a run of owned rows and, per channel, their products before they are multiplied."""
+"""Takes a block of owned rows and, per channel, their products before they are multiplied."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,20 +88,24 @@ class Propagation:
         options: PropagationOptions = EXACT,
     ) -> None:
         self.halo = HaloExchange.from_shard(shard, comm)
-        self.runs = RunBounds.of(shard.channels[0], comm.device)
+        self.blocks = BlockBounds.of(shard.channels[0], comm.device)
         self._clock = comm.clock
         where = dtype, comm.device
         self.channels = tuple(
-            ChannelOperator.from_shard(channel, *where, self.runs, options.kernel)
+            ChannelOperator.from_shard(channel, *where, self.blocks, options.kernel)
             for channel in shard.channels
         )
         self._transposes = tuple(
             ChannelTranspose.from_shard(
-                channel, op.owned if channel.symmetric else None, *where, self.runs, options.kernel
+                channel,
+                op.owned if channel.symmetric else None,
+                *where,
+                self.blocks,
+                options.kernel,
             )
             for channel, op in zip(shard.channels, self.channels, strict=True)
         )
-        self._home = _home_matrix(shard, dtype, comm.device, self.runs, options.kernel)
+        self._home = _home_matrix(shard, dtype, comm.device, self.blocks, options.kernel)
         link = HaloLink(self.halo, options.codec, transposed=False, stale=options.stale)
         back = HaloLink(self.halo, options.codec, transposed=True, stale=options.stale)
         self.link, self.link_home = link, back
@@ -141,67 +146,69 @@ class Propagation:
     def iterate_sums(
         self, x: Tensor, finish: FinishSums, rider: Tensor | None = None
     ) -> Tensor | None:
-        """A_hat_c x inside an iteration, run by run; one exchange through the forward link.
+        """A_hat_c x inside an iteration, block by block; one exchange through the forward link.
 
         Args:
             x: [O, D] owned rows.
-            finish: told every run once, interior ones first; it multiplies, so that it may go on in
-                the same kernel.
+            finish: told every block once, interior ones first; it multiplies, so that it may go on
+                in the same kernel.
             rider: [O, R] further columns that travel in the same exchange, or None.
 
         Returns:
             The rider's halo rows [H, R] (None without rider).
         """
         self.link.send(x, rider)
-        for run in range(self.runs.interior):
-            finish(self.runs.rows(run), [self._sum(c.owned, run, x) for c in self.channels])
+        for block in range(self.blocks.interior):
+            finish(self.blocks.rows(block), [self._sum(c.owned, block, x) for c in self.channels])
         # rows that wait for the halo: what there is of them while it is on its way
         early: list[list[Tensor]] = []
-        boundary = len(self.runs) - self.runs.interior
+        boundary = len(self.blocks) - self.blocks.interior
         while len(early) < boundary and not self.link.arrived():
-            early.append(self._owned_products(self.runs.interior + len(early), x))
+            early.append(self._owned_products(self.blocks.interior + len(early), x))
         halo, rider_halo = self.link.wait()
         early.reverse()
         for number in range(boundary):
-            run = self.runs.interior + number
-            starts = early.pop() if early else self._owned_products(run, x)
+            block = self.blocks.interior + number
+            starts = early.pop() if early else self._owned_products(block, x)
             pairs = zip(self.channels, starts, strict=True)
             sums = [self._sum(c.boundary, number, halo, start) for c, start in pairs]
-            finish(self.runs.rows(run), sums)
+            finish(self.blocks.rows(block), sums)
         return None if rider is None else rider_halo
 
     def _sum(
-        self, matrix: SparseMatrix, run: int, operand: Tensor, start: Tensor | None = None
+        self, matrix: SparseMatrix, block: int, operand: Tensor, start: Tensor | None = None
     ) -> RowSum:
-        return RowSum(matrix, run, operand, start, self._clock)
+        return RowSum(matrix, block, operand, start, self._clock)
 
-    def _owned_products(self, run: int, x: Tensor) -> list[Tensor]:
-        return _multiply([self._sum(channel.owned, run, x) for channel in self.channels])
+    def _owned_products(self, block: int, x: Tensor) -> list[Tensor]:
+        return _multiply([self._sum(channel.owned, block, x) for channel in self.channels])
 
     def iterate_home(self, ys: Sequence[Tensor], finish: Finish) -> None:
-        """sum_c A_hat_c' y_c inside an iteration, run by run; one exchange through its link.
+        """sum_c A_hat_c' y_c inside an iteration, block by block; one exchange through its link.
 
         Args:
             ys: one [O, D] per channel.
-            finish: told every run once, with one product.
+            finish: told every block once, with one product.
         """
         with self._clock.measure("product"):
             share = self._share(ys)
         self.link_home.send(share)
-        waiting = [run for run in range(len(self.runs)) if self._home.runs[run] is not None]
-        for run in range(len(self.runs)):
-            if self._home.runs[run] is None:
-                finish(self.runs.rows(run), [self._total(run, ys)])
+        waiting = [
+            block for block in range(len(self.blocks)) if self._home.blocks[block] is not None
+        ]
+        for block in range(len(self.blocks)):
+            if self._home.blocks[block] is None:
+                finish(self.blocks.rows(block), [self._total(block, ys)])
         early: list[Tensor] = []
         while len(early) < len(waiting) and not self.link_home.arrived():
             early.append(self._total(waiting[len(early)], ys))
         home, _ = self.link_home.wait()
         early.reverse()
-        for run in waiting:
-            total = early.pop() if early else self._total(run, ys)
+        for block in waiting:
+            total = early.pop() if early else self._total(block, ys)
             with self._clock.measure("product"):
-                total += self._home.run(run, home)
-            finish(self.runs.rows(run), [total])
+                total += self._home.multiply_block(block, home)
+            finish(self.blocks.rows(block), [total])
 
     def _share(self, ys: Sequence[Tensor]) -> Tensor:
         """sum_c A_bh_c' y_c [H, D]."""
@@ -210,12 +217,12 @@ class Propagation:
             share += transpose.halo_share(y)
         return share
 
-    def _total(self, run: int, ys: Sequence[Tensor]) -> Tensor:
-        """sum_c A_oo_c' y_c, the rows of a run."""
+    def _total(self, block: int, ys: Sequence[Tensor]) -> Tensor:
+        """sum_c A_oo_c' y_c, the rows of a block."""
         with self._clock.measure("product"):
-            total = self._transposes[0].owned.run(run, ys[0])
+            total = self._transposes[0].owned.multiply_block(block, ys[0])
             for transpose, y in zip(self._transposes[1:], ys[1:], strict=True):
-                total += transpose.owned.run(run, y)
+                total += transpose.owned.multiply_block(block, y)
             return total
 
     def apply(self, x: Tensor) -> list[Tensor]:
@@ -254,9 +261,9 @@ class Propagation:
     def _add_home(self, owned: Tensor, home: Tensor) -> Tensor:
         """Add rows that came home [S, D] into ``owned`` [O, D], in place."""
         home = home.contiguous()
-        for run, product in enumerate(self._home.runs):
+        for block, product in enumerate(self._home.blocks):
             if product is not None:
-                owned[self.runs.rows(run)] += self._home.run(run, home)
+                owned[self.blocks.rows(block)] += self._home.multiply_block(block, home)
         return owned
 
     def __call__(self, xs: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -282,14 +289,14 @@ class Propagation:
 
 
 def _home_matrix(
-    shard: GraphShard, dtype: torch.dtype, device: torch.device, runs: RunBounds, kernel: Kernel
+    shard: GraphShard, dtype: torch.dtype, device: torch.device, blocks: BlockBounds, kernel: Kernel
 ) -> SparseMatrix:
     """[O, S] of ones: adds rows that come home to their owners' rows, in a fixed order."""
     sent = shard.send_index.numel()
     pattern = csr_from_entries(
         shard.send_index.to(torch.int64), torch.arange(sent), shard.num_owned, max(sent, 1)
     )
-    return SparseMatrix.from_csr(pattern, dtype, device, bounds=runs.owned, kernel=kernel)
+    return SparseMatrix.from_csr(pattern, dtype, device, bounds=blocks.owned, kernel=kernel)
 
 
 def _multiply(sums: Sequence[RowSum]) -> list[Tensor]:

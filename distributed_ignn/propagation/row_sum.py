@@ -1,8 +1,8 @@
-"""RowSum: a run of rows of a sparse product that has not been multiplied yet.
+"""RowSum: a block of rows of a sparse product that has not been multiplied yet.
 
 Whoever gets it decides: the product alone, or the product and all that follows it in one kernel.
 
-Letters: r rows of the run, m rows and D columns of the operand.
+Letters: r rows of the block, m rows and D columns of the operand.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from distributed_ignn.propagation.triton_rows import MAX_FUSED_COLUMNS, Tail, Tr
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RowSum:
-    """start + (a run of rows of ``matrix``) @ ``operand``, [r, D].
+    """start + (a block of rows of ``matrix``) @ ``operand``, [r, D].
 
     Args:
-        matrix, run: the rows.
+        matrix, block: the rows.
         operand: [m, D].
         start: [r, D], which may be overwritten, or None for zeros.
         clock: counts the time as ``product``.
     """
 
     matrix: SparseMatrix
-    run: int
+    block: int
     operand: Tensor
     start: Tensor | None
     clock: Clock
@@ -37,9 +37,9 @@ class RowSum:
         """The sum, [r, D], which the caller may overwrite."""
         with self.clock.measure("product"):
             if self.start is None:
-                return self.matrix.run(self.run, self.operand)
+                return self.matrix.multiply_block(self.block, self.operand)
             if self.matrix.num_entries:
-                self.start.add_(self.matrix.run(self.run, self.operand))
+                self.start.add_(self.matrix.multiply_block(self.block, self.operand))
             return self.start
 
     @property
@@ -47,7 +47,7 @@ class RowSum:
         """Whether ``evaluate`` works for these rows."""
         return (
             self.matrix.kernel == "triton"
-            and isinstance(self.matrix.runs[self.run], TritonRows)
+            and isinstance(self.matrix.blocks[self.block], TritonRows)
             and 0 < self.operand.shape[1] <= MAX_FUSED_COLUMNS
         )
 
@@ -60,7 +60,7 @@ class RowSum:
         Raises:
             ValueError: these rows have no such kernel.
         """
-        rows = self.matrix.runs[self.run]
+        rows = self.matrix.blocks[self.block]
         if not isinstance(rows, TritonRows):
             raise ValueError(f"the kernel {self.matrix.kernel} cannot go on after a product")
         with self.clock.measure("product"):

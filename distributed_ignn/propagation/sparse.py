@@ -1,7 +1,8 @@
-"""SparseMatrix: compressed rows ready to multiply dense ones on one device, in runs of rows.
+"""SparseMatrix: compressed rows ready to multiply dense ones on one device, in blocks of rows.
 
-A product is worked off in runs so that what follows it (dense product, activation) finds its rows
-in the cache, and nothing as large as the state is needed in between. On a GPU a run is everything.
+A product is worked off in blocks so that what follows it (dense product, activation) finds its rows
+in the cache, and nothing as large as the state is needed in between. On a GPU one block holds all
+rows.
 """
 
 from __future__ import annotations
@@ -16,15 +17,10 @@ from torch import Tensor
 
 from distributed_ignn.errors import UserError
 from distributed_ignn.graph.data import CSRMatrix, transpose
-from distributed_ignn.propagation.kernels import (
-    Entries,
-    Kernel,
-    RowProduct,
-    choose_kernel,
-    row_product,
-)
+from distributed_ignn.propagation.entries import Entries, RowProduct
+from distributed_ignn.propagation.kernels import Kernel, choose_kernel, row_product
 
-RUN_ROWS = 4096  # of a CPU's run: 2 MiB of float32 at 128 columns
+BLOCK_ROWS = 4096  # of a CPU's block: 2 MiB of float32 at 128 columns
 _INT32_MAX = 2**31 - 1
 
 
@@ -33,14 +29,14 @@ class SparseMatrix:
     """A constant matrix [num_rows, num_cols]; not differentiated.
 
     Args:
-        runs: consecutive rows; those without entries are None.
-        bounds: first row of each run, and num_rows.
-        parts: the entries of each run, for whoever wants other values on them.
+        blocks: consecutive rows; those without entries are None.
+        bounds: first row of each block, and num_rows.
+        parts: the entries of each block, for whoever wants other values on them.
         num_cols, num_entries: size.
         dtype, kernel: of the product.
     """
 
-    runs: tuple[RowProduct | None, ...]
+    blocks: tuple[RowProduct | None, ...]
     bounds: tuple[int, ...]
     parts: tuple[Entries, ...]
     num_cols: int
@@ -64,16 +60,19 @@ class SparseMatrix:
         Args:
             matrix: 32-bit ids and 64-bit offsets suffice for any shard.
             dtype: of values and operands.
-            scales: [num_rows] and [num_cols], multiplied onto rows and columns instead of values.
-            bounds: first row of each run, and num_rows; a sensible choice by default.
+            scales: [num_rows] and [num_cols], by which rows and columns are multiplied: as they
+                are where the matrix has no values, else multiplied onto those in float64.
+            bounds: first row of each block, and num_rows; a sensible choice by default.
             kernel: how to multiply.
 
         Raises:
-            UserError: more columns, or more entries in a run, than 32 bits can count.
+            UserError: more columns, or more entries in a block, than 32 bits can count.
         """
-        limits = tuple(run_bounds(matrix.num_rows, device) if bounds is None else bounds)
+        limits = tuple(block_bounds(matrix.num_rows, device) if bounds is None else bounds)
         starts = matrix.rowptr[torch.tensor(limits)].tolist()
         _check_ids(matrix.num_cols, max((b - a for a, b in _pairs(starts)), default=0))
+        if scales is not None and matrix.value is not None:
+            matrix, scales = _with_scales(matrix, scales, dtype), None
         left, right = (None, None) if scales is None else (s.to(device, dtype) for s in scales)
         col = matrix.col.to(device, torch.int32)
         value = None if matrix.value is None else matrix.value.to(device, dtype)
@@ -99,10 +98,10 @@ class SparseMatrix:
         dtype: torch.dtype,
         kernel: Kernel,
     ) -> SparseMatrix:
-        runs = tuple(
+        blocks = tuple(
             row_product(part, kernel, dtype) if part.col.numel() else None for part in parts
         )
-        return cls(runs, bounds, parts, matrix.num_cols, matrix.num_entries, dtype, kernel)
+        return cls(blocks, bounds, parts, matrix.num_cols, matrix.num_entries, dtype, kernel)
 
     @classmethod
     def transposed(
@@ -133,17 +132,17 @@ class SparseMatrix:
             Entries(part.offsets, part.col, piece, None, None, part.num_cols)
             for part, piece in zip(self.parts, value.split(sizes), strict=True)
         )
-        runs = tuple(
+        blocks = tuple(
             row_product(part, self.kernel, self.dtype) if part.col.numel() else None
             for part in parts
         )
         return SparseMatrix(
-            runs, self.bounds, parts, self.num_cols, self.num_entries, self.dtype, self.kernel
+            blocks, self.bounds, parts, self.num_cols, self.num_entries, self.dtype, self.kernel
         )
 
-    def run(self, number: int, dense: Tensor) -> Tensor:
-        """[r, D], the rows of one run of the product with ``dense`` [num_cols, D]."""
-        product = self.runs[number]
+    def multiply_block(self, number: int, dense: Tensor) -> Tensor:
+        """[r, D], the rows of one block of the product with ``dense`` [num_cols, D]."""
+        product = self.blocks[number]
         if product is None or dense.shape[1] == 0:
             rows = self.bounds[number + 1] - self.bounds[number]
             return dense.new_zeros(rows, dense.shape[1])
@@ -151,11 +150,11 @@ class SparseMatrix:
 
     def __matmul__(self, dense: Tensor) -> Tensor:
         """[num_rows, D] = matrix @ [num_cols, D]."""
-        if len(self.runs) == 1:
-            return self.run(0, dense)
+        if len(self.blocks) == 1:
+            return self.multiply_block(0, dense)
         result = dense.new_empty(self.num_rows, dense.shape[1])
         for number, (low, high) in enumerate(_pairs(self.bounds)):
-            result[low:high] = self.run(number, dense)
+            result[low:high] = self.multiply_block(number, dense)
         return result
 
     def to_dense(self) -> Tensor:
@@ -164,12 +163,26 @@ class SparseMatrix:
         return self @ torch.eye(self.num_cols, dtype=self.dtype, device=device)
 
 
-def run_bounds(rows: int, device: torch.device, first: int = 0) -> list[int]:
-    """First row of each run of ``rows`` rows, and the end, all shifted by ``first``.
+def _with_scales(matrix: CSRMatrix, scales: tuple[Tensor, Tensor], dtype: torch.dtype) -> CSRMatrix:
+    """Values times the scales of their row and column, a block of rows at a time."""
+    left, right = scales
+    value = torch.empty(matrix.num_entries, dtype=dtype)
+    if matrix.value is not None:
+        for first in range(0, matrix.num_rows, BLOCK_ROWS):
+            offsets = matrix.rowptr[first : first + BLOCK_ROWS + 1]
+            part = slice(int(offsets[0]), int(offsets[-1]))
+            rows = left[first : first + BLOCK_ROWS].repeat_interleave(offsets.diff())
+            # the scales first: the product of a symmetric pair is then the same to the last bit
+            value[part] = rows * right[matrix.col[part]] * matrix.value[part].double()
+    return CSRMatrix(matrix.rowptr, matrix.col, value, matrix.num_cols)
 
-    On a CPU a run stays in the cache; on a GPU each run costs a launch, so there is one.
+
+def block_bounds(rows: int, device: torch.device, first: int = 0) -> list[int]:
+    """First row of each block of ``rows`` rows, and the end, all shifted by ``first``.
+
+    On a CPU a block stays in the cache; on a GPU each block costs a launch, so there is one.
     """
-    step = RUN_ROWS if device.type == "cpu" else max(rows, 1)
+    step = BLOCK_ROWS if device.type == "cpu" else max(rows, 1)
     return [*range(first, first + rows, step), first + rows]
 
 

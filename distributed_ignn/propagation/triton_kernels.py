@@ -1,4 +1,4 @@
-"""Triton kernels: the sparse product of a run of rows, alone or with all that follows it.
+"""Triton kernels: the sparse product of a block of rows, alone or with all that follows it.
 
 A program owns a few rows and all columns of the state. It walks along its rows together, reads one
 row of the operand per entry (its columns lie side by side, so a warp reads whole lines), and adds
@@ -11,7 +11,7 @@ their last bits.
 
 This module is imported only where a kernel is used; ``TRITON_INTERPRET=1`` runs it on a CPU.
 
-Letters: r rows of the run, p rows of the work list, m rows and D columns of the operand.
+Letters: r rows of the block, p rows of the work list, m rows and D columns of the operand.
 """
 
 # ruff: noqa: ANN001, ANN201, ANN202 - Triton compiles these functions; it has its own types

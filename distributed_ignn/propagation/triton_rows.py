@@ -1,4 +1,4 @@
-"""TritonRows: a run of sparse rows, laid out for the Triton kernels.
+"""TritonRows: a block of sparse rows, laid out for the Triton kernels.
 
 Degrees are heavy-tailed (up to 17,000 where the mean is 50), and a program walks along its rows
 together, so it takes as long as its longest. Two things keep that balanced:
@@ -10,7 +10,7 @@ together, so it takes as long as its longest. Two things keep that balanced:
   entries. A second pass rather than atomic additions: the order of the sum is fixed, and only the
   second pass has whole rows to go on with. It costs a row of traffic per ``LONGEST`` entries.
 
-Letters: r rows of the run, e its entries, m rows and D columns of the operand, p pieces.
+Letters: r rows of the block, e its entries, m rows and D columns of the operand, p pieces.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from distributed_ignn.propagation.kernels import Entries
+from distributed_ignn.propagation.entries import Entries
 
 LONGEST = 256  # entries that one program adds up one after the other
 _WINDOW = 4096  # rows whose order may change: 2 MiB of float32 at 128 columns
@@ -167,8 +167,8 @@ class TritonRows:
         width = dense.shape[1]
         if not len(work) or not width:
             return
-        block = block_columns(width)
-        grid = (-(-len(work) // block_rows(block)), -(-width // block))
+        block = tile_columns(width)
+        grid = (-(-len(work) // tile_rows(block)), -(-width // block))
         with torch.cuda.device_of(dense):
             _kernels().product_kernel[grid](
                 *_operands(work, sparse, left, dense),
@@ -176,14 +176,14 @@ class TritonRows:
                 width,
                 **_present(sparse, left),
                 BLOCK_D=block,
-                ROWS=block_rows(block),
+                ROWS=tile_rows(block),
             )
 
     def _evaluate(self, work: WorkList, sparse: Sparse, dense: Tensor, tail: Tail) -> Tensor:
         """Partial sums of squares, float32 [programs, 2]."""
         width, left = dense.shape[1], self.entries.left
-        block = block_columns(width)
-        squares = dense.new_empty(-(-len(work) // block_rows(block)), 2, dtype=torch.float32)
+        block = tile_columns(width)
+        squares = dense.new_empty(-(-len(work) // tile_rows(block)), 2, dtype=torch.float32)
         if not len(work):
             return squares
         with torch.cuda.device_of(dense):
@@ -203,17 +203,17 @@ class TritonRows:
                 LINEAR=tail.linear,
                 BLOCK_D=block,
                 BLOCK_N=min(block, _WEIGHT_COLUMNS),
-                ROWS=block_rows(block),
+                ROWS=tile_rows(block),
             )
         return squares
 
 
-def block_columns(width: int) -> int:
+def tile_columns(width: int) -> int:
     """Columns of a tile: ``width`` rounded up to a power of two, within what a program can hold."""
     return min(max(1 << (width - 1).bit_length(), _FEWEST_ROWS), MAX_FUSED_COLUMNS)
 
 
-def block_rows(columns: int) -> int:
+def tile_rows(columns: int) -> int:
     """Rows of a tile of so many columns."""
     return max(_TILE // columns, _FEWEST_ROWS)
 

@@ -32,6 +32,7 @@ from distributed_ignn.graph.shard import GraphShard
 from distributed_ignn.graph.storage.shard_store import read_part
 from distributed_ignn.models.certificate import NORMS, Certificate, certify, settled_nodes
 from distributed_ignn.runs.checkpoints.checkpoint import checkpoint_names, load_newest
+from distributed_ignn.runs.checkpoints.snapshot import restore
 from distributed_ignn.runs.kept_solver import load_solver
 from distributed_ignn.runs.output.folder import CHECKPOINTS, SETTINGS
 from distributed_ignn.runs.shards import open_shards
@@ -83,7 +84,7 @@ def load_run(run: Path, comm: Communicator, kept_solver: bool = True) -> Trainer
     snapshot = load_newest(run / CHECKPOINTS, comm, shard.owned_nodes)
     if snapshot is None:
         raise none
-    comm.together(lambda: trainer.restore(snapshot))
+    comm.together(lambda: restore(trainer, snapshot))
     trainer.use_best_weights()
     if trainer.learned is not None and kept_solver:
         load_solver(run, trainer.learned, trainer.best.epoch, comm)

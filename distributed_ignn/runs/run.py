@@ -29,16 +29,18 @@ from distributed_ignn.runs.checkpoints.checkpoint import (
     load_newest,
 )
 from distributed_ignn.runs.checkpoints.recovery import Recovery
+from distributed_ignn.runs.checkpoints.snapshot import restore, take_snapshot
 from distributed_ignn.runs.memory import machine as memory
-from distributed_ignn.runs.memory.check import BudgetReport, check_budget
+from distributed_ignn.runs.memory.budget_check import BudgetReport, check_budget
 from distributed_ignn.runs.output.crash import crash_reports
 from distributed_ignn.runs.output.folder import CHECKPOINTS, claimed, leave, open_records
 from distributed_ignn.runs.output.progress import Progress
 from distributed_ignn.runs.output.rank_log import rank_log
-from distributed_ignn.runs.output.records import EpochRecord, RunRecorder
+from distributed_ignn.runs.output.records import RunRecorder
 from distributed_ignn.runs.shards import ShardRecord, find_shards
 from distributed_ignn.runs.stopping import StopPoll, StopRequest
 from distributed_ignn.runs.summary import summarise
+from distributed_ignn.training.epoch_record import EpochRecord
 from distributed_ignn.training.numbers import warn_unconverged
 from distributed_ignn.training.trainer import Trainer
 
@@ -155,9 +157,9 @@ def _resume(config: RunConfig, trainer: Trainer, progress: Progress) -> None:
         found = load_newest(config.output / CHECKPOINTS, comm, nodes)
         if found is None:
             return
-        comm.together(lambda: trainer.restore(found))
+        comm.together(lambda: restore(trainer, found))
     else:
-        comm.together(lambda: trainer.restore(load_checkpoint(named, comm, nodes)))
+        comm.together(lambda: restore(trainer, load_checkpoint(named, comm, nodes)))
     logger.info("resumed after epoch %d", trainer.epoch, extra=LOG_ONLY)
     progress.resumed(trainer.epoch)
 
@@ -273,7 +275,7 @@ class _Session:
         self._settle()
         trainer = self._trainer
         with self._comm.activity.phase("writing a checkpoint"):
-            snapshot = trainer.snapshot()
+            snapshot = take_snapshot(trainer)
             if not wait:
                 snapshot = snapshot.apart()
             self._store.begin(trainer.epoch, snapshot, trainer.shard.owned_nodes)

@@ -11,7 +11,8 @@ from distributed_ignn.graph.shard import GraphShard
 from distributed_ignn.runs.kept_solver import save_solver
 from distributed_ignn.runs.memory import machine as memory
 from distributed_ignn.runs.output.records import METRICS, read_metrics
-from distributed_ignn.training.plans import EVALUATE, LearnedSolver
+from distributed_ignn.training.learned_solver import LearnedSolver
+from distributed_ignn.training.plans import EVALUATE
 from distributed_ignn.training.trainer import Trainer
 
 

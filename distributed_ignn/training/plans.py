@@ -19,18 +19,10 @@ from distributed_ignn.models.implicit import Cell, SolvePlan
 from distributed_ignn.models.maps import AdjointCell, EquilibriumCell
 from distributed_ignn.solvers.anderson import Anderson
 from distributed_ignn.solvers.base import AnySolver, Outcome, Solution
-from distributed_ignn.solvers.estimator import ErrorEstimator
-from distributed_ignn.solvers.initialiser import Initialiser
-from distributed_ignn.solvers.neural import NeuralSolver
 from distributed_ignn.solvers.picard import Picard
-from distributed_ignn.solvers.predictors import Predictor
+from distributed_ignn.training.learned_solver import LearnedSolver, storage_format
 
 TRAIN, EVALUATE, ADJOINT = "train", "evaluate", "adjoint"
-
-
-def storage_format(name: str) -> torch.dtype | None:
-    """The format that ``history_dtype`` names; None for that of the points."""
-    return None if name == "auto" else getattr(torch, name)
 
 
 @dataclass(slots=True)
@@ -70,82 +62,6 @@ class SolveLog:
     def residual(self, purpose: str) -> float:
         """Of the last one; NaN if there was none."""
         return self._residuals.get(purpose, float("nan"))
-
-
-@dataclass(slots=True, eq=False)
-class LearnedSolver:
-    """The trained parts of IGNN-Solver; what the settings leave out is None.
-
-    Args:
-        initialiser: h.
-        estimator: beta of the forward solve.
-        adjoint: beta of the backward solve.
-        predictor: s.
-        num_nodes: n.
-        memory, regularization: of Anderson's weights.
-        ready: whether they are in use yet.
-        storage, adjoint_storage: number format of either solve's past iterates, see ``History``.
-    """
-
-    initialiser: Initialiser | None
-    estimator: ErrorEstimator | None
-    adjoint: ErrorEstimator | None
-    predictor: Predictor | None
-    num_nodes: int
-    memory: int
-    regularization: float
-    ready: bool = False
-    storage: torch.dtype | None = None
-    adjoint_storage: torch.dtype | None = None
-
-    def modules(self) -> dict[str, torch.nn.Module]:
-        """The parts there are, by name."""
-        parts = {
-            "initialiser": self.initialiser,
-            "estimator": self.estimator,
-            "adjoint": self.adjoint,
-            "predictor": self.predictor,
-        }
-        return {name: part for name, part in parts.items() if part is not None}
-
-    def named_parameters(self) -> dict[str, torch.nn.Parameter]:
-        """Of all parts, as ``part.name``."""
-        return {
-            f"{prefix}.{name}": parameter
-            for prefix, module in self.modules().items()
-            for name, parameter in module.named_parameters()
-        }
-
-    def solver(self, reduce_grad: Callable[[Tensor], Tensor] | None = None) -> NeuralSolver:
-        """The method of a forward solve; ``reduce_grad`` for training s."""
-        return NeuralSolver(
-            self.predictor,
-            self.num_nodes,
-            self.regularization,
-            reduce_grad,
-            self.estimator,
-            self.memory,
-            storage=self.storage,
-        )
-
-    def adjoint_solver(self) -> NeuralSolver:
-        """The method of a backward solve from ``adjoint_start``."""
-        return NeuralSolver(
-            None,
-            self.num_nodes,
-            self.regularization,
-            None,
-            self.adjoint,
-            self.memory,
-            first_step=1,
-            storage=self.adjoint_storage,
-        )
-
-    def adjoint_start(self, cell: AdjointCell, incoming: Tensor) -> Tensor:
-        """The estimate at v = 0, where m * g is image and residual without an evaluation."""
-        if self.adjoint is None:
-            return incoming
-        return self.adjoint.estimate(cell, incoming, incoming, 0)
 
 
 class SolvePlanner:

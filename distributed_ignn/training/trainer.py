@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -18,18 +19,15 @@ from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import RunConfig
 from distributed_ignn.errors import UserError
 from distributed_ignn.graph.shard import GraphShard
-from distributed_ignn.models.ignn import ImplicitGNN
+from distributed_ignn.models.implicit_gnn import ImplicitGNN
 from distributed_ignn.propagation.propagate import PropagationOptions, choose_codec
 from distributed_ignn.propagation.sparsify import sparsify
-from distributed_ignn.reading.plain_files import in_one_line
-from distributed_ignn.runs.checkpoints.checkpoint import Snapshot
-from distributed_ignn.runs.checkpoints.snapshot import Best, put_back, take_snapshot
-from distributed_ignn.runs.checkpoints.state import check_state
-from distributed_ignn.runs.output.records import EpochRecord
 from distributed_ignn.training.averaging import WeightAverage
 from distributed_ignn.training.engines.torch import Engine, TorchEngine
+from distributed_ignn.training.epoch_record import EpochRecord
 from distributed_ignn.training.learned.guard import guarded_phase
-from distributed_ignn.training.learned.phases import SolverTrainer, build_learned_solver
+from distributed_ignn.training.learned.phases import SolverTrainer
+from distributed_ignn.training.learned_solver import build_learned_solver
 from distributed_ignn.training.losses.consistency import Consistency
 from distributed_ignn.training.losses.objective import Objective
 from distributed_ignn.training.losses.regularizer import Regularizer
@@ -39,6 +37,15 @@ from distributed_ignn.training.schedule import Schedule
 from distributed_ignn.training.suspects import step_tensors
 
 TensorDict = dict[str, Tensor]
+
+
+@dataclass(slots=True)
+class Best:
+    """The epoch that validation has chosen so far, and its weights."""
+
+    epoch: int = 0
+    val_metric: float = -1.0
+    weights: TensorDict | None = None
 
 
 class Trainer:
@@ -349,45 +356,3 @@ class Trainer:
         """Put the weights of the epoch that validation chose into the model."""
         if self.best.weights is not None:
             self.model.load_state_dict(self.best.weights)
-
-    def snapshot(self) -> Snapshot:
-        """Everything that a resumed run needs to go on bit for bit."""
-        return take_snapshot(self)
-
-    def restore(self, snapshot: Snapshot) -> None:
-        """Inverse of ``snapshot``.
-
-        Raises:
-            UserError: the checkpoint is incomplete, or belongs to a model of another shape or
-                number format.
-        """
-        try:
-            check_state(snapshot.state)
-            put_back(self, snapshot)
-        except (KeyError, ValueError, TypeError, RuntimeError) as error:
-            # whatever a file can lack or hold instead: its checksums only say that it is whole
-            raise UserError(
-                f"the checkpoint lacks a part of a run or holds something else "
-                f"({in_one_line(error)}); choose another checkpoint"
-            ) from error
-
-    def roll_back(self, fault: NumbersError, snapshot: Snapshot) -> None:
-        """Go back to ``snapshot`` and on from there with a smaller step; the clock runs on.
-
-        Raises:
-            UserError: there were too many rollbacks; or see ``restore``.
-        """
-        seconds = self.seconds_before, self.seconds_solver_training
-        kappa = self.guard.roll_back(fault)
-        now = self.guard.snapshot()
-        self.restore(snapshot)
-        self.seconds_before, self.seconds_solver_training = seconds
-        kept = {"lowest_loss": self.guard.state.lowest_loss, "skipped": self.guard.state.skipped}
-        self.guard.restore(now | kept | {"skips": 0})
-        self.engine.scale_lr(self.guard.state.lr_scale)
-        if kappa < 1.0:
-            self.model.cell_weights.tighten(kappa)
-            self.model.project()
-        # as a run does that is resumed from here
-        self.model.propagation.reset_links()
-        self.guard.announce_rollback(fault, self.epoch)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.clusters.namespaces import TwoMachines, two_machines, why_not
-from tests.clusters.runs import COMMAND
+from tests.clusters.small_run import COMMAND
 from tests.jobs import Job
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from tests.clusters.namespaces import TwoMachines
 from tests.clusters.ray_nodes import RayCluster
-from tests.clusters.runs import COMMAND, EPOCHS, assert_same
+from tests.clusters.small_run import COMMAND, EPOCHS, assert_same
 from tests.jobs import Job, ranks, records
 
 pytestmark = [

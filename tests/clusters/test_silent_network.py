@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.clusters.namespaces import ADDRESSES, TwoMachines
-from tests.clusters.runs import COMMAND, assert_same
+from tests.clusters.small_run import COMMAND, assert_same
 from tests.jobs import Job, records
 
 _PORT = "29571"

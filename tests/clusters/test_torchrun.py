@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.clusters.namespaces import ADDRESSES, TwoMachines
-from tests.clusters.runs import COMMAND, assert_same
+from tests.clusters.small_run import COMMAND, assert_same
 from tests.jobs import ROOT, Job, ranks, records
 
 SCRIPT = ROOT / "configs" / "slurm" / "train.sbatch"

@@ -13,7 +13,8 @@ import torch.distributed as dist
 
 from distributed_ignn.comm.activity import Activity
 from distributed_ignn.comm.communicator import Communicator
-from distributed_ignn.comm.watchdog import Watchdog, explained, is_broken_connection, table
+from distributed_ignn.comm.lost_ranks import explained, is_broken_connection, table
+from distributed_ignn.comm.watchdog import Watchdog
 from distributed_ignn.errors import JobError
 
 SECONDS = 1.0

@@ -25,7 +25,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from tests.faults.commands import ray, torchrun
+from tests.faults.victim import ray, torchrun
 from tests.jobs import Job, differences, records, remains, result, send
 
 LOSS_TOLERANCE = 1e-5

@@ -17,7 +17,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from tests.faults.commands import torchrun
+from tests.faults.victim import torchrun
 from tests.jobs import Job, records
 
 _WARM_SHARE = 0.3

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from tests.faults.campaign import Campaign, Outcome, sound
-from tests.faults.commands import ray
 from tests.faults.soak import Watched
+from tests.faults.victim import ray
 from tests.jobs import Job, differences, records, send
 
 

@@ -17,7 +17,7 @@ import pytest
 
 from distributed_ignn.runs.checkpoints.checkpoint import list_checkpoints
 from distributed_ignn.runs.output.rank_log import log_path
-from tests.faults.commands import INJECTED, alone, torchrun
+from tests.faults.victim import INJECTED, alone, torchrun
 from tests.jobs import ROOT, Job, differences, records, remains, result, send
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]

@@ -30,7 +30,8 @@ from distributed_ignn.runs.checkpoints.checkpoint import (
     list_checkpoints,
     load_newest,
 )
-from distributed_ignn.runs.output.records import EpochRecord, RunRecorder, read_metrics
+from distributed_ignn.runs.output.records import RunRecorder, read_metrics
+from distributed_ignn.training.epoch_record import EpochRecord
 from tests.faults.injected import Fault, hurt_at_file_steps
 from tests.parity.cases import make_data
 

@@ -14,10 +14,11 @@ from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.errors import UserError
 from distributed_ignn.files import write_tensors
 from distributed_ignn.runs.checkpoints.checkpoint import Snapshot
+from distributed_ignn.runs.checkpoints.snapshot import restore, take_snapshot
 from distributed_ignn.runs.kept_solver import KEPT_SOLVER, _checksum, load_solver, save_solver
 from distributed_ignn.training.trainer import Trainer
 from tests.fuzz.mutations import STRANGE
-from tests.training.runs import small_config, small_trainer
+from tests.training.small_trainers import small_config, small_trainer
 
 CHANGES: dict[str, Callable[[Tensor], Tensor]] = {
     "longer": lambda t: torch.cat([t.flatten(), t.flatten(), t.new_zeros(1)]),
@@ -33,13 +34,13 @@ def trained() -> tuple[Trainer, Snapshot]:
     torch.manual_seed(0)
     trainer = small_trainer(Communicator(), small_config())
     trainer.train_epoch()
-    return trainer, trainer.snapshot()
+    return trainer, take_snapshot(trainer)
 
 
 def _refused_or_taken(trainer: Trainer, snapshot: Snapshot) -> bool:
     message = "-"
     try:
-        trainer.restore(snapshot)
+        restore(trainer, snapshot)
     except UserError as error:
         message = str(error)
     assert message.isprintable()
@@ -71,7 +72,7 @@ def test_states_of_other_values(trained: tuple[Trainer, Snapshot]) -> None:
         for value in STRANGE:
             if _refused_or_taken(trainer, replace(whole, state=whole.state | {key: value})):
                 continue
-            trainer.snapshot()  # what was taken can be saved again
+            take_snapshot(trainer)  # what was taken can be saved again
             assert isinstance(trainer.epoch, int)
             assert isinstance(trainer.seconds_total, float | int)
     assert not _refused_or_taken(trainer, whole)

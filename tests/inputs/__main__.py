@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from tests.inputs.case import ERROR, objections
-from tests.inputs.run import Runner
+from tests.inputs.runner import Runner
 from tests.inputs.table import TABLES
 
 

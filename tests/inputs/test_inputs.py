@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.inputs.case import Case, Outcome, objections
-from tests.inputs.run import Runner
+from tests.inputs.runner import Runner
 from tests.inputs.table import CASES
 
 Outcomes = dict[str, Future[Outcome]]

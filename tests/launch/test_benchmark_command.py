@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from distributed_ignn.lab.benchmarks.command import spelled_out
+from distributed_ignn.lab.benchmarks.short_flags import spelled_out
 from launch.benchmark import main
 
 _SMALL = ("--scale", "0.0005", "--width=8", "--rounds", "1", "--device", "cpu")

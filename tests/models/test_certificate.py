@@ -14,8 +14,8 @@ from distributed_ignn.graph.partitioning.sharding import build_shards
 from distributed_ignn.graph.shard import GraphShard
 from distributed_ignn.models.certificate import Certificate, certify, settled_nodes
 from distributed_ignn.models.constraints import first_vector, growth_vector
-from distributed_ignn.models.ignn import ImplicitGNN
 from distributed_ignn.models.implicit import SolvePlan
+from distributed_ignn.models.implicit_gnn import ImplicitGNN
 from distributed_ignn.models.maps import EquilibriumCell
 from distributed_ignn.solvers.picard import Picard
 from distributed_ignn.solvers.solve import solve

@@ -9,9 +9,9 @@ from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import ModelConfig
 from distributed_ignn.errors import UserError
 from distributed_ignn.models.cells.ignn import IgnnWeights
-from distributed_ignn.models.ignn import ImplicitGNN
+from distributed_ignn.models.implicit_gnn import ImplicitGNN
 from tests.parity.cases import make_data
-from tests.training.runs import own_shard
+from tests.training.small_trainers import own_shard
 
 
 def _model(case: str, channels: str) -> ImplicitGNN:

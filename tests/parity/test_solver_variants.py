@@ -11,7 +11,7 @@ from torch import Tensor
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.solvers.predictors import AlphaScope, Network
 from tests.ranks import run_ranks
-from tests.training.runs import small_config, small_trainer, train
+from tests.training.small_trainers import small_config, small_trainer, train
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(200)]
 

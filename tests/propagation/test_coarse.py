@@ -12,7 +12,7 @@ from torch import Tensor
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.graph.data import csr_from_edges
 from distributed_ignn.graph.partitioning.sharding import build_shards
-from distributed_ignn.models.ignn import ImplicitGNN
+from distributed_ignn.models.implicit_gnn import ImplicitGNN
 from distributed_ignn.models.maps import EquilibriumCell
 from distributed_ignn.propagation.coarse import CoarseLevel
 from distributed_ignn.propagation.propagate import Propagation

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from distributed_ignn.errors import UserError
-from distributed_ignn.propagation.kernels import Entries, choose_kernel
-from distributed_ignn.propagation.triton_rows import LONGEST, TritonRows, block_columns, block_rows
+from distributed_ignn.propagation.entries import Entries
+from distributed_ignn.propagation.kernels import choose_kernel
+from distributed_ignn.propagation.triton_rows import LONGEST, TritonRows, tile_columns, tile_rows
 from tests.parity.cases import sum_reports
 from tests.propagation.triton_cases import (
     cell_report,
@@ -144,16 +145,16 @@ def _fields(work: object) -> tuple[torch.Tensor, ...]:
 
 
 def _waiting(length: torch.Tensor) -> float:
-    rows = block_rows(128)
+    rows = tile_rows(128)
     groups = length[: length.numel() // rows * rows].reshape(-1, rows)
     return 1.0 - float(groups.sum()) / float(groups.max(dim=1).values.sum() * rows)
 
 
 def test_tiles_hold_all_columns_and_enough_rows_for_a_dense_product() -> None:
     for width in (1, 16, 100, 128, 256):
-        assert block_columns(width) >= max(width, 16)
-    assert block_columns(300) == 256
-    assert [block_rows(block_columns(width)) for width in (1, 64, 128, 256)] == [128, 32, 16, 16]
+        assert tile_columns(width) >= max(width, 16)
+    assert tile_columns(300) == 256
+    assert [tile_rows(tile_columns(width)) for width in (1, 64, 128, 256)] == [128, 32, 16, 16]
 
 
 def test_triton_is_taken_by_name_where_it_can_run(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,8 @@ from distributed_ignn.graph.data import csr_from_entries
 from distributed_ignn.graph.partitioning.sharding import build_shards
 from distributed_ignn.models.maps import CellForm, EquilibriumCell
 from distributed_ignn.propagation import triton_rows
-from distributed_ignn.propagation.kernels import Entries, Kernel
+from distributed_ignn.propagation.entries import Entries
+from distributed_ignn.propagation.kernels import Kernel
 from distributed_ignn.propagation.propagate import Propagation, PropagationOptions
 from distributed_ignn.propagation.row_sum import RowSum
 from distributed_ignn.propagation.sparse import SparseMatrix
@@ -269,7 +270,7 @@ def compiled(comm: Communicator, capability: int) -> dict[str, int]:
 
     flags = {"HAS_VALUE": False, "HAS_SCALE": True, "HAS_LEFT": True}
     tail = {"HAS_START": True, "KEEP": True, "LINEAR": False, "BLOCK_N": 32}
-    shape = {"BLOCK_D": 128, "ROWS": triton_rows.block_rows(128), "UNROLL": 4}
+    shape = {"BLOCK_D": 128, "ROWS": triton_rows.tile_rows(128), "UNROLL": 4}
     sizes = {}
     for kernel, constants in (
         (triton_kernels.product_kernel.fn, flags | shape),

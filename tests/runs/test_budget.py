@@ -18,10 +18,10 @@ from distributed_ignn.config import RunConfig
 from distributed_ignn.errors import UserError
 from distributed_ignn.runs.memory import machine as memory
 from distributed_ignn.runs.memory.budget import PartSizes, budget
-from distributed_ignn.runs.memory.check import check_budget
+from distributed_ignn.runs.memory.budget_check import check_budget
 from tests.parity.cases import make_data
 from tests.ranks import run_ranks
-from tests.training.runs import own_shard, small_config
+from tests.training.small_trainers import own_shard, small_config
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZES = PartSizes(

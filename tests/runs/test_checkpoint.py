@@ -23,7 +23,8 @@ from distributed_ignn.runs.checkpoints.checkpoint import (
     load_checkpoint,
     load_newest,
 )
-from tests.training.runs import small_config, small_trainer, train
+from distributed_ignn.runs.checkpoints.snapshot import restore, take_snapshot
+from tests.training.small_trainers import small_config, small_trainer, train
 
 NODES = torch.tensor([4, 0, 2, 9])
 
@@ -301,5 +302,5 @@ def test_a_checkpoint_of_other_settings_is_refused(
     solver = {"compress": 1, **changes.get("solver", {})}
     other = small_trainer(Communicator(), small_config({**changes, "solver": solver}, dtype))
     with pytest.raises(UserError, match=message) as error:
-        other.restore(first.snapshot())
+        restore(other, take_snapshot(first))
     _line(error)

@@ -9,8 +9,8 @@ import pytest
 
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.errors import UserError
-from distributed_ignn.runs.output.records import EpochRecord
 from distributed_ignn.runs.run import run_training
+from distributed_ignn.training.epoch_record import EpochRecord
 from tests.training.test_two_ranks import _chains
 
 

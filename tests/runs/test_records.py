@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from distributed_ignn.runs.output.records import EpochRecord, RunRecorder, read_metrics
+from distributed_ignn.runs.output.records import RunRecorder, read_metrics
+from distributed_ignn.training.epoch_record import EpochRecord
 
 
 def _record(epoch: int, loss: float = 0.5) -> EpochRecord:

@@ -11,8 +11,9 @@ import pytest
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import RunConfig
 from distributed_ignn.runs.checkpoints.checkpoint import CheckpointStore, load_checkpoint
+from distributed_ignn.runs.checkpoints.snapshot import restore, take_snapshot
 from distributed_ignn.training.trainer import Trainer
-from tests.training.runs import (
+from tests.training.small_trainers import (
     EPOCHS,
     assert_equal,
     everything,
@@ -26,9 +27,9 @@ from tests.training.runs import (
 def _reload(trainer: Trainer, config: RunConfig, case: str, folder: Path) -> Trainer:
     """A fresh trainer in the state that ``trainer`` has on disk."""
     store = CheckpointStore(folder, trainer.comm, keep=2)
-    path = store.save(trainer.epoch, trainer.snapshot(), trainer.shard.owned_nodes)
+    path = store.save(trainer.epoch, take_snapshot(trainer), trainer.shard.owned_nodes)
     fresh = small_trainer(trainer.comm, config, case)
-    fresh.restore(load_checkpoint(path, trainer.comm, fresh.shard.owned_nodes))
+    restore(fresh, load_checkpoint(path, trainer.comm, fresh.shard.owned_nodes))
     return fresh
 
 
@@ -96,14 +97,14 @@ def test_a_lost_part_of_the_state_is_noticed(lost: str) -> None:
     config = small_config()
     first = small_trainer(Communicator(), config)
     train(first, 3)
-    whole = first.snapshot()
+    whole = take_snapshot(first)
     common, rows = (
         {k: v.clone() for k, v in part.items() if not k.startswith(lost)}
         for part in (whole.common, whole.rows)
     )
     assert len(common) + len(rows) < len(whole.common) + len(whole.rows)
     forgetful = small_trainer(Communicator(), config)
-    forgetful.restore(replace(whole, common=common, rows=rows))
+    restore(forgetful, replace(whole, common=common, rows=rows))
     expected, found = train(first, 3), train(forgetful, 3)
     assert [numbers(r) for r in found] != [numbers(r) for r in expected]
 

@@ -13,7 +13,7 @@ from distributed_ignn.solvers.initialiser import Initialiser
 from distributed_ignn.solvers.neural import NeuralSolver
 from distributed_ignn.solvers.reduced import BasisCache
 from distributed_ignn.solvers.solve import solve
-from tests.solvers.maps import NODES, WIDTH, DenseMap
+from tests.solvers.dense_map import NODES, WIDTH, DenseMap
 
 
 def _estimator(hops: int = 1, sparsified: bool = False, size: float = 0.1) -> ErrorEstimator:

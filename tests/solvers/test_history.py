@@ -12,7 +12,7 @@ from distributed_ignn.solvers import blocks
 from distributed_ignn.solvers.anderson import Anderson
 from distributed_ignn.solvers.history import History
 from distributed_ignn.solvers.solve import solve
-from tests.solvers.maps import DenseMap
+from tests.solvers.dense_map import DenseMap
 
 ROWS, WIDTH, MEMORY = 50, 4, 3
 

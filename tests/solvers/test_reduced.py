@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from distributed_ignn.solvers.reduced import RESOLVENTS, BasisCache, one_channel, reduced_basis
-from tests.solvers.maps import WIDTH
+from tests.solvers.dense_map import WIDTH
 
 
 def _weights(inner: int = WIDTH, size: float = 0.4) -> list[Tensor]:

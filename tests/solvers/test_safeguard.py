@@ -17,7 +17,7 @@ from distributed_ignn.solvers.neural import NeuralSolver, NeuralState
 from distributed_ignn.solvers.picard import Picard
 from distributed_ignn.solvers.reduced import BasisCache
 from distributed_ignn.solvers.solve import solve
-from tests.solvers.maps import NODES, WIDTH, DenseMap
+from tests.solvers.dense_map import NODES, WIDTH, DenseMap
 
 
 class Watched(NeuralSolver):

@@ -8,8 +8,9 @@ from torch import nn
 
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.models.cells.ignn import IgnnWeights
+from distributed_ignn.runs.checkpoints.snapshot import restore, take_snapshot
 from distributed_ignn.training.averaging import WeightAverage
-from tests.training.runs import (
+from tests.training.small_trainers import (
     assert_equal,
     everything,
     numbers,
@@ -87,7 +88,7 @@ def test_a_resumed_run_goes_on_with_the_same_mean() -> None:
     whole, first, second = (small_trainer(Communicator(), config) for _ in range(3))
     records = train(whole, 4)
     train(first, 2)
-    second.restore(first.snapshot())
+    restore(second, take_snapshot(first))
     resumed = train(second, 2)
     assert [numbers(r) for r in resumed] == [numbers(r) for r in records[2:]]
     assert second.average.steps == 4

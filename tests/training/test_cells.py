@@ -14,8 +14,9 @@ from distributed_ignn.config import RunConfig
 from distributed_ignn.errors import UserError
 from distributed_ignn.graph.datasets import load_dataset
 from distributed_ignn.graph.partitioning.sharding import build_shards
+from distributed_ignn.runs.checkpoints.snapshot import restore, take_snapshot
 from distributed_ignn.training.trainer import Trainer
-from tests.training.runs import (
+from tests.training.small_trainers import (
     assert_equal,
     everything,
     numbers,
@@ -70,7 +71,7 @@ def test_a_resumed_run_goes_on_bit_for_bit(cell: str) -> None:
     first = small_trainer(Communicator(), config, "channels")
     train(first, 3)
     second = small_trainer(Communicator(), config, "channels")
-    second.restore(deepcopy(first.snapshot()))
+    restore(second, deepcopy(take_snapshot(first)))
     assert second.learned is not None
     assert second.learned.ready
     expected = [numbers(record) for record in train(first, 2)]
@@ -79,10 +80,10 @@ def test_a_resumed_run_goes_on_bit_for_bit(cell: str) -> None:
 
 
 def test_a_checkpoint_of_another_cell_is_one_line() -> None:
-    snapshot = small_trainer(Communicator(), small_config()).snapshot()
+    snapshot = take_snapshot(small_trainer(Communicator(), small_config()))
     other = small_trainer(Communicator(), small_config({"model": {"cell": "mignn"}}))
     with pytest.raises(UserError, match=r"model of another shape .*cayley") as error:
-        other.restore(snapshot)
+        restore(other, snapshot)
     assert "\n" not in str(error.value)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import TrainConfig
 from distributed_ignn.training.losses.consistency import Consistency
-from tests.training.runs import small_config, small_trainer, train
+from tests.training.small_trainers import small_config, small_trainer, train
 
 NODES, CLASSES, SAMPLES, TEMPERATURE = 7, 4, 3, 0.4
 

@@ -25,9 +25,10 @@ from distributed_ignn.errors import UserError
 from distributed_ignn.graph.data import GraphData, csr_from_edges
 from distributed_ignn.graph.partitioning.sharding import build_shards
 from distributed_ignn.models.cells import IgnnWeights
-from distributed_ignn.models.ignn import ImplicitGNN
+from distributed_ignn.models.implicit_gnn import ImplicitGNN
 from distributed_ignn.training.engines import deepspeed as deepspeed_engine
-from distributed_ignn.training.engines.deepspeed import DeepSpeedEngine, read_settings
+from distributed_ignn.training.engines.deepspeed import DeepSpeedEngine
+from distributed_ignn.training.engines.deepspeed_settings import read_settings
 from distributed_ignn.training.engines.torch import Engine, TorchEngine
 from distributed_ignn.training.losses.objective import Objective
 from distributed_ignn.training.numbers import NumbersError

@@ -7,9 +7,9 @@ import torch
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.models.cells import IgnnWeights
 from distributed_ignn.models.constraints import largest_column_sum
-from distributed_ignn.models.ignn import ImplicitGNN
+from distributed_ignn.models.implicit_gnn import ImplicitGNN
 from distributed_ignn.training.engines.torch import TorchEngine
-from tests.training.runs import small_config, small_trainer
+from tests.training.small_trainers import small_config, small_trainer
 
 # ten times what a step needs to leave the bound
 FAST = {"train": {"lr": 0.1, "weight_decay": 0.0}}

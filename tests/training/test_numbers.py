@@ -13,11 +13,12 @@ from torch import Tensor
 
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.errors import UserError
+from distributed_ignn.runs.checkpoints.snapshot import restore, roll_back, take_snapshot
 from distributed_ignn.training.engines.torch import TorchEngine
 from distributed_ignn.training.numbers import NumbersError
 from distributed_ignn.training.trainer import Trainer
 from tests.ranks import run_ranks
-from tests.training.runs import (
+from tests.training.small_trainers import (
     assert_equal,
     everything,
     numbers,
@@ -237,7 +238,7 @@ def test_what_explodes_is_known_after_a_resume_too() -> None:
     first = small_trainer(Communicator(), config)
     first.train_epoch()
     resumed = small_trainer(Communicator(), config)
-    resumed.restore(first.snapshot())
+    restore(resumed, take_snapshot(first))
     lowest = first.guard.state.lowest_loss
     assert lowest is not None
     assert resumed.guard.state == first.guard.state
@@ -255,21 +256,21 @@ def test_a_scaled_step_is_resumed_but_not_on_another_learning_rate() -> None:
     settings = {"on_bad_numbers": "rollback", "lr": 1e6, "rollback_lr_factor": 1e-3}
     config = small_config({**PLAIN, "train": settings})
     trainer = small_trainer(Communicator(), config)
-    start = trainer.snapshot()
+    start = take_snapshot(trainer)
     trainer.train_epoch()
     with pytest.raises(NumbersError) as caught:
         trainer.train_epoch()
-    trainer.roll_back(caught.value, start)
+    roll_back(trainer, caught.value, start)
     assert (trainer.epoch, _lr(trainer)) == (0, 1e3)
     assert trainer.engine.common_state() == {}
     again = small_trainer(Communicator(), config)
-    again.restore(trainer.snapshot())
+    restore(again, take_snapshot(trainer))
     assert again.guard.state == trainer.guard.state
     assert numbers(again.train_epoch()) == numbers(trainer.train_epoch())
     assert_equal(everything(again), everything(trainer))
     lower = small_config({**PLAIN, "train": settings | {"lr": 0.01}})
     other = small_trainer(Communicator(), lower)
-    other.restore(trainer.snapshot())
+    restore(other, take_snapshot(trainer))
     assert _lr(other) == 0.01
     assert (other.guard.state.rollbacks, other.guard.state.lr_scale) == (0, 1.0)
 

@@ -13,7 +13,7 @@ from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.graph.data import GraphData
 from distributed_ignn.training.losses.objective import Loss, Objective
 from tests.parity.cases import CLASSES, NODES, make_data
-from tests.training.runs import own_shard
+from tests.training.small_trainers import own_shard
 
 
 def _objective(data: GraphData, loss: Loss = "auto") -> Objective:

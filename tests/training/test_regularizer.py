@@ -11,7 +11,7 @@ from torch import Tensor
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.training.losses.regularizer import spectral_norm
 from distributed_ignn.training.trainer import Trainer
-from tests.training.runs import small_config, small_trainer, train
+from tests.training.small_trainers import small_config, small_trainer, train
 
 CELLS = [
     ("plain", {}),

@@ -18,10 +18,11 @@ from distributed_ignn.solvers.neural import NeuralSolver
 from distributed_ignn.solvers.reduced import BasisCache
 from distributed_ignn.solvers.solve import solve
 from distributed_ignn.training.learned.fit import FitSample, SolverFit
-from distributed_ignn.training.plans import ADJOINT, LearnedSolver
+from distributed_ignn.training.learned_solver import LearnedSolver
+from distributed_ignn.training.plans import ADJOINT
 from distributed_ignn.training.trainer import Trainer
 from tests.parity.cases import NODES
-from tests.training.runs import small_config, small_trainer, train
+from tests.training.small_trainers import small_config, small_trainer, train
 
 TIGHT = {"target_tolerance": 1e-12, "target_max_steps": 500}
 

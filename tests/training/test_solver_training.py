@@ -20,7 +20,7 @@ from distributed_ignn.training.learned.phases import SolverTrainer
 from distributed_ignn.training.plans import ADJOINT, EVALUATE, TRAIN
 from distributed_ignn.training.trainer import Trainer
 from tests.parity.cases import NODES, make_data
-from tests.training.runs import assert_equal, small_config, small_trainer, train
+from tests.training.small_trainers import assert_equal, small_config, small_trainer, train
 
 
 def _solver_trainer(trainer: Trainer) -> SolverTrainer:

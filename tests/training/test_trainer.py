@@ -14,7 +14,7 @@ from distributed_ignn.solvers.anderson import Anderson
 from distributed_ignn.solvers.neural import NeuralSolver
 from distributed_ignn.training.plans import ADJOINT, EVALUATE, TRAIN
 from tests.parity.cases import CLASSES, make_data
-from tests.training.runs import (
+from tests.training.small_trainers import (
     assert_equal,
     everything,
     numbers,

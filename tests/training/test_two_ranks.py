@@ -30,13 +30,14 @@ from distributed_ignn.runs.checkpoints.checkpoint import (
     load_checkpoint,
     load_newest,
 )
+from distributed_ignn.runs.checkpoints.snapshot import restore, take_snapshot
 from distributed_ignn.runs.predict import load_run
 from distributed_ignn.runs.run import run_training
 from distributed_ignn.training.engines.gradients import sum_gradients
 from distributed_ignn.training.losses.objective import Objective
 from tests.parity.cases import CLASSES, NODES, make_data
 from tests.ranks import run_ranks
-from tests.training.runs import (
+from tests.training.small_trainers import (
     EPOCHS,
     assert_equal,
     everything,
@@ -135,9 +136,9 @@ def _resume(comm: Communicator, case: str, folder: Path) -> dict[str, Any]:
     expected = train(whole, EPOCHS)
     first = small_trainer(comm, config, case)
     train(first, CUT)
-    path = CheckpointStore(folder, comm, 1).save(CUT, first.snapshot(), first.shard.owned_nodes)
+    path = CheckpointStore(folder, comm, 1).save(CUT, take_snapshot(first), first.shard.owned_nodes)
     resumed = small_trainer(comm, config, case)
-    resumed.restore(load_checkpoint(path, comm, resumed.shard.owned_nodes))
+    restore(resumed, load_checkpoint(path, comm, resumed.shard.owned_nodes))
     found = train(resumed, EPOCHS - CUT)
     assert [numbers(r) for r in found] == [numbers(r) for r in expected[CUT:]]
     assert_equal(everything(resumed), everything(whole))
@@ -162,7 +163,7 @@ def _not_finite(comm: Communicator) -> str:
 def _store_errors(comm: Communicator, folder: Path) -> dict[str, str]:
     """A folder below a file; and a disk that is full on rank 1 alone."""
     trainer = small_trainer(comm, small_config())
-    state, nodes = trainer.snapshot(), trainer.shard.owned_nodes
+    state, nodes = take_snapshot(trainer), trainer.shard.owned_nodes
     if comm.is_main:
         (folder / "file").touch()
     comm.barrier()
@@ -259,7 +260,7 @@ def test_one_rank_continues_what_two_have_begun(
     comm = Communicator()
     trainer = small_trainer(comm, config, case)
     (path,) = list_checkpoints(folder / case)
-    trainer.restore(load_checkpoint(path, comm, trainer.shard.owned_nodes))
+    restore(trainer, load_checkpoint(path, comm, trainer.shard.owned_nodes))
     assert trainer.epoch == CUT
     losses = [record.loss for record in train(trainer, EPOCHS - CUT)]
     assert losses == pytest.approx(reports[0][case]["losses"][CUT:], rel=1e-8)

@@ -1,7 +1,7 @@
 """Pairs of nodes for a random graph with nested communities and heavy-tailed degrees.
 
 A degree-corrected planted partition with many levels. Positions 0..n-1 are sorted by community,
-and a group of any level is a run of positions. Calibrated with ogbn-products' degrees so that METIS
+and a group of any level is a range of them. Calibrated with ogbn-products' degrees so that METIS
 cuts 3 to 5 per cent of the entries between two halves, each of which reads 20 to 30 per cent of all
 nodes from the other: 4.4 and 25 per cent at 100,000 nodes, 3.3 and 23 at 306,129, 3.5 and 22 at
 2,449,029. Letters: n nodes.

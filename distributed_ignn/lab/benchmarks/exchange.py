@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from distributed_ignn.comm.codecs import HaloCodec
-from distributed_ignn.lab.benchmarks.report import Report, compare, interleave
+from distributed_ignn.lab.benchmarks.benchmark_graph import Workload
+from distributed_ignn.lab.benchmarks.interleaving import Report, compare, interleave
 from distributed_ignn.lab.benchmarks.waiting import clock_figures, clocked
-from distributed_ignn.lab.benchmarks.workload import Workload
 from distributed_ignn.lab.benchmarks.yardstick import PlainExchange, PlainLayout
 from distributed_ignn.propagation.halo import HaloExchange, HaloLink
 

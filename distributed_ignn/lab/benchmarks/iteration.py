@@ -20,11 +20,17 @@ from distributed_ignn.comm.codecs import HaloCodec
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.graph.shard import GraphShard
 from distributed_ignn.lab.benchmarks.bandwidth import COPY_LIMIT, ProductSize, copy_task
+from distributed_ignn.lab.benchmarks.benchmark_graph import Workload
 from distributed_ignn.lab.benchmarks.exchange import CODECS, sent_bytes
-from distributed_ignn.lab.benchmarks.report import Figure, Report, check_alike, compare, interleave
+from distributed_ignn.lab.benchmarks.interleaving import (
+    Figure,
+    Report,
+    check_alike,
+    compare,
+    interleave,
+)
 from distributed_ignn.lab.benchmarks.silence import SilentCommunicator
 from distributed_ignn.lab.benchmarks.waiting import clock_figures, clocked
-from distributed_ignn.lab.benchmarks.workload import Workload
 from distributed_ignn.lab.benchmarks.yardstick import PlainLayout, Yardstick
 from distributed_ignn.models.dense import affine
 from distributed_ignn.models.maps import EquilibriumCell

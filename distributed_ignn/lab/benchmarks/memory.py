@@ -16,9 +16,9 @@ from functools import partial
 import torch
 
 from distributed_ignn.comm.communicator import Communicator
-from distributed_ignn.lab.benchmarks.epoch import warm_up_epochs, with_epochs
-from distributed_ignn.lab.benchmarks.report import Figure, Report, compare
-from distributed_ignn.lab.benchmarks.workload import Workload
+from distributed_ignn.lab.benchmarks.benchmark_graph import Workload
+from distributed_ignn.lab.benchmarks.epoch_stages import warm_up_epochs, with_epochs
+from distributed_ignn.lab.benchmarks.interleaving import Figure, Report, compare
 from distributed_ignn.propagation.propagate import choose_codec
 from distributed_ignn.runs.memory.budget import PartSizes, budget
 from distributed_ignn.runs.memory.machine import peak, resident

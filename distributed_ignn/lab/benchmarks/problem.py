@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from distributed_ignn.comm.communicator import Communicator
-from distributed_ignn.models.ignn import ImplicitGNN
 from distributed_ignn.models.implicit import Cell, SolvePlan
+from distributed_ignn.models.implicit_gnn import ImplicitGNN
 from distributed_ignn.models.maps import EquilibriumCell
 from distributed_ignn.runs.predict import load_run
 from distributed_ignn.solvers.anderson import Anderson

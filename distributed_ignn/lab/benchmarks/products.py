@@ -26,7 +26,7 @@ from distributed_ignn.lab.benchmarks.yardstick import (
     transposed,
 )
 from distributed_ignn.propagation.kernels import Kernel
-from distributed_ignn.propagation.operators import ChannelOperator, ChannelTranspose, RunBounds
+from distributed_ignn.propagation.operators import BlockBounds, ChannelOperator, ChannelTranspose
 
 PLAIN = "torch CSR int64, ascending ids"
 
@@ -71,7 +71,7 @@ def _blocks(kernel: Kernel) -> Build:
 
     def build(shard: GraphShard, comm: Communicator, dtype: torch.dtype) -> LocalProduct:
         channel, owned = shard.channels[0], shard.num_owned
-        where, bounds = (dtype, comm.device), RunBounds.of(channel, comm.device)
+        where, bounds = (dtype, comm.device), BlockBounds.of(channel, comm.device)
         operator = ChannelOperator.from_shard(channel, *where, bounds, kernel)
         same = operator.owned if channel.symmetric else None
         flipped = ChannelTranspose.from_shard(channel, same, *where, bounds, kernel)

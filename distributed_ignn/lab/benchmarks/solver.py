@@ -18,10 +18,10 @@ from torch import Tensor
 
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.lab.benchmarks.goals import Goal, distance_goal, metric_goal
+from distributed_ignn.lab.benchmarks.interleaving import Figure, Report, compare, interleave
 from distributed_ignn.lab.benchmarks.pareto import draw_pareto
 from distributed_ignn.lab.benchmarks.peers import torchdeq_drives
 from distributed_ignn.lab.benchmarks.problem import Problem, load_problem
-from distributed_ignn.lab.benchmarks.report import Figure, Report, compare, interleave
 from distributed_ignn.lab.benchmarks.solver_tables import tabulate
 from distributed_ignn.lab.benchmarks.study import Study, Tell, tell_nobody
 from distributed_ignn.lab.benchmarks.tracing import (
@@ -38,7 +38,7 @@ from distributed_ignn.solvers.broyden import Broyden
 from distributed_ignn.solvers.initialiser import Initialiser
 from distributed_ignn.solvers.picard import Picard
 from distributed_ignn.solvers.solve import solve
-from distributed_ignn.training.plans import LearnedSolver
+from distributed_ignn.training.learned_solver import LearnedSolver
 
 ANDERSON, PICARD = "anderson 5, zero", "picard, zero"
 ZERO, AT_ZERO, INITIALISER = "zero", "f(0)", "initialiser"

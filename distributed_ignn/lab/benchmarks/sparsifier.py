@@ -23,8 +23,8 @@ from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import RunConfig
 from distributed_ignn.errors import UserError
 from distributed_ignn.lab.benchmarks.goals import Goal, distance_goal
+from distributed_ignn.lab.benchmarks.interleaving import Report, compare, interleave
 from distributed_ignn.lab.benchmarks.problem import Problem, load_problem
-from distributed_ignn.lab.benchmarks.report import Report, compare, interleave
 from distributed_ignn.lab.benchmarks.solver import learned_method, learned_starts
 from distributed_ignn.lab.benchmarks.sparsifier_plot import draw_quality
 from distributed_ignn.lab.benchmarks.sparsifier_speed import Speed, measure_speed
@@ -114,21 +114,21 @@ class Quality:
         choice: of edges.
         kept: share of the entries that is in the sparsified graph.
         seconds: of choosing.
-        runs: steps of the solver fitted to each draw; a control has one.
+        draws: steps of the solver fitted to each draw; a control has one.
     """
 
     choice: Choice
     kept: float
     seconds: float
-    runs: tuple[list[Step], ...]
+    draws: tuple[list[Step], ...]
 
     def distances(self, evaluations: int) -> list[float]:
         """Per draw, the distance after so many evaluations."""
-        return [steps[min(evaluations, len(steps) - 1)].distance for steps in self.runs]
+        return [steps[min(evaluations, len(steps) - 1)].distance for steps in self.draws]
 
     def evaluations(self, goal: Goal) -> list[float]:
         """Per draw, evaluations until the goal is kept."""
-        return [goal.evaluations(steps) for steps in self.runs]
+        return [goal.evaluations(steps) for steps in self.draws]
 
 
 def run(options: SparsifierOptions, comm: Communicator) -> Study:
@@ -172,15 +172,15 @@ def _qualities(problem: Problem, options: SparsifierOptions) -> Iterator[Quality
     own = model.layer
     try:
         for choice in choices(options.keeps):
-            runs, seconds, kept = [], [], 0.0
+            draws, seconds, kept = [], [], 0.0
             for draw in range(options.seeds if choice.drawn else 1):
                 seed = trainer.config.seed + draw
                 operator, spent, kept = _choose(problem, choice, seed, options.rounds)
                 model.layer = replace(own, sparsified=operator)
-                runs.append(_fit_and_trace(problem, choice, options))
+                draws.append(_fit_and_trace(problem, choice, options))
                 seconds.append(spent)
-            options.tell(f"{choice.name}: fitted to {len(runs)} draws")
-            yield Quality(choice, kept, statistics.median(seconds), tuple(runs))
+            options.tell(f"{choice.name}: fitted to {len(draws)} draws")
+            yield Quality(choice, kept, statistics.median(seconds), tuple(draws))
     finally:
         model.layer = own
 
@@ -240,7 +240,7 @@ def verdict(found: Sequence[Quality], steps: int) -> str:
 
 def _rows(found: Sequence[Quality]) -> Iterator[dict[str, Any]]:
     for quality in found:
-        for seed, steps in enumerate(quality.runs):
+        for seed, steps in enumerate(quality.draws):
             for step in steps:
                 yield {
                     "edges": quality.choice.name,
@@ -257,7 +257,7 @@ def _rows(found: Sequence[Quality]) -> Iterator[dict[str, Any]]:
 
 
 def _table(found: Sequence[Quality], goal: Goal, steps: int) -> Table:
-    table = Table(title=f"kept edges and the error estimator, {len(found[-1].runs)} draws")
+    table = Table(title=f"kept edges and the error estimator, {len(found[-1].draws)} draws")
     half = (steps + 1) // 2
     names = ("edges", "kept", "ms", f"distance at {half}", f"at {steps}", f"to {goal.name}")
     for name in names:

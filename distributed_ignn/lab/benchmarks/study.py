@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.table import Table
 
 from distributed_ignn.files import atomic_write_text
+from distributed_ignn.lab.benchmarks.interleaving import Report
 from distributed_ignn.lab.benchmarks.plots import save_figure
-from distributed_ignn.lab.benchmarks.report import Report
 
 Tell = Callable[[str], None]
 """Told what has just been finished; a study can take minutes."""

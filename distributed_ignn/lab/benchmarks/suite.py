@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from distributed_ignn.lab.benchmarks import epoch, exchange, iteration, memory, propagate
-from distributed_ignn.lab.benchmarks.report import Report
-from distributed_ignn.lab.benchmarks.workload import Workload
+from distributed_ignn.lab.benchmarks import (
+    epoch_stages,
+    exchange,
+    iteration,
+    local_product,
+    memory,
+)
+from distributed_ignn.lab.benchmarks.benchmark_graph import Workload
+from distributed_ignn.lab.benchmarks.interleaving import Report
 
 SUITE: dict[str, Callable[[Workload], Report]] = {
-    "propagate": propagate.run,
+    "propagate": local_product.run,
     "exchange": exchange.run,
     "iteration": iteration.run,
-    "epoch": epoch.run,
+    "epoch": epoch_stages.run,
     "memory": memory.run,
 }
 #: Those with a baseline of one process, which holds the whole graph.

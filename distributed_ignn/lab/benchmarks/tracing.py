@@ -22,8 +22,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from distributed_ignn.lab.benchmarks.interleaving import finish_device
 from distributed_ignn.lab.benchmarks.problem import Problem
-from distributed_ignn.lab.benchmarks.report import finish_device
 from distributed_ignn.solvers.base import AnySolver, FixedPointMap, relative_residual
 from distributed_ignn.solvers.solve import solve
 

@@ -18,8 +18,8 @@ from distributed_ignn.lab.benchmarks.problem import Problem
 from distributed_ignn.propagation.sparsify import sparsify
 from distributed_ignn.solvers.initialiser import Initialiser
 from distributed_ignn.solvers.predictors import AlphaScope, Network
-from distributed_ignn.training.learned.phases import SolverTrainer, build_learned_solver
-from distributed_ignn.training.plans import LearnedSolver
+from distributed_ignn.training.learned.phases import SolverTrainer
+from distributed_ignn.training.learned_solver import LearnedSolver, build_learned_solver
 from distributed_ignn.training.schedule import Schedule
 
 

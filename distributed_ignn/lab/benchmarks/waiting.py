@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import torch
 
 from distributed_ignn.comm.communicator import Communicator
-from distributed_ignn.lab.benchmarks.report import Figure, compare
+from distributed_ignn.lab.benchmarks.interleaving import Figure, compare
 
 WAITING = "seconds waiting and multiplying"
 #: Tables and their columns, as the clock names them.

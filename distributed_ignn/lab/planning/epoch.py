@@ -14,15 +14,15 @@ from dataclasses import dataclass, fields
 
 from distributed_ignn.lab.planning.equations import Machine
 from distributed_ignn.lab.planning.workload import Part, Workload, row_bytes
-from distributed_ignn.propagation.sparse import RUN_ROWS
+from distributed_ignn.propagation.sparse import BLOCK_ROWS
 
 _OPERATIONS = 50.0  # started per evaluation: the map, Anderson's Gram matrix, its small system
-_RUN_OPERATIONS = 12.0  # more for every run of rows, of which a device has one
+_BLOCK_OPERATIONS = 12.0  # more for every block of rows, of which a device has one
 _LEARNED_OPERATIONS = 30.0  # more with the error estimator
 HISTORY_PASSES = 10.0
 """Over [O, D] in a step of Anderson's history besides two for each older iterate: entering a point
 reads it, its image and the last pair and writes three arrays, mixing reads two and writes one."""
-_RUN_BYTES = 2e6  # of a run of rows, which stays in the cache
+_BLOCK_BYTES = 2e6  # of a block of rows, which stays in the cache
 _EPOCH_OPERATIONS = 250.0  # encoder, readout, loss, backward, optimiser
 _EPOCH_REDUCTIONS = 5  # loss, gradients, metrics, counters
 
@@ -103,7 +103,7 @@ class EpochModel:
         """The map, the method, and with the learned solver an estimate."""
         part, work, model, state = self.part, self.work, self.machine, self._state
         moved = self._propagation(work.width, adjoint)
-        # what a run of rows reads and writes beside the products, which stay in the cache;
+        # what a block of rows reads and writes beside the products, which stay in the cache;
         # forward: b, the product that the backward pass needs, the image; backward: g, the mask of
         # one byte an entry, the image, and v W', which is an array of its own
         passes, new = (3.25, 2.0) if adjoint else (3.0, 1.0)
@@ -111,14 +111,14 @@ class EpochModel:
         map_cost = moved + Cost(
             dense=model.dense(dense),
             elementwise=model.stream(passes * state, state) + model.fresh(new, state),
-            starting=model.operations(_RUN_OPERATIONS * self._runs()),
+            starting=model.operations(_BLOCK_OPERATIONS * self._blocks()),
         )
         return self._stale(map_cost, moved) + self._method(adjoint)
 
-    def _runs(self) -> float:
-        """Runs of rows of a product."""
+    def _blocks(self) -> float:
+        """Blocks of rows of a product."""
         on_cpu = self.machine.profile.on_cpu
-        return max(1.0, self.part.owned / RUN_ROWS) if on_cpu else 1.0
+        return max(1.0, self.part.owned / BLOCK_ROWS) if on_cpu else 1.0
 
     def _stale(self, cost: Cost, moved: Cost) -> Cost:
         """With rows of the last evaluation the exchange has all of this one's time."""
@@ -165,7 +165,7 @@ class EpochModel:
         halo_in, halo_out = (part.boundary, part.halo) if adjoint else (part.halo, part.boundary)
         outer = model.product(part.boundary_entries, halo_out, halo_in, row, work.locality)
         if not adjoint:  # the result is added to the boundary rows
-            outer += model.stream(3.0 * part.boundary * row, min(part.boundary * row, _RUN_BYTES))
+            outer += model.stream(3.0 * part.boundary * row, min(part.boundary * row, _BLOCK_BYTES))
         if model.ranks == 1:
             return Cost(product=inner)
         sent = part.halo if adjoint else part.sent

@@ -22,7 +22,7 @@ from distributed_ignn.lab.planning.epoch import HISTORY_PASSES
 from distributed_ignn.models.dense import affine
 from distributed_ignn.models.dropout import NodeDropout
 from distributed_ignn.propagation.operators import ChannelOperator
-from distributed_ignn.propagation.sparse import RUN_ROWS, SparseMatrix
+from distributed_ignn.propagation.sparse import BLOCK_ROWS, SparseMatrix
 from distributed_ignn.runs.memory.machine import peak
 from distributed_ignn.solvers.history import History
 
@@ -105,8 +105,8 @@ class Probes:
         weight = torch.rand(width, width) / width
         stream, push = self._seconds(passes), self._seconds(step)
         mix = self._seconds(lambda: history.mix(alpha, 1.0))
-        runs = [slice(begin, begin + RUN_ROWS) for begin in range(0, rows, RUN_ROWS)]
-        dense = self._seconds(lambda: [affine(x[run], weight, y[run]) for run in runs])
+        blocks = [slice(begin, begin + BLOCK_ROWS) for begin in range(0, rows, BLOCK_ROWS)]
+        dense = self._seconds(lambda: [affine(x[block], weight, y[block]) for block in blocks])
         plain = self._seconds(lambda: x.T @ y)
         nodes, dropout = torch.arange(rows), NodeDropout(0.5, 0)
         masks = self._seconds(lambda: dropout.mask(0, 0, nodes, width), 3)

@@ -8,7 +8,7 @@ from pathlib import Path
 from distributed_ignn.errors import UserError
 from distributed_ignn.graph.shard import GraphShard
 from distributed_ignn.graph.storage.shard_store import read_manifest, read_shard
-from distributed_ignn.lab.planning.halo import Cut
+from distributed_ignn.lab.planning.halo_growth import Cut
 from distributed_ignn.lab.planning.workload import Part
 
 _WINDOW = 2000
@@ -75,6 +75,7 @@ def read_sizes(folder: Path) -> PartitionSizes:
             boundary_entries=max(sum(size.boundary_entries) for size in sizes),
             neighbours=max(size.targets for size in sizes),
             channels=channels,
+            weighted=any(whole.weighted),
         ),
         cut=Cut(
             count,

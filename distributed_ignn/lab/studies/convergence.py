@@ -26,11 +26,11 @@ from distributed_ignn.lab.benchmarks.solver import ZERO, learned_method, learned
 from distributed_ignn.lab.benchmarks.tracing import Method, Step, drive_solver, trace
 from distributed_ignn.lab.benchmarks.variants import Variant
 from distributed_ignn.lab.studies.outcome import Request
-from distributed_ignn.lab.studies.runs import train_run, with_settings
+from distributed_ignn.lab.studies.study_runs import train_run, with_settings
 from distributed_ignn.runs.predict import load_run
 from distributed_ignn.solvers.anderson import Anderson
 from distributed_ignn.solvers.picard import Picard
-from distributed_ignn.training.plans import LearnedSolver
+from distributed_ignn.training.learned_solver import LearnedSolver
 from distributed_ignn.training.trainer import Trainer
 
 DISTANCE = 1e-6

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.lab.studies.outcome import Outcome, Request, spread
-from distributed_ignn.lab.studies.runs import FinishedRun, train_run
+from distributed_ignn.lab.studies.study_runs import FinishedRun, train_run
 
 _PAPER = (
     "Section 5.2 prints: the solver 'requires only about 1% of the original training time'; on "

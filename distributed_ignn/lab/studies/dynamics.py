@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.lab.studies.outcome import Outcome, Request, spread
-from distributed_ignn.lab.studies.runs import FinishedRun, train_run
+from distributed_ignn.lab.studies.study_runs import FinishedRun, train_run
 
 METHODS = ("neural", "anderson", "picard")
 _KEYS = (

@@ -38,7 +38,7 @@ from distributed_ignn.lab.studies.baselines import (
     train_baseline,
 )
 from distributed_ignn.lab.studies.outcome import Outcome, Request, spread
-from distributed_ignn.lab.studies.runs import train_run, with_settings
+from distributed_ignn.lab.studies.study_runs import train_run, with_settings
 from distributed_ignn.reading.strict_json import read_json
 
 LENGTHS = (10, 25, 50, 100, 150, 200)

@@ -23,7 +23,7 @@ from distributed_ignn.lab.benchmarks.variants import (
 )
 from distributed_ignn.lab.studies import convergence
 from distributed_ignn.lab.studies.outcome import Outcome, Request
-from distributed_ignn.training.plans import LearnedSolver
+from distributed_ignn.training.learned_solver import LearnedSolver
 
 CLOSED_FORM = Variant("closed form", {"estimator": "graph", "network": "none", "alpha": "global"})
 """What is shipped: nothing needs gradient steps."""

@@ -16,6 +16,7 @@ from distributed_ignn.runs.checkpoints.checkpoint import (
     checkpoint_names,
     load_newest,
 )
+from distributed_ignn.runs.checkpoints.snapshot import roll_back
 from distributed_ignn.training.numbers import NumbersError
 from distributed_ignn.training.trainer import Trainer
 
@@ -70,6 +71,6 @@ class Recovery:
             snapshot = load_newest(self._folder, trainer.comm, trainer.shard.owned_nodes)
             if snapshot is None:
                 raise fault
-            trainer.roll_back(fault, snapshot)
+            roll_back(trainer, fault, snapshot)
             self._save()
             self._rewind(trainer.epoch)

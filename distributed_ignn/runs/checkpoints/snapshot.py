@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from distributed_ignn.errors import UserError
+from distributed_ignn.reading.plain_files import in_one_line
 from distributed_ignn.runs.checkpoints.checkpoint import Snapshot
-from distributed_ignn.runs.checkpoints.fit import check_graph, check_shapes, graph_sizes
-
-if TYPE_CHECKING:
-    from distributed_ignn.training.trainer import Trainer
+from distributed_ignn.runs.checkpoints.match import check_graph, check_shapes, graph_sizes
+from distributed_ignn.runs.checkpoints.state import check_state
+from distributed_ignn.training.numbers import NumbersError
+from distributed_ignn.training.trainer import Best, Trainer
 
 TensorDict = dict[str, Tensor]
-
-
-@dataclass(slots=True)
-class Best:
-    """The epoch that validation has chosen so far, and its weights."""
-
-    epoch: int = 0
-    val_metric: float = -1.0
-    weights: TensorDict | None = None
 
 
 def take_snapshot(trainer: Trainer) -> Snapshot:
@@ -61,7 +52,48 @@ def take_snapshot(trainer: Trainer) -> Snapshot:
     return Snapshot(state, common, rows)
 
 
-def put_back(trainer: Trainer, snapshot: Snapshot) -> None:
+def restore(trainer: Trainer, snapshot: Snapshot) -> None:
+    """Inverse of ``take_snapshot``.
+
+    Raises:
+        UserError: the checkpoint is incomplete, or belongs to a model of another shape or
+            number format.
+    """
+    try:
+        check_state(snapshot.state)
+        _put_back(trainer, snapshot)
+    except (KeyError, ValueError, TypeError, RuntimeError) as error:
+        # whatever a file can lack or hold instead: its checksums only say that it is whole
+        raise UserError(
+            f"the checkpoint lacks a part of a run or holds something else "
+            f"({in_one_line(error)}); choose another checkpoint"
+        ) from error
+
+
+def roll_back(trainer: Trainer, fault: NumbersError, snapshot: Snapshot) -> None:
+    """Go back to ``snapshot`` and on from there with a smaller step; the clock runs on.
+
+    Raises:
+        UserError: there were too many rollbacks; or see ``restore``.
+    """
+    seconds = trainer.seconds_before, trainer.seconds_solver_training
+    kappa = trainer.guard.roll_back(fault)
+    now = trainer.guard.snapshot()
+    restore(trainer, snapshot)
+    trainer.seconds_before, trainer.seconds_solver_training = seconds
+    state = trainer.guard.state
+    kept = {"lowest_loss": state.lowest_loss, "skipped": state.skipped}
+    trainer.guard.restore(now | kept | {"skips": 0})
+    trainer.engine.scale_lr(trainer.guard.state.lr_scale)
+    if kappa < 1.0:
+        trainer.model.cell_weights.tighten(kappa)
+        trainer.model.project()
+    # as a run does that is resumed from here
+    trainer.model.propagation.reset_links()
+    trainer.guard.announce_rollback(fault, trainer.epoch)
+
+
+def _put_back(trainer: Trainer, snapshot: Snapshot) -> None:
     """Inverse of ``take_snapshot``.
 
     Raises:

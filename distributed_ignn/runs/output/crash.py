@@ -25,7 +25,7 @@ from typing import Any
 
 from distributed_ignn.cli import LOG_ONLY
 from distributed_ignn.comm.communicator import Communicator
-from distributed_ignn.comm.watchdog import explained, table
+from distributed_ignn.comm.lost_ranks import explained, table
 from distributed_ignn.config import RunConfig
 from distributed_ignn.errors import Stopped, UserError
 from distributed_ignn.files import atomic_write_json

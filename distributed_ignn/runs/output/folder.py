@@ -19,7 +19,7 @@ from distributed_ignn.config import RunConfig, dump_yaml
 from distributed_ignn.errors import UserError
 from distributed_ignn.files import atomic_write_json, atomic_write_text
 from distributed_ignn.reading.strict_json import read_json
-from distributed_ignn.runs.memory.check import BudgetReport
+from distributed_ignn.runs.memory.budget_check import BudgetReport
 from distributed_ignn.runs.output.lock import OutputLock
 from distributed_ignn.runs.output.rank_log import LOGS
 from distributed_ignn.runs.output.records import RunRecorder

@@ -10,8 +10,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as RichProgress
 from rich.table import Column, Table
 
-from distributed_ignn.runs.memory.check import BudgetReport
-from distributed_ignn.runs.output.records import EpochRecord
+from distributed_ignn.runs.memory.budget_check import BudgetReport
+from distributed_ignn.training.epoch_record import EpochRecord
 
 _PLAIN_LINES = 20  # about how many epoch lines a log file gets
 

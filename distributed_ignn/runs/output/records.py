@@ -8,7 +8,7 @@ import math
 import os
 import threading
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,53 +16,9 @@ from torch.utils.tensorboard import SummaryWriter
 
 from distributed_ignn.files import atomic_write_json, atomic_write_text
 from distributed_ignn.reading.strict_json import parse_json
+from distributed_ignn.training.epoch_record import EpochRecord
 
 METRICS = "metrics.jsonl"
-
-
-@dataclass(frozen=True, slots=True)
-class EpochRecord:
-    """One line of metrics.jsonl.
-
-    Args:
-        epoch: model steps done, counted from 1.
-        loss: mean training loss before the step; NaN (null in the file) if it was skipped.
-        train_metric, val_metric: after the step; None in epochs without validation.
-        seconds: of this epoch, solver phase included.
-        evaluations_forward, evaluations_adjoint: map evaluations of the training step.
-        evaluations_validation: map evaluations of the validation solve.
-        residual: relative residual of the last forward solve of the epoch.
-        residual_adjoint: of the backward solve.
-        bytes_sent: by all ranks, halo exchanges and reductions.
-        exchanges: halo exchanges.
-        solver_steps, solver_loss: solver training in this epoch.
-        solver_seconds: spent on it.
-        converged: whether the validation solve reached its tolerance; None without one.
-        converged_forward, converged_adjoint: the same of the training step's solves.
-        skipped: whether the step was left out because its numbers were bad; there is no loss then.
-        rollbacks: of the run so far, because numbers were bad.
-    """
-
-    epoch: int
-    loss: float
-    train_metric: float | None
-    val_metric: float | None
-    seconds: float
-    evaluations_forward: int
-    evaluations_adjoint: int
-    evaluations_validation: int
-    residual: float
-    residual_adjoint: float
-    bytes_sent: int
-    exchanges: int
-    solver_steps: int
-    solver_loss: float | None
-    solver_seconds: float
-    converged: bool | None = None
-    converged_forward: bool | None = None
-    converged_adjoint: bool | None = None
-    skipped: bool = False
-    rollbacks: int = 0
 
 
 class RunRecorder:

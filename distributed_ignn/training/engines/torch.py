@@ -10,7 +10,7 @@ from torch import Tensor
 
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import TrainConfig
-from distributed_ignn.models.ignn import ImplicitGNN
+from distributed_ignn.models.implicit_gnn import ImplicitGNN
 from distributed_ignn.training.engines.gradients import sum_gradients
 from distributed_ignn.training.numbers import NumbersError
 

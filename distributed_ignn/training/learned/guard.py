@@ -14,8 +14,8 @@ from collections.abc import Callable
 import torch
 
 from distributed_ignn.training.learned.phases import SolverTrainer
+from distributed_ignn.training.learned_solver import LearnedSolver
 from distributed_ignn.training.numbers import NumbersError
-from distributed_ignn.training.plans import LearnedSolver
 
 logger = logging.getLogger(__name__)
 

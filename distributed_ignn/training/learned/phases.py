@@ -1,6 +1,6 @@
 """Training of the learned solver with the model frozen (IGNN-Solver, section 4.2).
 
-A phase finds Z*, fits initialiser and estimator to it in closed form (``solver_fit.py``), and then
+A phase finds Z*, fits initialiser and estimator to it in closed form (``fit.py``), and then
 takes gradient steps for the network that corrects alpha, where there is one, on
 
     L = lambda1 sum_k w_k log(||Z_k - Z*|| / ||Z*||)
@@ -23,97 +23,24 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from distributed_ignn.comm.collectives import all_reduce_sum
 from distributed_ignn.comm.communicator import Communicator
-from distributed_ignn.config import NeuralSolverConfig, RunConfig
+from distributed_ignn.config import NeuralSolverConfig
 from distributed_ignn.errors import UserError
-from distributed_ignn.graph.shard import GraphShard
-from distributed_ignn.models.ignn import ImplicitGNN
 from distributed_ignn.models.implicit import Cell
+from distributed_ignn.models.implicit_gnn import ImplicitGNN
 from distributed_ignn.models.maps import EquilibriumCell
-from distributed_ignn.propagation.coarse import CoarseLevel
-from distributed_ignn.solvers.base import Iterate, Outcome, Solution
+from distributed_ignn.solvers.base import Outcome, Solution
 from distributed_ignn.solvers.blocks import square_sum
 from distributed_ignn.solvers.estimator import ErrorEstimator
-from distributed_ignn.solvers.history import History
-from distributed_ignn.solvers.initialiser import Initialiser
-from distributed_ignn.solvers.neural import NeuralSolver, NeuralState
-from distributed_ignn.solvers.predictors import NeuralShape, Predictor, build_predictor
-from distributed_ignn.solvers.reduced import BasisCache
+from distributed_ignn.solvers.neural import NeuralSolver
 from distributed_ignn.solvers.solve import solve
 from distributed_ignn.training.engines.gradients import sum_gradients
 from distributed_ignn.training.learned.fit import FitSample, SolverFit
-from distributed_ignn.training.learned.node_loss import node_distance, node_mixed_residual
+from distributed_ignn.training.learned.rollout import Rollout
+from distributed_ignn.training.learned_solver import LearnedSolver
 from distributed_ignn.training.numbers import NumbersError
-from distributed_ignn.training.plans import EVALUATE, LearnedSolver, SolvePlanner, storage_format
+from distributed_ignn.training.plans import EVALUATE, SolvePlanner
 from distributed_ignn.training.schedule import Schedule
-
-
-def build_learned_solver(
-    config: RunConfig, shard: GraphShard, comm: Communicator, dtype: torch.dtype
-) -> LearnedSolver:
-    """The parts that the settings ask for, with weights that depend on the seed alone.
-
-    Raises:
-        UserError: the settings want a coarse level and the shards have none.
-    """
-    channels, device = len(shard.channels), comm.device
-    section, width = config.solver, config.model.hidden
-    cache = BasisCache(section.compress)  # both parts of the forward solve read the same basis
-    initialiser = estimator = adjoint = None
-    if section.initialiser != "none":
-        hops = section.initialiser_hops if section.initialiser == "graph" else 0
-        initialiser = Initialiser(width, cache, hops, channels).to(device, dtype)
-    if section.estimator != "none":
-        hops = section.estimator_hops if section.estimator == "graph" else 0
-        thinned = section.sparsifier != "none"
-        coarse = None
-        if config.partition.clusters > 0 and shard.clusters is None:
-            raise UserError(
-                f"partition.clusters = {config.partition.clusters}, but the shards in "
-                f"{config.partition.dir} hold no clusters; divide the graph again with "
-                f"launch/partition.py --partition.clusters {config.partition.clusters}"
-            )
-        if shard.clusters is not None and hops > 0:
-            coarse = CoarseLevel.from_shard(shard, comm, dtype, config.model.residual)
-        sizes = hops, channels, config.estimator_steps
-        estimator = ErrorEstimator(cache, *sizes, thinned, coarse).to(device, dtype)
-        if config.learns_adjoint:
-            backward = BasisCache(section.compress)
-            # one step more: the first estimate needs no evaluation
-            sizes = hops, channels, config.estimator_steps + 1
-            adjoint = ErrorEstimator(backward, *sizes, False, coarse).to(device, dtype)
-    return LearnedSolver(
-        initialiser,
-        estimator,
-        adjoint,
-        _build_predictor(config, device, dtype),
-        shard.num_nodes,
-        section.memory,
-        config.forward.regularization,
-        storage=storage_format(config.forward.history_dtype),
-        adjoint_storage=storage_format(config.adjoint.history_dtype),
-    )
-
-
-def _build_predictor(
-    config: RunConfig, device: torch.device, dtype: torch.dtype
-) -> Predictor | None:
-    section = config.solver
-    if section.network == "none":
-        return None
-    shape = NeuralShape(
-        config.model.hidden,
-        section.memory,
-        section.steps,
-        section.compress,
-        section.hidden,
-        section.network,
-        section.alpha,
-    )
-    torch.manual_seed(config.seed + 1)
-    return build_predictor(shape).to(device, dtype)
-
 
 _ESTIMATOR_NODES = 1000  # each brings D equations for a dozen coefficients
 
@@ -297,8 +224,8 @@ class SolverTrainer:
         (square,) = self._sum(square_sum(target)).tolist()
         target_norm = math.sqrt(max(square, 1e-300))
         self.optimizer.zero_grad()
-        rollout = _Rollout(self._learned, self._config, self._comm, target, target_norm)
-        loss, value = rollout.run(cell, start, progress)
+        rollout = Rollout(self._learned, self._config, self._comm, target, target_norm)
+        loss, value = rollout.loss(cell, start, progress)
         if loss.requires_grad:
             # the loss is the same on every rank: each differentiates its share
             (loss / self._comm.world_size).backward()
@@ -311,91 +238,3 @@ class SolverTrainer:
 
     def _sum(self, *values: Tensor) -> Tensor:
         return self._comm.sum(torch.stack(list(values)).double().cpu())
-
-
-class _Rollout:
-    """One pass of K solver steps that collects the loss of every step."""
-
-    def __init__(
-        self,
-        learned: LearnedSolver,
-        config: NeuralSolverConfig,
-        comm: Communicator,
-        target: Tensor,
-        target_norm: float,
-    ) -> None:
-        self._config = config
-        self._comm = comm
-        self._target = target
-        self._target_norm = target_norm
-        self._solver = learned.solver(lambda tensor: all_reduce_sum(tensor, comm))
-
-    def run(self, cell: EquilibriumCell, z: Tensor, progress: float) -> tuple[Tensor, float]:
-        """Loss to differentiate and its value; both are the same on every rank.
-
-        The steps are those of a solve, safeguard included; only learned ones enter the loss.
-        """
-        state, best = self._solver.init(z, cell), None
-        loss, value = z.new_zeros((), dtype=torch.float64), 0.0
-        for k in range(self._config.steps):
-            with torch.no_grad():
-                image, ridden = cell(z, self._solver.rider(state))
-            state, residual = self._solver.observe(state, z, image, ridden, self._comm.sum)
-            if not math.isfinite(residual):
-                break
-            if best is None or residual < best.residual:
-                best = Iterate(z, image, residual)
-            state, z = self._solver.advance(state, best)
-            if state.alpha is None or state.beta is None:
-                continue
-            history = state.base.history
-            term, term_value = self._loss(history, state.alpha, state.beta, z, k, progress)
-            loss, value = loss + term.to(loss.device), value + term_value
-            _detach_history(state)
-        return loss, value
-
-    def _loss(
-        self, history: History, alpha: Tensor, beta: Tensor, point: Tensor, k: int, progress: float
-    ) -> tuple[Tensor, float]:
-        """Loss of the step to ``point`` and its value."""
-        steps = self._config.steps
-        weight = self._config.lambda1 * progress * 2.0 * (k + 1) / (steps * (steps + 1))
-        fade = self._config.lambda3 * (1.0 - progress)
-        if alpha.dim() == 2:
-            distance, distance_value = node_distance(
-                history, alpha, beta, point - self._target, self._comm
-            )
-            distance_value -= math.log(self._target_norm)
-            mixed, mixed_value = node_mixed_residual(history, alpha, self._comm)
-        else:
-            distance, distance_value = self._distance(history, alpha, beta, point)
-            mixed = _mixed_residual(history.ordered_gram().to(alpha.device), alpha)
-            mixed_value = float(mixed.detach())
-        value = weight * distance_value + fade * mixed_value
-        return weight * distance + fade * mixed, value
-
-    def _distance(
-        self, history: History, alpha: Tensor, beta: Tensor, point: Tensor
-    ) -> tuple[Tensor, float]:
-        """log(||y - Z*|| / ||Z*||): a surrogate with its gradient in alpha, beta; and its value."""
-        error = point - self._target
-        with_points, with_residuals = history.dots(error)
-        local = torch.cat([with_points, with_residuals, square_sum(error)[None]])
-        sums = self._comm.sum(local.cpu()).to(alpha.device)
-        held = alpha.numel()
-        square = sums[-1].clamp_min(1e-300)
-        points, residuals = sums[:held], sums[held : 2 * held]
-        slope = (alpha * (points + beta.detach() * residuals)).sum()
-        slope = slope + beta * (alpha.detach() * residuals).sum()
-        return slope / square, 0.5 * math.log(float(square)) - math.log(self._target_norm)
-
-
-def _mixed_residual(gram: Tensor, alpha: Tensor) -> Tensor:
-    """log(||sum_i alpha_i G_i|| / ||G_k||) from the global Gram matrix, newest first."""
-    square = torch.dot(alpha, gram @ alpha).clamp_min(1e-300)
-    return 0.5 * (torch.log(square) - torch.log(gram[0, 0].clamp_min(1e-300)))
-
-
-def _detach_history(state: NeuralState) -> None:
-    """Later steps see earlier compressed residuals as constants."""
-    state.own = [block.detach() for block in state.own]

@@ -20,7 +20,7 @@ from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import TrainConfig
 from distributed_ignn.graph.shard import GraphShard
 from distributed_ignn.models.dropout import NodeDropout
-from distributed_ignn.models.ignn import ImplicitGNN
+from distributed_ignn.models.implicit_gnn import ImplicitGNN
 
 _NOISE_STREAM = 3
 _POWER_STEPS = 20

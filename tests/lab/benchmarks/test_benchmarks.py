@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 
 from distributed_ignn.comm.communicator import Communicator
-from distributed_ignn.lab.benchmarks.report import Report, check_alike, compare, interleave
+from distributed_ignn.lab.benchmarks.interleaving import Report, check_alike, compare, interleave
 
 
 def test_ratios_are_baseline_over_value() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import RunConfig
-from distributed_ignn.lab.benchmarks.codecs import BASELINE, CodecOptions, run
+from distributed_ignn.lab.benchmarks.codec_study import BASELINE, CodecOptions, run
 from distributed_ignn.runs.run import run_training
 from tests.ranks import run_ranks
 

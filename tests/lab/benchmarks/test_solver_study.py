@@ -42,7 +42,7 @@ from distributed_ignn.solvers.estimator import StructuredMap
 from distributed_ignn.solvers.picard import Picard
 from distributed_ignn.solvers.solve import solve
 from launch.benchmark import main
-from tests.lab.benchmarks.runs import tiny_run
+from tests.lab.benchmarks.tiny_run import tiny_run
 from tests.ranks import run_ranks
 
 pytestmark = pytest.mark.timeout(300)

@@ -26,7 +26,7 @@ from distributed_ignn.lab.benchmarks.tracing import Step
 from distributed_ignn.lab.benchmarks.variants import train_variant
 from distributed_ignn.propagation.sparsify import sparsify
 from distributed_ignn.runs.run import run_training
-from tests.lab.benchmarks.runs import tiny_run
+from tests.lab.benchmarks.tiny_run import tiny_run
 from tests.ranks import run_ranks
 
 pytestmark = pytest.mark.timeout(300)

@@ -13,19 +13,19 @@ from distributed_ignn.config import RunConfig
 from distributed_ignn.errors import UserError
 from distributed_ignn.graph.storage.shard_store import MANIFEST, read_manifest
 from distributed_ignn.lab.benchmarks import (
-    clock,
-    epoch,
+    epoch_stages,
     exchange,
     iteration,
+    local_product,
     memory,
     products,
-    propagate,
+    stage_clock,
 )
 from distributed_ignn.lab.benchmarks.bandwidth import ProductSize
-from distributed_ignn.lab.benchmarks.report import Report
+from distributed_ignn.lab.benchmarks.benchmark_graph import open_workload, prepare
+from distributed_ignn.lab.benchmarks.interleaving import Report
 from distributed_ignn.lab.benchmarks.silence import SilentCommunicator
 from distributed_ignn.lab.benchmarks.suite import SUITE
-from distributed_ignn.lab.benchmarks.workload import open_workload, prepare
 from distributed_ignn.lab.benchmarks.yardstick import PlainExchange, PlainLayout, Yardstick
 from tests.ranks import run_ranks
 
@@ -181,7 +181,7 @@ def test_a_product_that_differs_is_not_timed(shards: Path, monkeypatch: pytest.M
         open_workload(_CONFIG, Communicator(), rounds=1, shards=shards) as workload,
         pytest.raises(RuntimeError, match=f"{name} differs"),
     ):
-        propagate.run(workload)
+        local_product.run(workload)
 
 
 def test_every_second_of_an_epoch_belongs_to_a_stage(shards: Path) -> None:
@@ -194,19 +194,21 @@ def test_every_second_of_an_epoch_belongs_to_a_stage(shards: Path) -> None:
         }
     )
     with open_workload(config, Communicator(), rounds=1, shards=shards) as workload:
-        report = epoch.run(workload)
+        report = epoch_stages.run(workload)
     figures = report.figures
     assert {f.name for f in figures if f.section == ""} == {"neural", "anderson", "picard"}
     for name in ("neural", "anderson", "picard"):
         stages = {f.name: f.value for f in figures if f.section == f"stages with {name}"}
         assert stages.pop("solver phase, when due", 0.0) > 0.0 or name != "neural"
-        whole = stages.pop(epoch.EPOCH)
-        assert set(stages) == set(clock.STAGES[1:])
+        whole = stages.pop(epoch_stages.EPOCH)
+        assert set(stages) == set(stage_clock.STAGES[1:])
         assert all(seconds > 0.0 for seconds in stages.values())
         # the epoch has no solver phase, so the other stages are all of it
         assert 0.5 * whole < sum(stages.values()) <= 1.001 * whole
     steps = {
-        f.name: f.value for f in figures if f.section == epoch.SOLVE and f.unit == "evaluations"
+        f.name: f.value
+        for f in figures
+        if f.section == epoch_stages.SOLVE and f.unit == "evaluations"
     }
     assert 1 < steps["anderson"] <= steps["picard"]
 
@@ -215,7 +217,7 @@ def test_methods_can_be_chosen(shards: Path) -> None:
     with open_workload(
         _CONFIG, Communicator(), rounds=1, shards=shards, methods=["picard"]
     ) as workload:
-        assert {f.name for f in epoch.run(workload).figures if f.section == ""} == {"picard"}
+        assert {f.name for f in epoch_stages.run(workload).figures if f.section == ""} == {"picard"}
 
 
 def test_the_budget_stands_beside_what_was_measured(shards: Path) -> None:

@@ -12,7 +12,7 @@ from distributed_ignn.errors import UserError
 from distributed_ignn.graph.datasets import load_dataset
 from distributed_ignn.graph.partitioning.partition import assign_parts
 from distributed_ignn.graph.storage.shard_store import write_shards
-from distributed_ignn.lab.planning.halo import (
+from distributed_ignn.lab.planning.halo_growth import (
     Cut,
     PowerGrowth,
     RandomGrowth,

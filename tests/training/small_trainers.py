@@ -13,7 +13,8 @@ from distributed_ignn.config import RunConfig
 from distributed_ignn.graph.data import GraphData
 from distributed_ignn.graph.partitioning.sharding import build_shards
 from distributed_ignn.graph.shard import GraphShard
-from distributed_ignn.runs.output.records import EpochRecord
+from distributed_ignn.runs.checkpoints.snapshot import take_snapshot
+from distributed_ignn.training.epoch_record import EpochRecord
 from distributed_ignn.training.trainer import Trainer
 from tests.parity.cases import assign, config_for, make_data
 
@@ -65,7 +66,7 @@ def numbers(record: EpochRecord) -> dict[str, Any]:
 
 def everything(trainer: Trainer) -> dict[str, Tensor]:
     """Copies of all tensors that the next epoch depends on: weights, moments, warm starts."""
-    snapshot = trainer.snapshot()
+    snapshot = take_snapshot(trainer)
     return {k: v.clone() for k, v in (snapshot.common | snapshot.rows).items()}
 
 

@@ -20,9 +20,15 @@ from distributed_ignn.lab.benchmarks.bandwidth import (
     ProductSize,
     copy_task,
 )
+from distributed_ignn.lab.benchmarks.benchmark_graph import Workload
+from distributed_ignn.lab.benchmarks.interleaving import (
+    Figure,
+    Report,
+    check_alike,
+    compare,
+    interleave,
+)
 from distributed_ignn.lab.benchmarks.products import PLAIN, LocalProduct, build_products
-from distributed_ignn.lab.benchmarks.report import Figure, Report, check_alike, compare, interleave
-from distributed_ignn.lab.benchmarks.workload import Workload
 
 _COPY = "copy"
 

@@ -16,11 +16,12 @@ from torch import Tensor
 
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import RunConfig
-from distributed_ignn.lab.benchmarks.report import finish_device
+from distributed_ignn.lab.benchmarks.interleaving import finish_device
 from distributed_ignn.models.implicit import Cell, SolvePlan
 from distributed_ignn.solvers.base import Solution
 from distributed_ignn.training.engines.torch import Check, Engine, TorchEngine, require_usable
-from distributed_ignn.training.plans import LearnedSolver, SolvePlanner
+from distributed_ignn.training.learned_solver import LearnedSolver
+from distributed_ignn.training.plans import SolvePlanner
 from distributed_ignn.training.trainer import Trainer
 
 PHASE, INJECTION, FORWARD, LOSS = "solver phase", "injection", "forward solve", "loss"

@@ -17,14 +17,14 @@ import torch
 
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import RunConfig
-from distributed_ignn.lab.benchmarks.clock import STAGES, StageClock, watch
-from distributed_ignn.lab.benchmarks.report import Figure, Report, compare, interleave
+from distributed_ignn.lab.benchmarks.benchmark_graph import Workload
+from distributed_ignn.lab.benchmarks.interleaving import Figure, Report, compare, interleave
+from distributed_ignn.lab.benchmarks.stage_clock import STAGES, StageClock, watch
 from distributed_ignn.lab.benchmarks.waiting import Seconds, clock_figures, clocked
-from distributed_ignn.lab.benchmarks.workload import Workload
 from distributed_ignn.propagation.propagate import choose_codec
 from distributed_ignn.runs.memory.machine import peak
-from distributed_ignn.runs.output.records import EpochRecord
 from distributed_ignn.solvers.base import Solution
+from distributed_ignn.training.epoch_record import EpochRecord
 from distributed_ignn.training.trainer import Trainer
 
 CLASSICAL = ("anderson", "picard")

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from distributed_ignn.comm.codecs import HaloCodec
 from distributed_ignn.comm.communicator import Communicator
+from distributed_ignn.lab.benchmarks.interleaving import Figure, Report, compare, interleave
 from distributed_ignn.lab.benchmarks.problem import Problem, load_problem
-from distributed_ignn.lab.benchmarks.report import Figure, Report, compare, interleave
 from distributed_ignn.lab.benchmarks.study import Study, Tell, tell_nobody
 from distributed_ignn.models.maps import EquilibriumCell
 from distributed_ignn.propagation.propagate import Propagation, PropagationOptions
