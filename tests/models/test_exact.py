@@ -174,6 +174,16 @@ def test_a_layer_stays_what_it_was() -> None:
     assert edges.shape[1] == alpha.shape[0] == graph.edge_index.shape[1] + graph.num_owned
 
 
+def test_compiled_models_call_layers_as_they_are() -> None:
+    graph = divided("plain", Communicator())
+    model = exact(built(lambda: GCN(WIDTH, 8, 2, OUT, norm="batch_norm")), graph)
+    x = graph.rows(rows(1))
+    with torch.no_grad():
+        expected = model.eval()(x, graph.edge_index)
+        found = torch.compile(model, backend="eager")(x, graph.edge_index)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
 def test_what_a_cache_held_of_another_graph_is_forgotten() -> None:
     graph = divided("plain", Communicator())
     layer = built(lambda: pyg.GCNConv(WIDTH, OUT, cached=True))

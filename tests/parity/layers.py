@@ -25,6 +25,7 @@ from distributed_ignn.models.explicit.exact import exact
 from tests.parity.cases import NODES, assign, make_data
 
 GRAPHS = ("plain", "awkward", "directed")
+WEIGHTED_GRAPHS = ("weights", "lopsided")
 WIDTH, OUT = 6, 4
 F64 = torch.float64
 
@@ -189,6 +190,8 @@ def on_parts(comm: Communicator, graphs: Sequence[str]) -> dict[str, dict[str, A
         x, layer = graph.rows(rows(1)), exact(built(lambda: pyg.GATConv(WIDTH, OUT)), graph)
         found = curvature(layer, x, graph.edge_index)
         reports[f"{name}/curvature"] = {"found": graph.gather(found)}
+    for name in WEIGHTED_GRAPHS:
+        reports[name] = _weighted(divided(name, comm))
     return reports
 
 
@@ -207,6 +210,49 @@ def _on_part(graph: DistributedGraph, layer: Layer) -> dict[str, Any]:
     if "edges" in found:
         found["edges"] = graph.comm.sum(found["edges"])
     return found | {"loss": graph.sum(loss), "exchanges": sent.exchanges} | _gradients(module)
+
+
+#: Layers that read the weights of the graph's edges, which they find where no edges are given.
+WEIGHTED: dict[str, Callable[[], Any]] = {
+    "GCN": lambda: pyg.GCNConv(WIDTH, OUT),
+    "Graph": lambda: pyg.GraphConv(WIDTH, OUT),
+    "APPNP": lambda: pyg.APPNP(3, 0.2),
+    "own": lambda: torch.nn.Sequential(Linear(WIDTH, WIDTH), Heeding()),
+}
+
+
+class Heeding(pyg.GCNConv):
+    """A layer of the user's own that reads weights."""
+
+    def __init__(self) -> None:
+        super().__init__(WIDTH, OUT, bias=False)
+
+
+def weighted_whole(graph: str) -> dict[str, Tensor]:
+    """Layers on the weights of the graph and, without, on its last channel, by PyG alone."""
+    data, found = make_data(graph), {}
+    weight = data.graphs[0].value
+    assert weight is not None
+    last = data.graphs[-1]
+    for name, make in WEIGHTED.items():
+        if name == "own":
+            first, second = built(make)
+            found[name] = second(first(rows(1)), whole_edges(data), weight.double()).detach()
+        else:
+            found[name] = built(make)(rows(1), whole_edges(data), weight.double()).detach()
+    edges = torch.stack([last.col.long(), last.rows()])
+    value = None if last.value is None else last.value.double()
+    found["last"] = built(WEIGHTED["GCN"])(rows(1), edges, value).detach()
+    return found
+
+
+def _weighted(graph: DistributedGraph) -> dict[str, Tensor]:
+    """The same on a part."""
+    x = graph.rows(rows(1))
+    found = {name: exact(built(make), graph)(x) for name, make in WEIGHTED.items()}
+    layer = exact(built(WEIGHTED["GCN"]), graph)
+    found["last"] = layer(x, graph.edge_indices[-1], graph.part.edge_weights[-1])
+    return {name: graph.gather(out) for name, out in found.items()}
 
 
 def curvature(layer: Any, x: Tensor, edges: Tensor) -> Tensor:

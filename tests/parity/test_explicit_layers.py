@@ -15,6 +15,7 @@ from tests.parity.layers import (
     GRAPHS,
     LAYERS,
     OUT,
+    WEIGHTED_GRAPHS,
     WIDTH,
     built,
     curvature,
@@ -22,6 +23,7 @@ from tests.parity.layers import (
     on_whole,
     rows,
     train_whole,
+    weighted_whole,
     whole_edges,
 )
 from tests.ranks import run_ranks
@@ -76,6 +78,15 @@ def test_gradients_of_gradients_cross_ranks(reports: Any, graph: str) -> None:
     for report in ranks:
         found = report[f"{graph}/curvature"]["found"]
         torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("graph", WEIGHTED_GRAPHS)
+def test_weights_of_edges_are_the_graphs(reports: Any, graph: str) -> None:
+    """Without a word about edges a layer gets the graph's, with their weights."""
+    _, ranks = reports
+    for report in ranks:
+        for name, expected in weighted_whole(graph).items():
+            torch.testing.assert_close(report[graph][name], expected, rtol=1e-12, atol=1e-12)
 
 
 def test_dropout_does_not_depend_on_the_ranks(reports: Any) -> None:
