@@ -97,12 +97,6 @@ def bind(layer: MessagePassing, graph: GraphPart) -> None:
     layer.__class__ = _bound_class(cls)
 
 
-def unbind(layer: MessagePassing) -> None:
-    """Undo ``bind``."""
-    layer.__class__ = layer.exact_binding.cls
-    del layer.exact_binding
-
-
 def _check_wholearguments(layer: MessagePassing) -> None:
     """A tensor of nodes cannot be handed over whole and per edge at once: which rows, then?"""
     for names in (layer._user_args, layer._edge_user_args):
