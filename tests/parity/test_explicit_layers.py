@@ -29,6 +29,7 @@ from tests.parity.layers import (
 )
 from tests.ranks import run_ranks
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 _TOLERANCE = 1e-12
 
 
@@ -38,7 +39,7 @@ def reports(request: pytest.FixtureRequest) -> list[dict[str, dict[str, Any]]]:
         return [on_parts(Communicator(), GRAPHS)]
     # of four parts of an awkward graph, one is empty and one an island
     graphs = GRAPHS if request.param == 2 else ("awkward",)
-    return run_ranks(on_parts, request.param, graphs, timeout=110)
+    return run_ranks(on_parts, request.param, graphs, timeout=200)
 
 
 def _graphs(reports: list[dict[str, dict[str, Any]]]) -> list[str]:
