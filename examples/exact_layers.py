@@ -1,48 +1,41 @@
-"""Two PyG models on a divided graph: the losses are those of one process.
+"""Train two PyG models on a divided graph: the losses are those of one process.
 
 python examples/exact_layers.py
 torchrun --standalone --nproc-per-node 2 examples/exact_layers.py
 """
 
+from pathlib import Path
+
 import torch
-from torch.nn.functional import cross_entropy, elu
-from torch_geometric.nn import GATConv, GraphSAGE
+from torch.nn.functional import cross_entropy
+from torch_geometric.nn import GAT, GraphSAGE
 
-import distributed_ignn as di
 from distributed_ignn.config import DataConfig
+from distributed_ignn.distributed_graph import DistributedGraph
 from distributed_ignn.graph.datasets import load_dataset
+from distributed_ignn.nn import exact
 
 
-class GAT(torch.nn.Module):
-    """Two layers."""
-
-    def __init__(self, features: int, classes: int) -> None:
-        super().__init__()
-        self.first, self.last = GATConv(features, 8, heads=4), GATConv(32, classes)
-
-    def forward(self, x: torch.Tensor, edge_index: torch.Tensor) -> torch.Tensor:
-        return self.last(elu(self.first(x, edge_index)), edge_index)
-
-
-def train(model: torch.nn.Module, graph: di.DistributedGraph, name: str) -> None:
-    """A plain loop; what belongs to the ranks is in graph.mean and graph.sum_gradients."""
-    model = di.nn.exact(model, graph)
+def train(model: torch.nn.Module, graph: DistributedGraph) -> None:
+    """A plain loop: only ``graph.mean`` and ``graph.sum_gradients`` know of other ranks."""
+    exact(model, graph)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-    index = graph.train_index  # this rank's training nodes; a rank may have none
-    for epoch in range(5):
+    train = graph.train_index  # this rank's training nodes; it may have none
+    for epoch in range(10):
         optimizer.zero_grad()
         out = model(graph.x, graph.edge_index)  # rows of this rank's nodes
-        loss = graph.mean(cross_entropy(out[index], graph.y[index], reduction="none"))
+        loss = graph.mean(cross_entropy(out[train], graph.y[train], reduction="none"))
         loss.backward()
         graph.sum_gradients(model)
         optimizer.step()
         if graph.rank == 0:
-            print(f"{name} epoch {epoch} loss {loss.item():.14f}")
+            print(f"{type(model).__name__} epoch {epoch} loss {loss.item():.12f}")
 
 
 torch.set_default_dtype(torch.float64)
 torch.manual_seed(0)
-data = load_dataset("chains", None, DataConfig())
-with di.DistributedGraph.divide(data) as graph:  # or open("shards/"), after ignn partition
-    train(GAT(graph.num_features, graph.num_classes), graph, "GAT")
-    train(GraphSAGE(graph.num_features, 32, 3, graph.num_classes), graph, "GraphSAGE")
+data = load_dataset("synthetic-products", Path("data"), DataConfig())
+# a large graph is divided once, by launch/partition.py, and opened: DistributedGraph.open("shards")
+with DistributedGraph.divide(data) as graph:
+    train(GAT(graph.num_features, 16, 2, graph.num_classes, heads=4), graph)
+    train(GraphSAGE(graph.num_features, 32, 3, graph.num_classes), graph)

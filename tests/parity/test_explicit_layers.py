@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
+import sys
+from contextlib import closing
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +15,7 @@ from torch_geometric.nn import GATConv
 
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.models.explicit.rules import VERIFIED, needs_rehearsal
+from tests.jobs import ROOT, Job
 from tests.parity.cases import make_data
 from tests.parity.layers import (
     GRAPHS,
@@ -97,6 +102,21 @@ def test_dropout_does_not_depend_on_the_ranks(reports: Any) -> None:
         found = report["awkward/training"]
         assert found["Sequential dropout"] == pytest.approx(alone["Sequential dropout"], abs=1e-10)
         assert found["Sequential dropout"][:4] != found["Sequential"][:4]
+
+
+def test_the_example_loses_the_same_on_two_ranks(tmp_path: Path) -> None:
+    """GAT of two layers and GraphSAGE of three, as a user starts them."""
+    script = str(ROOT / "examples" / "exact_layers.py")
+    ranks = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    losses = []
+    for start in ([], ["-m", *ranks]):
+        with closing(Job([sys.executable, *start, script], tmp_path)) as job:
+            assert job.wait(120) == 0, job.text
+            losses.append([float(loss) for loss in re.findall(r"loss (\S+)", job.text)])
+    alone, together = losses
+    assert len(alone) == 20
+    assert alone[9] < alone[0]
+    assert together == pytest.approx(alone, abs=1e-10)
 
 
 def test_layers_that_need_no_rehearsal_are_compared_here() -> None:
