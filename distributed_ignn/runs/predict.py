@@ -28,10 +28,8 @@ from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import RunConfig, load_yaml
 from distributed_ignn.errors import UserError
 from distributed_ignn.files import sync, temporary_sibling
-from distributed_ignn.graph.partitioning.merging import merge_shards
-from distributed_ignn.graph.partitioning.sharding import build_shards
 from distributed_ignn.graph.shard import GraphShard
-from distributed_ignn.graph.storage.shard_store import read_shard
+from distributed_ignn.graph.storage.shard_store import read_part
 from distributed_ignn.models.certificate import NORMS, Certificate, certify, settled_nodes
 from distributed_ignn.runs.checkpoints.checkpoint import checkpoint_names, load_newest
 from distributed_ignn.runs.checkpoints.snapshot import restore
@@ -110,12 +108,8 @@ def load_run_shard(run: Path, comm: Communicator) -> GraphShard:
     Raises:
         UserError: the shards are gone, others have taken their place, or one is damaged.
     """
-    folder, manifest = open_shards(run)
-    if manifest.parts == comm.world_size:
-        return read_shard(folder, comm.rank)
-    data = merge_shards([read_shard(folder, part) for part in range(manifest.parts)])
-    part = torch.arange(data.num_nodes) * comm.world_size // data.num_nodes
-    return list(build_shards(data, part, comm.world_size))[comm.rank]
+    folder, _ = open_shards(run)
+    return read_part(folder, comm.rank, comm.world_size)
 
 
 @torch.no_grad()
