@@ -154,6 +154,11 @@ def _named(name: str, config: SolveConfig) -> AnySolver:
     if name == "anderson":
         return Anderson(config.memory, config.beta, config.regularization)
     if name == "broyden":
+        if config.beta != 1.0:
+            raise UserError(
+                f"beta = {config.beta} damps picard and anderson, and broyden takes full steps; "
+                "leave it out or choose another solver"
+            )
         return Broyden(config.memory)
     if name == "neural":
         raise UserError(

@@ -399,6 +399,7 @@ def test_a_solver_may_be_an_object() -> None:
     ("settings", "line"),
     [
         ({"solver": "neural"}, "solver = 'neural' has to be trained"),
+        ({"solver": "broyden", "beta": 0.5}, r"beta = 0\.5 damps picard and anderson"),
         ({"solver": "newton"}, "solver = 'newton' must be"),
         ({"tolerance": 0.0}, "tolerance = 0.0 must be above 0"),
         ({"max_steps": 0}, "max_steps = 0 must be at least 1"),
