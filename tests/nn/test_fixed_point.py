@@ -247,6 +247,8 @@ def test_warm_start_saves_evaluations_and_follows_shape_and_format() -> None:
     assert cold.info.adjoint_evaluations > 5
     assert layer(x[:4]).shape == (4, WIDTH)
     assert layer.info.evaluations > 5
+    layer(x[:4], z0=torch.ones(4, WIDTH))  # what is given counts
+    assert layer.info.evaluations > 5
 
 
 def test_compiled_maps_give_the_same_gradient() -> None:
