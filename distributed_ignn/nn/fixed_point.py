@@ -26,7 +26,7 @@ from torch_geometric.nn import MessagePassing
 from distributed_ignn.errors import UserError
 from distributed_ignn.nn.bounding import bound_weights, linear_weights
 from distributed_ignn.nn.remembered import version_of
-from distributed_ignn.nn.solving import Failure, Method, SolveInfo, WarmStart, Watcher, both_methods
+from distributed_ignn.nn.solving import Failure, SolveInfo, WarmStart, Watcher, both_methods
 from distributed_ignn.solvers.base import AnySolver
 
 Inject = Literal["auto", "argument", "add", "pair"]
