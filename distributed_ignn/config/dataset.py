@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from distributed_ignn.config.section import LARGEST_SEED, Section
 from distributed_ignn.config.suggest import suggest
 
+OWN_FILE = "file"  # a graph of the user's, with data.path
 DATASET_NAMES = (
     "citeseer",
     "acm",
@@ -23,7 +24,7 @@ DATASET_NAMES = (
     "ogbn-papers100M",
     "chains",
     "synthetic-products",
-    "file",
+    OWN_FILE,
 )
 FILE_SUFFIXES = (".pt", ".npz")
 LARGEST_GRAPH = 2**31 - 2  # nodes that 32-bit ids can name
