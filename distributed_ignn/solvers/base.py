@@ -61,7 +61,7 @@ class Evaluation:
 
     Args:
         point: z [O, D].
-        image: f(z) [O, D], a new array.
+        image: f(z) [O, D], which nobody writes into any more.
         ridden: the rider multiplied by the sparsified graph [O, R]; None without a rider.
         squares: ||f(z) - z||^2 and ||f(z)||^2 of this rank's rows, float64 [2] on any device; None
             where the map has not summed them while it wrote the image.
