@@ -27,7 +27,7 @@ from distributed_ignn.errors import UserError
 from distributed_ignn.nn.bounding import bound_weights, linear_weights
 from distributed_ignn.nn.remembered import version_of
 from distributed_ignn.nn.solving import Failure, SolveInfo, WarmStart, Watcher, both_methods
-from distributed_ignn.solvers.base import AnySolver
+from distributed_ignn.solvers.base import AnySolver, Evaluation
 
 Inject = Literal["auto", "argument", "add", "pair"]
 
@@ -300,10 +300,10 @@ class _Call:
                 f"and f takes {signature}; choose another inject or wrap f in a module"
             ) from error
 
-    def step(self, z: Tensor, rider: Tensor | None) -> tuple[Tensor, None]:
+    def step(self, z: Tensor, rider: Tensor | None) -> Evaluation:
         """As a map of the solvers, [O, D] in and out."""
         _refuse(rider)
-        return self.rows(self(z.view(self.like.shape))), None
+        return Evaluation(z, self.rows(self(z.view(self.like.shape))))
 
     def rows(self, z: Tensor) -> Tensor:
         """z as [O, D], contiguous."""
@@ -336,7 +336,7 @@ class _Adjoint:
     image: Tensor
     incoming: Tensor
 
-    def step(self, z: Tensor, rider: Tensor | None) -> tuple[Tensor, None]:
+    def step(self, z: Tensor, rider: Tensor | None) -> Evaluation:
         """One application to v = ``z``, [O, D] in and out."""
         _refuse(rider)
         turned = z.view(self.image.shape)
@@ -346,8 +346,8 @@ class _Adjoint:
             )
         product = products[0]
         if product is None:  # f does not read z
-            return self.incoming, None
-        return product.reshape(z.shape) + self.incoming, None
+            return Evaluation(z, self.incoming.clone())
+        return Evaluation(z, product.reshape(z.shape) + self.incoming)
 
 
 def _refuse(rider: Tensor | None) -> None:

@@ -135,7 +135,6 @@ class Method:
         found = _named(solver, config) if isinstance(solver, str) else solver
         return cls(found, config.tolerance, config.max_steps)
 
-    @torch.no_grad()
     def solve(self, fixed_point_map: FixedPointMap, start: Tensor) -> Solution:
         """The record of a solve from ``start`` [O, D] in this process alone."""
         return solve(
