@@ -243,15 +243,15 @@ def _cell(comm: Communicator, case: str, form: CellForm, kernel: Kernel) -> dict
         keep_products=True,
     )
     point = z[own].to(where)
-    image, _ = cell(point, None)
-    known = cell.squares(point)
+    evaluation = cell(point, None)
+    image, known = evaluation.image, evaluation.squares
     squares = torch.stack([(image - point).square().sum(), image.square().sum()])
     found = {
         "image": spread(shard, image),
         "squares": (squares if known is None else known).double().cpu(),
     }
     found["<known>"] = torch.tensor(0 if known is None else 1)
-    for number, block in enumerate(cell.products_at(point)):
+    for number, block in enumerate(cell.products_of(evaluation)):
         found[f"product {number}"] = spread(shard, block)
     if case == "awkward":
         solution = solve(
