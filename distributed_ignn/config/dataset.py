@@ -43,6 +43,7 @@ def digits_to_int(value: Any) -> Any:
     return int(value) if isinstance(value, str) and value.isdecimal() else value
 
 
+EdgeWeights = Literal["auto", "use", "ignore"]
 DatasetName = Annotated[str, AfterValidator(_check_dataset)]
 LabelRate = Annotated[Literal[20, 40, 60], BeforeValidator(digits_to_int)]
 
@@ -120,6 +121,12 @@ class DataConfig(Section):
     )
     label_rate: LabelRate = Field(60, description="training labels a class (AM-GCN datasets)")
     path: Path | None = Field(None, description="your own graph file, with --dataset file")
+    edge_weights: EdgeWeights = Field(
+        "auto",
+        description="weights of the edges of your own graph (edge_weight, or edge_attr of one "
+        "column); auto: used where there are some; use: there must be some; ignore: every edge "
+        "counts 1",
+    )
     chains: ChainsConfig = ChainsConfig()
     synthetic: SyntheticConfig = SyntheticConfig()
 
@@ -158,5 +165,26 @@ class PartitionConfig(Section):
         description="clusters of the learned solver's coarse level, on which information jumps "
         "(0: none); pays on graphs of large diameter",
     )
+    edge_weights: bool = Field(
+        False,
+        description="METIS cuts light edges rather than heavy ones, where edges have weights; "
+        "needs objective cut",
+    )
     imbalance: float = Field(1.05, ge=1, description="largest part over the mean part")
     seed: int = Field(0, ge=0, le=LARGEST_SEED, description="seed of the partitioner")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not self.edge_weights:
+            return self
+        if self.method != "metis":
+            raise ValueError(
+                f"edge_weights = true has no effect with method = {self.method}, only METIS reads "
+                "weights; choose method = metis or drop it"
+            )
+        if self.objective != "cut":
+            raise ValueError(
+                f"edge_weights = true has no effect with objective = {self.objective}, which "
+                "counts rows and not edges; add --partition.objective cut or drop it"
+            )
+        return self

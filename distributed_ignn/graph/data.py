@@ -24,6 +24,14 @@ from distributed_ignn.graph.building import (
     positions,
     range_budget,
     row_ranges,
+    slices,
+)
+from distributed_ignn.graph.weights import (
+    WeightedBlocks,
+    Weights,
+    compress_weighted,
+    mirrored,
+    stored_weights,
 )
 
 Task = Literal["multiclass", "multilabel"]
@@ -71,6 +79,18 @@ class CSRMatrix:
             return "its offsets decrease"
         return None
 
+    def pattern(self) -> CSRMatrix:
+        """The same entries, all of them one."""
+        return CSRMatrix(self.rowptr, self.col, None, self.num_cols)
+
+    def row_sums(self) -> Tensor:
+        """Sum of each row [rows]: int64 where every entry is one, else float64."""
+        counts = self.rowptr[1:] - self.rowptr[:-1]
+        if self.value is None:
+            return counts
+        sums: Tensor = torch.segment_reduce(self.value.double(), "sum", lengths=counts)
+        return sums
+
     def rows(self) -> Tensor:
         """Row index of every entry, int64 [E]."""
         counts = self.rowptr[1:] - self.rowptr[:-1]
@@ -115,6 +135,29 @@ def csr_from_blocks(blocks: Blocks, num_nodes: int, *, symmetric: bool = True) -
     return CSRMatrix(torch.from_numpy(rowptr), torch.from_numpy(col), None, num_nodes)
 
 
+def csr_from_weighted_blocks(
+    blocks: WeightedBlocks, num_nodes: int, *, symmetric: bool = True
+) -> CSRMatrix:
+    """Adjacency with weights: parallel edges added up, self-loops and edges of weight 0 removed.
+
+    Args:
+        blocks: called several times; yields the same triples (row, column, weight) every time.
+        num_nodes: n; ids lie in [0, n).
+        symmetric: give every edge both directions. A missing one gets the weight of the other;
+            where both are there, each keeps its own.
+
+    Returns:
+        Values in float32 where that is exact, else in float64; none where all of them are 1.
+
+    Raises:
+        UserError: more nodes than 32-bit ids can name.
+    """
+    found = compress_weighted(blocks, num_nodes)
+    rowptr, col, value = mirrored(found) if symmetric else found
+    kept = stored_weights(value)
+    return CSRMatrix(torch.from_numpy(rowptr), torch.from_numpy(col), kept, num_nodes)
+
+
 def entry_blocks(matrix: CSRMatrix) -> Blocks:
     """The entries of ``matrix`` as blocks of rows (int64) and columns."""
     rowptr, col = matrix.rowptr.numpy(), matrix.col.numpy()
@@ -151,16 +194,39 @@ def csr_from_entries(
 
 
 def csr_from_edges(
-    source: Tensor, target: Tensor, num_nodes: int, *, symmetric: bool = True
+    source: Tensor,
+    target: Tensor,
+    num_nodes: int,
+    weight: Tensor | None = None,
+    *,
+    symmetric: bool = True,
 ) -> CSRMatrix:
-    """As ``csr_from_blocks``, from integers [E] that are in memory or mapped."""
-    return csr_from_blocks(
-        array_blocks(source.numpy(), target.numpy()), num_nodes, symmetric=symmetric
-    )
+    """As ``csr_from_blocks`` or ``csr_from_weighted_blocks``, from what is in memory or mapped.
+
+    Args:
+        source, target: integers [E]: row and column of every edge. Where directions matter, note
+            that PyG's messages go from ``edge_index[0]`` to ``edge_index[1]``, which is the row.
+        num_nodes: n; ids lie in [0, n).
+        weight: floating [E], finite and not negative (``checked_weights``), or None.
+        symmetric: give every edge both directions.
+
+    Raises:
+        UserError: more nodes than 32-bit ids can name.
+    """
+    row, col = source.numpy(), target.numpy()
+    if weight is None:
+        return csr_from_blocks(array_blocks(row, col), num_nodes, symmetric=symmetric)
+    value = weight.numpy()
+
+    def blocks() -> Iterator[tuple[Ids, Ids, Weights]]:
+        for part in slices(row.size):
+            yield row[part], col[part], value[part]
+
+    return csr_from_weighted_blocks(blocks, num_nodes, symmetric=symmetric)
 
 
 def is_symmetric(graph: CSRMatrix) -> bool:
-    """Whether every entry (i, j) has its entry (j, i).
+    """Whether every entry (i, j) has its entry (j, i), of the same value.
 
     Reading a symmetric matrix row by row meets the entries of every column in the order in which
     its own row stores them, so a cursor for every row replaces a transposed copy.
@@ -168,15 +234,20 @@ def is_symmetric(graph: CSRMatrix) -> bool:
     if graph.num_rows != graph.num_cols:
         return False
     rowptr, col = graph.rowptr.numpy(), graph.col.numpy()
+    value = None if graph.value is None else graph.value.numpy()
     cursor, ends = rowptr[:-1].copy(), rowptr[1:]
     for first, last in row_ranges(rowptr, range_budget(col.size)):
-        flipped = _flipped(np.ones(rowptr[last] - rowptr[first], np.int8), graph, first, last)
+        span = slice(rowptr[first], rowptr[last])
+        entries = np.ones(span.stop - span.start, np.int8) if value is None else value[span]
+        flipped = _flipped(entries, graph, first, last)
         count = np.diff(flipped.indptr)
         if (cursor + count > ends).any():
             return False
         where = np.repeat(cursor - flipped.indptr[:-1], count)
         where += np.arange(where.size)
         if (col[where] != flipped.indices + first).any():
+            return False
+        if value is not None and (value[where] != flipped.data).any():
             return False
         cursor += count
     return True
@@ -207,7 +278,7 @@ class GraphData:
     Args:
         name: dataset name.
         graphs: one adjacency [n, n] per propagation channel, without self-loops; channel 0 is the
-            dataset's own graph.
+            dataset's own graph. Values are weights, above 0; None: every edge weighs 1.
         features: CSRMatrix [n, F] or dense floating Tensor [n, F]; None means that the model
             learns an embedding per node.
         labels: int64 [n] for multiclass (-1: unlabelled), float32 [n, C] of 0 and 1 for multilabel.

@@ -22,10 +22,11 @@ class ChannelShard:
     """One propagation graph, restricted to the rows that this rank owns.
 
     Args:
-        owned: CSRMatrix [O, O], entries between owned nodes *with* the self-loops, values None.
+        owned: CSRMatrix [O, O], entries between owned nodes *with* the self-loops.
         boundary: CSRMatrix [B, H], entries from boundary rows (owned id I + row) to halo nodes.
-        degree_owned, degree_halo: int64 [O], [H], entries of the node's whole row *without* the
-            self-loop (D~ = degree + 1).
+            Values of both are the weights, 1 for self-loops; None where the graph has no weights.
+        degree_owned, degree_halo: [O], [H], sum of the node's whole row *without* the self-loop
+            (D~ = degree + 1): int64 without weights, else float64.
         symmetric: whether the whole adjacency is symmetric.
     """
 
@@ -34,6 +35,10 @@ class ChannelShard:
     degree_owned: Tensor
     degree_halo: Tensor
     symmetric: bool
+
+    @property
+    def weighted(self) -> bool:
+        return self.owned.value is not None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -162,6 +167,24 @@ def _channel_rules(
         "degrees",
         channel.degree_owned.shape == (owned,) and channel.degree_halo.shape == (halo,),
     )
+    weights = channel.owned.value, channel.boundary.value
+    yield (
+        "weights are those of both blocks or of none",
+        (weights[0] is None) == (weights[1] is None),
+    )
+    if channel.weighted:
+        yield "weights are finite numbers above 0", all(_are_weights(w) for w in weights)
+        degrees = channel.degree_owned, channel.degree_halo
+        yield "degrees are sums of weights", all(_are_weights(d, zero=True) for d in degrees)
+
+
+def _are_weights(values: Tensor | None, *, zero: bool = False) -> bool:
+    if values is None or not values.is_floating_point():
+        return False
+    if values.numel() == 0:
+        return True
+    low, high = torch.aminmax(values)  # NaN if there is one
+    return (float(low) > 0.0 or (zero and float(low) == 0.0)) and float(high) < torch.inf
 
 
 def _is_block(matrix: CSRMatrix, rows: int, columns: int) -> bool:

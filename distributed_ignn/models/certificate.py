@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from distributed_ignn.comm.communicator import Communicator
-from distributed_ignn.graph.shard import GraphShard
+from distributed_ignn.graph.shard import ChannelShard, GraphShard
 from distributed_ignn.models.cells.base import CellWeights
 from distributed_ignn.models.constraints import first_vector, growth_vector
 from distributed_ignn.models.implicit_gnn import ImplicitGNN
@@ -151,13 +151,17 @@ def settled_nodes(
 
 def _rounding(shard: GraphShard, comm: Communicator, point: Tensor) -> float:
     """eps times the most numbers that any entry of an image is summed from, on any rank."""
-    longest = [
-        int(channel.degree_owned.max()) + 1 if channel.degree_owned.numel() else 0
-        for channel in shard.channels
-    ]
+    longest = [_longest_row(channel) for channel in shard.channels]
     terms = comm.max(torch.tensor(longest, dtype=torch.int64)).sum()
     count = int(terms) + len(longest) * point.shape[1] + _FEW
     return count * torch.finfo(point.dtype).eps
+
+
+def _longest_row(channel: ChannelShard) -> int:
+    """The most entries that any owned row has in both blocks."""
+    count = channel.owned.rowptr.diff()
+    count[count.numel() - channel.boundary.num_rows :] += channel.boundary.rowptr.diff()
+    return int(count.max()) if count.numel() else 0
 
 
 def _evaluate(model: ImplicitGNN, point: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,7 @@
 """The matrices of one channel, ready to multiply, and the blocks of rows they come in.
 
-The values of A_hat = D~^-1/2 (A + I) D~^-1/2 are not stored: rows and columns are scaled where they
-are multiplied.
+The values of A_hat = D~^-1/2 (A + I) D~^-1/2 are not stored where edges have no weights: rows and
+columns are scaled where they are multiplied. With weights every entry has a value of its own.
 
 Letters: O owned nodes, I interior nodes, B boundary nodes, H halo nodes, D columns.
 """
@@ -159,10 +159,15 @@ def square_between_parts(channel: ChannelShard) -> float:
     owned, halo = _scales(channel)
     squares = torch.zeros(channel.boundary.num_rows, dtype=torch.float64)
     rows = channel.boundary.rows()
-    squares.index_add_(0, rows, halo.square()[channel.boundary.col])
+    terms = halo.square()[channel.boundary.col]
+    if channel.boundary.value is not None:
+        terms *= channel.boundary.value.double().square()
+    squares.index_add_(0, rows, terms)
     return float(squares @ owned[owned.numel() - squares.numel() :].square())
 
 
 def _scaled(matrix: CSRMatrix, rows: Tensor, cols: Tensor) -> CSRMatrix:
     value = rows[matrix.rows()] * cols[matrix.col]
+    if matrix.value is not None:
+        value *= matrix.value.double()
     return CSRMatrix(matrix.rowptr, matrix.col, value, matrix.num_cols)

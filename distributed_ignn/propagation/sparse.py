@@ -60,7 +60,8 @@ class SparseMatrix:
         Args:
             matrix: 32-bit ids and 64-bit offsets suffice for any shard.
             dtype: of values and operands.
-            scales: [num_rows] and [num_cols], multiplied onto rows and columns instead of values.
+            scales: [num_rows] and [num_cols], by which rows and columns are multiplied: as they
+                are where the matrix has no values, else multiplied onto those in float64.
             bounds: first row of each block, and num_rows; a sensible choice by default.
             kernel: how to multiply.
 
@@ -70,6 +71,8 @@ class SparseMatrix:
         limits = tuple(block_bounds(matrix.num_rows, device) if bounds is None else bounds)
         starts = matrix.rowptr[torch.tensor(limits)].tolist()
         _check_ids(matrix.num_cols, max((b - a for a, b in _pairs(starts)), default=0))
+        if scales is not None and matrix.value is not None:
+            matrix, scales = _with_scales(matrix, scales, dtype), None
         left, right = (None, None) if scales is None else (s.to(device, dtype) for s in scales)
         col = matrix.col.to(device, torch.int32)
         value = None if matrix.value is None else matrix.value.to(device, dtype)
@@ -158,6 +161,20 @@ class SparseMatrix:
         """Dense copy [num_rows, num_cols]; for tests and small graphs."""
         device = self.parts[0].col.device if self.parts else torch.device("cpu")
         return self @ torch.eye(self.num_cols, dtype=self.dtype, device=device)
+
+
+def _with_scales(matrix: CSRMatrix, scales: tuple[Tensor, Tensor], dtype: torch.dtype) -> CSRMatrix:
+    """Values times the scales of their row and column, a block of rows at a time."""
+    left, right = scales
+    value = torch.empty(matrix.num_entries, dtype=dtype)
+    if matrix.value is not None:
+        for first in range(0, matrix.num_rows, BLOCK_ROWS):
+            offsets = matrix.rowptr[first : first + BLOCK_ROWS + 1]
+            part = slice(int(offsets[0]), int(offsets[-1]))
+            rows = left[first : first + BLOCK_ROWS].repeat_interleave(offsets.diff())
+            # the scales first: the product of a symmetric pair is then the same to the last bit
+            value[part] = rows * right[matrix.col[part]] * matrix.value[part].double()
+    return CSRMatrix(matrix.rowptr, matrix.col, value, matrix.num_cols)
 
 
 def block_bounds(rows: int, device: torch.device, first: int = 0) -> list[int]:

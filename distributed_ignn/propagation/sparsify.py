@@ -10,6 +10,8 @@ S_2(sigma) = 1 - tr(sigma^2), for which everything is a sum over nodes and edges
     tr(L_w L_1) = sum_i d_i(w) d_i(1) + sum_(entries) w
     D_2 = tr((sigma - rho)^2) / 4
 
+Where edges have weights a of their own, w a stands for w in these sums, and a for 1.
+
 w in [0, 1] per edge is found by mirror descent under a budget on sum(w), then every edge is kept
 with probability w by a hash of its end points: linear time, one exchange of a one-column vector per
 iteration, the same subgraph however the graph is cut.
@@ -49,6 +51,7 @@ class Edges:
         row, col: int64 [E] global ids of the two ends.
         own, other: int64 [E] positions of the ends in the vector (owned, halo), [L].
         num_owned: O.
+        weight: float64 [E], or None where every edge weighs 1.
     """
 
     row: Tensor
@@ -56,6 +59,18 @@ class Edges:
     own: Tensor
     other: Tensor
     num_owned: int
+    weight: Tensor | None = None
+
+    @property
+    def full(self) -> Tensor:
+        """Weight of every entry, float64 [E]."""
+        if self.weight is not None:
+            return self.weight
+        return torch.ones(self.own.numel(), dtype=torch.float64)
+
+    def weighed(self, share: Tensor) -> Tensor:
+        """``share`` [E] of the weight of every entry."""
+        return share if self.weight is None else share * self.weight
 
 
 def list_edges(shard: GraphShard) -> Edges:
@@ -66,10 +81,13 @@ def list_edges(shard: GraphShard) -> Edges:
     own = torch.cat([row_o[keep], channel.boundary.rows() + shard.num_interior])
     other = torch.cat([col_o[keep], channel.boundary.col + shard.num_owned])
     local = torch.cat([shard.owned_nodes, shard.halo_nodes])
-    return Edges(local[own], local[other], own, other, shard.num_owned)
+    weight = None
+    if channel.owned.value is not None and channel.boundary.value is not None:
+        weight = torch.cat([channel.owned.value[keep], channel.boundary.value]).double()
+    return Edges(local[own], local[other], own, other, shard.num_owned, weight)
 
 
-class _Scope:
+class Scope:
     """Sums over ranks and values of remote nodes, for the scores below."""
 
     def __init__(self, edges: Edges, halo: HaloExchange, comm: Communicator) -> None:
@@ -88,7 +106,7 @@ class _Scope:
         return own, torch.cat([own, halo.cpu()])
 
 
-def _fit_budget(logits: Tensor, keep: float, scope: _Scope) -> Tensor:
+def _fit_budget(logits: Tensor, keep: float, scope: Scope) -> Tensor:
     """sigmoid(logits + shift) with the shift that makes the global mean ``keep``."""
     low, high, shift = -60.0, 60.0, 0.0
     for _ in range(_NEWTON_STEPS):
@@ -104,41 +122,51 @@ def _fit_budget(logits: Tensor, keep: float, scope: _Scope) -> Tensor:
     return torch.sigmoid(logits + shift)
 
 
-class _Relevance:
-    """J and its gradient; the budget fixes V, so only tr(L_w^2) and tr(L_w L_1) change."""
+class Relevance:
+    """J and its gradient.
 
-    def __init__(self, scope: _Scope, beta: float) -> None:
+    Without weights the budget fixes V, so only tr(L_w^2) and tr(L_w L_1) change.
+    """
+
+    def __init__(self, scope: Scope, beta: float) -> None:
         self._scope = scope
-        self._own_full, self._all_full = scope.degrees(_ones(scope.edges))
+        self._own_full, self._all_full = scope.degrees(scope.edges.full)
         (self._volume_full,) = scope.total(self._own_full)
         self._factors = beta / 4 - 1, -beta / 2
 
-    def evaluate(self, weight: Tensor) -> tuple[float, Tensor]:
-        """J without its constant terms, and dJ/dw [E]; one exchange."""
+    def evaluate(self, share: Tensor) -> tuple[float, Tensor]:
+        """J without its constant terms, and dJ/dw [E] of the shares w [E]; one exchange."""
         edges, full = self._scope.edges, self._all_full
+        weight = edges.weighed(share)
         own, everywhere = self._scope.degrees(weight)
-        sums = own, own.square(), own * self._own_full, weight.square(), weight
+        common = edges.weighed(weight)
+        sums = own, own.square(), own * self._own_full, weight.square(), common
         volume, degrees, degrees_full, squares, total = self._scope.total(*sums)
         if volume == 0.0:
             return 0.0, torch.zeros_like(weight)
         both = volume * self._volume_full
         spread = (everywhere[edges.own] + everywhere[edges.other] + 2 * weight) / volume**2
-        match = (full[edges.own] + full[edges.other] + 2.0) / (2 * both)
         values = (degrees + squares) / volume**2, (degrees_full + total) / both
         value = self._factors[0] * values[0] + self._factors[1] * values[1]
-        return value, self._factors[0] * spread + self._factors[1] * match
+        if edges.weight is None:
+            match = (full[edges.own] + full[edges.other] + 2.0) / (2 * both)
+            return value, self._factors[0] * spread + self._factors[1] * match
+        match = (full[edges.own] + full[edges.other] + 2.0 * edges.weight) / (2 * both)
+        # V follows the shares, too
+        slopes = spread - 2.0 * values[0] / volume, match - values[1] / volume
+        return value, edges.weighed(self._factors[0] * slopes[0] + self._factors[1] * slopes[1])
 
 
 def _ones(edges: Edges) -> Tensor:
     return torch.ones(edges.own.numel(), dtype=torch.float64)
 
 
-def pri_weights(scope: _Scope, keep: float, beta: float) -> Tensor:
+def pri_weights(scope: Scope, keep: float, beta: float) -> Tensor:
     """Probability per entry that lowers J under the budget, float64 [E].
 
     Mirror descent; a step that does not lower J is taken back and the next one is shorter.
     """
-    relevance, rate = _Relevance(scope, beta), _PRI_RATE
+    relevance, rate = Relevance(scope, beta), _PRI_RATE
     ones = _ones(scope.edges)
     logits = torch.zeros_like(ones)
     weight = _fit_budget(logits, keep, scope)
@@ -159,13 +187,17 @@ def pri_weights(scope: _Scope, keep: float, beta: float) -> Tensor:
     return weight
 
 
-def _degree_weights(scope: _Scope, keep: float) -> Tensor:
+def _degree_weights(scope: Scope, keep: float) -> Tensor:
     """Edges between nodes of low degree are kept first: w ~ 1 / d_i + 1 / d_j.
 
-    That is the effective resistance on an expander (Spielman & Srivastava 2008).
+    That is the effective resistance on an expander (Spielman & Srivastava 2008), times the weight.
     """
-    _, degree = scope.degrees(_ones(scope.edges))
-    score = 1.0 / degree[scope.edges.own] + 1.0 / degree[scope.edges.other].clamp_min(1.0)
+    edges = scope.edges
+    _, degree = scope.degrees(edges.full)
+    other = degree[edges.other]
+    # the other end of a directed entry may have none of its own
+    other = other.clamp_min(1.0) if edges.weight is None else other.maximum(edges.weight)
+    score = edges.weighed(1.0 / degree[edges.own] + 1.0 / other)
     return _fit_budget(torch.log(score), keep, scope)
 
 
@@ -174,7 +206,7 @@ def edge_probabilities(
 ) -> tuple[Edges, Tensor]:
     """Every entry of channel 0 and the probability with which it is kept, float64 [E]."""
     edges = list_edges(shard)
-    scope = _Scope(edges, HaloExchange.from_shard(shard, comm), comm)
+    scope = Scope(edges, HaloExchange.from_shard(shard, comm), comm)
     uniform = torch.full((edges.own.numel(),), keep, dtype=torch.float64)
     choose: dict[Sparsifier, Callable[[], Tensor]] = {
         "pri": lambda: pri_weights(scope, keep, beta),
@@ -215,20 +247,23 @@ def _subgraph(
 ) -> ChannelShard:
     """The kept entries as a ChannelShard with its own degrees."""
     own, other = edges.own[kept], edges.other[kept]
-    degree = torch.bincount(own, minlength=shard.num_owned)
+    weight = None if edges.weight is None else edges.weight[kept]
+    degree = torch.bincount(own, weight, minlength=shard.num_owned)
     remote = other >= shard.num_owned
     loops = torch.arange(shard.num_owned)
     rows = torch.cat([own[~remote], loops])
     cols = torch.cat([other[~remote], loops])
     columns = degree[:, None].to(comm.device, torch.float64)
-    degree_halo = halo.start(columns).wait()[:, 0].cpu().to(torch.int64)
+    degree_halo = halo.start(columns).wait()[:, 0].cpu().to(degree.dtype)
+    inside = None if weight is None else torch.cat([weight[~remote], torch.ones(shard.num_owned)])
     return ChannelShard(
-        owned=csr_from_entries(rows, cols, shard.num_owned, shard.num_owned),
+        owned=csr_from_entries(rows, cols, shard.num_owned, shard.num_owned, inside),
         boundary=csr_from_entries(
             own[remote] - shard.num_interior,
             other[remote] - shard.num_owned,
             shard.num_owned - shard.num_interior,
             shard.num_halo,
+            None if weight is None else weight[remote],
         ),
         degree_owned=degree,
         degree_halo=degree_halo,

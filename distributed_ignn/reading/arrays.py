@@ -52,6 +52,17 @@ def read_npz(
     return arrays
 
 
+def npz_names(path: Path, *, limits: Limits | None = None) -> list[str]:
+    """Names of the arrays of an ``.npz`` file.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no archive of arrays, or breaks a limit.
+    """
+    with open_zip(path, limits) as archive:
+        return _members(archive)
+
+
 def check_npz(path: Path, *, kinds: str = _KINDS, limits: Limits | None = None) -> None:
     """Check all declared types and sizes, for libraries that read the file themselves.
 

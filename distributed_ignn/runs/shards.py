@@ -96,6 +96,11 @@ def _find(config: RunConfig, parts: int, load: Callable[[], GraphData]) -> Shard
             return known
     cache = config.output / SHARDS
     folder, manifest = prepare_shards(load, cache, parts, config.partition, settings)
+    if config.data.edge_weights == "use" and not any(manifest.whole.weighted):
+        raise UserError(
+            f"data.edge_weights = use and the shards in {folder} have no weights (or all are 1); "
+            "write new ones, or drop the setting"
+        )
     folder, output = folder.absolute(), config.output.absolute()
     inside = folder.is_relative_to(output)
     return ShardRecord(

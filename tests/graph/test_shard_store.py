@@ -315,7 +315,7 @@ def test_damaged_header_is_refused_without_verification_too(folder: Path) -> Non
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        (lambda m: m.update(version=1), "format version 1 and version 2 is read"),
+        (lambda m: m.update(version=1), "format version 1 and versions 2 and 3 are read"),
         (lambda m: m.pop("version"), "not a manifest"),
         (lambda m: m.update(extra=1), "extra: Extra inputs are not permitted"),
         (lambda m: m.update(parts="2"), "parts: Input should be a valid integer"),

@@ -20,6 +20,12 @@ def random_graph(edges: int, *, symmetric: bool = True, nodes: int = NODES) -> C
     return csr_from_edges(source, target, nodes, symmetric=symmetric)
 
 
+def eighths(graph: CSRMatrix) -> CSRMatrix:
+    """``graph`` with random weights whose sums are exact."""
+    value = torch.randint(1, 80, (graph.num_entries,)).to(torch.float32) / 8
+    return CSRMatrix(graph.rowptr, graph.col, value, graph.num_cols)
+
+
 def sparse_features(nodes: int = NODES, columns: int = 7) -> CSRMatrix:
     pattern = csr_from_edges(
         torch.randint(0, nodes, (60,)), torch.randint(0, columns, (60,)), nodes, symmetric=False
@@ -99,6 +105,16 @@ CASES = {
     "two channels": lambda: (
         graph_data(random_graph(50), random_graph(20, symmetric=False)),
         random_parts(4),
+        4,
+    ),
+    "weights": lambda: (
+        graph_data(eighths(random_graph(80)), random_graph(20)),
+        random_parts(3),
+        3,
+    ),
+    "directed weights": lambda: (
+        graph_data(eighths(random_graph(80, symmetric=False))),
+        2 * random_parts(2),
         4,
     ),
     "one part": lambda: (graph_data(random_graph(80)), random_parts(1), 1),
@@ -192,11 +208,12 @@ def test_blocks_have_ascending_columns_and_whole_degrees(case: tuple) -> None:
     for block in blocks(shards):
         assert is_canonical(block.owned)
         assert is_canonical(block.boundary)
-        assert block.owned.value is None
-        assert block.boundary.value is None
     for shard in shards:
         for graph, channel in zip(data.graphs, shard.channels, strict=True):
-            degree = graph.to_dense().sum(1).long()
+            for block in (channel.owned, channel.boundary):
+                assert (block.value is None) == (graph.value is None)
+            degree = graph.to_dense().sum(1).to(channel.degree_owned.dtype)
+            assert degree.is_floating_point() == channel.weighted == (graph.value is not None)
             assert torch.equal(channel.degree_owned, degree[shard.owned_nodes])
             assert torch.equal(channel.degree_halo, degree[shard.halo_nodes])
 
@@ -280,12 +297,9 @@ def test_a_wrong_assignment_is_refused_at_once(part: Tensor, parts: int, message
         build_shards(graph_data(random_graph(80)), part, parts)
 
 
-def test_graphs_with_self_loops_or_values_are_refused() -> None:
+def test_graphs_with_self_loops_are_refused() -> None:
     looped = CSRMatrix(torch.tensor([0, 1, 2]), torch.tensor([0, 0]), None, 2)
     with pytest.raises(ValueError, match="self-loops"):
         plan_shards((looped,), torch.tensor([0, 1]), 2)
-    valued = CSRMatrix(torch.tensor([0, 1, 2]), torch.tensor([1, 0]), torch.ones(2), 2)
-    with pytest.raises(ValueError, match="values"):
-        plan_shards((valued,), torch.tensor([0, 1]), 2)
     with pytest.raises(ValueError, match="no graph"):
         plan_shards((), torch.tensor([0, 1]), 2)

@@ -16,6 +16,7 @@ from torch import Tensor
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import RunConfig
 from distributed_ignn.graph.data import CSRMatrix, GraphData, csr_from_edges, csr_from_entries
+from distributed_ignn.graph.hashing import hash_uniform
 from distributed_ignn.graph.partitioning.sharding import build_shards
 from distributed_ignn.graph.shard import GraphShard
 from distributed_ignn.models.implicit_gnn import ImplicitGNN
@@ -40,7 +41,10 @@ _VARIANTS = (
     *(replace(_SHAPE, network=network) for network in ("mlp", "tcn", "gru", "table")),
     *(replace(_SHAPE, network=network, alpha="node") for network in ("graph", "gru")),
 )
-CASES = ("plain", "awkward", "directed", "channels", "embedding", "multilabel", "dense")
+CASES = (
+    *("plain", "awkward", "directed", "channels", "embedding", "multilabel", "dense"),
+    *("weights", "lopsided"),  # the directions of an edge weigh the same, or not
+)
 # every cell on one channel and, with all options of cells and penalties, on two
 _ALL_ON = {
     "model": {"learn_kappa": True, "residual": 0.2},
@@ -66,6 +70,11 @@ _PARTS: dict[str, dict[str, dict[str, Any]]] = {
     "multilabel": {"solver": {"network": "table", "sparsifier": "degree"}},
     # nothing of b(X) is dropped and X is dense: its propagated terms are constants
     "dense": {"model": {"input_dropout": 0.0}},
+    "weights": {
+        "solver": {"network": "graph", "sparsifier": "pri"},
+        "adjoint": {"method": "neural"},
+    },
+    "lopsided": {"solver": {"network": "graph", "sparsifier": "degree"}},
 }
 
 
@@ -80,7 +89,9 @@ def make_data(case: str) -> GraphData:
         linked = torch.arange(45, 50)
         source, target = torch.cat([source, linked]), torch.cat([target, linked - 40])
     graphs = [csr_from_edges(source, target, NODES, symmetric=case != "directed")]
-    if case == "channels":
+    if case in ("weights", "lopsided"):
+        graphs[0] = weighed(graphs[0], symmetric=case == "weights")
+    if case in ("channels", "weights"):  # the second channel has no weights
         other = torch.randint(0, NODES, (2, 80), generator=generator)
         graphs.append(csr_from_edges(other[0], other[1], NODES))
     order = torch.randperm(NODES, generator=generator)
@@ -98,8 +109,16 @@ def make_data(case: str) -> GraphData:
         train_nodes=order[:20].sort().values,
         val_nodes=order[20:40].sort().values,
         test_nodes=order[40:].sort().values,
-        clusters=_clusters(generator) if case in ("awkward", "channels") else None,
+        clusters=_clusters(generator) if case in ("awkward", "channels", "weights") else None,
     )
+
+
+def weighed(graph: CSRMatrix, *, symmetric: bool = True) -> CSRMatrix:
+    """``graph`` with weights from 0.01 to 8, of its edges or of each of their directions."""
+    row, col = graph.rows(), graph.col.long()
+    if symmetric:
+        row, col = torch.minimum(row, col), torch.maximum(row, col)
+    return replace(graph, value=0.01 + 8.0 * hash_uniform(4, row, col) ** 3)
 
 
 def _clusters(generator: torch.Generator) -> Tensor:

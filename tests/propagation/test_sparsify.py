@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,11 +11,21 @@ from torch import Tensor
 
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.graph.data import GraphData, csr_from_edges
+from distributed_ignn.graph.hashing import hash_uniform
 from distributed_ignn.graph.partitioning.sharding import build_shards
 from distributed_ignn.graph.shard import GraphShard
+from distributed_ignn.propagation.halo import HaloExchange
 from distributed_ignn.propagation.operators import ChannelOperator
-from distributed_ignn.propagation.sparsify import Edges, Sparsifier, edge_probabilities, sparsify
-from tests.parity.cases import CASES, NODES, assign, make_data
+from distributed_ignn.propagation.sparsify import (
+    Edges,
+    Relevance,
+    Scope,
+    Sparsifier,
+    edge_probabilities,
+    list_edges,
+    sparsify,
+)
+from tests.parity.cases import CASES, NODES, assign, make_data, weighed
 from tests.ranks import run_ranks
 
 METHODS: tuple[Sparsifier, ...] = ("pri", "degree", "random", "none")
@@ -128,12 +139,37 @@ def test_degree_prefers_edges_between_nodes_of_low_degree() -> None:
     assert float(score.max()) > 5 * float(score.min())
 
 
+def test_degree_prefers_heavy_edges_as_well() -> None:
+    data = _weighted_data()
+    edges, probability = edge_probabilities(_shard(data), Communicator(), "degree", 0.3)
+    degree = data.graphs[0].to_dense().sum(dim=1)
+    weight = data.graphs[0].to_dense()[edges.row, edges.col]
+    score = weight * (1 / degree[edges.row] + 1 / degree[edges.col])
+    odds = probability / (1 - probability) / score
+    assert torch.allclose(odds, odds[0].expand_as(odds), rtol=1e-9)
+
+
+def test_a_subgraph_of_weights_is_normalised_by_its_own() -> None:
+    data = _weighted_data()
+    whole = data.graphs[0].to_dense()
+    kept = _dense(sparsify(_shard(data), Communicator(), "pri", 0.5, torch.float64))
+    weights = torch.where(kept > 0, whole + torch.eye(BIG, dtype=torch.float64), 0.0)
+    assert BIG < int((weights > 0).sum()) < int((whole > 0).sum())
+    scale = weights.sum(dim=1).rsqrt()
+    assert torch.allclose(kept, scale[:, None] * weights * scale[None, :], rtol=0, atol=1e-15)
+
+
+def _weighted_data() -> GraphData:
+    data = _big_data()
+    return replace(data, graphs=(weighed(data.graphs[0]),))
+
+
 def _objective(edges: Edges, weight: Tensor, nodes: int, beta: float) -> float:
     """J = S_2(sigma) + beta tr((sigma - rho)^2) / 4 from dense Laplacians of trace one."""
 
     def normalised(w: Tensor) -> Tensor:
         adjacency = torch.zeros(nodes, nodes, dtype=torch.float64)
-        adjacency[edges.row, edges.col] = w
+        adjacency[edges.row, edges.col] = edges.weighed(w)
         laplacian = torch.diag(adjacency.sum(dim=1)) - adjacency
         return laplacian / laplacian.trace()
 
@@ -146,12 +182,28 @@ def _objective(edges: Edges, weight: Tensor, nodes: int, beta: float) -> float:
 @pytest.mark.parametrize("beta", [0.5, 8.0, 100.0])
 @pytest.mark.parametrize("keep", [0.1, 0.3, 0.7])
 def test_pri_lowers_its_objective_below_uniform_weights(keep: float, beta: float) -> None:
-    for data in (make_data("plain"), make_data("awkward"), _big_data()):
+    for data in (make_data("plain"), make_data("awkward"), _big_data(), _weighted_data()):
         edges, weight = edge_probabilities(_shard(data), Communicator(), "pri", keep, beta)
         uniform = torch.full_like(weight, keep)
         assert float(weight.sum()) == pytest.approx(float(uniform.sum()), rel=1e-9)
         found = _objective(edges, weight, data.num_nodes, beta)
         assert found < _objective(edges, uniform, data.num_nodes, beta), data.name
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_gradient_of_pri_is_that_of_its_objective(weighted: bool) -> None:
+    """Along a change that leaves the number of kept edges as it is."""
+    data = make_data("weights" if weighted else "plain")
+    shard, comm = _shard(data), Communicator()
+    edges = list_edges(shard)
+    relevance = Relevance(Scope(edges, HaloExchange.from_shard(shard, comm), comm), 8.0)
+    low, high = torch.minimum(edges.row, edges.col), torch.maximum(edges.row, edges.col)
+    share, change = 0.2 + 0.6 * hash_uniform(0, low, high), hash_uniform(1, low, high)
+    change -= change.mean()
+    gradient = relevance.evaluate(share)[1]
+    step = 1e-5
+    ends = [_objective(edges, share + sign * step * change, NODES, 8.0) for sign in (1.0, -1.0)]
+    assert float(gradient @ change) == pytest.approx((ends[0] - ends[1]) / (2 * step), rel=1e-6)
 
 
 def test_a_graph_without_edges_stays_as_it_is() -> None:
@@ -171,7 +223,7 @@ def test_a_graph_without_edges_stays_as_it_is() -> None:
 def _spread(comm: Communicator) -> dict[str, Tensor]:
     """This rank's rows of every A_s, [n, n] by global ids."""
     found = {}
-    for case in ("plain", "awkward", "directed"):
+    for case in ("plain", "awkward", "directed", "weights", "lopsided"):
         data = make_data(case)
         shard = list(build_shards(data, assign(case, comm.world_size), comm.world_size))[comm.rank]
         for method in METHODS:

@@ -33,7 +33,7 @@ def _amgcn(name: str, data_root: Path, data: DataConfig) -> GraphData:
 def _file(name: str, data_root: Path, data: DataConfig) -> GraphData:
     if data.path is None:
         raise UserError("data.path: dataset 'file' needs the path of a .pt or .npz file")
-    return load_user_file(Path(data.path))
+    return load_user_file(Path(data.path), data.edge_weights)
 
 
 _Loader = Callable[[str, Path, DataConfig], GraphData]
@@ -65,10 +65,14 @@ def load_dataset(name: str, data_root: Path, data: DataConfig) -> GraphData:
         UserError: an unknown name, missing or malformed files, or a rule that the data breaks.
     """
     loader = _LOADERS.get(name)
+    if data.edge_weights == "use" and loader not in (None, _file):
+        raise UserError(
+            f"data.edge_weights = use: the edges of {name} have no weights; drop the setting"
+        )
     if loader is not None:
         loaded = loader(name, data_root, data)
     elif name.endswith(FILE_SUFFIXES):
-        loaded = load_user_file(Path(name))
+        loaded = load_user_file(Path(name), data.edge_weights)
     else:
         raise UserError(
             f"dataset {name!r} is not known; choose one of {', '.join(DATASET_NAMES)}, or give the "

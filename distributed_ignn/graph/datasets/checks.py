@@ -69,6 +69,8 @@ def _check_graph(graph: CSRMatrix, num_nodes: int, what: str) -> None:
             "take a model of single nodes"
         )
     check_ids(graph.col, num_nodes, what)
+    if graph.value is not None and not bool((graph.value > 0).all() & graph.value.isfinite().all()):
+        raise UserError(f"{what} has weights that are no finite numbers above 0; correct them")
 
 
 def _check_csr(matrix: CSRMatrix, what: str) -> None:

@@ -7,6 +7,7 @@ E edges, F features, C classes.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,13 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
-from distributed_ignn.config.dataset import FILE_SUFFIXES
+from distributed_ignn.config.dataset import FILE_SUFFIXES, EdgeWeights
 from distributed_ignn.errors import UserError
 from distributed_ignn.graph.building import check_id_space
 from distributed_ignn.graph.data import CSRMatrix, GraphData, Task, csr_from_edges, is_symmetric
 from distributed_ignn.graph.datasets.checks import brief, check_ids
-from distributed_ignn.reading.arrays import read_npz
+from distributed_ignn.graph.weights import checked_weights
+from distributed_ignn.reading.arrays import npz_names, read_npz
 from distributed_ignn.reading.torch_files import check_tensor, read_torch
 
 logger = logging.getLogger(__name__)
@@ -40,10 +42,14 @@ _KEYS = (
     *(f"{split}_{kind}" for split in ("train", "val", "test") for kind in ("mask", "idx")),
 )
 
+_WEIGHTS = ("edge_weight", "edge_attr", "data")
+
 _Fields = dict[str, Tensor]
+_Wanted = Callable[[Collection[str]], Iterable[str]]
+"""What to read of the names that a file holds."""
 
 
-def load_user_file(path: Path) -> GraphData:
+def load_user_file(path: Path, edge_weights: EdgeWeights = "auto") -> GraphData:
     """Read a graph from ``path``; a directed graph gets the missing directions.
 
     A ``.pt`` file holds a ``torch_geometric.data.Data`` or a dictionary of tensors, a ``.npz`` file
@@ -51,6 +57,16 @@ def load_user_file(path: Path) -> GraphData:
     ``x`` [n, F], or ``x_indptr``, ``x_indices`` and ``x_data`` (optional: ones), or none of them;
     ``y`` [n] (-1: unlabelled) or [n, C] of 0 and 1; ``train_mask``, ``val_mask``, ``test_mask`` [n]
     or ``train_idx``, ``val_idx``, ``test_idx``; optionally ``num_classes``.
+
+    Weights of edges, finite and not negative: ``edge_weight`` [E], else ``edge_attr`` [E] or
+    [E, 1], else ``data`` [E] beside ``indptr`` and ``indices``. Parallel edges add up, and edges of
+    weight 0 are left out. Self-loops are left out, too: A + I adds one of weight 1 to every node. A
+    missing direction gets the weight of the other; where both are there with different weights,
+    each keeps its own. As in PyG, node ``edge_index[1]`` then reads node ``edge_index[0]``.
+
+    Args:
+        path: the file.
+        edge_weights: see ``DataConfig``.
 
     Raises:
         UserError: the file cannot be read or breaks a rule.
@@ -60,13 +76,17 @@ def load_user_file(path: Path) -> GraphData:
         raise UserError(f"{path} {problem}; give the path of a {' or '.join(FILE_SUFFIXES)} file")
     if path.suffix not in FILE_SUFFIXES:
         raise UserError(f"{path} must end in {' or '.join(FILE_SUFFIXES)}")
-    fields = _read_pt(path) if path.suffix == ".pt" else _read_npz(path)
+
+    def wanted(present: Collection[str]) -> Iterable[str]:
+        return _wanted(present, edge_weights, path)
+
+    fields = _read_pt(path, wanted) if path.suffix == ".pt" else _read_npz(path, wanted)
     _check_forms(fields, path)
     labels, num_classes, task = _labels(fields, path)
     n = labels.shape[0]
     return GraphData(
         name=path.stem,
-        graphs=(_graph(fields, n, path),),
+        graphs=(_graph(fields, n, path, edge_weights),),
         features=_features(fields, n, path),
         labels=labels,
         num_classes=num_classes,
@@ -77,9 +97,20 @@ def load_user_file(path: Path) -> GraphData:
     )
 
 
-def _read_npz(path: Path) -> _Fields:
+def _wanted(present: Collection[str], edge_weights: EdgeWeights, path: Path) -> Iterable[str]:
+    """All keys, and of those that may hold weights the first that is there."""
+    csr = "indptr" in present and "edge_index" not in present
+    name = next((name for name in (_WEIGHTS if csr else _WEIGHTS[:2]) if name in present), None)
+    if name is not None and edge_weights == "ignore":
+        logger.info("%s: %s is ignored, every edge weighs 1", path, name)
+        name = None
+    return _KEYS if name is None else (*_KEYS, name)
+
+
+def _read_npz(path: Path, wanted: _Wanted) -> _Fields:
     try:
-        return {key: _from_numpy(array) for key, array in read_npz(path, _KEYS).items()}
+        arrays = read_npz(path, wanted(npz_names(path)))
+        return {key: _from_numpy(array) for key, array in arrays.items()}
     except (OSError, ValueError, TypeError) as error:
         raise UserError(
             f"{path} is not a .npz file of plain number arrays ({brief(error)}); write it with "
@@ -108,7 +139,7 @@ def _from_numpy(array: np.ndarray) -> Tensor:
     return torch.from_numpy(array)
 
 
-def _read_pt(path: Path) -> _Fields:
+def _read_pt(path: Path, wanted: _Wanted) -> _Fields:
     from torch_geometric.data import Data
     from torch_geometric.data.data import DataEdgeAttr, DataTensorAttr
     from torch_geometric.data.storage import GlobalStorage
@@ -128,7 +159,8 @@ def _read_pt(path: Path) -> _Fields:
     if type(content) is not dict:
         kind = type(content).__name__
         raise UserError(f"{path} holds a {kind}, not a PyG Data object; {advice}")
-    return {key: _tensor(content[key], key, path) for key in _KEYS if content.get(key) is not None}
+    present = {key for key, value in content.items() if value is not None}
+    return {key: _tensor(content[key], key, path) for key in wanted(present) if key in present}
 
 
 def _tensor(value: Any, key: str, path: Path) -> Tensor:
@@ -174,7 +206,26 @@ def _row_pointer(fields: _Fields, key: str, n: int, entries: int, path: Path) ->
     return pointer
 
 
-def _graph(fields: _Fields, n: int, path: Path) -> CSRMatrix:
+def _graph(fields: _Fields, n: int, path: Path, edge_weights: EdgeWeights) -> CSRMatrix:
+    row, col = _entries(fields, n, path)
+    for ends in (row, col):
+        check_ids(ends, n, f"{path}: edges ({n} nodes by y)")
+    weight = _weights(fields, row.numel(), path, edge_weights)
+    if weight is not None:
+        _tell_what_is_left_out(weight, row == col, path)
+    graph = csr_from_edges(row, col, n, weight, symmetric=False)
+    if is_symmetric(graph):
+        return graph
+    if not is_symmetric(graph.pattern()):
+        logger.info("%s: the graph is directed; adding the missing directions", path)
+    graph = csr_from_edges(row, col, n, weight)
+    if graph.value is not None and not is_symmetric(graph):
+        logger.info("%s: some edges have two directions of different weight; both are kept", path)
+    return graph
+
+
+def _entries(fields: _Fields, n: int, path: Path) -> tuple[Tensor, Tensor]:
+    """Row and column of every entry, int64 [E]: who reads, and who is read."""
     if "edge_index" in fields:
         edges = _integers(fields, "edge_index", path, dim=2)
         if edges.shape[0] != 2:
@@ -182,20 +233,38 @@ def _graph(fields: _Fields, n: int, path: Path) -> CSRMatrix:
                 f"{path}: edge_index has shape {tuple(edges.shape)}; [2, E] is needed, transpose "
                 "it if it has a row for each edge"
             )
-        source, target = edges
-    elif "indptr" in fields and "indices" in fields:
-        target = _integers(fields, "indices", path)
-        pointer = _row_pointer(fields, "indptr", n, target.numel(), path)
-        source = torch.repeat_interleave(torch.arange(n), pointer.diff())
-    else:
+        return edges[1], edges[0]
+    if "indptr" not in fields or "indices" not in fields:
         raise UserError(f"{path}: edges are missing; give edge_index [2, E] or indptr and indices")
-    for ends in (source, target):
-        check_ids(ends, n, f"{path}: edges ({n} nodes by y)")
-    graph = csr_from_edges(source, target, n, symmetric=False)
-    if is_symmetric(graph):
-        return graph
-    logger.info("%s: the graph is directed; adding the missing directions", path)
-    return csr_from_edges(source, target, n)
+    col = _integers(fields, "indices", path)
+    pointer = _row_pointer(fields, "indptr", n, col.numel(), path)
+    return torch.repeat_interleave(torch.arange(n), pointer.diff()), col
+
+
+def _weights(fields: _Fields, edges: int, path: Path, edge_weights: EdgeWeights) -> Tensor | None:
+    """Weight of every edge, float64 [E], or None."""
+    name = next((name for name in _WEIGHTS if name in fields), None)
+    if name is None and edge_weights == "use":
+        raise UserError(
+            f"data.edge_weights = use and {path} has no weights; give edge_weight [E], or drop "
+            "the setting"
+        )
+    if name is None:
+        return None
+    weight = checked_weights(fields[name], edges, f"{path}: {name}")
+    logger.info(
+        "%s: edges are weighted by %s (--data.edge-weights ignore goes without)", path, name
+    )
+    return weight
+
+
+def _tell_what_is_left_out(weight: Tensor, loop: Tensor, path: Path) -> None:
+    zeros, loops = int((weight == 0).sum()), int(loop.sum())
+    if zeros:
+        logger.info("%s: %d edges of weight 0 are left out", path, zeros)
+    if loops:
+        text = "%s: %d self-loops are left out; every node has one of weight 1"
+        logger.info(text, path, loops)
 
 
 def _features(fields: _Fields, n: int, path: Path) -> CSRMatrix | Tensor | None:

@@ -43,22 +43,26 @@ class _Rows:
     Args:
         row: int64 [e], position in the list.
         col: int32 [e], global id.
+        value: floating [e], or None where every entry is one.
     """
 
     first: int
     last: int
     row: NDArray[np.int64]
     col: NDArray[np.int32]
+    value: NDArray[np.floating] | None
 
 
 def _read_rows(graph: CSRMatrix, nodes: NDArray[np.int64]) -> Iterator[_Rows]:
     """All entries of ``nodes`` in blocks of whole rows, in that order."""
     rowptr, col = graph.rowptr.numpy(), graph.col.numpy()
+    value = None if graph.value is None else graph.value.numpy()
     count = rowptr[nodes + 1] - rowptr[nodes]
     ends = np.concatenate([np.zeros(1, np.int64), np.cumsum(count)])
     for first, last in row_ranges(ends, range_budget(int(ends[-1]))):
         row = np.repeat(np.arange(first, last), count[first:last])
-        yield _Rows(first, last, row, col[positions(rowptr, nodes[first:last])])
+        where = positions(rowptr, nodes[first:last])
+        yield _Rows(first, last, row, col[where], None if value is None else value[where])
 
 
 def outline(
@@ -109,6 +113,8 @@ def cut_blocks(
 ) -> tuple[CSRMatrix, CSRMatrix]:
     """Owned block [O, O] with self-loops and boundary block [B, H] of one part's rows.
 
+    Where the graph has weights, self-loops weigh 1.
+
     Args:
         owned_nodes: int64 [O] global ids in the part's order.
         interior: I.
@@ -119,34 +125,52 @@ def cut_blocks(
     owned = owned_nodes.numel()
     mine = owned_nodes.numpy()
     entries = int((graph.rowptr[1:] - graph.rowptr[:-1])[owned_nodes].sum())
-    inner = _Writer(owned, owned, entries - outside + owned)
-    outer = _Writer(owned - interior, halo, outside)
+    kind = None if graph.value is None else graph.value.numpy().dtype
+    inner = _Writer(owned, owned, entries - outside + owned, kind)
+    outer = _Writer(owned - interior, halo, outside, kind)
     for block in _read_rows(graph, mine):
         col = local_id[block.col]
         leaves = col >= owned
         loop = np.arange(block.first, block.last)
         stays = ~leaves
+        inside, across = _values(block, stays, loop.size), _values(block, leaves, 0)
         inner.append(
             block.first,
             block.last,
             np.concatenate([block.row[stays], loop]),
             np.concatenate([col[stays], loop.astype(np.int32)]),
+            inside,
         )
         del stays
         first, last = (max(row - interior, 0) for row in (block.first, block.last))
-        outer.append(first, last, block.row[leaves] - interior, col[leaves] - owned)
+        outer.append(first, last, block.row[leaves] - interior, col[leaves] - owned, across)
     return inner.matrix(), outer.matrix()
 
 
-class _Writer:
-    """A CSRMatrix that grows by blocks of whole rows."""
+def _values(block: _Rows, chosen: NDArray[np.bool_], loops: int) -> NDArray[np.floating] | None:
+    """Weights of the ``chosen`` entries and of so many self-loops."""
+    if block.value is None:
+        return None
+    return np.concatenate([block.value[chosen], np.ones(loops, block.value.dtype)])
 
-    def __init__(self, rows: int, num_cols: int, entries: int) -> None:
+
+class _Writer:
+    """A CSRMatrix that grows by blocks of whole rows; ``kind`` is the type of its values."""
+
+    def __init__(self, rows: int, num_cols: int, entries: int, kind: np.dtype | None) -> None:
         self._num_cols = num_cols
         self._rowptr = np.zeros(rows + 1, np.int64)
         self._col = np.empty(entries, np.int32)
+        self._value = None if kind is None else np.empty(entries, kind)
 
-    def append(self, first: int, last: int, row: NDArray[np.int64], col: NDArray[np.int32]) -> None:
+    def append(
+        self,
+        first: int,
+        last: int,
+        row: NDArray[np.int64],
+        col: NDArray[np.int32],
+        value: NDArray[np.floating] | None,
+    ) -> None:
         """Rows [first, last), their entries in any order."""
         if first == last:
             return
@@ -154,12 +178,16 @@ class _Writer:
         keys = row - first
         keys <<= 32
         keys |= col
+        if self._value is not None and value is not None:
+            order = np.argsort(keys)
+            self._value[used : used + keys.size] = value[order]
         keys.sort()
         ends = np.searchsorted(keys, np.arange(1, last - first + 1, dtype=np.int64) << 32)
         self._rowptr[first + 1 : last + 1] = used + ends
         self._col[used : used + keys.size] = keys  # the lower half: the column
 
     def matrix(self) -> CSRMatrix:
+        value = None if self._value is None else torch.from_numpy(self._value)
         return CSRMatrix(
-            torch.from_numpy(self._rowptr), torch.from_numpy(self._col), None, self._num_cols
+            torch.from_numpy(self._rowptr), torch.from_numpy(self._col), value, self._num_cols
         )

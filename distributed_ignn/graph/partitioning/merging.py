@@ -13,9 +13,11 @@ from distributed_ignn.graph.data import (
     GraphData,
     csr_from_blocks,
     csr_from_entries,
+    csr_from_weighted_blocks,
     entry_blocks,
 )
 from distributed_ignn.graph.shard import GraphShard
+from distributed_ignn.graph.weights import Weights
 
 
 def merge_shards(shards: Sequence[GraphShard]) -> GraphData:
@@ -57,6 +59,9 @@ def _merge_split(shards: Sequence[GraphShard], name: str) -> Tensor:
 
 
 def _merge_channel(shards: Sequence[GraphShard], channel: int) -> CSRMatrix:
+    if shards[0].channels[channel].weighted:
+        return _merge_weighted(shards, channel)
+
     def blocks() -> Iterator[tuple[Ids, Ids]]:
         for shard in shards:
             part = shard.channels[channel]
@@ -68,6 +73,22 @@ def _merge_channel(shards: Sequence[GraphShard], channel: int) -> CSRMatrix:
 
     # which leaves out the self-loops that were added when the shards were cut
     return csr_from_blocks(blocks, shards[0].num_nodes, symmetric=False)
+
+
+def _merge_weighted(shards: Sequence[GraphShard], channel: int) -> CSRMatrix:
+    def blocks() -> Iterator[tuple[Ids, Ids, Weights]]:
+        for shard in shards:
+            part = shard.channels[channel]
+            local = torch.cat([shard.owned_nodes, shard.halo_nodes])
+            for matrix, row, col in (
+                (part.owned, 0, 0),
+                (part.boundary, shard.num_interior, shard.num_owned),
+            ):
+                if matrix.value is not None:
+                    ends = local[matrix.rows() + row], local[matrix.col + col]
+                    yield ends[0].numpy(), ends[1].numpy(), matrix.value.numpy()
+
+    return csr_from_weighted_blocks(blocks, shards[0].num_nodes, symmetric=False)
 
 
 def _merge_features(shards: Sequence[GraphShard]) -> CSRMatrix | Tensor | None:

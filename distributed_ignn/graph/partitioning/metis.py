@@ -65,7 +65,13 @@ def is_installed(module: str) -> bool:
     return importlib.util.find_spec(module) is not None
 
 
-def run_pymetis(graph: CSRMatrix, parts: int, weights: Tensor, config: PartitionConfig) -> Tensor:
+def run_pymetis(
+    graph: CSRMatrix,
+    parts: int,
+    weights: Tensor,
+    config: PartitionConfig,
+    links: Tensor | None = None,
+) -> Tensor:
     """Part of every node, int64 [n], from a process of its own; ``metis_process.py`` says why.
 
     The arrays travel as files, which the other process maps, so this one makes no copy of them.
@@ -74,6 +80,7 @@ def run_pymetis(graph: CSRMatrix, parts: int, weights: Tensor, config: Partition
         graph: symmetric, without values and self-loops.
         parts: P.
         weights: int64 [n], at least 1.
+        links: integers [E] from 1 on, what cutting each entry costs; None: the same for all.
 
     Raises:
         UserError: METIS failed.
@@ -91,6 +98,8 @@ def run_pymetis(graph: CSRMatrix, parts: int, weights: Tensor, config: Partition
     folder.mkdir(mode=0o700)
     try:
         (folder / "request.json").write_text(json.dumps(request))
+        if links is not None:
+            arrays["links"] = links
         for key, value in arrays.items():
             np.save(folder / f"{key}.npy", value.numpy())
         # -P: the modules beside the script must not hide others of the same name
@@ -107,7 +116,9 @@ def run_pymetis(graph: CSRMatrix, parts: int, weights: Tensor, config: Partition
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def run_pyg_lib(graph: CSRMatrix, parts: int, weights: Tensor) -> Tensor:
+def run_pyg_lib(
+    graph: CSRMatrix, parts: int, weights: Tensor, links: Tensor | None = None
+) -> Tensor:
     """As ``run_pymetis`` with the cut objective, in this process."""
     from pyg_lib.partition import metis
 
@@ -116,6 +127,7 @@ def run_pyg_lib(graph: CSRMatrix, parts: int, weights: Tensor) -> Tensor:
         graph.col.to(torch.int64).contiguous(),
         parts,
         node_weight=weights.contiguous(),
+        edge_weight=None if links is None else links.to(torch.int64).contiguous(),
     )
     # It ignores METIS's error codes and would hand back uninitialised memory.
     if part.numel() and not 0 <= int(part.min()) <= int(part.max()) < parts:

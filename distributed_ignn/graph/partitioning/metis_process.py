@@ -4,10 +4,10 @@ METIS draws from the C library's one random generator. Other threads of a traini
 Ray's, draw from it too and would change the partition from run to run. A process without them gives
 the same one every time, and a crash of METIS does not take the training along.
 
-FOLDER holds rowptr.npy, col.npy, weights.npy and request.json; part.npy is written there. Arrays
-are mapped, not read; those that METIS needs in another width are rewritten in FOLDER first. PARENT
-is the process that waits: if that is killed, so is this one, which would else hold the memory that
-a second attempt needs.
+FOLDER holds rowptr.npy, col.npy, weights.npy, request.json and, where cutting an edge has a price
+of its own, links.npy; part.npy is written there. Arrays are mapped, not read; those that METIS
+needs in another width are rewritten in FOLDER first. PARENT is the process that waits: if that is
+killed, so is this one, which would else hold the memory that a second attempt needs.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ def main(folder: Path) -> None:
         request["parts"],
         pymetis.CSRAdjacency(_mapped(folder, "rowptr"), _mapped(folder, "col")),
         vweights=_mapped(folder, "weights"),
+        eweights=_mapped(folder, "links") if (folder / "links.npy").exists() else None,
         options=pymetis.Options(
             objtype=pymetis.ObjType.VOL if volume else pymetis.ObjType.CUT,
             ufactor=request["ufactor"],

@@ -24,6 +24,7 @@ from distributed_ignn.graph.building import Ids
 from distributed_ignn.graph.data import CSRMatrix, csr_from_blocks, entry_blocks, is_symmetric
 from distributed_ignn.graph.partitioning.clusters import locality_rank
 from distributed_ignn.graph.partitioning.fennel import fennel
+from distributed_ignn.graph.partitioning.link_weights import cut_weight, link_weights
 from distributed_ignn.graph.partitioning.metis import choose_provider, run_pyg_lib, run_pymetis
 from distributed_ignn.graph.partitioning.sharding import ShardPlan, plan_shards
 
@@ -43,6 +44,8 @@ class PartitionStats(BaseModel):
         node_balance, entry_balance: 1 is perfect, P is everything in one part.
         interior_fraction: share of nodes whose row reads no remote row.
         empty_parts: parts without nodes.
+        weight, cut_weight: sums of the weights of all entries and of the cut ones; None where
+            edges have no weights.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -56,6 +59,8 @@ class PartitionStats(BaseModel):
     entry_balance: float
     interior_fraction: float
     empty_parts: int
+    weight: float | None = None
+    cut_weight: float | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -104,7 +109,16 @@ def assign_parts(graphs: tuple[CSRMatrix, ...], parts: int, config: PartitionCon
         logger.info("ordering the rows")
         rank = torch.from_numpy(locality_rank(_union(graphs)))
     plan = plan_shards(graphs, part, parts, symmetric=symmetric, rank=rank)
-    return Assignment(part, parts, provider, objective, seconds, measure(plan), plan)
+    stats = _weighed(measure(plan), graphs, part)
+    return Assignment(part, parts, provider, objective, seconds, stats, plan)
+
+
+def _weighed(stats: PartitionStats, graphs: tuple[CSRMatrix, ...], part: Tensor) -> PartitionStats:
+    """``stats`` with the sums of weights, where there are any."""
+    if all(graph.value is None for graph in graphs):
+        return stats
+    total, cut = cut_weight(graphs, part)
+    return stats.model_copy(update={"weight": total, "cut_weight": cut})
 
 
 def assign_clusters(graphs: tuple[CSRMatrix, ...], config: PartitionConfig) -> Tensor:
@@ -182,16 +196,36 @@ def _decide(
     if config.method == "fennel":
         part = fennel(_union(graphs), parts, weights, imbalance=config.imbalance, seed=config.seed)
         return "fennel", "cut", part
-    if not all(symmetric):
-        raise UserError(
-            f"channel {symmetric.index(False)} of the graph is directed and METIS divides "
-            "symmetric graphs only; choose --partition.method fennel, contiguous or random"
-        )
+    _check_both_ways(graphs, symmetric)
     provider = choose_provider(config)
-    union = _union(graphs)
+    union, links = _links(graphs, config)
     if provider == "pymetis":
-        return provider, config.objective, run_pymetis(union, parts, weights, config)
-    return provider, "cut", run_pyg_lib(union, parts, weights)
+        return provider, config.objective, run_pymetis(union, parts, weights, config, links)
+    return provider, "cut", run_pyg_lib(union, parts, weights, links)
+
+
+def _check_both_ways(graphs: tuple[CSRMatrix, ...], symmetric: tuple[bool, ...]) -> None:
+    """METIS reads which nodes are linked, in both directions; their weights may differ."""
+    for channel, (graph, same) in enumerate(zip(graphs, symmetric, strict=True)):
+        if not same and (graph.value is None or not is_symmetric(graph.pattern())):
+            raise UserError(
+                f"channel {channel} of the graph is directed and METIS divides symmetric graphs "
+                "only; choose --partition.method fennel, contiguous or random"
+            )
+
+
+def _links(
+    graphs: tuple[CSRMatrix, ...], config: PartitionConfig
+) -> tuple[CSRMatrix, Tensor | None]:
+    """What METIS divides, and what cutting each entry costs where weights are asked for."""
+    if not config.edge_weights:
+        return _union(graphs), None
+    if all(graph.value is None for graph in graphs):
+        raise UserError(
+            "partition.edge_weights = true needs weights of edges and the graph has none (or all "
+            "are 1); give some, or drop it"
+        )
+    return link_weights(graphs)
 
 
 def _check_edges(graphs: tuple[CSRMatrix, ...]) -> None:
@@ -242,7 +276,7 @@ def _split_evenly(weights: Tensor, parts: int) -> Tensor:
 def _union(graphs: tuple[CSRMatrix, ...]) -> CSRMatrix:
     """Edges that any channel has."""
     if len(graphs) == 1:
-        return graphs[0]
+        return graphs[0].pattern()
 
     def blocks() -> Iterator[tuple[Ids, Ids]]:
         for graph in graphs:

@@ -63,7 +63,7 @@ def plan_shards(
     """Order the nodes of every part and find its halo, which all channels share.
 
     Args:
-        graphs: adjacencies [n, n] without values and without self-loops.
+        graphs: adjacencies [n, n] without self-loops; values are weights.
         part: int64 [n] in [0, parts); parts may stay empty.
         symmetric: per channel, whether it is symmetric, where the caller knows; the check costs
             about as much as the rest.
@@ -165,7 +165,7 @@ def build_shards(data: GraphData, part: Tensor, parts: int) -> Iterator[GraphSha
         part: int64 [n] in [0, parts), owning part of every node; parts may stay empty.
 
     Raises:
-        ValueError: ``part`` breaks those rules, or a graph holds values or self-loops.
+        ValueError: ``part`` breaks those rules, or a graph holds self-loops.
     """
     plan = plan_shards(data.graphs, part, parts)
     return (build_shard(data, plan, p) for p in range(parts))
@@ -184,7 +184,7 @@ def _cut_channel(
         local_id.numpy(),
         int(plan.cut_entries[p, channel]),
     )
-    degree = graph.rowptr[1:] - graph.rowptr[:-1]
+    degree = graph.row_sums()
     return ChannelShard(
         owned=owned,
         boundary=boundary,
@@ -219,8 +219,6 @@ def _check_input(graphs: tuple[CSRMatrix, ...], part: Tensor, parts: int) -> Non
                 f"the assignment names {part.numel()} nodes, a graph has "
                 f"{graph.num_rows} rows and {graph.num_cols} columns"
             )
-        if graph.value is not None:
-            raise ValueError("a graph to be cut holds values; adjacencies hold none")
     if part.dtype != torch.int64 or parts < 1:
         raise ValueError(f"parts must be int64 in a positive number, not {part.dtype}, {parts}")
     if np.any((part.numpy() < 0) | (part.numpy() >= parts)):

@@ -7,9 +7,9 @@ planned, without opening a shard.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from distributed_ignn.errors import UserError
 from distributed_ignn.graph.data import CSRMatrix, Task
@@ -19,6 +19,8 @@ from distributed_ignn.reading.plain_files import in_one_line
 from distributed_ignn.reading.strict_json import parse_json
 
 FORMAT_VERSION: Literal[2] = 2
+WEIGHTED_VERSION: Literal[3] = 3
+"""Of shards with weights of edges, which a reader of version 2 would take for ones."""
 MANIFEST = "manifest.json"
 COMMAND = "launch/partition.py"
 
@@ -97,6 +99,7 @@ class DatasetSize(_Strict):
         features: how they are stored.
         feature_dtype: of their values, as torch names it; "" for ones and without features.
         symmetric: per channel, whether the adjacency is; a directed one needs its transpose too.
+        weighted: per channel, whether its edges have weights; empty where none has.
     """
 
     num_nodes: int = Field(ge=1)
@@ -106,10 +109,12 @@ class DatasetSize(_Strict):
     features: Literal["none", "dense", "sparse"]
     feature_dtype: str
     symmetric: tuple[bool, ...]
+    weighted: tuple[bool, ...] = ()
 
     @classmethod
     def of(cls, shard: GraphShard) -> DatasetSize:
         """What any one shard says of the whole."""
+        weighted = tuple(channel.weighted for channel in shard.channels)
         features = shard.features
         sparse = isinstance(features, CSRMatrix)
         value = features.value if isinstance(features, CSRMatrix) else features
@@ -121,6 +126,7 @@ class DatasetSize(_Strict):
             features="none" if features is None else "sparse" if sparse else "dense",
             feature_dtype="" if value is None else str(value.dtype).removeprefix("torch."),
             symmetric=tuple(channel.symmetric for channel in shard.channels),
+            weighted=weighted if any(weighted) else (),
         )
 
 
@@ -128,7 +134,7 @@ class Manifest(_Strict):
     """What a folder of shards holds and where it came from.
 
     Args:
-        version: of the format.
+        version: of the format: ``FORMAT_VERSION``, or ``WEIGHTED_VERSION`` with weights of edges.
         dataset, fingerprint: ``GraphData.name`` and ``GraphData.fingerprint()``.
         settings: what the dataset was loaded with, see ``data_settings``.
         parts: number of shards.
@@ -140,7 +146,7 @@ class Manifest(_Strict):
         files: one per part, in order.
     """
 
-    version: Literal[2]
+    version: Literal[2, 3]
     dataset: str
     fingerprint: str
     settings: dict[str, JsonValue]
@@ -153,10 +159,27 @@ class Manifest(_Strict):
     part_sizes: tuple[PartSize, ...]
     files: tuple[ShardFile, ...]
 
+    @model_validator(mode="after")
+    def _check_version(self) -> Self:
+        if self.version != version_of(self.whole):
+            raise ValueError(
+                f"version {self.version} is not that of a graph with or without weights"
+            )
+        return self
+
     @property
     def num_bytes(self) -> int:
         """Size of all shards."""
         return sum(file.size for file in self.files)
+
+    def content(self) -> dict[str, JsonValue]:
+        """What is written; what later versions have added only where it says something."""
+        return self.model_dump(mode="json", exclude_defaults=True)
+
+
+def version_of(whole: DatasetSize) -> Literal[2, 3]:
+    """The format that a graph is written in."""
+    return WEIGHTED_VERSION if any(whole.weighted) else FORMAT_VERSION
 
 
 def parse_manifest(path: Path, content: bytes) -> Manifest:
@@ -170,10 +193,10 @@ def parse_manifest(path: Path, content: bytes) -> Manifest:
         version = parse_json(content)["version"]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not a manifest of shards; {advice}") from error
-    if version != FORMAT_VERSION:
+    if version not in (FORMAT_VERSION, WEIGHTED_VERSION):
         raise UserError(
-            f"{path} has format version {in_one_line(repr(version))} and version {FORMAT_VERSION} "
-            f"is read; {advice}"
+            f"{path} has format version {in_one_line(repr(version))} and versions "
+            f"{FORMAT_VERSION} and {WEIGHTED_VERSION} are read; {advice}"
         )
     try:
         manifest = Manifest.model_validate_json(content)

@@ -46,7 +46,10 @@ class _Scalars(BaseModel):
 
 
 class _Stored(_Scalars):
+    """Besides, per channel; ``weighted`` is left out where no channel is."""
+
     symmetric: tuple[bool, ...]
+    weighted: tuple[bool, ...] = ()
 
 
 def write_shard_file(path: Path, shard: GraphShard) -> None:
@@ -69,6 +72,9 @@ def write_shard_file(path: Path, shard: GraphShard) -> None:
         tensors[f"channel{i}.degree_halo"] = channel.degree_halo
     scalars = {name: getattr(shard, name) for name in _Scalars.model_fields}
     scalars["symmetric"] = [channel.symmetric for channel in shard.channels]
+    weighted = [channel.weighted for channel in shard.channels]
+    if any(weighted):
+        scalars["weighted"] = weighted
     # one key: the order of several changes from run to run
     write_tensors(path, tensors, {"shard": json.dumps(scalars)})
 
@@ -91,7 +97,7 @@ def read_shard_file(path: Path) -> GraphShard:
 
 
 def _build(tensors: Mapping[str, Tensor], stored: _Stored) -> GraphShard:
-    scalars: dict[str, Any] = stored.model_dump(exclude={"symmetric"})
+    scalars: dict[str, Any] = stored.model_dump(exclude={"symmetric", "weighted"})
     owned, halo = tensors["owned_nodes"].numel(), tensors["halo_nodes"].numel()
     channels = tuple(
         ChannelShard(
@@ -103,6 +109,8 @@ def _build(tensors: Mapping[str, Tensor], stored: _Stored) -> GraphShard:
         )
         for i, flag in enumerate(stored.symmetric)
     )
+    if any(stored.weighted) and stored.weighted != tuple(channel.weighted for channel in channels):
+        raise ValueError("its weights are not those of the channels that should have some")
     features: CSRMatrix | Tensor | None = tensors.get("features")
     if "features.rowptr" in tensors:
         features = _csr_from_tensors("features", tensors, stored.num_features)

@@ -41,6 +41,7 @@ from distributed_ignn.graph.storage.manifest import (
     ShardFile,
     parse_manifest,
     part_name,
+    version_of,
 )
 from distributed_ignn.graph.storage.shard_file import read_shard_file, write_shard_file
 from distributed_ignn.reading.plain_files import in_one_line, open_plain, read_plain
@@ -65,9 +66,26 @@ __all__ = [
 ]
 
 
+#: Settings that are younger than the format, and what shards were made with that do not name them.
+_YOUNGER: dict[str, dict[str, JsonValue]] = {
+    "data": {"edge_weights": "auto"},
+    "partition": {"edge_weights": False},
+}
+
+
 def data_settings(dataset: str, data: DataConfig) -> dict[str, JsonValue]:
     """The settings that decide what a dataset is, in the form that manifests store."""
-    return {"dataset": dataset, **_flat(data.model_dump(mode="json"))}
+    tree = data.model_dump(mode="json")
+    if data.edge_weights == "use":  # asks for what auto does, too, where it is granted
+        tree["edge_weights"] = "auto"
+    return {"dataset": dataset, **_flat(_told(tree, "data"))}
+
+
+def _told(tree: dict[str, JsonValue], section: str) -> dict[str, JsonValue]:
+    """``tree`` without the younger settings that have the value they would be taken to have."""
+    return {
+        k: v for k, v in tree.items() if k not in _YOUNGER[section] or v != _YOUNGER[section][k]
+    }
 
 
 def _flat(tree: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
@@ -81,7 +99,7 @@ def _flat(tree: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
 
 def partition_request(config: PartitionConfig) -> dict[str, JsonValue]:
     """The settings that decide how a graph is divided, in the form that manifests store."""
-    return config.model_dump(mode="json", exclude={"dir"})
+    return _told(config.model_dump(mode="json", exclude={"dir"}), "partition")
 
 
 def prepare_shards(
@@ -157,7 +175,7 @@ def write_shards(
             for p in range(assignment.parts)
         ]
         manifest = Manifest(
-            version=FORMAT_VERSION,
+            version=version_of(written[0].whole),
             dataset=data.name,
             fingerprint=data.fingerprint(),
             settings=dict(settings or {}),
@@ -170,7 +188,7 @@ def write_shards(
             part_sizes=tuple(part.size for part in written),
             files=tuple(part.file for part in written),
         )
-        atomic_write_json(temporary / MANIFEST, manifest.model_dump(mode="json"))
+        atomic_write_json(temporary / MANIFEST, manifest.content())
         return _publish(temporary, folder, manifest)
     except OSError as error:
         reason = error.strerror or error
@@ -297,6 +315,7 @@ def _check_settings(
     folder: Path, found: Mapping[str, Any], wanted: Mapping[str, Any], section: str
 ) -> None:
     """Name the first setting in which the shards differ from what is wanted."""
+    found, wanted = _YOUNGER[section] | dict(found), _YOUNGER[section] | dict(wanted)
     for key in [*wanted, *found]:
         if found.get(key) != wanted.get(key):
             name = key if key == "dataset" else f"{section}.{in_one_line(key)}"

@@ -73,7 +73,10 @@ def plain_matrix(channel: ChannelShard, layout: PlainLayout, dtype: torch.dtype)
     scale = (degree + 1).to(torch.float64).rsqrt()
     row = torch.cat([inside.rows(), outside.rows() + (owned - outside.num_rows)]).long()
     col = torch.cat([inside.col.long(), outside.col.long() + owned])
-    value = (scale[row] * scale[col]).to(dtype)
+    value = scale[row] * scale[col]
+    if inside.value is not None and outside.value is not None:
+        value = value * torch.cat([inside.value, outside.value])
+    value = value.to(dtype)
     place = torch.cat([_inverse(layout.rows), owned + _inverse(layout.halo)])
     return csr_from_entries(place[row], place[col], owned, owned + halo, value)
 

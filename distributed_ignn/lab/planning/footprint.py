@@ -62,9 +62,9 @@ def memory_bytes(part: Part, work: Workload, base: float = 0.0, mapped: bool = F
 
 def _sizes(part: Part, work: Workload, mapped: bool) -> PartSizes:
     entries = part.owned_entries + part.boundary_entries
-    # 32-bit columns; 64-bit row starts, ids, labels and degrees; dense features
+    # 32-bit columns, 64-bit weights; 64-bit row starts, ids, labels and degrees; dense features
     ids = 8.0 * (5.0 * part.owned + part.boundary + 2.0 * part.halo + part.sent)
-    file = 4.0 * entries + ids + 4.0 * part.owned * work.features
+    file = (12.0 if part.weighted else 4.0) * entries + ids + 4.0 * part.owned * work.features
     return PartSizes(
         owned=round(part.owned),
         halo=round(part.halo),
@@ -73,6 +73,7 @@ def _sizes(part: Part, work: Workload, mapped: bool) -> PartSizes:
         owned_entries=round(part.owned_entries),
         boundary_entries=round(part.boundary_entries),
         channels=part.channels,
+        weighted=part.weighted,
         features=work.features,
         train=round(part.owned * work.train_share),
         file=round(file) if mapped else 0,

@@ -75,6 +75,7 @@ def read_sizes(folder: Path) -> PartitionSizes:
             boundary_entries=max(sum(size.boundary_entries) for size in sizes),
             neighbours=max(size.targets for size in sizes),
             channels=channels,
+            weighted=any(whole.weighted),
         ),
         cut=Cut(
             count,

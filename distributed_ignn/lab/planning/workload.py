@@ -32,6 +32,7 @@ class Part:
         boundary_entries: E_b, all channels.
         neighbours: parts that it exchanges rows with.
         channels: propagation graphs.
+        weighted: whether edges have weights.
     """
 
     nodes: int
@@ -44,6 +45,7 @@ class Part:
     boundary_entries: float
     neighbours: int
     channels: int = 1
+    weighted: bool = False
 
     @property
     def boundary(self) -> float:

@@ -9,11 +9,15 @@ from torch import Tensor
 from distributed_ignn.errors import UserError
 from distributed_ignn.graph.shard import GraphShard
 
+_WEIGHTED = "channels with edge weights"
+
 
 def graph_sizes(shard: GraphShard) -> dict[str, int]:
     """What tells a graph from most others, the same on every rank."""
     train, val, test = shard.split_sizes
-    return {
+    weighted = sum(channel.weighted for channel in shard.channels)
+    # left out where there are none: older checkpoints do not know it
+    return ({_WEIGHTED: weighted} if weighted else {}) | {
         "nodes": shard.num_nodes,
         "features": shard.num_features,
         "classes": shard.num_classes,
@@ -35,7 +39,8 @@ def check_graph(found: object, shard: GraphShard) -> None:
     """
     if not isinstance(found, Mapping):
         return
-    for name, size in graph_sizes(shard).items():
+    found = {_WEIGHTED: 0} | dict(found)
+    for name, size in ({_WEIGHTED: 0} | graph_sizes(shard)).items():
         if found.get(name, size) != size:
             raise UserError(
                 f"the checkpoint belongs to another graph ({found[name]} {name}, here {size}); "

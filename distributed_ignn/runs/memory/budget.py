@@ -45,6 +45,7 @@ class PartSizes:
             all channels together, self-loops included.
         channels: C.
         symmetric: whether every channel is: then one matrix serves both directions.
+        weighted: whether edges have weights: then every kernel stores values.
         features: F.
         feature_entries: stored entries of sparse features; None where they are dense.
         train: owned training nodes.
@@ -59,6 +60,7 @@ class PartSizes:
     boundary_entries: int
     channels: int = 1
     symmetric: bool = True
+    weighted: bool = False
     features: int = 0
     feature_entries: int | None = None
     train: int = 0
@@ -78,6 +80,7 @@ class PartSizes:
             boundary_entries=sum(channel.boundary.num_entries for channel in channels),
             channels=len(channels),
             symmetric=all(channel.symmetric for channel in channels),
+            weighted=any(channel.weighted for channel in channels),
             features=shard.num_features,
             feature_entries=features.num_entries if isinstance(features, CSRMatrix) else None,
             train=shard.train_index.numel(),
@@ -156,7 +159,8 @@ class _Run:
         """Both directions of the blocks, beside the ids in the shard file, which are used in place.
 
         The transposed boundary block and the rows that come home have ids of their own, and so has
-        a transposed owned block that differs. Kernels other than embedding sums store values.
+        a transposed owned block that differs. Kernels other than embedding sums store values, and
+        so does every kernel where edges have weights.
         """
         sizes = self._sizes
         turned = sizes.boundary_entries + (0 if sizes.symmetric else sizes.owned_entries)
@@ -165,7 +169,7 @@ class _Run:
         scales = (sizes.owned + sizes.halo) * self._item
         found = turned * _INDEX + sizes.channels * (offsets * _INDEX + scales)
         kernel = choose_kernel(self._config.train.kernel, self._dtype, self._device)
-        if kernel != "bag":
+        if kernel != "bag" or sizes.weighted:
             found += (sizes.owned_entries + sizes.boundary_entries + turned) * self._item
         return found
 

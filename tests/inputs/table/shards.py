@@ -69,7 +69,7 @@ SHARDS = [
         "shards of another format",
         _TRAIN,
         value="format version 1",
-        rule="version 2 is read",
+        rule="versions 2 and 3 are read",
         way_out=_AGAIN,
         spoil=_version,
     ),
