@@ -53,6 +53,10 @@ class Stopped(Exception):  # noqa: N818 - not an error
         super().__init__(message)
         self.signum = signum
 
+    def __reduce__(self) -> tuple[type[Stopped], tuple[int, str]]:
+        """An exception is copied by its message alone unless it says otherwise."""
+        return Stopped, (self.signum, str(self))
+
     @property
     def exit_code(self) -> int:
         return 128 + self.signum

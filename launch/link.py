@@ -10,8 +10,8 @@ from pathlib import Path
 from distributed_ignn.cli import run_main
 from distributed_ignn.config import CommandParser
 from distributed_ignn.errors import UserError
-from distributed_ignn.lab.benchmarks.job import Job, killable, python_command, run_job
 from distributed_ignn.lab.benchmarks.link import Link, LinkSettings
+from distributed_ignn.launchers.local_job import Job, killable, run_job
 
 _EXAMPLES = """\
 examples:
@@ -31,7 +31,7 @@ def main(argv: Sequence[str]) -> int:
 def _run(argv: Sequence[str]) -> None:
     args = _parse(argv)
     settings = LinkSettings(args.rate, args.delay)
-    command = python_command(args.script, args.arguments)
+    command = sys.executable, str(args.script), *args.arguments
     job = Job(command, args.ranks, args.timeout, args.threads, show=True)
     with killable(), Link(settings) as link:
         run_job(job, link)

@@ -23,7 +23,6 @@ from distributed_ignn.config import (
 from distributed_ignn.errors import UserError
 from distributed_ignn.files import atomic_write_text
 from distributed_ignn.lab.benchmarks.exchange import CODECS
-from distributed_ignn.lab.benchmarks.job import Job, killable, python_command, run_job
 from distributed_ignn.lab.benchmarks.link import Link, LinkSettings, check_privileges
 from distributed_ignn.lab.benchmarks.plots import save_figure
 from distributed_ignn.lab.benchmarks.scaling import (
@@ -38,6 +37,7 @@ from distributed_ignn.lab.benchmarks.scaling import (
     with_efficiency,
 )
 from distributed_ignn.lab.benchmarks.short_flags import SHORT_FLAGS, spelled_out
+from distributed_ignn.launchers.local_job import Job, killable, run_job
 
 _STUDIES: dict[str, tuple[Study, ...]] = {
     "strong": ("strong",),
@@ -123,7 +123,7 @@ def _measure(point: Point, args: Namespace, out: Path) -> Row:
             "methods": method,
         }
         flags = [text for key, value in arguments.items() for text in (f"--{key}", str(value))]
-        command = python_command(_BENCHMARK, ["epoch", *flags])
+        command = sys.executable, str(_BENCHMARK), "epoch", *flags
         job = Job(command, point.ranks, args.timeout, args.threads)
         with nullcontext() if point.link is None else Link(point.link) as link:
             run_job(job, link)

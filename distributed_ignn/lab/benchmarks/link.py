@@ -77,6 +77,11 @@ class Link:
         """Of the first namespace, where ranks meet."""
         return _ADDRESSES[0]
 
+    @property
+    def interface(self) -> str:
+        """Network card of either namespace."""
+        return INTERFACE
+
     def command(self, end: int) -> list[str]:
         """What to put before a command so that it runs in the first (0) or second (1) one."""
         return ["ip", "netns", "exec", self.namespaces[end]]

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from distributed_ignn.config import DataConfig, PartitionConfig, SyntheticConfig
+from distributed_ignn.config import CommConfig, DataConfig, PartitionConfig, SyntheticConfig
 from distributed_ignn.graph.data import CSRMatrix, GraphData, csr_from_entries
 from distributed_ignn.graph.datasets import load_dataset
 from distributed_ignn.graph.partitioning.partition import assign_parts
@@ -34,10 +34,12 @@ from distributed_ignn.lab.planning.hardware import (
     Profile,
     Rate,
 )
-from distributed_ignn.lab.planning.local_ranks import on_local_ranks
 from distributed_ignn.lab.planning.probes import SIZES, WIDTHS, Measured, Sizes, measure
+from distributed_ignn.launchers.local import run_local
 
 _NODES = 2_449_029  # of the generated graph at scale 1
+_SECONDS = 1800.0  # at most, for all probes
+_UNWATCHED = CommConfig(hang_seconds=0.0)  # no thread beside what is measured
 _CLUSTER = 2000  # nodes that lie together in the clustered order
 
 Tell = Callable[[str], None]
@@ -58,9 +60,9 @@ def calibrate(name: str, tell: Tell, link: Link | None = None, sizes: Sizes = SI
         tell("generating graphs")
         _write_graphs(Path(folder), sizes)
         tell("measuring one rank")
-        alone = on_local_ranks(measure, 1, folder, sizes)
+        alone = run_local(measure, 1, folder, sizes, timeout=_SECONDS)
         tell(f"measuring {ranks} ranks at once")
-        together = on_local_ranks(measure, ranks, folder, sizes)
+        together = run_local(measure, ranks, folder, sizes, comm=_UNWATCHED, timeout=_SECONDS)
     return _profile(name, (_mean(alone), _mean(together)), sizes, ranks, cores, link)
 
 

@@ -35,12 +35,13 @@ from distributed_ignn.lab.planning.epoch import EpochModel
 from distributed_ignn.lab.planning.equations import Machine
 from distributed_ignn.lab.planning.footprint import memory_bytes
 from distributed_ignn.lab.planning.hardware import Profile
-from distributed_ignn.lab.planning.local_ranks import on_local_ranks
 from distributed_ignn.lab.planning.sizes import PartitionSizes, read_sizes
 from distributed_ignn.lab.planning.workload import Workload
+from distributed_ignn.launchers.local import run_local
 from distributed_ignn.runs.memory.machine import peak
 
 _NEVER = 1e-30  # a tolerance
+_UNWATCHED = CommConfig(hang_seconds=0.0)  # no thread beside what is measured
 _WARMUP = 2  # epochs that are not counted
 
 Method = Literal["anderson", "neural"]
@@ -110,9 +111,9 @@ def validate(cases: Sequence[Case], profile: Profile, epochs: int, tell: Tell) -
             if not shards.exists():
                 tell(f"generating scale {case.scale} in {case.ranks} parts")
                 # in a process of its own, whose memory is gone afterwards
-                on_local_ranks(_write, 1, case.scale, case.ranks, str(shards))
+                run_local(_write, 1, case.scale, case.ranks, str(shards))
             tell(f"running {case.name}")
-            results = on_local_ranks(_train, case.ranks, case, epochs, str(shards))
+            results = run_local(_train, case.ranks, case, epochs, str(shards), comm=_UNWATCHED)
             found.append(
                 Comparison(case, predict(case, read_sizes(shards), profile), join(results))
             )

@@ -13,8 +13,8 @@ import pytest
 
 from distributed_ignn.errors import UserError
 from distributed_ignn.lab.benchmarks import link as link_module
-from distributed_ignn.lab.benchmarks.job import Job, python_command, run_job
 from distributed_ignn.lab.benchmarks.link import Link, LinkSettings, remove_leftovers
+from distributed_ignn.launchers.local_job import Job, run_job
 from launch.link import main
 
 _RATE = LinkSettings("20mbit")
@@ -75,7 +75,7 @@ def test_ranks_see_each_other_at_the_rate_and_nothing_is_left(tmp_path: Path) ->
     script.write_text(_TALK)
     with Link(_RATE) as link:
         assert all(name in _namespaces() for name in link.namespaces)
-        run_job(Job(python_command(script, [str(tmp_path)]), 3, timeout=60), link)
+        run_job(Job((sys.executable, str(script), str(tmp_path)), 3, timeout=60), link)
     assert not any(name in _namespaces() for name in link.namespaces)
     found = [(tmp_path / f"{rank}.txt").read_text().split() for rank in range(3)]
     assert [words[0] for words in found] == ["0/2", "1/2", "0/1"]
@@ -120,7 +120,7 @@ def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
     script.write_text("import sys; sys.exit('error: no luck today')")
     link = Link(_RATE)
     with pytest.raises(UserError, match="failed with exit code 1: no luck today"), link:
-        run_job(Job(python_command(script, []), 2, timeout=60), link)
+        run_job(Job((sys.executable, str(script)), 2, timeout=60), link)
     assert not any(name in _namespaces() for name in link.namespaces)
 
 
@@ -158,5 +158,5 @@ def test_a_job_that_takes_too_long_is_ended(tmp_path: Path) -> None:
     script.write_text("import time; time.sleep(600)")
     started = time.monotonic()
     with pytest.raises(UserError, match=r"ranks \[0, 1\] of 2 did not finish within 1 s"):
-        run_job(Job(python_command(script, []), 2, timeout=1.0))
+        run_job(Job((sys.executable, str(script)), 2, timeout=1.0))
     assert time.monotonic() - started < 60
