@@ -8,6 +8,7 @@ from distributed_ignn.config.dataset import (
     PartitionConfig,
     SyntheticConfig,
 )
+from distributed_ignn.config.keywords import run_from_settings
 from distributed_ignn.config.model import ModelConfig
 from distributed_ignn.config.parse import (
     CONFIG_FOLDER,
@@ -47,4 +48,5 @@ __all__ = [
     "load_yaml",
     "parse_args",
     "parse_command",
+    "run_from_settings",
 ]

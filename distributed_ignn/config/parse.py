@@ -99,7 +99,7 @@ def parse_command(
     )
     values = parser.parse_args(argv)
     flags = source(parsed_args=values)()
-    return values, _resolve(flags, values.config)
+    return values, resolve_run(flags, values.config)
 
 
 def _add_setting(group: Any, *flags: str, **kwargs: Any) -> argparse.Action:
@@ -124,8 +124,16 @@ def dump_yaml(config: RunConfig) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def _resolve(flags: dict[str, Any], config_file: Path | None) -> RunConfig:
-    """Merge the command line over the file and check the result."""
+def resolve_run(flags: dict[str, Any], config_file: Path | None) -> RunConfig:
+    """Merge settings over those of a file and check the result.
+
+    Args:
+        flags: sections and keys, from a command line or a program.
+        config_file: the file; that of the dataset, if it has one, by default.
+
+    Raises:
+        UserError: see ``parse_args``.
+    """
     path = config_file or _shipped_file(flags.get("dataset"))
     if path is None:
         return _check_files(validate_run(flags))
