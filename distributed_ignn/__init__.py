@@ -5,21 +5,15 @@ nothing:
 
 - ``fit(data, ...)`` trains, ``load(path)`` opens what was trained; both give a ``Run``.
 - ``nn.FixedPoint`` and ``nn.ImplicitGNN`` are layers for a loop of your own.
-- ``DistributedGraph`` is one rank's part of a divided graph.
 - ``UserError`` is a mistake in what was given, told in one line; ``JobError`` a rank that was lost.
-
-On import the environment variable ``THP_MEM_ALLOC_ENABLE`` of torch's CPU allocator is switched on
-unless it is set: blocks of 2 MiB and more are then asked for in huge pages. A solve makes and frees
-arrays of n x D numbers all the time, which Linux maps anew each time; with pages of 4 KiB a copy of
-60 MB takes 31 ms instead of 7 (measured), most of it in page faults.
 """
 
 import importlib
 import logging
-import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from distributed_ignn import nn
     from distributed_ignn.api import Prediction, Run, fit, load
     from distributed_ignn.config import RunConfig
     from distributed_ignn.errors import JobError, UserError
@@ -35,9 +29,8 @@ __all__ = [
     "__version__",
     "fit",
     "load",
+    "nn",
 ]
-
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # read at torch's first large allocation
 
 # of a library that nobody listens to, logging would print the warnings
 logging.getLogger(__name__).addHandler(logging.NullHandler())
@@ -51,6 +44,8 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     """A public name, from the module where it lives."""
+    if name == "nn":
+        return importlib.import_module("distributed_ignn.nn")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)

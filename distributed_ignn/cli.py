@@ -9,9 +9,9 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from distributed_ignn.errors import JobError, Stopped, UserError
+from distributed_ignn.resident import use_huge_pages
 
 LOG_ONLY = {"log_only": True}
 """``extra=LOG_ONLY`` of a logging call: for the log files, not for the screen."""
@@ -24,8 +24,9 @@ def run_main(main: Callable[[], None]) -> int:
     printed as one line to stderr: a UserError as ``error: ...`` by its teller, which is one rank
     where every rank raises the same one, a JobError by the first rank that knows of it. Any other
     exception is a bug and passes through with its stack trace. What the library logs meanwhile is
-    shown, see ``shown_log``.
+    shown, see ``shown_log``. The process is taken to be ours: see ``use_huge_pages``.
     """
+    use_huge_pages()
     try:
         with shown_log():
             main()
@@ -42,27 +43,6 @@ def run_main(main: Callable[[], None]) -> int:
         _say("stopped by SIGINT", unless=_is_other_rank())
         return 128 + signal.SIGINT
     return 0
-
-
-def check_output(flag: str, path: Path | None, *, folder: bool = False) -> None:
-    """Refuse a path that can never be written, before work is done that would be lost.
-
-    Args:
-        flag: that named it.
-        path: a file to be written, or a folder; None is nothing to check.
-        folder: which of them.
-
-    Raises:
-        UserError: a folder is in the place of the file, or a file in the place of a folder.
-    """
-    if path is None:
-        return
-    if not folder and path.is_dir():
-        raise UserError(f"{flag} {path} is a folder; name a file, as in {flag} {path / 'NAME'}")
-    above = path if folder else path.absolute().parent
-    nearest = next(place for place in (above, *above.absolute().parents) if place.exists())
-    if not nearest.is_dir():
-        raise UserError(f"{flag} {path} cannot be written: {nearest} is a file; name another path")
 
 
 def _is_told_elsewhere(error: UserError) -> bool:

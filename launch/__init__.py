@@ -1,1 +1,1 @@
-"""Commands: train, partition, predict and benchmark."""
+"""The commands of ``ignn`` as scripts of a checkout."""

@@ -20,6 +20,7 @@ _TIERS = (
     "propagation",
     "solvers",
     "models",
+    "nn",
     "comm",
     "training",
     "runs",

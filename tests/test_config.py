@@ -8,19 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from distributed_ignn.cli import run_main
 from distributed_ignn.config import (
     DATASET_NAMES,
-    CommandParser,
     RunConfig,
     dump_yaml,
     load_yaml,
     parse,
     parse_args,
-    parse_command,
+    parse_options_and_run,
 )
+from distributed_ignn.config.options import Options
 from distributed_ignn.errors import UserError
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -56,13 +56,21 @@ def test_dataset_chooses_its_shipped_file() -> None:
     assert run != RunConfig(dataset="flickr")
 
 
-def test_dataset_without_shipped_file_gets_defaults(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_graph_of_ones_own_gets_defaults() -> None:
     assert parse_args(["--dataset", "dir/own.npz"]) == RunConfig(dataset="dir/own.npz")
     assert parse_args(["--dataset", "dir/own.npz"]).output == Path("runs/own-seed0")
+    own = parse_args(["--dataset", "file", "--data.path", str(CONFIGS)])
+    assert own.model == RunConfig(dataset="chains").model
+
+
+def test_a_named_dataset_is_not_trained_without_its_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(parse, "CONFIG_FOLDER", tmp_path)
-    assert parse_args(["--dataset", "flickr"]) == RunConfig(dataset="flickr")
+    assert _error("--dataset flickr") == (
+        f"dataset = flickr has no settings, {tmp_path / 'flickr.yaml'} is missing; install "
+        "distributed_ignn again, or name a file with --config"
+    )
 
 
 def test_command_line_spellings() -> None:
@@ -230,40 +238,39 @@ def test_sections_are_frozen_and_strict() -> None:
         type(run.model).model_validate({"width": 3})
 
 
-def test_help_teaches(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
-    with pytest.raises(SystemExit) as stopped:
-        parse_args(["--help"])
-    assert stopped.value.code == 0
-    text = capsys.readouterr().out
-    assert text.startswith("usage: train.py --dataset NAME")
-    assert "torchrun --standalone" in text
-    assert "solver options:\n  The learned solver" in text
-    assert "most steps of one solve (default: 50)" in text
-    for name in DATASET_NAMES:
-        assert name in text
-    for word in ("factory", "None)", "Path", " int "):
-        assert word not in text
+class _Group(Options):
+    title = "a group"
+
+    list_rows: bool = Field(False, description="print them")
 
 
-def test_examples_of_the_help_parse() -> None:
-    examples = [line for line in parse.EXAMPLES.splitlines() if "launch/train.py" in line]
-    assert len(examples) == 2
-    for example in examples:
-        parse_args(shlex.split(example.split("launch/train.py")[1]))
+class _Own(_Group):
+    parts: int = Field(ge=1, description="how many")
 
 
-def test_command_with_flags_of_its_own() -> None:
-    parser = CommandParser(prog="partition.py")
-    parser.add_argument("--parts", type=int, required=True)
-    parser.add_argument("--list-rows", action="store_true")
-    line = "--dataset chains --parts 4 --list_rows --partition.seed 5"
-    values, run = parse_command(parser, line.split())
+def test_command_with_flags_of_its_own(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def parsed(line: str) -> tuple[_Own, RunConfig]:
+        words = {"name": "ignn divide", "about": "Divides.", "more": "examples: none"}
+        return parse_options_and_run(_Own, line.split(), **words)
+
+    values, run = parsed("--dataset chains --parts 4 --list_rows --partition.seed 5")
     assert (values.parts, values.list_rows, run.partition.seed) == (4, True, 5)
-    parser = CommandParser(prog="partition.py")
-    parser.add_argument("--parts", type=int, required=True)
-    with pytest.raises(UserError, match="--parts: 'many' is not a whole number"):
-        parse_command(parser, ["--parts", "many"])
+    for line, message in {
+        "--parts many": "^--parts many must be a whole number$",
+        "--parts 0": "^--parts 0 must be at least 1$",
+        "--list-rows": "^--parts is missing; give it with --parts$",
+    }.items():
+        with pytest.raises(UserError, match=message):
+            parsed(f"--dataset chains {line}")
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit):
+        parsed("--help")
+    text = capsys.readouterr().out
+    assert text.startswith("usage: ignn divide [-h] [--list-rows] [--parts N] [--config FILE] [--S")
+    assert "a group:\n  --list-rows  " in text
+    assert "how many (required)" in text
 
 
 def test_shipped_configs_are_all_valid() -> None:

@@ -75,7 +75,7 @@ def _evaluations(ax: Axes, records: _Records) -> None:
         _line(ax, records, f"evaluations_{name}", name)
     ax.set_ylim(bottom=0)
     ax.set_title("map evaluations per solve")
-    ax.legend()
+    _legend_below(ax)
 
 
 def _residuals(ax: Axes, records: _Records, tolerance: float) -> None:
@@ -84,4 +84,9 @@ def _residuals(ax: Axes, records: _Records, tolerance: float) -> None:
     ax.axhline(tolerance, color="grey", linestyle="--", label=f"tolerance {tolerance:g}")
     ax.set_yscale("log")
     ax.set_title("relative residual")
-    ax.legend()
+    _legend_below(ax)
+
+
+def _legend_below(ax: Axes) -> None:
+    """Where it covers no curve."""
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3, frameon=False)

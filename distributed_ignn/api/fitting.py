@@ -1,6 +1,6 @@
 """``fit``: from a graph and settings to a finished run, on one process or several.
 
-The settings and files are those of the training command, so that a run that was started here goes
+The settings and files are those of ``ignn train``, so that a run that was started here goes
 on, predicts and is tuned there, and the other way round.
 """
 
@@ -67,14 +67,14 @@ def fit(
             ``x`` [n, F] (without it, embeddings of nodes are learned) and optionally
             ``edge_weight`` [E]; a dictionary of the same; the name of a dataset; or the path of a
             .pt or .npz file.
-        settings: those of the training command's --help, as in ``{"model.hidden": 64}`` or
+        settings: those of ``ignn train --help``, as in ``{"model.hidden": 64}`` or
             ``{"model": {"hidden": 64}}``. A named dataset starts from the settings that come with
             it, any other graph from the defaults.
         ranks: processes on this machine that share the graph; 1 trains in this process.
         output: folder for results; a fresh one under runs/ by default. It must not hold a run,
             unless that is to go on: ``resume="auto"``.
         config: YAML file with settings, which take the place of those of a dataset.
-        verbose: whether to show what the training command shows.
+        verbose: whether to show what ``ignn train`` shows.
         keywords: more settings, by short names where these are clear, as in ``hidden=64``; they win
             over ``settings``.
 
@@ -132,7 +132,7 @@ def _settings(
         asked = getattr(run, key)
         if asked is not None:
             raise UserError(
-                f"{key} = {asked} is for the training command, where Ray starts processes; give "
+                f"{key} = {asked} is for ignn train, where Ray starts processes; give "
                 f"ranks={asked} instead"
             )
     fresh = "output" not in run.model_fields_set and run.resume is None

@@ -11,14 +11,16 @@ from distributed_ignn.config.dataset import (
 from distributed_ignn.config.keywords import run_from_settings
 from distributed_ignn.config.model import ModelConfig
 from distributed_ignn.config.parse import (
-    CONFIG_FOLDER,
     dump_yaml,
     load_yaml,
     parse_args,
-    parse_command,
+    parse_options,
+    parse_options_and_run,
+    parse_run,
 )
 from distributed_ignn.config.paths import absolute_paths
 from distributed_ignn.config.sections import RunConfig
+from distributed_ignn.config.shipped import CONFIG_FOLDER
 from distributed_ignn.config.solvers import (
     AdjointConfig,
     NeuralSolverConfig,
@@ -47,6 +49,8 @@ __all__ = [
     "dump_yaml",
     "load_yaml",
     "parse_args",
-    "parse_command",
+    "parse_options",
+    "parse_options_and_run",
+    "parse_run",
     "run_from_settings",
 ]

@@ -1,4 +1,4 @@
-"""What pydantic objects to in a run, as one line that names key, value and what is allowed."""
+"""What pydantic objects to in a run or a command, as one line: key, value, what is allowed."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from distributed_ignn.config.options import Options, OptionsT, example, fields, label
 from distributed_ignn.config.sections import RunConfig
 from distributed_ignn.config.suggest import suggest
 from distributed_ignn.errors import UserError
@@ -49,69 +50,132 @@ def validate_run(
     try:
         return RunConfig.model_validate(dict(values))
     except ValidationError as error:
-        # A default that depends on a wrong setting is a consequence, not a second mistake.
-        details = [
-            detail
-            for detail in error.errors(include_url=False)
-            if detail["type"] != "default_factory_not_called"
-        ]
-        message = _describe(details[0])
+        details = _mistakes(error)
+        message = _describe(details[0], _Spelling())
         location = details[0]["loc"]
         if path is not None and location and not _contains(flags or {}, location):
             message += f" (in {path})"
-        if len(details) > 1:
-            message += f" (and {len(details) - 1} more)"
-        # long enough for any list of what is allowed
-        raise UserError(in_one_line(message, 1_000)) from error
+        raise _told(message, len(details)) from error
 
 
-def _describe(detail: ErrorDetails) -> str:
-    location, section = _locate(detail["loc"])
+def validate_options(options: type[OptionsT], values: Mapping[str, Any]) -> OptionsT:
+    """Check the raw flags of a command.
+
+    Args:
+        options: what the command takes.
+        values: by field; values may still be text.
+
+    Raises:
+        UserError: naming the first wrong flag, and how many more there are.
+    """
+    try:
+        return options.model_validate(dict(values))
+    except ValidationError as error:
+        details = _mistakes(error)
+        raise _told(_describe(details[0], _FlagSpelling(options)), len(details)) from error
+
+
+def _mistakes(error: ValidationError) -> list[ErrorDetails]:
+    """Without consequences: a default that depends on a wrong setting is not a second mistake."""
+    return [
+        detail
+        for detail in error.errors(include_url=False)
+        if detail["type"] != "default_factory_not_called"
+    ]
+
+
+def _told(message: str, count: int) -> UserError:
+    if count > 1:
+        message += f" (and {count - 1} more)"
+    return UserError(in_one_line(message, 1_000))  # long enough for any list of what is allowed
+
+
+class _Spelling:
+    """How the user writes what is wrong: here a key and its value, as YAML has them."""
+
+    root: type[BaseModel] = RunConfig
+
+    def name(self, location: str) -> str:
+        """Of the key."""
+        return location
+
+    def with_value(self, location: str, value: Any, *, quoted: bool) -> str:
+        """The key and what it was set to."""
+        return f"{location} = {_cut(repr(value) if quoted else str(value))}"
+
+
+class _FlagSpelling(_Spelling):
+    """As on a command line, where some arguments have no dashes."""
+
+    def __init__(self, options: type[Options]) -> None:
+        self.root = options
+
+    def name(self, location: str) -> str:
+        return label(self.root, location)
+
+    def with_value(self, location: str, value: Any, *, quoted: bool) -> str:
+        return f"{self.name(location)} {_cut(_plain(value))}"
+
+
+def _describe(detail: ErrorDetails, words: _Spelling) -> str:
+    location, section = _locate(detail["loc"], words.root)
     if detail["type"] == "missing":
-        return f"{location} is missing; name one with --{location} NAME"
+        return f"{words.name(location)} is missing; {_example(section, location)}"
     if detail["type"] == "extra_forbidden":
         key = str(detail["loc"][-1])
         known = section.model_fields
         return f"unknown key {location!r}{suggest(key, known)}; allowed here: {', '.join(known)}"
     if detail["type"] == "model_type":
-        example = next(iter(section.model_fields))
+        first = next(iter(section.model_fields))
         return (
-            f"{location} is a section, not a value; set one of its keys, as in {location}.{example}"
+            f"{location} is a section, not a value; set one of its keys, as in {location}.{first}"
         )
     if detail["type"] == "value_error":
         reason = str(detail["ctx"]["error"])
-        is_section = isinstance(detail["input"], Mapping | BaseModel)
-        return (
-            f"{location}: {reason}".removeprefix(": ")
-            if is_section
-            else (f"{location} = {_cut(str(detail['input']))} {reason}")
-        )
+        if isinstance(detail["input"], Mapping | BaseModel):
+            return f"{location}: {reason}".removeprefix(": ")
+        return f"{words.with_value(location, detail['input'], quoted=False)} {reason}"
     reason = _RULES.get(detail["type"], detail["msg"].replace("Input should be", "must be"))
     reason = reason.format(**detail.get("ctx", {}))
-    found = f"{location} = {_shorten(detail['input'])}"
+    found = words.with_value(location, detail["input"], quoted=True)
     return f"{found} {reason}{_way_out(section, location)}"
+
+
+def _example(section: type[BaseModel], location: str) -> str:
+    """How to give a setting or an argument that is missing."""
+    found = example(fields(section)[location.rpartition(".")[2]])
+    if found is not None:
+        return f"name one, as in {found}"
+    return f"give it with --{location.replace('_', '-')}"
 
 
 def _way_out(section: type[BaseModel], location: str) -> str:
     """A value that is right: the default, or none."""
-    field = section.model_fields[location.rpartition(".")[2]]
+    field = fields(section)[location.rpartition(".")[2]]
+    if field.is_required():
+        return ""
     default = field.get_default()
     if default is None:
-        return "; leave it out for the default" if not field.is_required() else ""
-    text = str(default).lower() if isinstance(default, bool) else str(default)
-    return f"; the default is {text}"
+        return "; leave it out for the default"
+    text = str(default).lower() if isinstance(default, bool) else _plain(default)
+    return f"; the default is {text}" if text else ""
 
 
-def _locate(loc: tuple[int | str, ...]) -> tuple[str, type[BaseModel]]:
+def _plain(value: Any) -> str:
+    """As a user writes it: the members of a list with blanks between them."""
+    return " ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
+
+
+def _locate(loc: tuple[int | str, ...], root: type[BaseModel]) -> tuple[str, type[BaseModel]]:
     """Dotted key of an error and the section that the key belongs to.
 
     Pydantic appends its own labels to a location (such as the member of a union); they are cut.
     """
-    section: type[BaseModel] = RunConfig
+    section = root
     names: list[str] = []
     for name in map(str, loc):
         names.append(name)
-        field = section.model_fields.get(name)
+        field = fields(section).get(name)
         annotation = field.annotation if field else None
         if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
             break
@@ -129,10 +193,6 @@ def _contains(flags: Mapping[str, Any], loc: tuple[int | str, ...]) -> bool:
             return False
         level = level[name]
     return True
-
-
-def _shorten(value: Any) -> str:
-    return _cut(repr(value))
 
 
 def _cut(text: str) -> str:

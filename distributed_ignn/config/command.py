@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from distributed_ignn.config.suggest import suggest
 from distributed_ignn.errors import UserError
 
-_NUMBERS = {"int": "a whole number", "float": "a number"}
-
 
 class CommandParser(argparse.ArgumentParser):
     """An ArgumentParser that raises UserError and takes ``-`` and ``_`` in a flag as the same.
 
-    A command adds its own flags and either calls ``parse_args`` or, to accept the settings of a
-    run as well, hands the parser to ``parse_command``.
+    What a command takes is declared by ``options.py`` and ``parse.py``.
     """
 
     def __init__(self, **kwargs: Any) -> None:
@@ -26,20 +22,25 @@ class CommandParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise what argparse would print, in words for users."""
-        message = message.removeprefix("argument ")
-        for kind, words in _NUMBERS.items():
-            message = re.sub(rf"invalid {kind} value: (.*)", rf"\1 is not {words}", message)
-        raise UserError(f"{message}; --help lists all flags")
+        raise UserError(f"{message.removeprefix('argument ')}; --help lists all flags")
 
     def parse_args(  # type: ignore[override]
         self, args: Sequence[str], namespace: argparse.Namespace | None = None
     ) -> argparse.Namespace:
         """As argparse, but an unknown flag is answered with the closest known one."""
         spelled = [self._spell(argument) for argument in args]
-        known, rest = self.parse_known_args(spelled, namespace)
+        known, rest = self._parse_known(spelled, namespace)
         if rest:
             self.error(self._describe_unknown(rest[0]))
         return known
+
+    def _parse_known(
+        self, args: Sequence[str], namespace: argparse.Namespace | None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """Finds an argument that may be left out behind flags too, where argparse misses it."""
+        bare = [action for action in self._get_positional_actions() if action.nargs == "?"]
+        parse = self.parse_known_intermixed_args if bare else self.parse_known_args
+        return parse(args, namespace)
 
     def _spell(self, argument: str) -> str:
         """The argument with its flag written as it was declared."""

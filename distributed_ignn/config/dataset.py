@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from distributed_ignn.config.section import LARGEST_SEED, Section
 from distributed_ignn.config.suggest import suggest
 
+OWN_FILE = "file"  # a graph of the user's, with data.path
 DATASET_NAMES = (
     "citeseer",
     "acm",
@@ -23,7 +24,7 @@ DATASET_NAMES = (
     "ogbn-papers100M",
     "chains",
     "synthetic-products",
-    "file",
+    OWN_FILE,
 )
 IN_MEMORY = "memory"
 """Dataset of a run whose graph a Python program had in memory; the run's own shards hold it."""

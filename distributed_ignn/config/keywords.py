@@ -90,7 +90,7 @@ def _full_name(key: str, section: str) -> str:
         )
     raise UserError(
         f"unknown setting {section + key!r}{suggest(word, (*places, *places['.']))}; settings are "
-        "those of the training command's --help, as in hidden=64 or {'model.hidden': 64}"
+        "those of ignn train --help, as in hidden=64 or {'model.hidden': 64}"
     )
 
 

@@ -14,15 +14,15 @@ from typing import Any
 import yaml
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict
 
-from distributed_ignn.config.check import validate_run
+from distributed_ignn.config.check import validate_options, validate_run
 from distributed_ignn.config.command import CommandParser
-from distributed_ignn.config.dataset import DATASET_NAMES
+from distributed_ignn.config.dataset import DATASET_NAMES, OWN_FILE
+from distributed_ignn.config.options import OptionsT, declare, given
 from distributed_ignn.config.sections import RunConfig
+from distributed_ignn.config.shipped import CONFIG_FOLDER
 from distributed_ignn.errors import UserError
 from distributed_ignn.reading.plain_files import in_one_line
 from distributed_ignn.reading.strict_yaml import read_yaml
-
-CONFIG_FOLDER = Path(__file__).resolve().parents[2] / "configs"
 
 _PLACEHOLDERS = {
     "str": "NAME",
@@ -33,17 +33,6 @@ _PLACEHOLDERS = {
     "bool": "{true,false}",
 }
 _EMPTY_DEFAULTS = (" (default: None)", " (default: null)", " (default factory: _output_folder)")
-_USAGE = "train.py --dataset NAME [--config FILE] [--output DIR] [--SECTION.KEY VALUE ...]"
-_DESCRIPTION = "Train an implicit graph neural network on one graph divided among all processes."
-EXAMPLES = """\
-examples:
-  torchrun --standalone --nproc-per-node 2 launch/train.py --dataset chains --device cpu
-  python launch/train.py --dataset acm --workers 2 --model.hidden 64 --forward.tolerance 1e-5
-
-Settings start from their defaults; a --config file overrides them and the command line overrides
-the file. In a file each section is a block and keys are written with _ instead of -. The value
-null unsets a setting that may be empty.
-"""
 
 
 class _CommandLine(RunConfig, BaseSettings):
@@ -68,26 +57,66 @@ def parse_args(argv: Sequence[str]) -> RunConfig:
             each other, or a file that is not there.
         SystemExit: after ``--help``.
     """
-    parser = CommandParser(usage=_USAGE, description=_DESCRIPTION, epilog=EXAMPLES)
-    return parse_command(parser, argv)[1]
+    found, flags = _read(CommandParser(), argv)
+    return resolve_run(flags, found.config)
 
 
-def parse_command(
-    parser: CommandParser, argv: Sequence[str]
-) -> tuple[argparse.Namespace, RunConfig]:
-    """Parse a command that has flags of its own besides the settings of a run.
+def parse_run(argv: Sequence[str], *, name: str, about: str, more: str, usage: str) -> RunConfig:
+    """As ``parse_args``, with what ``--help`` says of the command around the settings.
 
     Args:
-        parser: holds the command's own flags; ``--config`` and all settings are added to it.
-            Own flags must not be named like a setting.
         argv: arguments without the program name.
+        name: of the command.
+        about, more: what it does, and examples.
+        usage: the first line of the help.
+    """
+    parser = CommandParser(prog=name, usage=usage, description=about, epilog=more)
+    found, flags = _read(parser, argv)
+    return resolve_run(flags, found.config)
 
-    Returns:
-        The namespace, to read the own flags from, and the run.
+
+def parse_options(
+    options: type[OptionsT], argv: Sequence[str], *, name: str, about: str, more: str
+) -> OptionsT:
+    """The flags of a command that takes no settings of a run.
+
+    Args:
+        options: what it takes.
+        argv: arguments without the program name.
+        name: of the command, as the help spells it.
+        about, more: what it does, and examples, for the help.
 
     Raises:
         UserError, SystemExit: as ``parse_args``.
     """
+    parser = CommandParser(prog=name, description=about, epilog=more)
+    declare(options, parser, _PLACEHOLDERS)
+    return validate_options(options, given(options, parser.parse_args(argv)))
+
+
+def parse_options_and_run(
+    options: type[OptionsT], argv: Sequence[str], *, name: str, about: str, more: str
+) -> tuple[OptionsT, RunConfig]:
+    """The flags of a command that takes the settings of a run besides, and the run.
+
+    Args:
+        options: its own flags; none of them may be named like a setting.
+        argv, name, about, more: as for ``parse_options``.
+
+    Raises:
+        UserError, SystemExit: as ``parse_args``.
+    """
+    parser = CommandParser(prog=name, description=about, epilog=more)
+    declare(options, parser, _PLACEHOLDERS)
+    own = " ".join(parser.format_usage().replace("%", "%%").split()).removeprefix("usage: ")
+    parser.usage = f"{own} [--config FILE] [--SECTION.KEY VALUE ...]"
+    found, flags = _read(parser, argv)
+    values = validate_options(options, given(options, found))
+    return values, resolve_run(flags, found.config)
+
+
+def _read(parser: CommandParser, argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
+    """Add ``--config`` and all settings to a parser; all that it finds, and the settings of it."""
     parser.add_argument(
         "--config", type=Path, metavar="FILE", help="YAML file (default: configs/DATASET.yaml)"
     )
@@ -97,9 +126,9 @@ def parse_command(
         cli_parse_none_str="null",
         add_argument_method=_add_setting,
     )
-    values = parser.parse_args(argv)
-    flags = source(parsed_args=values)()
-    return values, resolve_run(flags, values.config)
+    found = parser.parse_args(argv)
+    settings = {key: value for key, value in vars(found).items() if not isinstance(value, list)}
+    return found, source(parsed_args=settings)()
 
 
 def _add_setting(group: Any, *flags: str, **kwargs: Any) -> argparse.Action:
@@ -134,7 +163,7 @@ def resolve_run(flags: dict[str, Any], config_file: Path | None) -> RunConfig:
     Raises:
         UserError: see ``parse_args``.
     """
-    path = config_file or _shipped_file(flags.get("dataset"))
+    path = config_file or _shipped(flags.get("dataset"))
     if path is None:
         return _check_files(validate_run(flags))
     if not path.is_file():
@@ -143,11 +172,24 @@ def resolve_run(flags: dict[str, Any], config_file: Path | None) -> RunConfig:
     return _check_files(validate_run(_merge(_read_yaml(path), flags), path, flags))
 
 
-def _shipped_file(dataset: str | None) -> Path | None:
+def _shipped(dataset: str | None) -> Path | None:
+    """The settings that come with a dataset; None for a graph of one's own.
+
+    Raises:
+        UserError: no dataset is named, or its settings are missing: it is never trained with others
+            without a word.
+    """
     if dataset is None:
         raise UserError("dataset is missing; name one with --dataset NAME or a file with --config")
+    if dataset not in DATASET_NAMES or dataset == OWN_FILE:
+        return None
     path = CONFIG_FOLDER / f"{dataset}.yaml"
-    return path if dataset in DATASET_NAMES and path.is_file() else None
+    if not path.is_file():
+        raise UserError(
+            f"dataset = {dataset} has no settings, {path} is missing; install distributed_ignn "
+            "again, or name a file with --config"
+        )
+    return path
 
 
 def _check_files(run: RunConfig) -> RunConfig:

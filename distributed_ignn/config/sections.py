@@ -12,7 +12,13 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from distributed_ignn.config.dataset import DATASET_NAMES, DataConfig, DatasetName, PartitionConfig
+from distributed_ignn.config.dataset import (
+    DATASET_NAMES,
+    OWN_FILE,
+    DataConfig,
+    DatasetName,
+    PartitionConfig,
+)
 from distributed_ignn.config.model import ModelConfig
 from distributed_ignn.config.section import LARGEST_SEED, Section
 from distributed_ignn.config.solvers import (
@@ -104,7 +110,7 @@ class RunConfig(Section):
 
     def _rules(self) -> list[tuple[bool, str]]:
         """Pairs of (the rule is broken, what to say)."""
-        own_file = self.dataset == "file"
+        own_file = self.dataset == OWN_FILE
         neural = self.forward.method == "neural"
         return [
             (

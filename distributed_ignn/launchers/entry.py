@@ -1,21 +1,14 @@
-"""The training command: decide who starts the ranks, run this rank, close, report mistakes."""
+"""Who starts the ranks of a training run: torchrun has, Ray will, or there is only this one."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from contextlib import suppress
 
-from distributed_ignn.cli import run_main
-from distributed_ignn.config import RunConfig, absolute_paths, parse_args
+from distributed_ignn.config import RunConfig, absolute_paths
 from distributed_ignn.errors import UserError
 from distributed_ignn.launchers.this_rank import on_this_rank
 from distributed_ignn.runs.run import run_training
-
-
-def main(argv: Sequence[str]) -> int:
-    """Exit code of the training command, see ``run_main``."""
-    return run_main(lambda: train(parse_args(argv)))
 
 
 def train(config: RunConfig) -> None:

@@ -25,6 +25,7 @@ from distributed_ignn.config import CommConfig
 from distributed_ignn.errors import JobError, Stopped, UserError
 from distributed_ignn.launchers.local_job import Job, RanksFailed, run_job
 from distributed_ignn.launchers.this_rank import on_this_rank
+from distributed_ignn.resident import use_huge_pages
 
 _PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 _TASK = "task"
@@ -121,6 +122,7 @@ def _is_lost(failure: _Failure) -> bool:
 def _be_a_rank(folder: Path) -> int:
     """Do the task and write what comes of it; the exit code."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    use_huge_pages()
     action, args, device, settings = _load(folder / _TASK)
     code = 0
     try:

@@ -18,6 +18,7 @@ from distributed_ignn.config import RunConfig
 from distributed_ignn.errors import JobError, Stopped, UserError
 from distributed_ignn.launchers import ray_messages as messages
 from distributed_ignn.launchers.this_rank import on_this_rank
+from distributed_ignn.resident import use_huge_pages
 from distributed_ignn.runs.output.folder import SETTINGS
 from distributed_ignn.runs.run import run_training
 from distributed_ignn.training.epoch_record import EpochRecord
@@ -44,6 +45,7 @@ def train_worker(settings: dict[str, Any]) -> None:
     """
     import ray.train
 
+    use_huge_pages()
     context = ray.train.get_context()
     rank, lines = context.get_world_rank(), settings["lines"]
     os.environ |= {

@@ -25,6 +25,12 @@ class NodeDropout:
         self.probability = probability
         self._stream = stream
 
+    def __call__(self, rows: Tensor, seed: int, step: int | None, nodes: Tensor) -> Tensor:
+        """Rows [r, D] of the global ``nodes`` [r], entries dropped; as they are without a step."""
+        if step is None or self.probability == 0.0:
+            return rows
+        return rows * self.mask(seed, step, nodes, rows.shape[1]) * self.scale
+
     def mask(self, seed: int, step: int, nodes: Tensor, width: int) -> Tensor:
         """Boolean [len(nodes), width] for global node ids."""
         key = self._key(seed, step)

@@ -7,7 +7,8 @@ normalised. Letters: O owned nodes, F features, D hidden width, E stored feature
 from __future__ import annotations
 
 import math
-from typing import Literal
+from dataclasses import dataclass
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +29,25 @@ _INNER_STREAM = 4
 _KEPT_WIDTHS = 2  # constant terms may hold so many columns per column of the state
 
 
+class FeatureRows(Protocol):
+    """Who has features of its nodes; a shard does."""
+
+    @property
+    def features(self) -> CSRMatrix | Tensor | None:
+        """[O, F]."""
+        ...
+
+    @property
+    def owned_nodes(self) -> Tensor:
+        """Global ids, int64 [O]."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """Of the whole dataset, for messages."""
+        ...
+
+
 class FeatureStore:
     """This rank's features on the device, sparse or dense, with their dropout.
 
@@ -35,7 +55,7 @@ class FeatureStore:
     zeroes its stored value.
 
     Args:
-        shard: whose features are kept.
+        shard: whose features are kept, or whoever else has some.
         dtype, device: of the stored values.
         drop: probability of dropping an entry, in [0, 1).
         seed: of the masks.
@@ -48,7 +68,7 @@ class FeatureStore:
 
     def __init__(
         self,
-        shard: GraphShard,
+        shard: FeatureRows,
         dtype: torch.dtype,
         device: torch.device,
         drop: float,
@@ -88,9 +108,15 @@ class FeatureStore:
         return self._dense
 
     def linear(self, weight: Tensor, step: int | None) -> Tensor:
-        """X @ weight [O, D], differentiable in ``weight``; ``step`` None means no dropout."""
+        """X @ weight [O, D], differentiable; ``step`` None means no dropout.
+
+        In ``weight`` always, in X where it is dense and asks for a gradient.
+        """
         if self._dense is not None:
-            return sum_of_products([self._dropped_dense(self._dense, step)], [weight], None)
+            dropped = self._dropped_dense(self._dense, step)
+            if dropped.requires_grad:
+                return dropped @ weight
+            return sum_of_products([dropped], [weight], None)
         value = self._dropped_entries(step)
         if value is None:
             return sparse_linear(self._matrix, self._flipped, weight)
@@ -116,17 +142,16 @@ class FeatureStore:
         return self._node_dropout.mask(self._seed, step, self._nodes, 1)[:, 0]
 
     def _dropped_dense(self, features: Tensor, step: int | None) -> Tensor:
-        entries, nodes = self._dropout, self._node_dropout
-        if step is not None and entries.probability > 0.0:
-            mask = entries.mask(self._seed, step, self._nodes, features.shape[1])
-            features = features * mask * entries.scale
+        features = self._dropout(features, self._seed, step, self._nodes)
+        nodes = self._node_dropout
         if step is not None and nodes.probability > 0.0:
             features = features * self._kept_nodes(step)[:, None] * nodes.scale
         return features
 
 
-class FeatureEncoder(nn.Module):
-    """b(X) from features; ``injection`` and ``injection_channels`` choose its terms.
+@dataclass(frozen=True, slots=True, eq=False)
+class Source:
+    """What b(X) is computed from: the features of one part of a graph, and its channels.
 
     Where X is dense, never dropped and enters b directly, A_hat_c X is a constant: it is computed
     once, and b costs neither an exchange nor a sparse product in any epoch, forward or backward.
@@ -134,33 +159,60 @@ class FeatureEncoder(nn.Module):
     features stay sparse, since A_hat_c X would fill in.
 
     Args:
-        store: this rank's features.
-        num_features: F.
-        config: the model section.
+        store: the features.
         propagation: the channels.
         nodes: global ids of the owned nodes, int64 [O]; for the inner layer's dropout.
         seed: of that dropout.
+        constant: X, if b reads it, and A_hat_c X of the injected channels; None where they vary.
+    """
+
+    store: FeatureStore
+    propagation: Propagation
+    nodes: Tensor
+    seed: int
+    constant: tuple[Tensor, ...] | None
+
+    @classmethod
+    @torch.no_grad()
+    def of(
+        cls,
+        store: FeatureStore,
+        propagation: Propagation,
+        nodes: Tensor,
+        config: ModelConfig,
+        seed: int,
+    ) -> Source:
+        """With the constant terms where ``config`` has any; then one exchange."""
+        chosen = _injected(config, propagation.num_channels)
+        features, constant = store.dense, None
+        if (
+            features is not None
+            and not features.requires_grad
+            and keeps_constant_terms(config, features.shape[1], len(chosen))
+        ):
+            terms = [] if config.injection == "propagated" else [features]
+            if chosen:
+                products = propagation.apply(features)
+                terms += [products[channel] for channel in chosen]
+            constant = tuple(terms)
+        return cls(store, propagation, nodes, seed, constant)
+
+
+class Injection(nn.Module):
+    """The parameters of b(X), whatever the graph; ``injection`` and its like choose the terms.
+
+    Args:
+        num_features: F.
+        config: the model section.
+        channels: C.
 
     Raises:
         UserError: ``injection_channels`` asks for a neighbour graph and there is none.
     """
 
-    def __init__(
-        self,
-        store: FeatureStore,
-        num_features: int,
-        config: ModelConfig,
-        propagation: Propagation,
-        nodes: Tensor,
-        seed: int,
-    ) -> None:
+    def __init__(self, num_features: int, config: ModelConfig, channels: int) -> None:
         super().__init__()
-        self._store = store
-        self._propagation = propagation
-        spread = config.injection != "features"
-        chosen = chosen_channels(config.injection_channels, propagation.num_channels)
-        self._channels = chosen if spread else ()
-        self._nodes, self._seed = nodes, seed
+        self._channels = _injected(config, channels)
         self._dropout = NodeDropout(config.dropout, _INNER_STREAM)
         width = config.hidden
         deep = config.injection_layers == 2
@@ -172,61 +224,82 @@ class FeatureEncoder(nn.Module):
         self.spread = nn.ParameterList(_glorot(rows, width) for _ in self._channels)
         self.bias = nn.Parameter(torch.zeros(width)) if config.bias else None
         self.norm = nn.LayerNorm(width) if config.injection_norm == "layer" else None
-        self._constant = self._constant_terms(config)
 
-    @torch.no_grad()
-    def _constant_terms(self, config: ModelConfig) -> list[Tensor] | None:
-        """X, if b reads it, and A_hat_c X of the injected channels; None where they vary."""
-        features = self._store.dense
-        if features is None or not keeps_constant_terms(
-            config, features.shape[1], len(self._channels)
-        ):
-            return None
-        terms = [] if self.own is None else [features]
-        if self._channels:
-            products = self._propagation.apply(features)
-            terms += [products[channel] for channel in self._channels]
-        return terms
-
-    def forward(self, step: int | None) -> Tensor:
+    def of(self, source: Source, step: int | None) -> Tensor:
         """b [O, D]; ``step`` seeds the dropout, None switches it off."""
         own = [] if self.own is None else [self.own]
-        if self._constant is not None:
-            total = sum_of_products(self._constant, [*own, *self.spread], self.bias)
+        if source.constant is not None:
+            total = sum_of_products(source.constant, [*own, *self.spread], self.bias)
             return total if self.norm is None else self.norm(total)
         weights = torch.cat([*own, *self.spread], dim=1)
-        columns = self._linear(weights, step).tensor_split(len(own) + len(self.spread), dim=1)
+        joined = self._linear(source, weights, step)
+        columns = joined.tensor_split(len(own) + len(self.spread), dim=1)
         terms = list(columns[: len(own)])
         if self._channels:
-            terms += self._propagate(columns[len(own) :])
+            terms += self._propagate(source.propagation, columns[len(own) :])
         total = terms[0]
         for term in terms[1:]:
             total = total + term
         total = total if self.bias is None else total + self.bias
         return total if self.norm is None else self.norm(total)
 
-    def constants(self) -> list[tuple[str, Tensor]]:
-        """What is not learned, by name."""
-        return [("features", self._store.stored)]
-
-    def _linear(self, weights: Tensor, step: int | None) -> Tensor:
+    def _linear(self, source: Source, weights: Tensor, step: int | None) -> Tensor:
         """X @ weights, or relu(X Theta) @ weights, [O, D times terms]."""
         if self.inner is None:
-            return self._store.linear(weights, step)
-        hidden = self._store.linear(self.inner, step)
+            return source.store.linear(weights, step)
+        hidden = source.store.linear(self.inner, step)
         hidden = torch.relu(hidden if self.inner_bias is None else hidden + self.inner_bias)
-        if step is not None and self._dropout.probability > 0.0:
-            mask = self._dropout.mask(self._seed, step, self._nodes, hidden.shape[1])
-            hidden = hidden * mask * self._dropout.scale
-        return hidden @ weights
+        return self._dropout(hidden, source.seed, step, source.nodes) @ weights
 
-    def _propagate(self, columns: tuple[Tensor, ...]) -> list[Tensor]:
+    def _propagate(self, propagation: Propagation, columns: tuple[Tensor, ...]) -> list[Tensor]:
         """A_hat_c of the injected channels; the others get no columns in the same exchange."""
-        blocks = [columns[0][:, :0]] * self._propagation.num_channels
+        blocks = [columns[0][:, :0]] * propagation.num_channels
         for channel, block in zip(self._channels, columns, strict=True):
             blocks[channel] = block
-        products = self._propagation(blocks)
+        products = propagation(blocks)
         return [products[channel] for channel in self._channels]
+
+
+class FeatureEncoder(Injection):
+    """b(X) of the features that this rank holds.
+
+    Args:
+        store: this rank's features.
+        num_features: F.
+        config: the model section.
+        propagation: the channels.
+        nodes: global ids of the owned nodes, int64 [O]; for the inner layer's dropout.
+        seed: of that dropout.
+
+    Raises:
+        UserError: see ``Injection``.
+    """
+
+    def __init__(
+        self,
+        store: FeatureStore,
+        num_features: int,
+        config: ModelConfig,
+        propagation: Propagation,
+        nodes: Tensor,
+        seed: int,
+    ) -> None:
+        super().__init__(num_features, config, propagation.num_channels)
+        self._source = Source.of(store, propagation, nodes, config, seed)
+
+    def forward(self, step: int | None) -> Tensor:
+        """b [O, D]; ``step`` seeds the dropout, None switches it off."""
+        return self.of(self._source, step)
+
+    def constants(self) -> list[tuple[str, Tensor]]:
+        """What is not learned, by name."""
+        return [("features", self._source.store.stored)]
+
+
+def _injected(config: ModelConfig, channels: int) -> tuple[int, ...]:
+    """The channels whose A_hat_c X is part of b."""
+    chosen = chosen_channels(config.injection_channels, channels)
+    return chosen if config.injection != "features" else ()
 
 
 def keeps_constant_terms(config: ModelConfig, features: int, channels: int) -> bool:

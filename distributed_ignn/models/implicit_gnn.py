@@ -25,7 +25,7 @@ from distributed_ignn.propagation.operators import ChannelOperator
 from distributed_ignn.propagation.propagate import EXACT, Propagation, PropagationOptions
 from distributed_ignn.solvers.base import Solution
 
-_OUTPUT_STREAM = 2
+OUTPUT_STREAM = 2
 
 
 class ImplicitGNN(nn.Module):
@@ -62,7 +62,7 @@ class ImplicitGNN(nn.Module):
         form = self.cell_weights.form
         self.layer = ImplicitLayer(self.propagation, comm.sum, sparsified, form)
         self.head = nn.Linear(config.hidden, shard.num_classes)
-        self._dropout = NodeDropout(config.dropout, _OUTPUT_STREAM)
+        self._dropout = NodeDropout(config.dropout, OUTPUT_STREAM)
         self.to(comm.device, dtype)
         self.project()
 
@@ -120,10 +120,7 @@ class ImplicitGNN(nn.Module):
         nodes = self._nodes
         if rows is not None:
             state, nodes = state.index_select(0, rows), nodes.index_select(0, rows)
-        if step is not None and self.config.dropout > 0.0:
-            mask = self._dropout.mask(self._seed, step, nodes, state.shape[1])
-            state = state * mask * self._dropout.scale
-        result: Tensor = self.head(state)
+        result: Tensor = self.head(self._dropout(state, self._seed, step, nodes))
         return result
 
     @torch.no_grad()

@@ -25,7 +25,7 @@ from typing import Any
 
 from distributed_ignn.comm.activity import Activity
 from distributed_ignn.comm.communicator import PendingRows
-from distributed_ignn.launchers.entry import main
+from distributed_ignn.commands.train import main
 
 _CHECKPOINT = "writing a checkpoint"
 # everything by which the product changes what is on disk

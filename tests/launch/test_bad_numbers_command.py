@@ -14,14 +14,14 @@ import pytest
 from torch import Tensor
 
 from distributed_ignn.comm.communicator import Communicator
+from distributed_ignn.commands.predict import main as predict_main
+from distributed_ignn.commands.train import main
 from distributed_ignn.config import parse_args
-from distributed_ignn.launchers.entry import main
 from distributed_ignn.runs.checkpoints.checkpoint import list_checkpoints
 from distributed_ignn.runs.predict import PredictOptions, predict
 from distributed_ignn.runs.run import run_training
 from distributed_ignn.training.engines.torch import Check, TorchEngine
 from distributed_ignn.training.epoch_record import EpochRecord
-from launch.predict import main as predict_main
 from tests.launch.test_train_command import ROOT, SMALL, _records, _start, _summary
 
 # explodes in the second epoch; a thousandth of the learning rate does not

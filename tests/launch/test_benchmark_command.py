@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from distributed_ignn.commands.benchmark import main
 from distributed_ignn.lab.benchmarks.short_flags import spelled_out
-from launch.benchmark import main
 
 _SMALL = ("--scale", "0.0005", "--width=8", "--rounds", "1", "--device", "cpu")
 
@@ -40,7 +40,7 @@ def test_figures_are_printed_and_written(
     ("arguments", "message"),
     [
         (("iteration", "--run", "runs/x"), "--run is for studies of a trained run"),
-        (("sparsifier", "--run", "runs/x", "--keep", "2"), "at most be 1"),
+        (("sparsifier", "--run", "runs/x", "--keep", "2"), "--keep 2 must be at most 1"),
         (("epoch", "--method", "picard"), "did you mean '--methods'"),
         (("iteration", "--scale", "0"), "data.synthetic.scale"),
         (("iteration", "--partition.dir", "shards", *_SMALL), "--shards DIR"),

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from distributed_ignn.commands.partition import main
 from distributed_ignn.config import DataConfig
 from distributed_ignn.graph.datasets import load_dataset
 from distributed_ignn.graph.storage.shard_store import read_manifest, read_shard
-from launch.partition import main
 
 SMALL = ["--dataset", "chains", "--data.chains.chains-per-class", "10"]
 

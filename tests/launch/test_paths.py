@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from distributed_ignn.commands.partition import main as partition
+from distributed_ignn.commands.train import main as train
 from distributed_ignn.config import RunConfig, absolute_paths, load_yaml
-from distributed_ignn.launchers.entry import main as train
-from launch.partition import main as partition
 
 
 @pytest.fixture

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from distributed_ignn.commands import plan
 from distributed_ignn.config import DataConfig, PartitionConfig, SyntheticConfig
 from distributed_ignn.graph.datasets import load_dataset
 from distributed_ignn.graph.partitioning.partition import assign_parts
 from distributed_ignn.graph.storage.shard_store import write_shards
 from distributed_ignn.lab.planning.hardware import write_profile
-from launch import plan
 from tests.lab.planning.small import machine
 
 _PAPERS = ["--nodes", "111059956", "--edges", "1615685872", "--classes", "172"]

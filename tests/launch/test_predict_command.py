@@ -13,13 +13,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from distributed_ignn.comm.communicator import Communicator
+from distributed_ignn.commands.predict import main
 from distributed_ignn.config import load_yaml, parse_args
 from distributed_ignn.graph.data import GraphData
 from distributed_ignn.graph.datasets import load_dataset
 from distributed_ignn.runs.predict import METADATA_KEY, PredictOptions, predict
 from distributed_ignn.runs.run import run_training
 from distributed_ignn.runs.shards import read_record
-from launch.predict import main
 from tests.launch.test_train_command import SMALL
 from tests.ranks import run_ranks
 

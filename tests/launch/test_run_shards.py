@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from distributed_ignn.comm.communicator import Communicator
+from distributed_ignn.commands.partition import main as partition
 from distributed_ignn.config import parse_args
 from distributed_ignn.errors import UserError
 from distributed_ignn.graph.data import GraphData
@@ -19,7 +20,6 @@ from distributed_ignn.runs.checkpoints.checkpoint import list_checkpoints, seale
 from distributed_ignn.runs.predict import PredictOptions, predict
 from distributed_ignn.runs.run import run_training
 from distributed_ignn.runs.shards import ShardRecord, find_shards, read_record
-from launch.partition import main as partition
 from tests.ranks import run_ranks
 
 CHAINS = ["--dataset", "chains", "--data.chains.chains-per-class", "8", "--data.chains.length", "5"]

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
+from distributed_ignn.commands.train import main
 from distributed_ignn.config import absolute_paths, load_yaml, parse_args
 from distributed_ignn.graph.storage.shard_store import read_manifest
-from distributed_ignn.launchers.entry import main
 from distributed_ignn.runs.checkpoints.checkpoint import list_checkpoints
 
 ROOT = Path(__file__).resolve().parents[2]

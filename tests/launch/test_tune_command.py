@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from distributed_ignn.comm.communicator import Communicator
+from distributed_ignn.commands.tune_solver import main
 from distributed_ignn.config import parse_args
 from distributed_ignn.errors import UserError
 from distributed_ignn.runs.kept_solver import KEPT_SOLVER, save_solver
@@ -22,7 +23,6 @@ from distributed_ignn.runs.predict import load_run
 from distributed_ignn.runs.run import run_training
 from distributed_ignn.runs.tune import TuneOptions, TuneResult, tune
 from distributed_ignn.training.losses.objective import Objective
-from launch.tune_solver import main
 from tests.launch.test_train_command import SMALL
 from tests.ranks import run_ranks
 

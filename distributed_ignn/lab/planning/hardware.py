@@ -16,12 +16,13 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from distributed_ignn.config.shipped import CONFIG_FOLDER
 from distributed_ignn.config.suggest import suggest
 from distributed_ignn.errors import UserError
 from distributed_ignn.files import atomic_write_text
 from distributed_ignn.reading.strict_yaml import read_yaml
 
-FOLDER = Path(__file__).resolve().parents[3] / "configs" / "hardware"
+FOLDER = CONFIG_FOLDER / "hardware"
 
 
 class _Strict(BaseModel):

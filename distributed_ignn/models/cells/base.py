@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from distributed_ignn.models.maps import PLAIN, CellForm
 
+Norm = Literal["max", "rows", "frobenius"]
+
 _START = 3.0  # sigmoid(3) = 0.953: a learned kappa starts close to its upper bound
 
 
@@ -59,10 +61,18 @@ class Kappa(nn.Module):
 
 
 class CellWeights(nn.Module, ABC):
-    """The recurrent weights of the model, replicated on every rank."""
+    """The recurrent weights of the model, replicated on every rank.
+
+    Attributes:
+        form: activation, step and residual of the map.
+        norm: in which the contraction is certified.
+        growth: rho of the graph that the weights are used on; 1 for undirected graphs.
+        kappa: what the weights are bounded by.
+    """
 
     form: CellForm = PLAIN
-    norm: Literal["max", "rows", "frobenius"] = "frobenius"
+    norm: Norm = "frobenius"
+    growth: float = 1.0
     kappa: Kappa
 
     @abstractmethod
@@ -87,6 +97,10 @@ class CellWeights(nn.Module, ABC):
     def tighten(self, factor: float) -> None:
         """Multiply the bound on the weights by ``factor``; ``project`` brings them inside."""
         self.kappa.tighten(factor)
+
+    def is_inside(self) -> bool:
+        """Whether the parameters obey their bound, up to rounding; so where one is built in."""
+        return True
 
     def project(self) -> bool:
         """Bring the parameters back inside the bound; False where that is never needed."""

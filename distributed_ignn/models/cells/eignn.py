@@ -33,7 +33,7 @@ class EignnWeights(CellWeights):
     def __init__(self, config: ModelConfig, channels: int, growth: float) -> None:
         super().__init__()
         self.form = CellForm(linear=True, residual=config.residual)
-        self._growth = growth
+        self.growth = growth
         self.kappa = Kappa(config.kappa, config.learn_kappa)
         width = config.hidden
         if config.init == "identity":
@@ -47,12 +47,12 @@ class EignnWeights(CellWeights):
         """See ``CellWeights``; each W_c is symmetric and positive semidefinite."""
         gram = self.factor.mT @ self.factor
         total = torch.linalg.matrix_norm(gram).sum() + _EPSILON
-        return list((gram * (self.kappa() / (self._growth * total))).unbind(0))
+        return list((gram * (self.kappa() / (self.growth * total))).unbind(0))
 
     @torch.no_grad()
     def present_contraction(self) -> float:
         """rho times the sum of the spectral norms, which Frobenius's bound from above."""
-        return self._growth * float(spectral_norms(torch.stack(self())).sum())
+        return self.growth * float(spectral_norms(torch.stack(self())).sum())
 
     def contraction(self) -> float:
         """kappa."""

@@ -33,14 +33,14 @@ class IgnnWeights(CellWeights):
         super().__init__()
         self.form = CellForm(residual=config.residual)
         self._config = config
-        self._growth = growth
+        self.growth = growth
         self.kappa = Kappa(config.kappa, config.learn_kappa)
         self.weight = nn.Parameter(self._initial(channels))
 
     @property
     def radius(self) -> float:
         """What the columns of the parameter may sum to."""
-        return 1.0 if self._config.learn_kappa else self.kappa.bound / self._growth
+        return 1.0 if self._config.learn_kappa else self.kappa.bound / self.growth
 
     def _initial(self, channels: int) -> Tensor:
         """[channels, D, D]; ``identity`` shares the bound among the channels.
@@ -60,7 +60,16 @@ class IgnnWeights(CellWeights):
         """See ``CellWeights``."""
         if self.kappa.offset is None:
             return list(self.weight.unbind(0))
-        return list((self.weight * (self.kappa() / self._growth)).unbind(0))
+        return list((self.weight * (self.kappa() / self.growth)).unbind(0))
+
+    @torch.no_grad()
+    def is_inside(self) -> bool:
+        """See ``CellWeights``; sums of as many numbers as a column has."""
+        if self._config.constraint == "none":
+            return True
+        stacked = self.weight.flatten(0, 1)
+        slack = stacked.shape[0] * torch.finfo(stacked.dtype).eps
+        return largest_column_sum(stacked) <= self.radius * (1.0 + slack)
 
     @torch.no_grad()
     def project(self) -> bool:
@@ -75,7 +84,7 @@ class IgnnWeights(CellWeights):
     def present_contraction(self) -> float:
         """rho times the largest column sum that there is."""
         stacked = torch.stack(self()).double().flatten(0, 1)
-        return self._growth * largest_column_sum(stacked)
+        return self.growth * largest_column_sum(stacked)
 
     def contraction(self) -> float | None:
         """kappa, or None without the constraint."""

@@ -101,13 +101,15 @@ class MignnWeights(CellWeights):
     Args:
         config: the model section.
         channels: number of propagation channels, all of them undirected.
+        growth: 1, that of undirected channels.
     """
 
-    def __init__(self, config: ModelConfig, channels: int) -> None:
+    def __init__(self, config: ModelConfig, channels: int, growth: float = 1.0) -> None:
         super().__init__()
         # symmetric weights contract by kappa without a smaller step
         form = SplitForm if config.skew > 0.0 else CellForm
         self.form = form(residual=config.residual)
+        self.growth = growth
         self._bound = config.skew
         self.kappa = Kappa(config.kappa, config.learn_kappa)
         width = config.hidden

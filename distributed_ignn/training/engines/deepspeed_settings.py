@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from distributed_ignn.config.parse import CONFIG_FOLDER
+from distributed_ignn.config.shipped import shipped_file
 from distributed_ignn.errors import UserError
 from distributed_ignn.reading.plain_files import in_one_line
 from distributed_ignn.reading.strict_json import read_json
@@ -39,14 +39,13 @@ _REASONS = {
 
 
 def read_settings(path: Path | None) -> dict[str, Any]:
-    """DeepSpeed's JSON: the given file, or the one shipped, or none if that is not there.
+    """DeepSpeed's JSON: the given file, or the one shipped.
 
     Raises:
         UserError: no such file, not JSON, or a key or value that this engine cannot follow.
     """
-    shipped = CONFIG_FOLDER / "deepspeed" / "zero1.json"
-    chosen = path or shipped
-    settings = {} if path is None and not shipped.is_file() else _read_json(chosen)
+    chosen = path or shipped_file("deepspeed", "zero1.json")
+    settings = _read_json(chosen)
     _check_keys(settings, chosen)
     zero = settings.get(_ZERO, {})
     if not isinstance(zero, dict):

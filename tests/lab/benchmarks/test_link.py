@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from distributed_ignn.commands.link import main
 from distributed_ignn.errors import UserError
 from distributed_ignn.lab.benchmarks import link as link_module
 from distributed_ignn.lab.benchmarks.link import Link, LinkSettings, remove_leftovers
 from distributed_ignn.launchers.local_job import Job, run_job
-from launch.link import main
 
 _RATE = LinkSettings("20mbit")
 

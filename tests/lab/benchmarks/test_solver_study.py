@@ -21,6 +21,7 @@ from rich.console import Console
 from torch import Tensor
 
 from distributed_ignn.comm.communicator import Communicator
+from distributed_ignn.commands.benchmark import main
 from distributed_ignn.lab.benchmarks import solver
 from distributed_ignn.lab.benchmarks.goals import Goal, distance_goal, metric_goal
 from distributed_ignn.lab.benchmarks.peers import torchdeq_drives
@@ -41,7 +42,6 @@ from distributed_ignn.solvers.base import AnySolver
 from distributed_ignn.solvers.estimator import StructuredMap
 from distributed_ignn.solvers.picard import Picard
 from distributed_ignn.solvers.solve import solve
-from launch.benchmark import main
 from tests.lab.benchmarks.tiny_run import tiny_run
 from tests.ranks import run_ranks
 

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 import pytest
 
 from distributed_ignn.comm.communicator import Communicator
+from distributed_ignn.commands.reproduce import STUDIES, main
 from distributed_ignn.config import parse_args
 from distributed_ignn.errors import UserError
 from distributed_ignn.lab.benchmarks.variants import all_variants
 from distributed_ignn.lab.studies import beyond_k, long_range, outcome
-from launch.reproduce import STUDIES, main
 from tests.ranks import run_ranks
 
 TINY = shlex.split("""

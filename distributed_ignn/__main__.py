@@ -1,0 +1,10 @@
+"""``python -m distributed_ignn`` is ``ignn``."""
+
+from __future__ import annotations
+
+import sys
+
+from distributed_ignn.commands.main import script
+
+if __name__ == "__main__":
+    sys.exit(script())

@@ -1,0 +1,227 @@
+"""Measure: every figure is a ratio against a named baseline of the same run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal, Self
+
+import torch
+from pydantic import Field, model_validator
+from rich.console import Console
+
+from distributed_ignn.cli import run_main
+from distributed_ignn.comm.codecs import HaloCodec
+from distributed_ignn.comm.communicator import Communicator
+from distributed_ignn.config import RunConfig, parse_options_and_run
+from distributed_ignn.config.options import (
+    Bare,
+    Count,
+    Options,
+    OutputFile,
+    Shares,
+    Shown,
+    check_outputs,
+)
+from distributed_ignn.lab.benchmarks import codec_study, solver, sparsifier
+from distributed_ignn.lab.benchmarks.benchmark_graph import open_workload
+from distributed_ignn.lab.benchmarks.interleaving import Report
+from distributed_ignn.lab.benchmarks.short_flags import SHORT_FLAGS, spelled_out
+from distributed_ignn.lab.benchmarks.study import Study, tell_nobody
+from distributed_ignn.lab.benchmarks.suite import SUITE, WITH_SINGLE
+from distributed_ignn.launchers.this_rank import on_this_rank
+
+_STUDIES = ("solver", "sparsifier", "codecs")
+_EXAMPLE = "ignn benchmark propagate --json propagate.json"
+_STUDY = "ignn benchmark solver runs/acm --csv acm.csv --plot acm.png"
+_EXAMPLES = f"""\
+benchmarks of a graph:
+  propagate   the local sparse product by every kernel, beside the copy bandwidth of the machine
+  exchange    the halo exchange by codec: bytes, and seconds of packing, sending and unpacking
+  iteration   one evaluation of the map against the same in plain torch and against one process,
+              and where its time goes
+  epoch       a training epoch stage by stage, with the learned solver, Anderson and Picard
+  memory      the memory budget of a run beside what it takes, item by item
+
+studies of a trained run (RUN):
+  solver      distance, residual, test metric and time of every solver after every evaluation;
+              --variants trains variants of the learned solver
+  sparsifier  how the edges that the error estimator reads change what the learned solver reaches,
+              and the time of choosing them
+  codecs      evaluations, bytes and seconds of a solve with every way of writing halo rows, and
+              whether it ends at the same fixed point; under torchrun or over a link
+
+examples:
+  torchrun --standalone --nproc-per-node 2 -m distributed_ignn benchmark iteration --scale 0.04
+  {_EXAMPLE}
+  ignn benchmark propagate --dataset acm --data-root data --width 64
+  torchrun --standalone --nproc-per-node 2 -m distributed_ignn benchmark exchange --json out.json
+  {_STUDY}
+  torchrun --standalone --nproc-per-node 2 -m distributed_ignn benchmark codecs runs/acm
+  ignn link --rate 200mbit benchmark codecs runs/acm --codecs int4
+
+{SHORT_FLAGS}
+--shards DIR keeps the divided graph between calls: the shards of N parts lie in DIR/N, as ignn
+partition --parts N --out DIR/N writes them; missing ones are written. In a checkout,
+launch/benchmark.py is the same command.
+"""
+
+
+class _GraphOptions(Options):
+    title: ClassVar[str] = "benchmarks of a graph"
+
+    shards: Annotated[Path, Shown("DIR")] | None = Field(
+        None, description="folder of shards, see below"
+    )
+    methods: tuple[Literal["neural", "anderson", "picard"], ...] = Field(
+        (), description="solvers to train with (epoch); all by default"
+    )
+    without_single: bool = Field(False, description="leave the baseline of one process out")
+
+
+class _StudyOptions(Options):
+    title: ClassVar[str] = "studies of a trained run"
+
+    run: Annotated[Path, Bare("RUN", _STUDY, flag=True)] | None = Field(
+        None, description="output folder of a training run"
+    )
+    csv: OutputFile | None = Field(None, description="every measured row")
+    plot: OutputFile | None = Field(None, description="a PNG")
+    variants: bool = Field(False, description="train variants of the learned solver (solver)")
+    solver_steps: Count = Field(100, description="gradient steps of each network (solver)")
+    seeds: Count = Field(3, description="draws of the edges per choice (sparsifier)")
+    keep: Shares = Field((0.1, 0.2, 0.3, 0.5, 0.7), description="shares of edges kept (sparsifier)")
+    max_steps: Count = Field(100, description="most evaluations of a solve")
+    tolerance: float = Field(1e-6, gt=0, description="relative residual to solve to (codecs)")
+    codecs: tuple[HaloCodec, ...] = Field(
+        codec_study.CODECS, description="ways of writing halo rows, beside fp32 (codecs)"
+    )
+
+
+class _Options(_StudyOptions, _GraphOptions):
+    name: Annotated[
+        Literal[
+            "propagate",
+            "exchange",
+            "iteration",
+            "epoch",
+            "memory",
+            "solver",
+            "sparsifier",
+            "codecs",
+        ],
+        Bare("BENCHMARK", _EXAMPLE),
+    ] = Field(description="what to measure, see below")
+    json_file: OutputFile | None = Field(
+        None, alias="json", description="also write the figures here"
+    )
+    threads: Count = Field(1, description="CPU threads of each rank")
+    rounds: Count = Field(15, description="interleaved rounds")
+
+    @model_validator(mode="after")
+    def _check_kind(self) -> Self:
+        """Flags of one kind of benchmark mean nothing to the other."""
+        if self.name in _STUDIES:
+            if self.run is None:
+                raise ValueError(
+                    f"benchmark {self.name} needs a trained run; name its folder, as in {_STUDY}"
+                )
+            return self
+        for flag in ("csv", "plot", "run"):
+            if getattr(self, flag) is not None:
+                raise ValueError(f"--{flag} is for studies of a trained run, not for {self.name}")
+        return self
+
+    @property
+    def trained_run(self) -> Path:
+        """The run of a study."""
+        if self.run is None:
+            raise ValueError("no study of a run")
+        return self.run
+
+
+def main(argv: Sequence[str]) -> int:
+    """Exit code of the command, see ``run_main``."""
+    return run_main(lambda: _run(argv))
+
+
+def _run(argv: Sequence[str]) -> None:
+    options, config = parse_options_and_run(
+        _Options, spelled_out(argv), name="ignn benchmark", about=__doc__, more=_EXAMPLES
+    )
+    check_outputs(options)
+    torch.set_num_threads(options.threads)
+    on_this_rank(lambda comm: _measure(options, config, comm), config.device, config.comm)
+
+
+def _measure(options: _Options, config: RunConfig, comm: Communicator) -> None:
+    console = Console(stderr=True, highlight=False)
+    tell = console.print if comm.is_main else tell_nobody
+    study = None
+    if options.name in _STUDIES:
+        study = _study(options, comm)
+        report = study.report
+    else:
+        with open_workload(
+            config,
+            comm,
+            rounds=options.rounds,
+            shards=options.shards,
+            single=options.name in WITH_SINGLE and not options.without_single,
+            methods=options.methods,
+            tell=tell,
+        ) as workload:
+            report = SUITE[options.name](workload)
+    comm.together(
+        lambda: _write(options, report, study) if comm.is_main else None,
+        doing="write the results",
+        way_out="choose other files",
+    )
+
+
+def _study(options: _Options, comm: Communicator) -> Study:
+    console = Console(stderr=True, highlight=False)
+    tell = console.print if comm.is_main else tell_nobody
+    run = options.trained_run
+    if options.name == "sparsifier":
+        return sparsifier.run(
+            sparsifier.SparsifierOptions(
+                run,
+                keeps=options.keep,
+                seeds=options.seeds,
+                rounds=options.rounds,
+                max_steps=options.max_steps,
+                tell=tell,
+            ),
+            comm,
+        )
+    if options.name == "codecs":
+        return codec_study.run(
+            codec_study.CodecOptions(
+                run,
+                options.rounds,
+                tolerance=options.tolerance,
+                max_steps=options.max_steps,
+                codecs=options.codecs,
+                tell=tell,
+            ),
+            comm,
+        )
+    steps = options.solver_steps if options.variants else None
+    return solver.run(
+        solver.SolverOptions(
+            run, options.rounds, max_steps=options.max_steps, solver_steps=steps, tell=tell
+        ),
+        comm,
+    )
+
+
+def _write(options: _Options, report: Report, study: Study | None) -> None:
+    shown = report if study is None else study
+    shown.show(Console(highlight=False))
+    if options.json_file is not None:
+        report.write(options.json_file)
+    if study is not None and options.csv is not None:
+        study.write_csv(options.csv)
+    if study is not None and options.plot is not None:
+        study.write_plot(options.plot)

@@ -1,0 +1,158 @@
+"""Repeat one of the paper's studies, or the long-range study, and write CSV, PNG and JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+from rich.console import Console
+
+from distributed_ignn.cli import run_main
+from distributed_ignn.comm.communicator import Communicator
+from distributed_ignn.config import CONFIG_FOLDER, parse_options_and_run
+from distributed_ignn.config.options import (
+    Bare,
+    Commas,
+    Options,
+    OutputFolder,
+    Shown,
+    check_outputs,
+)
+from distributed_ignn.errors import UserError
+from distributed_ignn.lab.studies import beyond_k, cost, dynamics, long_range, solver_variants
+from distributed_ignn.lab.studies.outcome import Outcome, Request, show_outcome, write_outcome
+from distributed_ignn.launchers.this_rank import on_this_rank
+
+Study = Callable[[Request, Communicator], Outcome]
+LONG_RANGE = "long-range"
+STUDIES: dict[str, Study] = {
+    "figure3": cost.run,
+    "figure4": beyond_k.run,
+    "figure5": solver_variants.run_losses,
+    "figure7": solver_variants.run_networks,
+    "figure8": dynamics.run,
+    LONG_RANGE: long_range.run,
+}
+_EXAMPLE = "ignn reproduce figure8 --dataset acm --seeds 0,1,2"
+_EXAMPLES = f"""\
+studies:
+  figure3     parameters and training time of the learned solver beside the model's
+  figure4     convergence past the K steps that the solver was trained for
+  figure5     each term of the solver's loss switched off
+  figure7     every variant of the learned solver, with a network and without
+  figure8     training with the learned solver, Anderson and Picard, epoch by epoch
+  long-range  accuracy over the length of a chain, against GCN, SGC, APPNP and GCNII
+
+examples:
+  {_EXAMPLE}
+  ignn reproduce long-range --hard --lengths 10,50,200 --out runs/hard
+
+A dataset that is not named is citeseer, for long-range chains. Runs that a former call has finished
+in the same folder with the same settings are not trained again. In a checkout, launch/reproduce.py
+is the same command.
+"""
+_OWN = ("--output", "--seed", "--resume", "--workers", "--gpus")  # settings that a study decides
+
+
+def _numbers(least: int, text: Any) -> Any:
+    """Distinct whole numbers from ``least`` on, of text with commas between them."""
+    if not isinstance(text, str):
+        return text
+    parts = text.split(",")
+    if not all(part.isdecimal() and int(part) >= least for part in parts):
+        raise ValueError(
+            f"must be whole numbers from {least} on with commas between them, as in "
+            f"{least},{least + 1}"
+        )
+    numbers = tuple(map(int, parts))
+    if len(set(numbers)) < len(numbers):
+        raise ValueError("names a number twice; leave one out")
+    return numbers
+
+
+_Numbers = Annotated[tuple[int, ...], Commas(), Shown("N,N,...")]
+_Seeds = Annotated[_Numbers, BeforeValidator(partial(_numbers, 0))]
+_Depths = Annotated[_Numbers, BeforeValidator(partial(_numbers, 1))]
+_Lengths = Annotated[_Numbers, BeforeValidator(partial(_numbers, 2))]
+
+
+class _Options(Options):
+    study: Annotated[
+        Literal["figure3", "figure4", "figure5", "figure7", "figure8", "long-range"],
+        Bare("STUDY", _EXAMPLE),
+    ] = Field(description="what to repeat, see below")
+    seeds: _Seeds = Field((0,), description="of the runs")
+    out: OutputFolder | None = Field(None, description="runs/STUDY-DATASET if not given")
+    hard: bool = Field(False, description="long-range: several classes and feature noise")
+    lengths: _Lengths | None = Field(None, description="long-range: of the chains")
+    depths: _Depths | None = Field(None, description="long-range: of the deep models")
+
+    @model_validator(mode="after")
+    def _check_kind(self) -> Self:
+        if self.study != LONG_RANGE and (self.hard or self.lengths or self.depths):
+            raise ValueError(
+                f"--hard, --lengths and --depths belong to long-range, not {self.study}"
+            )
+        return self
+
+
+def main(argv: Sequence[str]) -> int:
+    """Exit code of the command, see ``run_main``."""
+    return run_main(lambda: _run(argv))
+
+
+def _run(argv: Sequence[str]) -> None:
+    options, config = parse_options_and_run(
+        _Options,
+        [*argv, *_defaults(argv)],
+        name="ignn reproduce",
+        about=__doc__,
+        more=_EXAMPLES,
+    )
+    named = [flag for flag in _OWN if _holds(argv, flag)]
+    if named:
+        raise UserError(f"{named[0]} is set by the study; it takes --seeds and --out")
+    check_outputs(options)
+    out = options.out or Path("runs") / f"{options.study}-{Path(config.dataset).stem}"
+    request = Request(config, options.seeds, out.absolute())
+    study = STUDIES[options.study]
+    if options.study == LONG_RANGE:
+        extent = long_range.Range(
+            options.lengths or long_range.LENGTHS, options.depths or long_range.DEPTHS
+        )
+        study = partial(long_range.run, extent=extent)
+    on_this_rank(lambda comm: _conduct(options.study, study, request, comm), config.device)
+
+
+def _conduct(name: str, study: Study, request: Request, comm: Communicator) -> None:
+    writing = f"write to out = {request.out}"
+    comm.together(
+        lambda: request.out.mkdir(parents=True, exist_ok=True) if comm.is_main else None,
+        doing=writing,
+        way_out="choose another --out",
+    )
+    outcome = study(request, comm)
+    comm.together(
+        lambda: write_outcome(name, request, outcome) if comm.is_main else None, doing=writing
+    )
+    if comm.is_main:
+        show_outcome(name, request, outcome, Console(highlight=False))
+
+
+def _defaults(argv: Sequence[str]) -> list[str]:
+    """The settings file or the dataset that a study takes if none is named."""
+    if _holds(argv, "--config"):
+        if "--hard" in argv:
+            raise UserError("--hard and --config both name a settings file; give one of them")
+        return []
+    if LONG_RANGE in argv:
+        name = "long-range-hard.yaml" if "--hard" in argv else "long-range.yaml"
+        return ["--config", str(CONFIG_FOLDER / name)]
+    return [] if _holds(argv, "--dataset") else ["--dataset", "citeseer"]
+
+
+def _holds(argv: Sequence[str], flag: str) -> bool:
+    return any(argument.partition("=")[0] == flag for argument in argv)

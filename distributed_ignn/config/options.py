@@ -1,0 +1,282 @@
+"""The flags of a command that are no settings of a run, as pydantic models.
+
+A command states its flags once, as the settings do: type, default, limits and meaning are those of
+a field, rules between flags are validators. Fields of a base class with a ``title`` stand together
+in the help, under that title.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from inspect import get_annotations
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_origin
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict
+
+from distributed_ignn.config.command import CommandParser
+from distributed_ignn.config.outputs import check_output
+from distributed_ignn.config.section import Section
+from distributed_ignn.errors import UserError
+
+_BARE = "bare:"  # before the name of an argument that is given without its flag
+
+
+class Options(Section):
+    """Flags of one command; ``title`` is the heading of a group of them."""
+
+    title: ClassVar[str] = ""
+
+
+OptionsT = TypeVar("OptionsT", bound=Options)
+
+
+@dataclass(frozen=True, slots=True)
+class Bare:
+    """Marks a field that is written without a flag.
+
+    Args:
+        name: as the help shows it.
+        example: a command line with it.
+        flag: whether it may have a flag as well. torchrun takes ``--run`` for its own
+            ``--run-path``, so that the run of a command under it stands bare.
+    """
+
+    name: str
+    example: str
+    flag: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Rest:
+    """Marks a field that takes everything that is left, flags too.
+
+    Args:
+        name: as the help shows it.
+    """
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """How the help shows the value of a flag, such as ``FILE``."""
+
+    name: str | tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """Marks the path of something that the command writes.
+
+    Args:
+        folder: whether that is a folder.
+    """
+
+    folder: bool = False
+
+
+class Commas:
+    """Marks a list that is one argument, its members between commas."""
+
+
+def _split(value: Any) -> Any:
+    """The members of a list: one argument each, or between commas."""
+    if isinstance(value, str):
+        return value.split(",")
+    if isinstance(value, list):
+        return [part for text in value for part in str(text).split(",")]
+    return value
+
+
+def _distinct(value: tuple[Any, ...]) -> tuple[Any, ...]:
+    if len(set(value)) < len(value):
+        raise ValueError("names one of them twice")
+    return value
+
+
+Count = Annotated[int, Field(ge=1)]
+Counts = Annotated[tuple[Count, ...], BeforeValidator(_split)]
+"""Whole numbers from 1 on: ``--ranks 1 2 4`` or ``--ranks 1,2,4``."""
+
+Share = Annotated[float, Field(gt=0, le=1)]
+Shares = Annotated[tuple[Share, ...], BeforeValidator(_split)]
+Distinct = AfterValidator(_distinct)
+SplitCommas = BeforeValidator(_split)
+
+OutputFile = Annotated[Path, Output(), Shown("FILE")]
+OutputFolder = Annotated[Path, Output(folder=True), Shown("DIR")]
+
+
+def fields(options: type[BaseModel]) -> dict[str, FieldInfo]:
+    """The fields by the names that the command line has for them, which may be aliases."""
+    return {field.alias or name: field for name, field in options.model_fields.items()}
+
+
+def label(options: type[BaseModel], name: str) -> str:
+    """A field as it is written on the command line: ``--max-steps``, or ``RUN``."""
+    field = fields(options).get(name)
+    bare = _mark(field, Bare) or _mark(field, Rest) if field is not None else None
+    return bare.name if bare is not None else f"--{name.replace('_', '-')}"
+
+
+def example(field: FieldInfo) -> str | None:
+    """A command line that has the argument, if the help knows one."""
+    bare = _mark(field, Bare)
+    return bare.example if bare is not None else None
+
+
+def declare(options: type[Options], parser: CommandParser, placeholders: Mapping[str, str]) -> None:
+    """Add the flags of a command to its parser.
+
+    Args:
+        options: what the command takes.
+        parser: of the command.
+        placeholders: words of the help for Python's type names.
+    """
+    groups = {
+        base.title: parser.add_argument_group(base.title)
+        for base in reversed(options.__mro__)
+        if issubclass(base, Options) and base.__dict__.get("title")
+    }
+    known, titles = fields(options), _titles(options)
+
+    def add(group: Any, *flags: str, **kwargs: Any) -> None:
+        name = kwargs["dest"]
+        if name not in first:
+            _add(groups.get(titles[name], group), name, flags, known[name], placeholders)
+
+    # arguments without a flag are taken in the order in which they are declared
+    first = [
+        name for name, field in known.items() if (mark := _mark(field, Bare)) and not mark.flag
+    ]
+    for name in first:
+        _add(parser, name, (), known[name], placeholders)
+    line = type("_Line", (options, BaseSettings), {"model_config": _CONFIG, "__module__": __name__})
+    CliSettingsSource(line, root_parser=parser, add_argument_method=add)
+
+
+_CONFIG = SettingsConfigDict(cli_avoid_json=True, cli_hide_none_type=True, cli_kebab_case=True)
+
+
+def _add(
+    group: Any,
+    name: str,
+    flags: Sequence[str],
+    field: FieldInfo,
+    placeholders: Mapping[str, str],
+) -> None:
+    """Declare one field to argparse."""
+    bare, rest = _mark(field, Bare), _mark(field, Rest)
+    own = {"help": _help(field), "default": argparse.SUPPRESS}
+    if rest is not None:
+        group.add_argument(f"{_BARE}{name}", nargs=argparse.REMAINDER, metavar=rest.name, **own)
+        return
+    if bare is not None:
+        nargs = "?" if bare.flag else None
+        group.add_argument(f"{_BARE}{name}", nargs=nargs, metavar=bare.name, **own)
+        own["help"] = f"the same as {bare.name}"
+    if bare is None or bare.flag:
+        group.add_argument(*flags, dest=name, **own, **_form(field, placeholders))
+
+
+def given(options: type[Options], found: argparse.Namespace) -> dict[str, Any]:
+    """The values of a command line, by field, unchecked.
+
+    Raises:
+        UserError: one is given twice, with its flag and without.
+    """
+    values = vars(found)
+    chosen = {name: values[name] for name in fields(options) if name in values}
+    for name in fields(options):
+        bare = values.get(f"{_BARE}{name}")
+        if bare is not None and chosen.setdefault(name, bare) != bare:
+            raise UserError(
+                f"{bare} and --{name} {chosen[name]} name two of the same; give one of them"
+            )
+    return chosen
+
+
+def check_outputs(values: Options) -> None:
+    """Refuse paths that can never be written, before work is done that would be lost.
+
+    Raises:
+        UserError: see ``check_output``.
+    """
+    for name, field in type(values).model_fields.items():
+        mark = _mark(field, Output)
+        if mark is not None:
+            flag = label(type(values), field.alias or name)
+            check_output(flag, getattr(values, name), folder=mark.folder)
+
+
+def _form(field: FieldInfo, placeholders: Mapping[str, str]) -> dict[str, Any]:
+    """How many values a flag takes, and the word for one."""
+    if field.annotation is bool:
+        return {"action": "store_true"}
+    shown, members = _mark(field, Shown), _members(field.annotation)
+    word = shown.name if shown else _word(field.annotation, placeholders)
+    if members is None or _mark(field, Commas) is not None:
+        return {"metavar": word}
+    return {"metavar": word, "nargs": members or "+"}
+
+
+def _help(field: FieldInfo) -> str:
+    text = field.description or ""
+    default = field.get_default()
+    if field.is_required():
+        text += " (required)"
+    elif default not in (None, False, ()):
+        plain = " ".join(map(str, default)) if isinstance(default, tuple) else str(default)
+        text += f" (default: {plain})"
+    return text.lstrip().replace("%", "%%")
+
+
+def _parts(annotation: Any) -> Iterator[Any]:
+    """An annotation and all that it is made of."""
+    yield annotation
+    for part in get_args(annotation):
+        yield from _parts(part)
+
+
+def _members(annotation: Any) -> int | None:
+    """How many arguments a tuple takes, 0 for any number; None for what is none."""
+    for part in _parts(annotation):
+        if get_origin(part) is tuple:
+            members = get_args(part)
+            return 0 if members[-1] is Ellipsis else len(members)
+    return None
+
+
+def _word(annotation: Any, placeholders: Mapping[str, str]) -> str:
+    """The choices of a field, or the word for its type."""
+    for part in _parts(annotation):
+        if get_origin(part) is Literal:
+            return "{" + ",".join(map(str, get_args(part))) + "}"
+        if isinstance(part, type) and part.__name__ in placeholders:
+            return placeholders[part.__name__]
+    raise TypeError(f"the help knows no word for {annotation}")
+
+
+def _titles(options: type[Options]) -> dict[str, str]:
+    """The group of every field: that of the class which declares it."""
+    return {
+        field.alias or name: next(
+            str(base.__dict__.get("title", ""))
+            for base in options.__mro__
+            if name in get_annotations(base)
+        )
+        for name, field in options.model_fields.items()
+    }
+
+
+def _mark(field: FieldInfo, kind: type[Any]) -> Any:
+    """The mark of a kind, also where the type that carries it is one of a union."""
+    for mark in (*field.metadata, *_parts(field.annotation)):
+        if isinstance(mark, kind):
+            return mark
+    return None

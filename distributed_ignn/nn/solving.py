@@ -1,0 +1,220 @@
+"""How the layers solve: one method for each direction, the record of a call, and what failure does.
+
+A solve that ends above its tolerance is never silent: it is in the record, and the layer warns,
+raises or, where it was asked to, goes on.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from distributed_ignn.config import SolveConfig
+from distributed_ignn.config.check import validate_run
+from distributed_ignn.config.sections import RunConfig
+from distributed_ignn.errors import UserError
+from distributed_ignn.solvers.anderson import Anderson
+from distributed_ignn.solvers.base import AnySolver, FixedPointMap, Outcome, Solution
+from distributed_ignn.solvers.broyden import Broyden
+from distributed_ignn.solvers.picard import Picard
+from distributed_ignn.solvers.solve import solve
+
+Failure = Literal["warn", "raise", "ignore"]
+"""What a layer does about a solve that ends above its tolerance."""
+
+
+class NotConvergedWarning(UserWarning):
+    """A fixed point was not found to its tolerance; what was found last is used."""
+
+
+@dataclass(frozen=True, slots=True)
+class Solve:
+    """The record of one solve.
+
+    Args:
+        evaluations: of the map (forward), or vector-Jacobian products (backward).
+        residual: ||f(z) - z|| / ||f(z)|| of the point that is used.
+        outcome: how it ended; the text says why.
+    """
+
+    evaluations: int
+    residual: float
+    outcome: Outcome
+
+    @property
+    def converged(self) -> bool:
+        """Whether the residual is at or below the tolerance."""
+        return self.outcome is Outcome.CONVERGED
+
+
+@dataclass(slots=True)
+class SolveInfo:
+    """The record of one call of a layer; the backward solve enters it when it happens.
+
+    Args:
+        forward: None before the solve.
+        adjoint: None until the backward pass has run.
+    """
+
+    forward: Solve | None = None
+    adjoint: Solve | None = None
+
+    @property
+    def evaluations(self) -> int:
+        """Of the map, in the forward solve."""
+        return 0 if self.forward is None else self.forward.evaluations
+
+    @property
+    def adjoint_evaluations(self) -> int:
+        """Vector-Jacobian products of the backward solve; 0 until it has run."""
+        return 0 if self.adjoint is None else self.adjoint.evaluations
+
+    @property
+    def residual(self) -> float:
+        """Relative residual of the forward solve; NaN before it."""
+        return math.nan if self.forward is None else self.forward.residual
+
+    @property
+    def converged(self) -> bool:
+        """Whether every solve of this call so far reached its tolerance."""
+        return all(each.converged for each in (self.forward, self.adjoint) if each is not None)
+
+
+def local_sum(sums: Tensor) -> Tensor:
+    """The sum over the one process that there is."""
+    return sums
+
+
+def checked(values: Mapping[str, Mapping[str, Any]]) -> RunConfig:
+    """Settings by section, under the rules that hold on the command line.
+
+    Raises:
+        UserError: naming the setting as the layer's argument is named.
+    """
+    try:
+        return validate_run({"dataset": "chains", **values})
+    except UserError as error:
+        message = str(error)
+        for section in values:
+            message = message.replace(f"{section}.", "")
+        raise UserError(message) from error
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """How one direction is solved.
+
+    Args:
+        solver: the method.
+        tolerance: relative residual at which to stop.
+        max_steps: most evaluations of one solve, at least 1.
+    """
+
+    solver: AnySolver
+    tolerance: float
+    max_steps: int
+
+    @classmethod
+    def of(cls, solver: str | AnySolver, **limits: Any) -> Method:
+        """From the arguments of a layer.
+
+        Args:
+            solver: a name, or an object with the methods of ``FixedPointSolver``.
+            limits: keys of ``SolveConfig`` besides ``method``.
+
+        Raises:
+            UserError: an unknown solver, or a number outside its limits.
+        """
+        config = checked({"forward": limits}).forward
+        found = _named(solver, config) if isinstance(solver, str) else solver
+        return cls(found, config.tolerance, config.max_steps)
+
+    @torch.no_grad()
+    def solve(self, fixed_point_map: FixedPointMap, start: Tensor) -> Solution:
+        """The record of a solve from ``start`` [O, D] in this process alone."""
+        return solve(
+            fixed_point_map,
+            start,
+            self.solver,
+            local_sum,
+            tolerance=self.tolerance,
+            max_steps=self.max_steps,
+        )
+
+
+def _named(name: str, config: SolveConfig) -> AnySolver:
+    if name == "picard":
+        return Picard(config.beta)
+    if name == "anderson":
+        return Anderson(config.memory, config.beta, config.regularization)
+    if name == "broyden":
+        return Broyden(config.memory)
+    if name == "neural":
+        raise UserError(
+            "solver = 'neural' has to be trained, which a run of launch/train.py does; take "
+            "anderson, or give a trained NeuralSolver"
+        )
+    raise UserError(
+        f"solver = {name!r} must be picard, anderson or broyden, or an object with their methods"
+    )
+
+
+@dataclass(slots=True)
+class Watcher:
+    """What becomes of solves that end above their tolerance; one for each layer.
+
+    Args:
+        failure: what to do.
+        advice: the way out, for the message.
+    """
+
+    failure: Failure
+    advice: str
+    _warned: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        if self.failure not in get_args(Failure):
+            allowed = ", ".join(get_args(Failure))
+            raise UserError(f"on_failure = {self.failure!r} must be one of {allowed}")
+
+    def record(self, direction: str, solution: Solution, method: Method) -> Solve:
+        """The record of a solve, after saying what has to be said.
+
+        A direction warns once, and again after it has converged in between. Numbers that are not
+        finite raise unless failures are to be ignored: nothing can be made of them.
+
+        Raises:
+            UserError: the solve failed and that is an error.
+        """
+        found = Solve(solution.steps, solution.residual, solution.outcome)
+        if found.converged:
+            self._warned.discard(direction)
+        elif self.failure != "ignore":
+            line = f"the {direction} solve {_trouble(solution, method)}; {self.advice}"
+            if self.failure == "raise" or found.outcome is Outcome.DIVERGED:
+                raise UserError(line)
+            if direction not in self._warned:
+                self._warned.add(direction)
+                warnings.warn(line, NotConvergedWarning, stacklevel=2)
+        return found
+
+
+def _trouble(solution: Solution, method: Method) -> str:
+    """What went wrong, in a few words."""
+    steps, last = solution.steps, solution.residuals[-1]
+    if solution.outcome is Outcome.DIVERGED:
+        when = "at its start" if steps == 1 else f"after {steps} evaluations"
+        return f"diverges: its numbers are not finite {when}"
+    reached = f"stops at a relative residual of {solution.residual:.1e} after {steps} evaluations"
+    floor = torch.finfo(solution.image.dtype).eps
+    if method.tolerance < floor:
+        dtype = str(solution.image.dtype).removeprefix("torch.")
+        return f"{reached}, and {dtype} cannot reach the tolerance {method.tolerance:.0e}"
+    trend = " and grows" if last > solution.residuals[0] else ""
+    return f"{reached}{trend} (tolerance {method.tolerance:.0e})"
