@@ -17,6 +17,9 @@ from distributed_ignn.training.trainer import Best, Trainer
 
 TensorDict = dict[str, Tensor]
 
+# whatever a file can lack or hold instead: its checksums only say that it is whole
+_UNUSABLE = (KeyError, ValueError, TypeError, RuntimeError)
+
 
 def take_snapshot(trainer: Trainer) -> Snapshot:
     """Everything that a resumed run needs to go on bit for bit."""
@@ -62,12 +65,30 @@ def restore(trainer: Trainer, snapshot: Snapshot) -> None:
     try:
         check_state(snapshot.state)
         _put_back(trainer, snapshot)
-    except (KeyError, ValueError, TypeError, RuntimeError) as error:
-        # whatever a file can lack or hold instead: its checksums only say that it is whole
-        raise UserError(
-            f"the checkpoint lacks a part of a run or holds something else "
-            f"({in_one_line(error)}); choose another checkpoint"
-        ) from error
+    except _UNUSABLE as error:
+        raise _unusable(error) from error
+
+
+def restore_best(trainer: Trainer, snapshot: Snapshot) -> None:
+    """The weights that validation chose and the learned solver, for any graph.
+
+    Args:
+        trainer: of the same settings, on a graph with as many feature columns.
+        snapshot: of a run without rows of its own, such as embeddings of nodes.
+
+    Raises:
+        UserError: see ``restore``.
+    """
+    try:
+        check_state(snapshot.state)
+        best = _under(snapshot.common, "best/")
+        _load_weights(trainer, best or _under(snapshot.common, "model/"))
+        trainer.best = Best(snapshot.state["best_epoch"], snapshot.state["best_val"], best or None)
+        if trainer.solver_trainer is not None and trainer.learned is not None:
+            trainer.solver_trainer.load_state(_under(snapshot.common, "solver/"))
+            trainer.learned.ready = snapshot.state["solver_ready"]
+    except _UNUSABLE as error:
+        raise _unusable(error) from error
 
 
 def roll_back(trainer: Trainer, fault: NumbersError, snapshot: Snapshot) -> None:
@@ -91,6 +112,13 @@ def roll_back(trainer: Trainer, fault: NumbersError, snapshot: Snapshot) -> None
     # as a run does that is resumed from here
     trainer.model.propagation.reset_links()
     trainer.guard.announce_rollback(fault, trainer.epoch)
+
+
+def _unusable(error: Exception) -> UserError:
+    return UserError(
+        f"the checkpoint lacks a part of a run or holds something else "
+        f"({in_one_line(error)}); choose another checkpoint"
+    )
 
 
 def _put_back(trainer: Trainer, snapshot: Snapshot) -> None:

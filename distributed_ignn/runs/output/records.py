@@ -19,6 +19,7 @@ from distributed_ignn.reading.strict_json import parse_json
 from distributed_ignn.training.epoch_record import EpochRecord
 
 METRICS = "metrics.jsonl"
+SUMMARY = "summary.json"
 
 
 class RunRecorder:
@@ -47,6 +48,7 @@ class RunRecorder:
         kept = [r for r in read_metrics(self._path) if r["epoch"] <= epochs_done]
         atomic_write_text(self._path, "".join(_line(record) for record in kept))
         self._file = os.open(self._path, os.O_WRONLY | os.O_APPEND)
+        self._hook = threading.excepthook
         threading.excepthook = _quiet_about_events
         self._board = SummaryWriter(str(self._folder), purge_step=epochs_done + 1)
 
@@ -76,7 +78,7 @@ class RunRecorder:
         Raises:
             OSError: it cannot be written.
         """
-        atomic_write_json(self._folder / "summary.json", {k: _finite(v) for k, v in values.items()})
+        atomic_write_json(self._folder / SUMMARY, {k: _finite(v) for k, v in values.items()})
 
     def _append(self, line: bytes) -> None:
         before = os.fstat(self._file).st_size
@@ -90,6 +92,8 @@ class RunRecorder:
         os.close(self._file)
         with suppress(OSError):  # TensorBoard's own thread met a full disk
             self._board.close()
+        if threading.excepthook is _quiet_about_events:
+            threading.excepthook = self._hook
 
 
 def _quiet_about_events(args: threading.ExceptHookArgs) -> None:
