@@ -84,10 +84,10 @@ def load_run(run: Path, comm: Communicator, kept_solver: bool = True) -> Trainer
     if snapshot is None:
         raise _no_checkpoint(run)
     comm.together(lambda: restore(trainer, snapshot))
-    trainer.use_best_weights()
+    trainer.best.use()
     if trainer.learned is not None and kept_solver:
         load_solver(run, trainer.learned, trainer.best.epoch, comm)
-    trainer.planner.states.clear()
+    trainer.planner.forget()
     return trainer
 
 

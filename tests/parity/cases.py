@@ -318,7 +318,7 @@ def _gradients(
 ) -> dict[str, Tensor]:
     """Fixed point and gradient of every parameter."""
     model = ImplicitGNN(shard, comm, config.model, kind, 0)
-    planner = SolvePlanner(config, None)
+    planner = SolvePlanner(config, None, comm.device)
     Objective(shard, comm, "auto").loss(model(0, planner.train(), planner.adjoint())).backward()
     point = planner.states["evaluate" if config.model.fixed_injection else "train"]
     found = {"fixed point": spread(shard, point)}
