@@ -102,7 +102,6 @@ def _refusing() -> Iterator[None]:
     try:
         yield
     except (AttributeError, KeyError, ValueError, TypeError, RuntimeError) as error:
-        # whatever a file can lack or hold instead: its checksums only say that it is whole
         raise UserError(
             f"the checkpoint lacks a part of a run or holds something else "
             f"({in_one_line(error)}); choose another checkpoint"
