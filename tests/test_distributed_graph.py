@@ -18,7 +18,7 @@ from distributed_ignn.graph.data import CSRMatrix
 from distributed_ignn.graph.partitioning.partition import assign_parts
 from distributed_ignn.graph.storage.shard_store import write_shards
 from tests.parity.cases import FEATURES, NODES, make_data
-from tests.parity.layers import divided, rows
+from tests.parity.explicit_cases import divided, rows
 from tests.ranks import run_ranks
 
 
