@@ -22,7 +22,7 @@ def step_tensors(
     made: Mapping[str, Tensor],
     gradients: Mapping[str, Tensor],
 ) -> list[tuple[str, Tensor]]:
-    """Named tensors of this rank, causes before effects; every rank calls it alike.
+    """Name tensors of this rank, causes before effects; every rank calls it alike.
 
     Args:
         model: its weights, its features and b(X), which is computed once more.

@@ -26,7 +26,7 @@ _SERVING = ("model", "best", "solver")
 
 
 def take_snapshot(trainer: Trainer) -> Snapshot:
-    """Everything that a resumed run needs to go on bit for bit."""
+    """Take everything that a resumed run needs to go on bit for bit."""
     states = {name: part.state() for name, part in trainer.parts().items()}
     head: dict[str, Any] = {
         "graph": graph_sizes(trainer.shard),
@@ -45,7 +45,7 @@ def take_snapshot(trainer: Trainer) -> Snapshot:
 
 
 def _state_of(snapshot: Snapshot, part: str) -> State:
-    """The state of one part; an empty one where the snapshot has none.
+    """Return the state of one part; an empty one where the snapshot has none.
 
     Raises:
         AttributeError, KeyError, ValueError: the snapshot is incomplete.
@@ -60,7 +60,7 @@ def restore(
     snapshot: Snapshot,
     instead: Mapping[str, Callable[[State], None]] | None = None,
 ) -> None:
-    """Inverse of ``take_snapshot``.
+    """Put a snapshot back: the inverse of ``take_snapshot``.
 
     Args:
         trainer: of any state.
@@ -109,6 +109,6 @@ def _refusing() -> Iterator[None]:
 
 
 def _under(tensors: Mapping[str, Tensor], part: str) -> TensorDict:
-    """Tensors by their names within ``part``."""
+    """Return tensors by their names within ``part``."""
     prefix = f"{part}/"
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

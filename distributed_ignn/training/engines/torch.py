@@ -20,7 +20,7 @@ Check = Callable[[bool], None]
 
 
 def require_usable(usable: bool) -> None:
-    """The plainest ``Check``.
+    """Raise where the gradients are unusable: the plainest ``Check``.
 
     Raises:
         NumbersError: the gradients cannot be used.
@@ -30,17 +30,17 @@ def require_usable(usable: bool) -> None:
 
 
 class Engine(Protocol):
-    """One optimiser step of the model, and the optimiser's state as named tensors."""
+    """Takes the optimiser's step of the model, and knows the optimiser's state."""
 
     def step(self, loss_share: Tensor, check: Check = require_usable) -> None:
-        """Backward of this rank's share of the loss, sum over ranks, ``check``, update, constraint.
+        """Go backward from this rank's share of the loss, sum over ranks, check, update, project.
 
         Where ``check`` raises, weights and optimiser are as they were.
         """
         ...
 
     def gradients(self) -> TensorDict:
-        """This rank's own gradients by parameter, while ``check`` looks into unusable ones."""
+        """Return this rank's own gradients by name, while ``check`` looks into unusable ones."""
         ...
 
     def scale_lr(self, scale: float) -> None:
@@ -57,7 +57,7 @@ class Engine(Protocol):
 
 
 class TorchEngine:
-    """Adam on every rank, replicated: after the gradient sum all ranks take the same step.
+    """Steps with Adam on every rank alike: after the gradient sum all take the same step.
 
     Args:
         model: whose parameters are stepped.

@@ -56,7 +56,7 @@ Incoming = Callable[[Tensor], Tensor]
 
 
 class SolverTrainer:
-    """Runs solver phases.
+    """Trains the learned solver, one phase at a time.
 
     Args:
         learned: what is trained.
@@ -118,7 +118,7 @@ class SolverTrainer:
     def _phase_forward(
         self, model: ImplicitGNN, planner: SolvePlanner, steps: int
     ) -> tuple[Tensor, float | None]:
-        """Everything that belongs to the forward solve; Z* and the loss."""
+        """Do everything that belongs to the forward solve; return Z* and the loss."""
         with torch.no_grad():
             injection = model.injection()
             cell = model.layer.cell(injection, model.channel_weights())
@@ -132,7 +132,7 @@ class SolverTrainer:
     def _fit_forward(
         self, cell: EquilibriumCell, injection: Tensor, target: Tensor
     ) -> tuple[Tensor, float | None]:
-        """The starting point of later solves, and how far the fitted steps lead."""
+        """Fit, and return the starting point of later solves and how far the fitted steps lead."""
         learned, activate = self._learned, cell.form.activate
         start = activate(injection)
         if learned.initialiser is not None:
@@ -161,7 +161,7 @@ class SolverTrainer:
             self._fit.estimator(beta, cell, torch.zeros_like(found), found)
 
     def _target(self, cell: EquilibriumCell, injection: Tensor, planner: SolvePlanner) -> Tensor:
-        """Z* to a tight tolerance, from the last validation's state if it is kept."""
+        """Find Z* to a tight tolerance, from the last validation's state if it is kept."""
         planner.forget_unused()
         solver = self._learned.solver()
         if EVALUATE in planner.states:
@@ -227,7 +227,7 @@ class SolverTrainer:
                 self.optimizer.state[parameter][kind] = value.to(device)
 
     def _step(self, cell: EquilibriumCell, start: Tensor, target: Tensor) -> float:
-        """One gradient step of the network along a solve from ``start``; the loss."""
+        """Take one gradient step of the network along a solve from ``start``; return the loss."""
         if self.optimizer is None or self._learned.predictor is None:
             raise ValueError("there is no network to train")
         progress = self._schedule.solver_progress(self.steps_done)
