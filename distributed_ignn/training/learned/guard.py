@@ -32,6 +32,9 @@ def guarded_phase(
         learned: what is trained.
         action: the phase.
         epoch: model steps done, for the message.
+
+    Returns:
+        The loss of the phase; None where nothing was fitted, or what was fitted is dropped.
     """
     kept = trainer.state().copy()
     try:
