@@ -5,8 +5,9 @@ Letters: n nodes of the whole graph, O owned nodes, E edges into owned nodes, F 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -74,9 +75,11 @@ class DistributedGraph:
         Raises:
             UserError: there are no shards or they are damaged, on every rank alike.
         """
-        comm = join(device)
-        part = comm.together(lambda: read_part(Path(folder), comm.rank, comm.world_size))
-        return cls(part, comm, dtype)
+
+        def read(comm: Communicator) -> GraphShard:
+            return comm.together(lambda: read_part(Path(folder), comm.rank, comm.world_size))
+
+        return cls._joining(read, device, dtype)
 
     @classmethod
     def divide(
@@ -100,21 +103,36 @@ class DistributedGraph:
         Raises:
             UserError: ranks hold different graphs, or the graph cannot be divided so.
         """
-        comm = join(device)
-        prints = comm.gather_json(data.fingerprint())
-        if len(set(prints)) > 1:
-            other = next(rank for rank, each in enumerate(prints) if each != prints[0])
-            raise UserError(
-                f"ranks 0 and {other} hold different graphs; load or make the same one on every "
-                "rank, with the same seed"
+
+        def cut(comm: Communicator) -> GraphShard:
+            _check_alike(
+                comm,
+                data.fingerprint(),
+                "hold different graphs; load or make the same one on each, with the same seed",
             )
-
-        def cut() -> GraphShard:
             settings = partition or PartitionConfig()
-            assignment = assign_parts(data.graphs, comm.world_size, settings)
-            return build_shard(data, assignment.plan, comm.rank)
+            assigned = comm.together(lambda: assign_parts(data.graphs, comm.world_size, settings))
+            _check_alike(
+                comm,
+                sha256(assigned.part.numpy().tobytes()).hexdigest(),
+                "divide the graph differently; divide it once, with launch/partition.py, and open "
+                "the shards",
+            )
+            return build_shard(data, assigned.plan, comm.rank)
 
-        return cls(comm.together(cut), comm, dtype)
+        return cls._joining(cut, device, dtype)
+
+    @classmethod
+    def _joining(
+        cls, shard: Callable[[Communicator], GraphShard], device: str, dtype: torch.dtype | None
+    ) -> Self:
+        """Join the job, get a shard and, if that fails, leave the job again."""
+        comm = join(device)
+        try:
+            return cls(shard(comm), comm, dtype)
+        except BaseException:
+            comm.close()
+            raise
 
     @property
     def rank(self) -> int:
@@ -306,3 +324,15 @@ class DistributedGraph:
             f"DistributedGraph(rank {self.rank} of {self.world_size}, {self.num_owned} of "
             f"{self.num_nodes} nodes, {self.edge_index.shape[1]} edges)"
         )
+
+
+def _check_alike(comm: Communicator, digest: str, otherwise: str) -> None:
+    """Every rank must have the same.
+
+    Raises:
+        UserError: one of them has not; "ranks a and b" and ``otherwise``, on every rank.
+    """
+    digests = comm.gather_json(digest)
+    for rank, each in enumerate(digests):
+        if each != digests[0]:
+            raise UserError(f"ranks 0 and {rank} {otherwise}")

@@ -10,7 +10,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from torch_geometric.nn import GAT, GraphSAGE
 
-from distributed_ignn.config import DataConfig
+from distributed_ignn.config import DataConfig, SyntheticConfig
 from distributed_ignn.distributed_graph import DistributedGraph
 from distributed_ignn.graph.datasets import load_dataset
 from distributed_ignn.nn import exact
@@ -34,7 +34,9 @@ def train(model: torch.nn.Module, graph: DistributedGraph) -> None:
 
 torch.set_default_dtype(torch.float64)
 torch.manual_seed(0)
-data = load_dataset("synthetic-products", Path("data"), DataConfig())
+data = load_dataset(
+    "synthetic-products", Path("data"), DataConfig(synthetic=SyntheticConfig(scale=0.0005))
+)
 # a large graph is divided once, by launch/partition.py, and opened: DistributedGraph.open("shards")
 with DistributedGraph.divide(data) as graph:
     train(GAT(graph.num_features, 16, 2, graph.num_classes, heads=4), graph)
