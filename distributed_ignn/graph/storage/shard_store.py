@@ -65,6 +65,7 @@ __all__ = [
     "read_manifest",
     "read_part",
     "read_shard",
+    "whole_graph",
     "write_shards",
 ]
 
@@ -300,9 +301,18 @@ def read_part(folder: Path, part: int, parts: int) -> GraphShard:
     manifest = read_manifest(folder)
     if manifest.parts == parts:
         return read_shard(folder, part)
-    data = merge_shards([read_shard(folder, each) for each in range(manifest.parts)])
+    data = whole_graph(folder, manifest)
     owner = torch.arange(data.num_nodes) * parts // data.num_nodes
     return build_shard(data, plan_shards(data.graphs, owner, parts), part)
+
+
+def whole_graph(folder: Path, manifest: Manifest) -> GraphData:
+    """What the shards in a folder were cut from.
+
+    Raises:
+        UserError: one is damaged.
+    """
+    return merge_shards([read_shard(folder, part) for part in range(manifest.parts)])
 
 
 def _damaged(path: Path, reason: str) -> UserError:
