@@ -17,9 +17,10 @@ from torch.nn import Module, Parameter
 
 from distributed_ignn.comm.collectives import sum_of_shares
 from distributed_ignn.comm.communicator import Communicator
-from distributed_ignn.config import PartitionConfig
+from distributed_ignn.config import DataConfig, PartitionConfig
 from distributed_ignn.errors import UserError
 from distributed_ignn.graph.data import CSRMatrix, GraphData
+from distributed_ignn.graph.datasets import graph_in_memory
 from distributed_ignn.graph.partitioning.partition import assign_parts
 from distributed_ignn.graph.partitioning.sharding import build_shard
 from distributed_ignn.graph.shard import GraphShard
@@ -84,7 +85,7 @@ class DistributedGraph:
     @classmethod
     def divide(
         cls,
-        data: GraphData,
+        data: object,
         *,
         partition: PartitionConfig | None = None,
         device: Literal["auto", "cpu", "cuda"] = "auto",
@@ -96,29 +97,33 @@ class DistributedGraph:
         ``partition``, and opened.
 
         Args:
-            data: the same on every rank.
+            data: a ``torch_geometric.data.Data`` with labels and splits, a dictionary of its
+                attributes, or a GraphData; the same on every rank. Features stay as they are; a
+                graph with edges in one direction gets the other.
             partition: how to divide; METIS if not given.
             device, dtype: as in ``open``.
 
         Raises:
-            UserError: ranks hold different graphs, or the graph cannot be divided so.
+            UserError: an attribute is missing or breaks a rule, ranks hold different graphs, or
+                the graph cannot be divided so.
         """
 
         def cut(comm: Communicator) -> GraphShard:
+            whole = comm.together(lambda: _as_graph(data))
             _check_alike(
                 comm,
-                data.fingerprint(),
+                whole.fingerprint(),
                 "hold different graphs; load or make the same one on each, with the same seed",
             )
             settings = partition or PartitionConfig()
-            assigned = comm.together(lambda: assign_parts(data.graphs, comm.world_size, settings))
+            assigned = comm.together(lambda: assign_parts(whole.graphs, comm.world_size, settings))
             _check_alike(
                 comm,
                 sha256(assigned.part.numpy().tobytes()).hexdigest(),
                 "divide the graph differently; divide it once, with launch/partition.py, and open "
                 "the shards",
             )
-            return build_shard(data, assigned.plan, comm.rank)
+            return build_shard(whole, assigned.plan, comm.rank)
 
         return cls._joining(cut, device, dtype)
 
@@ -324,6 +329,12 @@ class DistributedGraph:
             f"DistributedGraph(rank {self.rank} of {self.world_size}, {self.num_owned} of "
             f"{self.num_nodes} nodes, {self.edge_index.shape[1]} edges)"
         )
+
+
+def _as_graph(data: object) -> GraphData:
+    if isinstance(data, GraphData):
+        return data
+    return graph_in_memory(data, DataConfig())
 
 
 def _check_alike(comm: Communicator, digest: str, otherwise: str) -> None:
