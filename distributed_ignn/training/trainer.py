@@ -19,7 +19,7 @@ from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import RunConfig
 from distributed_ignn.errors import UserError
 from distributed_ignn.graph.shard import GraphShard
-from distributed_ignn.models.implicit_gnn import ImplicitGNN
+from distributed_ignn.models.shard_model import ShardModel
 from distributed_ignn.propagation.propagate import PropagationOptions, choose_codec
 from distributed_ignn.propagation.sparsify import sparsify
 from distributed_ignn.training.averaging import WeightAverage
@@ -79,7 +79,7 @@ class Trainer:
             sparsified = sparsify(shard, comm, solver.sparsifier, solver.keep, dtype, config.seed)
         codec = choose_codec(config.comm.halo, comm)
         options = PropagationOptions(config.train.kernel, codec, config.comm.stale)
-        self.model = ImplicitGNN(shard, comm, config.model, dtype, config.seed, sparsified, options)
+        self.model = ShardModel(shard, comm, config.model, dtype, config.seed, sparsified, options)
         self.learned = build_learned_solver(config, shard, comm, dtype) if neural else None
         self.planner = SolvePlanner(config, self.learned)
         self.engine = self._build_engine()
