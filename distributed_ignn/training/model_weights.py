@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from distributed_ignn.errors import UserError
-from distributed_ignn.models.implicit_gnn import ImplicitGNN
+from distributed_ignn.models.shard_model import ShardModel
 from distributed_ignn.training.state import Count, Number, State, TensorDict, Values
 
 
@@ -19,7 +19,7 @@ class Weights:
         model: whose weights they are; each rank keeps its own rows of an embedding.
     """
 
-    def __init__(self, model: ImplicitGNN) -> None:
+    def __init__(self, model: ShardModel) -> None:
         self._model = model
         self.sharded = frozenset(model.sharded_names())
 

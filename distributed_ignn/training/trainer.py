@@ -20,7 +20,7 @@ from distributed_ignn.comm.traffic import Traffic
 from distributed_ignn.config import RunConfig
 from distributed_ignn.errors import UserError
 from distributed_ignn.graph.shard import GraphShard
-from distributed_ignn.models.implicit_gnn import ImplicitGNN
+from distributed_ignn.models.shard_model import ShardModel
 from distributed_ignn.propagation.operators import ChannelOperator
 from distributed_ignn.propagation.propagate import PropagationOptions, choose_codec
 from distributed_ignn.propagation.sparsify import sparsify
@@ -96,13 +96,13 @@ class Trainer:
     def _dtype(self) -> torch.dtype:
         return torch.float64 if self.config.train.dtype == "float64" else torch.float32
 
-    def _build_model(self) -> ImplicitGNN:
+    def _build_model(self) -> ShardModel:
         config, comm = self.config, self.comm
         sparsified = self._sparsify() if self._learns else None
         codec = choose_codec(config.comm.halo, comm)
         options = PropagationOptions(config.train.kernel, codec, config.comm.stale)
         where = self.shard, comm, config.model, self._dtype, config.seed
-        return ImplicitGNN(*where, sparsified, options)
+        return ShardModel(*where, sparsified, options)
 
     def _sparsify(self) -> ChannelOperator | None:
         """Make A_s, where the learned solver reads it."""

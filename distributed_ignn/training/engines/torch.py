@@ -10,7 +10,7 @@ from torch import Tensor
 
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import TrainConfig
-from distributed_ignn.models.implicit_gnn import ImplicitGNN
+from distributed_ignn.models.shard_model import ShardModel
 from distributed_ignn.training.engines.gradients import sum_gradients
 from distributed_ignn.training.numbers import NumbersError
 from distributed_ignn.training.state import State, TensorDict
@@ -65,7 +65,7 @@ class TorchEngine:
         comm: sums gradients.
     """
 
-    def __init__(self, model: ImplicitGNN, config: TrainConfig, comm: Communicator) -> None:
+    def __init__(self, model: ShardModel, config: TrainConfig, comm: Communicator) -> None:
         self._model = model
         self._comm = comm
         self._lr = config.lr

@@ -27,8 +27,8 @@ from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import NeuralSolverConfig
 from distributed_ignn.errors import UserError
 from distributed_ignn.models.implicit import Cell
-from distributed_ignn.models.implicit_gnn import ImplicitGNN
 from distributed_ignn.models.maps import EquilibriumCell
+from distributed_ignn.models.shard_model import ShardModel
 from distributed_ignn.solvers.base import Outcome, Solution
 from distributed_ignn.solvers.blocks import square_sum
 from distributed_ignn.solvers.estimator import ErrorEstimator
@@ -92,7 +92,7 @@ class SolverTrainer:
         self.steps_done = 0
 
     def phase(
-        self, model: ImplicitGNN, planner: SolvePlanner, steps: int, incoming: Incoming | None
+        self, model: ShardModel, planner: SolvePlanner, steps: int, incoming: Incoming | None
     ) -> float | None:
         """Fit to one freshly solved Z*, then ``steps`` network steps.
 
@@ -116,7 +116,7 @@ class SolverTrainer:
         return loss
 
     def _phase_forward(
-        self, model: ImplicitGNN, planner: SolvePlanner, steps: int
+        self, model: ShardModel, planner: SolvePlanner, steps: int
     ) -> tuple[Tensor, float | None]:
         """Do everything that belongs to the forward solve; return Z* and the loss."""
         with torch.no_grad():
@@ -147,7 +147,7 @@ class SolverTrainer:
 
     def _fit_adjoint(
         self,
-        model: ImplicitGNN,
+        model: ShardModel,
         beta: ErrorEstimator,
         target: Tensor,
         incoming: Incoming,

@@ -10,7 +10,7 @@ from collections.abc import MutableMapping
 import torch
 from torch import Tensor
 
-from distributed_ignn.models.implicit_gnn import ImplicitGNN
+from distributed_ignn.models.shard_model import ShardModel
 from distributed_ignn.training.losses.consistency import Consistency
 from distributed_ignn.training.losses.objective import Objective
 from distributed_ignn.training.losses.regularizer import Regularizer
@@ -29,7 +29,7 @@ class StepLoss:
 
     def __init__(
         self,
-        model: ImplicitGNN,
+        model: ShardModel,
         objective: Objective,
         regularizer: Regularizer,
         consistency: Consistency,
