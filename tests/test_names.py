@@ -17,12 +17,14 @@ COMMANDS = {"launch", "commands"}
 SAME_MEANING = {
     # what every member of a family is and does
     "base.py": {"models/cells", "solvers"},
+    # the model: on the rows of a rank, and for a loop of one's own
+    "implicit_gnn.py": {"models", "nn"},
     # a command, and what it is made of
     "link.py": {"commands", "lab/benchmarks"},
     "partition.py": {"commands", "graph/partitioning"},
     "predict.py": {"commands", "runs"},
     "scaling.py": {"commands", "lab/benchmarks"},
-    "tune.py": {"commands", "runs"},
+    "search.py": {"commands", "lab/studies"},
     # the shards of a run, and what can be wrong with them
     "shards.py": {"runs", "tests/inputs/table"},
     # the cells, by themselves and in whole runs

@@ -31,13 +31,13 @@ from distributed_ignn.graph.datasets import graph_to_predict
 from distributed_ignn.graph.partitioning.partition import assign_clusters
 from distributed_ignn.graph.partitioning.sharding import build_shards
 from distributed_ignn.graph.shard import GraphShard
-from distributed_ignn.graph.storage.shard_store import read_shard
+from distributed_ignn.graph.storage.shard_store import read_part
 from distributed_ignn.runs.checkpoints.checkpoint import checkpoint_names, load_newest
 from distributed_ignn.runs.checkpoints.snapshot import restore, restore_best
 from distributed_ignn.runs.kept_solver import load_solver
 from distributed_ignn.runs.output.folder import CHECKPOINTS, SETTINGS
 from distributed_ignn.runs.prediction import Prediction, SolveRequest, solved
-from distributed_ignn.runs.shards import open_shards, whole_graph
+from distributed_ignn.runs.shards import open_shards
 from distributed_ignn.training.trainer import Trainer
 
 METADATA_KEY = "distributed_ignn"
@@ -84,10 +84,10 @@ def load_run(run: Path, comm: Communicator, kept_solver: bool = True) -> Trainer
     if snapshot is None:
         raise _no_checkpoint(run)
     comm.together(lambda: restore(trainer, snapshot))
-    trainer.use_best_weights()
+    trainer.best.use()
     if trainer.learned is not None and kept_solver:
         load_solver(run, trainer.learned, trainer.best.epoch, comm)
-    trainer.planner.states.clear()
+    trainer.planner.forget()
     return trainer
 
 
@@ -107,12 +107,8 @@ def load_run_shard(run: Path, comm: Communicator) -> GraphShard:
     Raises:
         UserError: the shards are gone, others have taken their place, or one is damaged.
     """
-    folder, manifest = open_shards(run)
-    if manifest.parts == comm.world_size:
-        return read_shard(folder, comm.rank)
-    data = whole_graph(folder, manifest)
-    part = torch.arange(data.num_nodes) * comm.world_size // data.num_nodes
-    return list(build_shards(data, part, comm.world_size))[comm.rank]
+    folder, _ = open_shards(run)
+    return read_part(folder, comm.rank, comm.world_size)
 
 
 def load_run_for(run: Path, source: object, comm: Communicator) -> Trainer:

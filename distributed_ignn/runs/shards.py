@@ -16,7 +16,6 @@ from distributed_ignn.config import RunConfig
 from distributed_ignn.errors import UserError
 from distributed_ignn.files import atomic_write_json
 from distributed_ignn.graph.data import GraphData
-from distributed_ignn.graph.partitioning.merging import merge_shards
 from distributed_ignn.graph.storage.shard_store import (
     MANIFEST,
     Manifest,
@@ -24,7 +23,7 @@ from distributed_ignn.graph.storage.shard_store import (
     partition_request,
     prepare_shards,
     read_manifest,
-    read_shard,
+    whole_graph,
 )
 from distributed_ignn.reading.plain_files import in_one_line, read_plain
 
@@ -174,15 +173,6 @@ def stored_graph(config: RunConfig) -> GraphData:
             "memory no more; leave them as they were, or start again from Python"
         )
     return whole_graph(folder, manifest)
-
-
-def whole_graph(folder: Path, manifest: Manifest) -> GraphData:
-    """What the shards in a folder were cut from.
-
-    Raises:
-        UserError: one is damaged.
-    """
-    return merge_shards([read_shard(folder, part) for part in range(manifest.parts)])
 
 
 def _own_shards(

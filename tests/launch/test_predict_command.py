@@ -48,7 +48,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _predict(run: Path, out: Path, *arguments: str) -> dict[str, np.ndarray]:
-    options: Sequence[str] = ["--run", str(run), "--out", str(out), "--device", "cpu"]
+    options: Sequence[str] = ["--out", str(out), str(run), "--device", "cpu"]
     assert main([*options, *arguments]) == 0
     return _read(out)
 
@@ -202,10 +202,12 @@ def test_a_folder_without_a_run_is_one_line(
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["--out", "p"], "--run"),
+        (["--out", "p"], "RUN is missing; name one, as in ignn predict runs/acm"),
         (["--run", "r", "--out", "p", "--steps", "0"], "--steps 0 must be at least 1"),
         (["--run", "r", "--out", "p", "--tolerance", "2"], "between 0 and 1"),
         (["--run", "r", "--out", "p", "--tolerance", "0.1", "--steps", "2"], "one of them"),
+        (["r", "--run", "s", "--out", "p"], "r and --run s name two of the same"),
+        (["r", "s", "--out", "p"], "unexpected argument 's'"),
         (["--run", "r", "--out", "p", "--stepz", "2"], "--steps"),
     ],
 )

@@ -116,7 +116,7 @@ def test_it_fits_again_and_shows_what_that_changed(
     """From a solver that has forgotten everything, in place and without a half-written file."""
     expected, metadata = _kept(run)
     _forget(run)
-    assert main(["--run", str(run), "--device", "cpu"]) == 0
+    assert main([str(run), "--device", "cpu"]) == 0
     printed = capsys.readouterr().out
     (row,) = re.findall(r"relative distance after 1 evaluation .*", printed)
     before, after = map(float, re.findall(r"\d\.\de[-+]\d+", row))

@@ -41,6 +41,7 @@ _NAMES = (
     *(f"{split}_{kind}" for split in ("train", "val", "test") for kind in ("mask", "idx")),
 )
 
+_WITHOUT = "go without them: --data.edge-weights ignore"
 _WEIGHTS = ("edge_weight", "edge_attr", "data")
 
 Fields = dict[str, Tensor]
@@ -236,7 +237,7 @@ def _weights(fields: Fields, edges: int, origin: Path, edge_weights: EdgeWeights
         )
     if name is None:
         return None
-    weight = checked_weights(fields[name], edges, f"{origin}: {name}")
+    weight = checked_weights(fields[name], edges, f"{origin}: {name}", _WITHOUT)
     logger.info(
         "%s: edges are weighted by %s (--data.edge-weights ignore goes without)", origin, name
     )
