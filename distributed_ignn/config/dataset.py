@@ -26,12 +26,15 @@ DATASET_NAMES = (
     "synthetic-products",
     OWN_FILE,
 )
+IN_MEMORY = "memory"
+"""Dataset of a run whose graph a Python program had in memory; the run's own shards hold it."""
+
 FILE_SUFFIXES = (".pt", ".npz")
 LARGEST_GRAPH = 2**31 - 2  # nodes that 32-bit ids can name
 
 
 def _check_dataset(value: str) -> str:
-    if value not in DATASET_NAMES and not value.endswith(FILE_SUFFIXES):
+    if value not in (*DATASET_NAMES, IN_MEMORY) and not value.endswith(FILE_SUFFIXES):
         raise ValueError(
             f"is not known{suggest(value, DATASET_NAMES)}; choose {', '.join(DATASET_NAMES)}, or "
             f"the path of a {' or '.join(FILE_SUFFIXES)} file"

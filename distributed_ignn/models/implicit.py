@@ -136,7 +136,7 @@ class _Equilibrium(torch.autograd.Function):
         cell = layer.cell(injection, list(weights), keep_products=True)
         solution = layer._solve_cell(cell, injection, forward)
         ctx.layer, ctx.adjoint, ctx.form = layer, adjoint, cell.form
-        products = cell.products_at(solution.point)
+        products = cell.products_of(solution.best)
         ctx.save_for_backward(layer.form.active(solution.image), *weights, *products)
         # another view of the array that warm start keeps: whoever gets it must not write into it
         return solution.image.detach()

@@ -26,6 +26,7 @@ from distributed_ignn.propagation.operators import ChannelOperator
 from distributed_ignn.propagation.propagate import Propagation
 from distributed_ignn.propagation.row_sum import RowSum
 from distributed_ignn.propagation.triton_rows import Tail
+from distributed_ignn.solvers.base import Evaluation
 
 _SAFETY = 2.0  # measured: up to 1.3 is needed with two bits, and no more with the others
 
@@ -104,31 +105,38 @@ class EquilibriumCell:
         self._sparsified = sparsified
         self._keep = keep_products
         self._products: list[Tensor] = []
-        self._last: Tensor | None = None
-        self._squares: list[Tensor | None] = []
         self.evaluations = 0
         propagation.link.begin()
 
-    def __call__(self, z: Tensor, rider: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """f(z) [O, D] and A_s rider [O, R]; one exchange carries both."""
+    def __call__(self, z: Tensor, rider: Tensor | None) -> Evaluation:
+        """The record of f(z) for z [O, D] and A_s rider for [O, R]; one exchange carries both."""
         self.evaluations += 1
         image = torch.empty_like(z)
         if self._keep and not self._products:
             self._products = [torch.empty_like(z) for _ in self.weights]
 
-        self._squares = []
+        squares: list[Tensor | None] = []
 
         def finish(rows: slice, sums: list[RowSum]) -> None:
-            self._squares.append(self._evaluate(rows, sums, z, image))
+            squares.append(self._evaluate(rows, sums, z, image))
 
         rider_halo = self._propagation.iterate_sums(z, finish, rider)
-        self._last = z
-        return image, self._carry(rider, rider_halo)
+        return Evaluation(
+            point=z,
+            image=image,
+            ridden=self._carry(rider, rider_halo),
+            squares=_sum_known(squares),
+            error_square=self._error_square(),
+            products=tuple(self._products) if self._keep else None,
+        )
 
     def _evaluate(
         self, rows: slice, sums: Sequence[RowSum], z: Tensor, image: Tensor
     ) -> Tensor | None:
-        """Write some rows of the image and of the kept products; squares as in ``squares``."""
+        """Write some rows of the image and of the kept products; their squares, if they are summed.
+
+        See ``Evaluation.squares``.
+        """
         plain = self.form.step == 1.0 and self.form.residual == 0.0
         if plain and sums[-1].fuses:
             return self._evaluate_fused(rows, sums, z, image)
@@ -161,13 +169,6 @@ class EquilibriumCell:
             )
         )
 
-    def squares(self, z: Tensor) -> Tensor | None:
-        """See ``MeasuredMap``."""
-        parts = [part for part in self._squares if part is not None]
-        if self._last is not z or not parts or len(parts) < len(self._squares):
-            return None
-        return torch.stack(parts).sum(0)
-
     def _write_image(self, image: Tensor, products: list[Tensor], rows: slice, z: Tensor) -> None:
         """phi((1 - t) z + t (sum_c (B_c z) W_c + b)) of some rows, [r, D]."""
         step = self.form.step
@@ -182,8 +183,8 @@ class EquilibriumCell:
         else:
             torch.clamp_min(total, 0.0, out=image)
 
-    def error_square(self) -> Tensor:
-        """Of what rounded halo rows did to the last image, this rank's share; float64 [1].
+    def _error_square(self) -> Tensor:
+        """Of what rounded halo rows have just done to the image, this rank's share; float64 [1].
 
         Twice what is expected where the errors of different rows and columns are independent: rows
         of one community err alike to a degree.
@@ -235,16 +236,22 @@ class EquilibriumCell:
             total = affine(product, weight, total)
         return total
 
-    def products_at(self, z: Tensor) -> list[Tensor]:
-        """B_c z per channel: remembered from the last evaluation, or propagated again.
+    def products_of(self, evaluation: Evaluation) -> tuple[Tensor, ...]:
+        """B_c z [O, D] per channel: those of the record, or propagated again where it has none.
 
-        Whether ``z`` is the last evaluated point is the same on every rank, since the solve's
-        choice of the best iterate follows reduced numbers.
+        Whether a solve's record has them is the same on every rank, since the choice of the best
+        iterate follows reduced numbers.
         """
-        if self._last is not z or not self._keep:
-            self._keep = True
-            self(z, None)
-        return self._products
+        if evaluation.products is not None:
+            return evaluation.products
+        self._keep = True
+        return self(evaluation.point, None).products or ()
+
+
+def _sum_known(squares: list[Tensor | None]) -> Tensor | None:
+    """Over all blocks of rows; None where not all of them have been summed."""
+    known = [part for part in squares if part is not None]
+    return torch.stack(known).sum(0) if known and len(known) == len(squares) else None
 
 
 class AdjointCell:
@@ -277,8 +284,8 @@ class AdjointCell:
         self.evaluations = 0
         propagation.link_home.begin()
 
-    def __call__(self, z: Tensor, rider: Tensor | None) -> tuple[Tensor, None]:
-        """One application to v = ``z``; nothing rides on the adjoint's exchange."""
+    def __call__(self, z: Tensor, rider: Tensor | None) -> Evaluation:
+        """The record of one application to v = ``z``; nothing rides on the adjoint's exchange."""
         self.evaluations += 1
         turned = [matmul(z, weight) for weight in self.weights]
         image = torch.empty_like(z)
@@ -298,14 +305,8 @@ class AdjointCell:
                 torch.mul(total, self._mask[rows], out=image[rows])
 
         self._propagation.iterate_home(turned, finish)
-        return image, None
-
-    def error_square(self) -> Tensor:
-        """Of what rounded halo rows do to the last image of all ranks, float64 [1].
-
-        Rows that come home are added as they are; those of different ranks err independently.
-        """
-        return self._propagation.link_home.error_square
+        # rows that come home are added as they are; those of different ranks err independently
+        return Evaluation(z, image, error_square=self._propagation.link_home.error_square)
 
     def settle(self) -> bool:
         """See ``EquilibriumCell``."""

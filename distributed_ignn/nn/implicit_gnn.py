@@ -30,11 +30,13 @@ from distributed_ignn.nn.solving import (
     Failure,
     Method,
     SolveInfo,
+    WarmStart,
     Watcher,
+    both_methods,
     checked,
     local_sum,
 )
-from distributed_ignn.solvers.base import AnySolver, Outcome, Solution
+from distributed_ignn.solvers.base import AnySolver, Solution
 
 _SEED = 0  # masks differ by the number of the call, which torch's generator draws
 _ADVICE = "allow more steps (max_steps) or a larger tolerance, or lower kappa"
@@ -151,23 +153,25 @@ class ImplicitGNN(nn.Module):
                 raise UserError(f"{name} = {size} must be at least 1")
         self.config = checked({"model": {"hidden": hidden, "cell": cell, **model}}).model
         self.in_features, self.channels = in_features, channels
-        common = {"memory": memory, "beta": beta, "regularization": regularization}
-        self._forward = Method.of(solver, tolerance=tolerance, max_steps=max_steps, **common)
-        self._adjoint = Method.of(
-            solver if adjoint_solver is None else adjoint_solver,
-            tolerance=tolerance if adjoint_tolerance is None else adjoint_tolerance,
-            max_steps=max_steps if adjoint_max_steps is None else adjoint_max_steps,
-            **common,
+        self._forward, self._adjoint = both_methods(
+            solver,
+            tolerance,
+            max_steps,
+            adjoint_solver=adjoint_solver,
+            adjoint_tolerance=adjoint_tolerance,
+            adjoint_max_steps=adjoint_max_steps,
+            memory=memory,
+            beta=beta,
+            regularization=regularization,
         )
         self.encoder = Injection(in_features, self.config, channels)
         self.cell_weights = cell_weights(self.config, channels, GraphFit(1.0, "max"))
         self.head = nn.Linear(hidden, classes)
-        self.warm_start = warm_start
         self._dropout = NodeDropout(self.config.dropout, OUTPUT_STREAM)
         self._watcher = Watcher(on_failure, _ADVICE)
         self._graphs: Remembered[LocalGraph] = Remembered()
         self._sources: Remembered[Source] = Remembered()
-        self._kept: dict[str, Tensor] = {}
+        self._warm = WarmStart(warm_start)
         self._hold(self.cell_weights.growth)
 
     @torch.compiler.disable(reason="the solve decides on numbers, and its products are compiled")
@@ -223,8 +227,8 @@ class ImplicitGNN(nn.Module):
 
     def _plan(self, direction: str, state: str, method: Method, info: SolveInfo) -> SolvePlan:
         def start(cell: Cell, driver: Tensor) -> Tensor:
-            kept = self._kept.get(state)
-            if kept is not None and _alike(kept, driver):
+            kept = self._warm.find(state, driver)
+            if kept is not None:
                 return kept
             return self.cell_weights.form.activate(driver) if direction == "forward" else driver
 
@@ -234,9 +238,7 @@ class ImplicitGNN(nn.Module):
                 info.forward = found
             else:
                 info.adjoint = found
-            if self.warm_start and solution.outcome is not Outcome.DIVERGED:
-                with torch.inference_mode(False):
-                    self._kept[state] = solution.image.clone()
+            self._warm.keep(state, solution)
 
         return SolvePlan(method.solver, start, method.tolerance, method.max_steps, done)
 
@@ -287,7 +289,3 @@ class ImplicitGNN(nn.Module):
 
 def _as_list(given: Any) -> list[Any]:
     return list(given) if isinstance(given, list | tuple) else [given]
-
-
-def _alike(one: Tensor, other: Tensor) -> bool:
-    return (one.shape, one.dtype, one.device) == (other.shape, other.dtype, other.device)

@@ -135,7 +135,6 @@ class Method:
         found = _named(solver, config) if isinstance(solver, str) else solver
         return cls(found, config.tolerance, config.max_steps)
 
-    @torch.no_grad()
     def solve(self, fixed_point_map: FixedPointMap, start: Tensor) -> Solution:
         """The record of a solve from ``start`` [O, D] in this process alone."""
         return solve(
@@ -148,12 +147,71 @@ class Method:
         )
 
 
+def both_methods(
+    solver: str | AnySolver,
+    tolerance: float,
+    max_steps: int,
+    *,
+    adjoint_solver: str | AnySolver | None,
+    adjoint_tolerance: float | None,
+    adjoint_max_steps: int | None,
+    **common: Any,
+) -> tuple[Method, Method]:
+    """How the forward and the backward solve are done; what the latter leaves out is the former's.
+
+    Raises:
+        UserError: see ``Method.of``.
+    """
+    forward = Method.of(solver, tolerance=tolerance, max_steps=max_steps, **common)
+    adjoint = Method.of(
+        solver if adjoint_solver is None else adjoint_solver,
+        tolerance=tolerance if adjoint_tolerance is None else adjoint_tolerance,
+        max_steps=max_steps if adjoint_max_steps is None else adjoint_max_steps,
+        **common,
+    )
+    return forward, adjoint
+
+
+@dataclass(slots=True)
+class WarmStart:
+    """The last solutions by purpose, where they are to be starting points.
+
+    Args:
+        active: whether anything is kept.
+    """
+
+    active: bool
+    _kept: dict[str, Tensor] = field(default_factory=dict)
+
+    def find(self, purpose: str, like: Tensor) -> Tensor | None:
+        """The last solution, if it has the shape, number format and device of ``like``."""
+        kept = self._kept.get(purpose)
+        if kept is None or (kept.shape, kept.dtype, kept.device) != (
+            like.shape,
+            like.dtype,
+            like.device,
+        ):
+            return None
+        return kept
+
+    def keep(self, purpose: str, solution: Solution) -> None:
+        """Keep a copy, which nobody else writes into, unless its numbers are not finite."""
+        if self.active and solution.outcome is not Outcome.DIVERGED:
+            with torch.inference_mode(False):  # later calls may record
+                self._kept[purpose] = solution.image.clone()
+
+
 def _named(name: str, config: SolveConfig) -> AnySolver:
     if name == "picard":
         return Picard(config.beta)
     if name == "anderson":
         return Anderson(config.memory, config.beta, config.regularization)
     if name == "broyden":
+        if config.beta != 1.0:
+            raise UserError(
+                f"beta = {config.beta} damps picard and anderson, and broyden takes full steps; "
+                "leave it out or choose another solver"
+            )
         return Broyden(config.memory)
     if name == "neural":
         raise UserError(

@@ -13,7 +13,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from distributed_ignn.solvers.base import FixedPointMap, Iterate, Reduce, relative_residual
+from distributed_ignn.solvers.base import (
+    Evaluation,
+    FixedPointMap,
+    Iterate,
+    Reduce,
+    relative_residual,
+)
 from distributed_ignn.solvers.blocks import square_sum
 from distributed_ignn.solvers.history import History
 
@@ -88,13 +94,11 @@ class Anderson:
     def rider(self, state: AndersonState) -> None:
         """Nothing travels."""
 
-    def observe(
-        self, state: AndersonState, z: Tensor, image: Tensor, ridden: Tensor | None, reduce: Reduce
-    ) -> tuple[AndersonState, float]:
+    def observe(self, state: AndersonState, evaluation: Evaluation, reduce: Reduce) -> float:
         """The new row of the Gram matrix and ||f(z)||^2, reduced together."""
-        dots = state.history.push(z, image)
-        sums = reduce(torch.cat([dots, square_sum(image)[None]]).cpu())
-        return state, self.record(state, sums[:-1], float(sums[-1]))
+        dots = state.history.push(evaluation.point, evaluation.image)
+        sums = reduce(torch.cat([dots, square_sum(evaluation.image)[None]]).cpu())
+        return self.record(state, sums[:-1], float(sums[-1]))
 
     def record(self, state: AndersonState, dots: Tensor, image_square: float) -> float:
         """Enter reduced numbers and return the relative residual."""
@@ -102,14 +106,14 @@ class Anderson:
         state.residual = relative_residual(float(dots[0]), image_square)
         return state.residual
 
-    def advance(self, state: AndersonState, best: Iterate) -> tuple[AndersonState, Tensor]:
+    def advance(self, state: AndersonState, best: Iterate) -> Tensor:
         """The mixed point, or a restart where the history misleads or is singular."""
         if self.has_grown(state, best):
-            return state, self.go_back(state, best)
+            return self.go_back(state, best)
         alpha = self.weights(state)
         if alpha is None:
-            return state, self.start_over(state)
-        return state, state.history.mix(alpha, self.beta)
+            return self.start_over(state)
+        return state.history.mix(alpha, self.beta)
 
     def weights(self, state: AndersonState) -> Tensor | None:
         """alpha of the current history, newest first."""

@@ -4,6 +4,10 @@ A solver never evaluates the map, never loops and never decides to stop; ``solve
 iteration it calls ``reduce`` once, on one vector of all the numbers it needs summed over ranks, so
 that every rank sees the same numbers and takes the same branch.
 
+What a method remembers is its state, one object per solve that ``observe`` and ``advance`` change
+in place: a history is several times as large as a point. A map remembers nothing for its callers;
+what it found out on the way is in the record of the evaluation.
+
 Letters: O owned rows, D columns, N = O * D entries, M solver memory, R rider columns.
 """
 
@@ -24,33 +28,22 @@ Reduce = Callable[[Tensor], Tensor]
 class FixedPointMap(Protocol):
     """The map f of z = f(z), on this rank's rows."""
 
-    def __call__(self, z: Tensor, rider: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """f(z) [O, D], and the rider [O, R] multiplied by the sparsified graph (None without)."""
+    def __call__(self, z: Tensor, rider: Tensor | None) -> Evaluation:
+        """The record of f(z) for z [O, D].
+
+        Args:
+            z: the point; the record refers to it, so nobody may write into it.
+            rider: columns [O, R] to be multiplied by the sparsified graph on the way, or None.
+        """
         ...
 
 
 @runtime_checkable
-class InexactMap(Protocol):
-    """A map whose images may be off by a little, because halo rows are rounded or old."""
-
-    def error_square(self) -> Tensor:
-        """Squared error of the last image through rounding, this rank's share; float64 [1]."""
-        ...
+class SettlingMap(Protocol):
+    """A map that may use halo rows of an earlier evaluation."""
 
     def settle(self) -> bool:
         """From the next evaluation on, use no old rows; False if that is so already."""
-        ...
-
-
-@runtime_checkable
-class MeasuredMap(Protocol):
-    """A map that may sum squares while it writes an image, so that nobody reads it again."""
-
-    def squares(self, z: Tensor) -> Tensor | None:
-        """||f(z) - z||^2 and ||f(z)||^2 of this rank's rows, float64 [2], on any device.
-
-        None where ``z`` is not the last evaluated point or the map has not summed.
-        """
         ...
 
 
@@ -63,12 +56,49 @@ class Outcome(enum.StrEnum):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Iterate:
-    """A point, its image under the map, and the relative residual ||f(z) - z|| / ||f(z)||."""
+class Evaluation:
+    """What one evaluation of a map found; a plain map gives point and image alone.
+
+    Args:
+        point: z [O, D].
+        image: f(z) [O, D], which nobody writes into any more.
+        ridden: the rider multiplied by the sparsified graph [O, R]; None without a rider.
+        squares: ||f(z) - z||^2 and ||f(z)||^2 of this rank's rows, float64 [2] on any device; None
+            where the map has not summed them while it wrote the image.
+        error_square: this rank's share of the squared error of the image through rounded halo
+            rows, float64 [1]; None for a map that does not round. Alike on every rank.
+        products: what the map keeps of z for the backward pass, B_c z [O, D] per channel. They
+            are lent: the map's next evaluation overwrites them.
+    """
 
     point: Tensor
     image: Tensor
+    ridden: Tensor | None = None
+    squares: Tensor | None = None
+    error_square: Tensor | None = None
+    products: tuple[Tensor, ...] | None = None
+
+    def lasting(self) -> Evaluation:
+        """Point and image alone, which is what outlives the map's next evaluation."""
+        return Evaluation(self.point, self.image)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Iterate:
+    """An evaluation and its relative residual ||f(z) - z|| / ||f(z)||, over all ranks."""
+
+    evaluation: Evaluation
     residual: float
+
+    @property
+    def point(self) -> Tensor:
+        """z [O, D]."""
+        return self.evaluation.point
+
+    @property
+    def image(self) -> Tensor:
+        """f(z) [O, D]."""
+        return self.evaluation.image
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -76,20 +106,29 @@ class Solution:
     """The record of one solve.
 
     Args:
-        point: best iterate z, [O, D].
-        image: f(z), already evaluated: the next iterate for free.
+        best: the record of the best point's evaluation. Its image is the next iterate for free; its
+            products are there where no later evaluation has overwritten them.
         outcome: how the solve ended.
         steps: evaluations of the map.
         residual: relative residual of ``point``.
         residuals: relative residual of every evaluated point.
     """
 
-    point: Tensor
-    image: Tensor
+    best: Evaluation
     outcome: Outcome
     steps: int
     residual: float
     residuals: tuple[float, ...] = field(default=())
+
+    @property
+    def point(self) -> Tensor:
+        """The best iterate z, [O, D]."""
+        return self.best.point
+
+    @property
+    def image(self) -> Tensor:
+        """f(z) at the best iterate, [O, D]."""
+        return self.best.image
 
     @property
     def converged(self) -> bool:
@@ -100,7 +139,7 @@ State = TypeVar("State")
 
 
 class FixedPointSolver(Protocol, Generic[State]):
-    """One method. ``State`` belongs to the method; nothing is kept on the solver itself."""
+    """One method. Its ``State`` is changed in place; nothing is kept on the solver itself."""
 
     def init(self, z0: Tensor, fixed_point_map: FixedPointMap) -> State:
         """State before the first evaluation of ``fixed_point_map``."""
@@ -110,17 +149,15 @@ class FixedPointSolver(Protocol, Generic[State]):
         """Columns [O, R] that should travel with the next evaluation, or None."""
         ...
 
-    def observe(
-        self, state: State, z: Tensor, image: Tensor, ridden: Tensor | None, reduce: Reduce
-    ) -> tuple[State, float]:
-        """Take in f(z) and return the state and the relative residual.
+    def observe(self, state: State, evaluation: Evaluation, reduce: Reduce) -> float:
+        """Enter an evaluation into ``state``; its relative residual.
 
         It reduces exactly once, a vector whose last entry is ||f(z)||^2.
         """
         ...
 
-    def advance(self, state: State, best: Iterate) -> tuple[State, Tensor]:
-        """State and the next point to evaluate, [O, D]; no communication."""
+    def advance(self, state: State, best: Iterate) -> Tensor:
+        """The next point to evaluate, [O, D]; no communication. ``state`` moves on with it."""
         ...
 
 

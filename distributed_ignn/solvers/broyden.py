@@ -10,7 +10,8 @@ alone,
 
 with s_{m-1} the step that led to the present point. Every inner product above follows from <s_j, g>
 and <s_i, s_j>, because w stays a combination of g and the steps: so one reduction of m + 2 numbers
-per iteration is enough, and the Gram matrix of the steps never has to be measured.
+per iteration is enough, and the Gram matrix of the steps never has to be measured. Arrays are read
+block by block, each number once; the memory of a step is taken when it is first written.
 
 Letters: O owned rows, D columns, M most steps held, m steps held.
 """
@@ -18,12 +19,19 @@ Letters: O owned rows, D columns, M most steps held, m steps held.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from distributed_ignn.solvers.base import FixedPointMap, Iterate, Reduce, relative_residual
+from distributed_ignn.solvers.base import (
+    Evaluation,
+    FixedPointMap,
+    Iterate,
+    Reduce,
+    relative_residual,
+)
+from distributed_ignn.solvers.blocks import blocks
 
 _GROWTH_LIMIT = 2.0  # as for Anderson: a residual this many times the best one starts over
 _SMALLEST_DENOMINATOR = 1e-8
@@ -34,10 +42,10 @@ class BroydenState:
     """The steps so far and what was measured at the newest point.
 
     Args:
-        steps: [M, O, D], the first ``held`` of them in use, oldest first.
+        steps: arrays [O, D], the first ``held`` of them in use, oldest first.
         gram: float64 [M, M] on the CPU, <s_i, s_j> over all ranks.
         held: m.
-        point, image: the newest point and f of it.
+        newest: the newest evaluation; None where it has been used up.
         dots: <s_j, g> over all ranks, float64 [m].
         square: <g, g> over all ranks.
         residual: relative residual of the newest point.
@@ -45,11 +53,10 @@ class BroydenState:
         left_best: residual of the best iterate that a restart has gone back to.
     """
 
-    steps: Tensor
     gram: Tensor
+    steps: list[Tensor] = field(default_factory=list)
     held: int = 0
-    point: Tensor | None = None
-    image: Tensor | None = None
+    newest: Evaluation | None = None
     dots: Tensor | None = None
     square: float = 0.0
     residual: float = math.inf
@@ -69,65 +76,80 @@ class Broyden:
 
     def init(self, z0: Tensor, fixed_point_map: FixedPointMap | None = None) -> BroydenState:
         """No step yet."""
-        gram = torch.zeros(self.memory, self.memory, dtype=torch.float64)
-        # only written rows are read: clearing the rest would cost as much as an evaluation
-        return BroydenState(z0.new_empty(self.memory, *z0.shape), gram)
+        return BroydenState(torch.zeros(self.memory, self.memory, dtype=torch.float64))
 
     def rider(self, state: BroydenState) -> None:
         """Nothing travels."""
 
-    def observe(
-        self, state: BroydenState, z: Tensor, image: Tensor, ridden: Tensor | None, reduce: Reduce
-    ) -> tuple[BroydenState, float]:
+    def observe(self, state: BroydenState, evaluation: Evaluation, reduce: Reduce) -> float:
         """<s_j, g>, <g, g> and ||f(z)||^2, reduced together."""
-        residual = (image - z).flatten()
-        dots = torch.mv(state.steps[: state.held].flatten(1), residual)
-        squares = torch.stack([residual.square().sum(), image.square().sum()])
-        sums = reduce(torch.cat([dots, squares]).double().cpu())
-        state.point, state.image = z, image
+        sums = reduce(_local_sums(state.steps[: state.held], evaluation).cpu())
+        state.newest = evaluation.lasting()
         state.dots, state.square = sums[:-2], float(sums[-2])
         state.residual = relative_residual(float(sums[-2]), float(sums[-1]))
-        return state, state.residual
+        return state.residual
 
-    def advance(self, state: BroydenState, best: Iterate) -> tuple[BroydenState, Tensor]:
+    def advance(self, state: BroydenState, best: Iterate) -> Tensor:
         """The full step; Picard's after a restart."""
-        if state.point is None or state.image is None:
+        newest, state.newest = state.newest, None
+        if newest is None:
             raise ValueError("advance needs an observed point")
         if state.residual > _GROWTH_LIMIT * best.residual and best.residual < state.left_best:
             # never back to the same point twice, which would repeat the same steps for ever
             state.left_best = best.residual
             self._start_over(state)
-            return state, best.image
+            return best.image
         if state.held == self.memory:
             self._start_over(state)
         weights = _weights(state)
         if weights is None:
             self._start_over(state)
             weights = torch.ones(1, dtype=torch.float64)
-        step = self._combine(state, weights)
-        return state, state.point + step
+        return self._step(state, newest, weights)
 
     def _start_over(self, state: BroydenState) -> None:
         state.held, state.restarts = 0, state.restarts + 1
 
-    def _combine(self, state: BroydenState, weights: Tensor) -> Tensor:
-        """Store and return the step sum_j weights_j s_j + weights_m g, with its Gram row."""
-        if state.point is None or state.image is None or state.dots is None:
+    def _step(self, state: BroydenState, newest: Evaluation, weights: Tensor) -> Tensor:
+        """The next point; stores the step sum_j weights_j s_j + weights_m g to it."""
+        self._enter_gram(state, weights)
+        held, *older = state.held, *weights[:-1].tolist()
+        if held == len(state.steps):
+            state.steps.append(torch.empty_like(newest.image))
+        step, point = state.steps[held], torch.empty_like(newest.image)
+        for rows in blocks(point):
+            part = torch.sub(newest.image[rows], newest.point[rows], out=step[rows])
+            part.mul_(float(weights[-1]))
+            for weight, earlier in zip(older, state.steps[:held], strict=True):
+                part.add_(earlier[rows], alpha=weight)
+            torch.add(newest.point[rows], part, out=point[rows])
+        state.held += 1
+        return point
+
+    @staticmethod
+    def _enter_gram(state: BroydenState, weights: Tensor) -> None:
+        """<s_i, s_m> of the new step s_m, which follow from what is known."""
+        if state.dots is None:
             raise ValueError("a step needs an observed point")
         held, dots = state.held, state.dots[: state.held]
-        step = (state.image - state.point).mul_(float(weights[-1]))
-        if held:
-            older = state.steps[:held].flatten(1)
-            step.add_(torch.mv(older.T, weights[:-1].to(older)).view_as(step))
-        gram = state.gram[:held, :held]
-        row = gram @ weights[:-1] + weights[-1] * dots
+        row = state.gram[:held, :held] @ weights[:-1] + weights[-1] * dots
         square = torch.dot(weights[:-1], row + weights[-1] * dots) + weights[-1] ** 2 * state.square
         state.gram[held, :held] = row
         state.gram[:held, held] = row
         state.gram[held, held] = square
-        state.steps[held] = step
-        state.held += 1
-        return step
+
+
+def _local_sums(steps: list[Tensor], evaluation: Evaluation) -> Tensor:
+    """<s_j, g>, <g, g> and ||f(z)||^2 of this rank's rows, float64 [m + 2] on their device."""
+    z, image = evaluation.point, evaluation.image
+    sums = torch.zeros(len(steps) + 2, dtype=torch.float64, device=z.device)
+    for rows in blocks(z):
+        reached = image[rows].reshape(-1)
+        residual = (image[rows] - z[rows]).view(-1)
+        dots = [torch.dot(step[rows].view(-1), residual) for step in steps]
+        dots += [torch.dot(residual, residual), torch.dot(reached, reached)]
+        sums += torch.stack(dots)
+    return sums
 
 
 def _weights(state: BroydenState) -> Tensor | None:

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from distributed_ignn.solvers.anderson import Anderson
+from distributed_ignn.solvers.base import Evaluation
 from distributed_ignn.solvers.blocks import Rows, assemble, project
 from distributed_ignn.solvers.reduced import (
     RESOLVENTS,
@@ -100,11 +101,11 @@ def coarse_solution(coarse: CoarseGraph, columns: Tensor, inner: Tensor) -> Tens
     right = coarse.restrict(columns)
     steps = inner.to(right)
 
-    def image(z: Tensor, rider: Tensor | None) -> tuple[Tensor, None]:
-        return hop(right, [operator @ z for operator in coarse.operators], steps), None
+    def evaluate(z: Tensor, rider: Tensor | None) -> Evaluation:
+        return Evaluation(z, hop(right, [operator @ z for operator in coarse.operators], steps))
 
     return solve(
-        image,
+        evaluate,
         right,
         Anderson(_COARSE_MEMORY),
         lambda sums: sums,

@@ -34,7 +34,13 @@ import torch
 from torch import Tensor
 
 from distributed_ignn.solvers.anderson import Anderson, AndersonState
-from distributed_ignn.solvers.base import FixedPointMap, Iterate, Reduce, relative_residual
+from distributed_ignn.solvers.base import (
+    Evaluation,
+    FixedPointMap,
+    Iterate,
+    Reduce,
+    relative_residual,
+)
 from distributed_ignn.solvers.blocks import square_sum
 from distributed_ignn.solvers.estimator import ErrorEstimator, StructuredMap, structured
 from distributed_ignn.solvers.predictors import Evidence, Predictor
@@ -150,12 +156,10 @@ class NeuralSolver:
             return False
         return state.step < self.predictor.shape.steps
 
-    def observe(
-        self, state: NeuralState, z: Tensor, image: Tensor, ridden: Tensor | None, reduce: Reduce
-    ) -> tuple[NeuralState, float]:
+    def observe(self, state: NeuralState, evaluation: Evaluation, reduce: Reduce) -> float:
         """Gram row, ||G||^2, ||f(z)||^2 and the sum over nodes for s, reduced together."""
-        own = self._push(state, z, image)
-        state.nodes = self._read_nodes(state, ridden)
+        own = self._push(state, evaluation.point, evaluation.image)
+        state.nodes = self._read_nodes(state, evaluation.ridden)
         node_sum = None if state.nodes is None else state.nodes.sum(dim=0)
         if node_sum is not None and self._reduce_grad is not None:
             sums = reduce(own)
@@ -175,8 +179,8 @@ class NeuralSolver:
         self._judge(state, math.sqrt(residual_square), accepted)
         if state.failed and self.estimator is not None and not math.isfinite(residual):
             # the step is about to be taken back: no reason to end the solve
-            return state, sys.float_info.max
-        return state, residual
+            return sys.float_info.max
+        return residual
 
     def _push(self, state: NeuralState, z: Tensor, image: Tensor) -> Tensor:
         """Enter the iterate; this rank's Gram row, ||G||^2 and ||f(z)||^2, float64 on the CPU."""
@@ -241,20 +245,20 @@ class NeuralSolver:
         """Whether the last estimated steps gained less than Anderson's usually do."""
         return len(norms) > _PACE_STEPS and norms[-1] > _PACE * norms[-1 - _PACE_STEPS]
 
-    def advance(self, state: NeuralState, best: Iterate) -> tuple[NeuralState, Tensor]:
+    def advance(self, state: NeuralState, best: Iterate) -> Tensor:
         """The mixed point, or Anderson's step where it is safer."""
         state.alpha, state.beta, state.learned = None, None, False
         if state.failed and self.estimator is not None:
             state.own, state.neighbours, state.pending, state.norms = [], [], None, []
-            return state, self._go_back(state.base, best)
+            return self._go_back(state.base, best)
         found = self._learned_weights(state, best)
         if found is not None:
             state.alpha, state.beta, state.learned = *found, True
-            return state, state.base.history.mix(state.alpha, float(state.beta.detach()))
-        state.base, z = self.anderson.advance(state.base, best)
+            return state.base.history.mix(state.alpha, float(state.beta.detach()))
+        z = self.anderson.advance(state.base, best)
         # without a history it went back to an image, which no estimate is in
         state.learned = state.estimated and len(state.base.history) > 0
-        return state, z
+        return z
 
     def _go_back(self, base: AndersonState, best: Iterate) -> Tensor:
         """Restart from the best iterate's image, also where that was tried before.

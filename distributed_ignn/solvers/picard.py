@@ -8,20 +8,19 @@ import torch
 from torch import Tensor
 
 from distributed_ignn.solvers.base import (
+    Evaluation,
     FixedPointMap,
     Iterate,
-    MeasuredMap,
     Reduce,
     relative_residual,
 )
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class PicardState:
-    """The next point, and the map if it may know the sums of squares."""
+    """The next point [O, D]."""
 
     point: Tensor
-    measured: MeasuredMap | None
 
 
 class Picard:
@@ -36,25 +35,22 @@ class Picard:
 
     def init(self, z0: Tensor, fixed_point_map: FixedPointMap | None = None) -> PicardState:
         """The state is the next point."""
-        known = fixed_point_map if isinstance(fixed_point_map, MeasuredMap) else None
-        return PicardState(z0, known)
+        return PicardState(z0)
 
     def rider(self, state: PicardState) -> None:
         """Nothing travels."""
 
-    def observe(
-        self, state: PicardState, z: Tensor, image: Tensor, ridden: Tensor | None, reduce: Reduce
-    ) -> tuple[PicardState, float]:
+    def observe(self, state: PicardState, evaluation: Evaluation, reduce: Reduce) -> float:
         """Two sums of squares, reduced together; the map's own where it has them."""
-        squares = None if state.measured is None else state.measured.squares(z)
-        if squares is not None and self.beta == 1.0:
-            sums = reduce(squares.cpu())
-            return PicardState(image, state.measured), relative_residual(*sums.tolist())
+        z, image = evaluation.point, evaluation.image
+        if evaluation.squares is not None and self.beta == 1.0:
+            state.point = image
+            return relative_residual(*reduce(evaluation.squares.cpu()).tolist())
         residual = image - z
         sums = reduce(torch.stack([residual.square().sum(), image.square().sum()]).double().cpu())
-        point = image if self.beta == 1.0 else z + self.beta * residual
-        return PicardState(point, state.measured), relative_residual(*sums.tolist())
+        state.point = image if self.beta == 1.0 else z + self.beta * residual
+        return relative_residual(*sums.tolist())
 
-    def advance(self, state: PicardState, best: Iterate) -> tuple[PicardState, Tensor]:
+    def advance(self, state: PicardState, best: Iterate) -> Tensor:
         """The point computed while observing."""
-        return state, state.point
+        return state.point

@@ -3,47 +3,52 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from distributed_ignn.solvers.base import (
     AnySolver,
+    Evaluation,
     FixedPointMap,
-    InexactMap,
     Iterate,
     Outcome,
     Reduce,
+    SettlingMap,
     Solution,
 )
 
 
 class _Watch:
-    """The sum over ranks, with the map's own error in the same reduction."""
+    """The sum over ranks, with the evaluation's own error in the same reduction."""
 
     def __init__(self, fixed_point_map: FixedPointMap, reduce: Reduce) -> None:
-        self._map = fixed_point_map if isinstance(fixed_point_map, InexactMap) else None
+        self._map = fixed_point_map if isinstance(fixed_point_map, SettlingMap) else None
         self._reduce = reduce
-        self._error = 0.0
 
-    def reduce(self, sums: Tensor) -> Tensor:
-        """Sums over ranks of a vector that ends in ||f(z)||^2."""
-        if self._map is None:
-            return self._reduce(sums)
-        known = self._reduce(torch.cat([sums, self._map.error_square().cpu()]))
-        square, image_square = float(known[-1]), float(known[-2])
-        self._error = math.sqrt(square / image_square) if square > 0.0 < image_square else 0.0
-        return known[:-1]
+    def residual(self, solver: AnySolver, state: Any, evaluation: Evaluation) -> float:
+        """Let the solver observe; what the relative residual may be at most, errors included."""
+        error = 0.0
 
-    def true_residual(self, residual: float) -> float:
-        """What the relative residual may be at most, given the image's own error."""
-        return residual + self._error
+        def reduce(sums: Tensor) -> Tensor:
+            """Sums over ranks of a vector that ends in ||f(z)||^2."""
+            nonlocal error
+            if evaluation.error_square is None:
+                return self._reduce(sums)
+            known = self._reduce(torch.cat([sums, evaluation.error_square.cpu()]))
+            square, image_square = float(known[-1]), float(known[-2])
+            error = math.sqrt(square / image_square) if square > 0.0 < image_square else 0.0
+            return known[:-1]
+
+        return solver.observe(state, evaluation, reduce) + error
 
     def settle(self) -> bool:
         """Whether the last evaluation used old rows, which the next ones will not."""
         return self._map is not None and self._map.settle()
 
 
+@torch.no_grad()
 def solve(
     fixed_point_map: FixedPointMap,
     z0: Tensor,
@@ -60,9 +65,14 @@ def solve(
     rows, the last ones do not, and no other counts; where halo rows are rounded, what rounding did
     to the image counts towards the residual.
 
+    Autograd records nothing here, whatever the map's parameters want: no graph grows with the
+    steps, and no solver writes into an array of the map's. A gradient through a fixed point is that
+    of ``ImplicitLayer``; a solver that learns by gradient is driven step by step
+    (``training/learned/rollout.py``), not from here.
+
     Args:
         fixed_point_map: the map f on this rank's rows.
-        z0: starting point [O, D].
+        z0: starting point [O, D]; it stays as it is.
         solver: the method.
         reduce: sums a float64 CPU vector over ranks.
         tolerance: on ||f(z) - z|| / ||f(z)||, global norms.
@@ -74,19 +84,20 @@ def solve(
     if max_steps < 1:
         raise ValueError(f"max_steps is {max_steps}, a solve needs at least one evaluation")
     watch = _Watch(fixed_point_map, reduce)
-    state, z, best = solver.init(z0, fixed_point_map), z0, None
+    z, best = z0.detach(), None
     del z0  # not kept in memory for the whole solve
+    state = solver.init(z, fixed_point_map)
     residuals: list[float] = []
     outcome = Outcome.MAX_STEPS
     while True:
         if len(residuals) == max_steps - 1 and watch.settle():
             best = None
-        image, ridden = fixed_point_map(z, solver.rider(state))
-        state, residual = solver.observe(state, z, image, ridden, watch.reduce)
-        residual = watch.true_residual(residual)
+        newest = fixed_point_map(z, solver.rider(state))
+        residual = watch.residual(solver, state, newest)
         residuals.append(residual)
         if best is None or residual < best.residual:
-            best = Iterate(z, image, residual)
+            best = Iterate(newest, residual)
+        del newest  # what it lends or nobody needs any more is let go of
         if not math.isfinite(residual):
             outcome = Outcome.DIVERGED
             break
@@ -96,9 +107,8 @@ def solve(
             break
         if len(residuals) == max_steps:
             break
-        state, z = solver.advance(state, best)
+        best = Iterate(best.evaluation.lasting(), best.residual)
+        z = solver.advance(state, best)
         if was_old:
             best = None
-    return Solution(
-        best.point, best.image, outcome, len(residuals), best.residual, tuple(residuals)
-    )
+    return Solution(best.evaluation, outcome, len(residuals), best.residual, tuple(residuals))

@@ -21,6 +21,7 @@ from distributed_ignn.solvers.anderson import Anderson
 from distributed_ignn.solvers.base import AnySolver, Outcome, Solution
 from distributed_ignn.solvers.picard import Picard
 from distributed_ignn.training.learned_solver import LearnedSolver, storage_format
+from distributed_ignn.training.state import State
 
 TRAIN, EVALUATE, ADJOINT = "train", "evaluate", "adjoint"
 
@@ -70,11 +71,15 @@ class SolvePlanner:
     Args:
         config: sections ``forward`` and ``adjoint`` are read.
         learned: the learned solver, or None.
+        device: where the states that it keeps belong.
     """
 
-    def __init__(self, config: RunConfig, learned: LearnedSolver | None) -> None:
+    def __init__(
+        self, config: RunConfig, learned: LearnedSolver | None, device: torch.device
+    ) -> None:
         self._forward, self._adjoint = config.forward, config.adjoint
         self._learned = learned
+        self._device = device
         self._fixed_injection = config.model.fixed_injection
         self._fixed_backward = self._fixed_injection and config.model.dropout == 0.0
         same_map = config.model.fixed_injection and config.train.ema == 0.0
@@ -120,6 +125,18 @@ class SolvePlanner:
         return SolvePlan(
             self.method(config, purpose), start, config.tolerance, config.max_steps, done
         )
+
+    def state(self) -> State:
+        """See ``Stateful``: where the next solves start."""
+        return State(rows=dict(self.states))
+
+    def load_state(self, state: State) -> None:
+        """See ``Stateful``."""
+        self.states = {purpose: rows.to(self._device) for purpose, rows in state.rows.items()}
+
+    def forget(self) -> None:
+        """Let the next solves start anew, as those of a model that nobody has solved yet."""
+        self.states.clear()
 
     def forget_unused(self) -> None:
         """Let go of states that no solve starts from once the learned solver is ready."""

@@ -31,7 +31,7 @@ def _train_and_predict(comm: Communicator, folder: Path) -> dict[str, Any]:
     run_training(parse_args([*SMALL, "--output", str(folder / "two")]), comm)
     options = PredictOptions(folder / "two", folder / "two.parquet")
     solution = predict(options, comm)
-    return {"steps": solution.steps, "converged": solution.converged}
+    return {"steps": solution.evaluations, "converged": solution.converged}
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +123,7 @@ def test_steps_are_exactly_so_many_evaluations(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], steps: int
 ) -> None:
     options = PredictOptions(folder / "one", tmp_path / "p.parquet", steps=steps)
-    assert predict(options, Communicator()).steps == steps
+    assert predict(options, Communicator()).evaluations == steps
     printed = capsys.readouterr().out
     assert "did not reach its tolerance" not in printed
 
@@ -135,7 +135,7 @@ def test_tolerance_decides_how_far_a_solve_goes(folder: Path, tmp_path: Path) ->
         solution = predict(options, Communicator())
         assert solution.converged
         assert solution.residual <= tolerance
-        steps.append(solution.steps)
+        steps.append(solution.evaluations)
     assert steps[0] < steps[1]
 
 

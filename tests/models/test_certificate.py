@@ -32,6 +32,10 @@ CASES = (
     ("plain", {"cell": "mignn"}),
     ("plain", {"cell": "mignn", "skew": 0.0}),
     ("channels", {"cell": "mignn", "skew": 0.5}),
+    ("weights", {"cell": "ignn"}),
+    ("weights", {"cell": "mignn"}),
+    ("lopsided", {"cell": "ignn"}),
+    ("lopsided", {"cell": "eignn"}),
 )
 
 

@@ -247,6 +247,8 @@ def test_warm_start_saves_evaluations_and_follows_shape_and_format() -> None:
     assert cold.info.adjoint_evaluations > 5
     assert layer(x[:4]).shape == (4, WIDTH)
     assert layer.info.evaluations > 5
+    layer(x[:4], z0=torch.ones(4, WIDTH))  # what is given counts
+    assert layer.info.evaluations > 5
 
 
 def test_compiled_maps_give_the_same_gradient() -> None:
@@ -399,6 +401,7 @@ def test_a_solver_may_be_an_object() -> None:
     ("settings", "line"),
     [
         ({"solver": "neural"}, "solver = 'neural' has to be trained"),
+        ({"solver": "broyden", "beta": 0.5}, r"beta = 0\.5 damps picard and anderson"),
         ({"solver": "newton"}, "solver = 'newton' must be"),
         ({"tolerance": 0.0}, "tolerance = 0.0 must be above 0"),
         ({"max_steps": 0}, "max_steps = 0 must be at least 1"),

@@ -318,7 +318,7 @@ def _gradients(
 ) -> dict[str, Tensor]:
     """Fixed point and gradient of every parameter."""
     model = ImplicitGNN(shard, comm, config.model, kind, 0)
-    planner = SolvePlanner(config, None)
+    planner = SolvePlanner(config, None, comm.device)
     Objective(shard, comm, "auto").loss(model(0, planner.train(), planner.adjoint())).backward()
     point = planner.states["evaluate" if config.model.fixed_injection else "train"]
     found = {"fixed point": spread(shard, point)}
@@ -344,13 +344,13 @@ def _learned_weights(
         anderson, z = Anderson(4), torch.relu(injection)
         state = anderson.init(z)
         for k in range(5):
-            image, _ = cell(z, None)
-            state, residual = anderson.observe(state, z, image, None, comm.sum)
+            evaluation = cell(z, None)
+            residual = anderson.observe(state, evaluation, comm.sum)
             alpha = anderson.weights(state)
             if alpha is None:
                 raise AssertionError("the history of a random map is not singular")
             found[f"anderson {k}"] = alpha * share
-            state, z = anderson.advance(state, Iterate(z, image, residual))
+            z = anderson.advance(state, Iterate(evaluation, residual))
         for shape in _VARIANTS:
             found |= _learned_steps(shape, shard, comm, cell, torch.relu(injection))
     return found
@@ -371,9 +371,9 @@ def _learned_steps(
     plain = (shape.network, shape.alpha) == ("graph", "global")
     prefix = "learned" if plain else f"{shape.network} {shape.alpha}"
     for k in range(6):
-        image, ridden = cell(z, learned.rider(run))
-        run, residual = learned.observe(run, z, image, ridden, comm.sum)
-        run, z = learned.advance(run, Iterate(z, image, residual))
+        evaluation = cell(z, learned.rider(run))
+        residual = learned.observe(run, evaluation, comm.sum)
+        z = learned.advance(run, Iterate(evaluation, residual))
         if run.alpha is not None and run.beta is not None:
             per_node = run.alpha.dim() == 2
             found[f"{prefix} alpha {k}"] = (

@@ -64,7 +64,7 @@ def _parts(shard: GraphShard, comm: Communicator) -> dict[str, Tensor]:
         torch.manual_seed(3)
         estimator = ErrorEstimator(BasisCache(3), hops, channels, 2, thinned).to(kind)
         estimator.coefficients.add_(torch.randn_like(estimator.coefficients), alpha=0.2)
-        image, _ = cell(start, None)
+        image = cell(start, None).image
         residual = _random(shard, 5)
         found[name] = spread(shard, estimator.estimate(cell, residual, image, 0))
         if not thinned:

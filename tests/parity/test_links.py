@@ -88,7 +88,7 @@ def _solve_all(comm: Communicator) -> dict[Case, dict[str, dict[str, Any]]]:
                 tolerance=_TOLERANCE,
                 max_steps=400,
             )
-            image, _ = build(exact)(solution.point, None)
+            image = build(exact)(solution.point, None).image
             squares = torch.stack([(image - solution.point).square().sum(), image.square().sum()])
             gap, size = comm.sum(squares).tolist()
             both[name] = _summary(solution, shard, (gap / size) ** 0.5)

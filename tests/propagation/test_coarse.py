@@ -131,7 +131,7 @@ def _report(comm: Communicator) -> dict[str, Tensor]:
         beta = ErrorEstimator(BasisCache(COLUMNS), 2, channels, 1, coarse=level).double()
         torch.nn.init.normal_(beta.coefficients, generator=generator)
         with torch.no_grad():
-            image, _ = cell(z, None)
+            image = cell(z, None).image
             found[f"{case} estimate"] = spread(shard, beta.estimate(cell, image - z, image, 0))
     return found
 

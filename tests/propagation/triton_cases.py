@@ -214,6 +214,8 @@ def cell_report(comm: Communicator, kernel: Kernel) -> dict[str, dict[str, Tenso
         "directed": CellForm(linear=True),
         "channels": CellForm(),
         "channels, mixed": CellForm(step=0.7, residual=0.2),
+        "weights": CellForm(),
+        "lopsided": CellForm(linear=True),
     }
     return {name: _cell(comm, name.partition(",")[0], form, kernel) for name, form in forms.items()}
 
@@ -241,15 +243,15 @@ def _cell(comm: Communicator, case: str, form: CellForm, kernel: Kernel) -> dict
         keep_products=True,
     )
     point = z[own].to(where)
-    image, _ = cell(point, None)
-    known = cell.squares(point)
+    evaluation = cell(point, None)
+    image, known = evaluation.image, evaluation.squares
     squares = torch.stack([(image - point).square().sum(), image.square().sum()])
     found = {
         "image": spread(shard, image),
         "squares": (squares if known is None else known).double().cpu(),
     }
     found["<known>"] = torch.tensor(0 if known is None else 1)
-    for number, block in enumerate(cell.products_at(point)):
+    for number, block in enumerate(cell.products_of(evaluation)):
         found[f"product {number}"] = spread(shard, block)
     if case == "awkward":
         solution = solve(

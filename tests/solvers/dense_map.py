@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from distributed_ignn.solvers.base import Evaluation
+
 NODES, WIDTH = 30, 6
 
 
@@ -37,9 +39,10 @@ class DenseMap:
     def activate(self, x: Tensor) -> Tensor:
         return x if self.linear else torch.relu(x)
 
-    def __call__(self, z: Tensor, rider: Tensor | None) -> tuple[Tensor, None]:
+    def __call__(self, z: Tensor, rider: Tensor | None) -> Evaluation:
         pairs = zip(self.graphs, self.weights, strict=True)
-        return self.activate(self.offset + sum(graph @ z @ weight for graph, weight in pairs)), None
+        total = self.offset + sum(graph @ z @ weight for graph, weight in pairs)
+        return Evaluation(z, self.activate(total))
 
     def gate(self, values: Tensor, image: Tensor, rows: slice | Tensor = slice(None)) -> Tensor:
         return values if self.linear else values * (image > 0)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from distributed_ignn.solvers.base import Iterate
+from distributed_ignn.solvers.base import Evaluation, Iterate
 from distributed_ignn.solvers.broyden import Broyden
 from distributed_ignn.solvers.picard import Picard
 from distributed_ignn.solvers.solve import solve
@@ -43,9 +43,9 @@ def _dense_broyden(matrix: Tensor, offset: Tensor, steps: int) -> list[Tensor]:
 def _points(solver: Broyden, matrix: Tensor, offset: Tensor, steps: int) -> list[Tensor]:
     seen: list[Tensor] = []
 
-    def fixed_point_map(z: Tensor, rider: Tensor | None) -> tuple[Tensor, None]:
+    def fixed_point_map(z: Tensor, rider: Tensor | None) -> Evaluation:
         seen.append(z.clone())
-        return torch.tanh(matrix @ z + offset), None
+        return Evaluation(z, torch.tanh(matrix @ z + offset))
 
     start = torch.zeros_like(offset)
     solve(fixed_point_map, start, solver, lambda s: s, tolerance=0.0, max_steps=steps)
@@ -64,8 +64,8 @@ def test_a_full_memory_starts_over_and_still_converges() -> None:
     matrix, offset = _map()
     start = torch.zeros_like(offset)
 
-    def fixed_point_map(z: Tensor, rider: Tensor | None) -> tuple[Tensor, None]:
-        return torch.tanh(matrix @ z + offset), None
+    def fixed_point_map(z: Tensor, rider: Tensor | None) -> Evaluation:
+        return Evaluation(z, torch.tanh(matrix @ z + offset))
 
     counts = {}
     for name, solver in (("2", Broyden(2)), ("10", Broyden(10)), ("picard", Picard())):
@@ -81,22 +81,22 @@ def test_a_full_memory_starts_over_and_still_converges() -> None:
 def test_a_growing_residual_goes_back_to_the_best_point_once() -> None:
     solver, z = Broyden(4), torch.zeros(3, 1, dtype=torch.float64)
     state = solver.init(z)
-    best = Iterate(z, torch.full_like(z, 7.0), 0.01)
-    state, residual = solver.observe(state, z, torch.ones_like(z), None, lambda s: s)
+    best = Iterate(Evaluation(z, torch.full_like(z, 7.0)), 0.01)
+    residual = solver.observe(state, Evaluation(z, torch.ones_like(z)), lambda s: s)
     assert residual == pytest.approx(1.0)
-    state, point = solver.advance(state, best)
+    point = solver.advance(state, best)
     assert torch.equal(point, best.image)
     assert (state.held, state.restarts) == (0, 1)
-    state, _ = solver.observe(state, point, point + 1.0, None, lambda s: s)
-    state, point = solver.advance(state, best)
+    solver.observe(state, Evaluation(point, point + 1.0), lambda s: s)
+    point = solver.advance(state, best)
     assert not torch.equal(point, best.image)
 
 
 def test_it_stands_on_a_fixed_point() -> None:
     offset = torch.ones(SIZE, 2, dtype=torch.float64)
 
-    def constant(z: Tensor, rider: Tensor | None) -> tuple[Tensor, None]:
-        return offset.clone(), None
+    def constant(z: Tensor, rider: Tensor | None) -> Evaluation:
+        return Evaluation(z, offset.clone())
 
     start = torch.zeros_like(offset)
     solution = solve(constant, start, Broyden(), lambda s: s, tolerance=0.0, max_steps=20)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
 from distributed_ignn.solvers.anderson import Anderson
-from distributed_ignn.solvers.base import AnySolver, Solution
+from distributed_ignn.solvers.base import AnySolver, Evaluation, Solution
 from distributed_ignn.solvers.estimator import ErrorEstimator
 from distributed_ignn.solvers.initialiser import Initialiser
 from distributed_ignn.solvers.neural import NeuralSolver
@@ -24,7 +26,7 @@ def _estimator(hops: int = 1, sparsified: bool = False, size: float = 0.1) -> Er
 
 
 def _estimate(estimator: ErrorEstimator, the_map: DenseMap, step: int = 0) -> Tensor:
-    image, _ = the_map(torch.relu(the_map.offset), None)
+    image = the_map(torch.relu(the_map.offset), None).image
     return estimator.estimate(the_map, _residual(), image, step)
 
 
@@ -75,7 +77,7 @@ def test_without_hops_it_reads_no_neighbour() -> None:
     for graph in changed.graphs:
         graph.fill_(1.0)
     estimator = _estimator(0)
-    image = the_map(torch.relu(the_map.offset), None)[0]
+    image = the_map(torch.relu(the_map.offset), None).image
     found = [estimator.estimate(m, _residual(), image, 0) for m in (the_map, changed)]
     assert torch.equal(*found)
     assert not torch.allclose(found[0], _residual())
@@ -84,7 +86,7 @@ def test_without_hops_it_reads_no_neighbour() -> None:
 
 def test_thinned_it_reads_the_sparsified_graph_alone() -> None:
     plain, other_graph, other_thin = DenseMap(), DenseMap(), DenseMap()
-    image = plain(torch.relu(plain.offset), None)[0]
+    image = plain(torch.relu(plain.offset), None).image
     other_graph.graphs[0][15, 0] = 0.5
     other_thin.thin[15, 0] = 0.5
     estimator = _estimator(sparsified=True)
@@ -97,7 +99,7 @@ def test_thinned_it_reads_the_sparsified_graph_alone() -> None:
 
 def test_inactive_entries_keep_their_residual() -> None:
     the_map = DenseMap()
-    image, _ = the_map(torch.relu(the_map.offset), None)
+    image = the_map(torch.relu(the_map.offset), None).image
     change = _estimate(_estimator(), the_map) != _residual()
     assert 0 < int((image > 0).sum()) < image.numel()
     assert torch.equal(change, image > 0)
@@ -113,10 +115,9 @@ def test_steps_past_the_last_use_its_coefficients() -> None:
 
 def test_it_needs_a_map_with_weights_and_a_graph() -> None:
     solver = NeuralSolver(None, NODES, 1e-10, estimator=_estimator())
+    limits: dict[str, Any] = {"tolerance": 1.0, "max_steps": 1}
     with pytest.raises(TypeError, match="weights and a graph"):
-        solve(
-            lambda z, rider: (z, None), _residual(), solver, lambda s: s, tolerance=1, max_steps=1
-        )
+        solve(lambda z, rider: Evaluation(z, z), _residual(), solver, lambda s: s, **limits)
 
 
 def _guess(h: Initialiser, the_map: DenseMap) -> Tensor:

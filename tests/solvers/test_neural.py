@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from distributed_ignn.solvers.anderson import Anderson
-from distributed_ignn.solvers.base import AnySolver, Iterate
+from distributed_ignn.solvers.base import AnySolver, Evaluation, Iterate
 from distributed_ignn.solvers.history import History
 from distributed_ignn.solvers.neural import NeuralSolver, NeuralState
 from distributed_ignn.solvers.picard import Picard
@@ -41,10 +41,10 @@ class RingMap:
         self.offset = scale * torch.randn(NODES, WIDTH, generator=generator, dtype=torch.float64)
         self.riders = 0
 
-    def __call__(self, z: Tensor, rider: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def __call__(self, z: Tensor, rider: Tensor | None) -> Evaluation:
         self.riders += rider is not None
         image = torch.relu(self.graph @ z @ self.weight + self.offset)
-        return image, None if rider is None else self.thin @ rider
+        return Evaluation(z, image, None if rider is None else self.thin @ rider)
 
 
 def _predictor(head_scale: float) -> WeightPredictor:
@@ -62,10 +62,10 @@ class WatchedSolver(NeuralSolver):
         super().__init__(predictor, NODES, 1e-10)
         self.seen: list[tuple[Tensor | None, Tensor | None]] = []
 
-    def advance(self, state: NeuralState, best: Iterate) -> tuple[NeuralState, Tensor]:
-        state, z = super().advance(state, best)
+    def advance(self, state: NeuralState, best: Iterate) -> Tensor:
+        z = super().advance(state, best)
         self.seen.append((state.alpha, state.beta))
-        return state, z
+        return z
 
 
 def _watch(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
 from distributed_ignn.solvers.anderson import Anderson, anderson_weights
-from distributed_ignn.solvers.base import AnySolver, Iterate, Outcome, Solution
+from distributed_ignn.solvers.base import AnySolver, Evaluation, Iterate, Outcome, Solution
+from distributed_ignn.solvers.broyden import Broyden
 from distributed_ignn.solvers.picard import Picard
 from distributed_ignn.solvers.solve import solve
 
@@ -22,9 +25,9 @@ class AffineMap:
         self.offset = torch.randn(rows, width, dtype=torch.float64)
         self.evaluations = 0
 
-    def __call__(self, z: Tensor, rider: Tensor | None) -> tuple[Tensor, None]:
+    def __call__(self, z: Tensor, rider: Tensor | None) -> Evaluation:
         self.evaluations += 1
-        return z @ self.slope + self.offset, None
+        return Evaluation(z, z @ self.slope + self.offset)
 
     @property
     def fixed_point(self) -> Tensor:
@@ -121,9 +124,10 @@ def test_a_singular_history_restarts_instead_of_crashing() -> None:
     state = solver.init(torch.zeros_like(constant.offset))
     for _ in range(3):  # the same point again and again
         z = torch.zeros_like(constant.offset)
-        state, residual = solver.observe(state, z, constant(z, None)[0], None, lambda s: s)
+        evaluation = constant(z, None)
+        residual = solver.observe(state, evaluation, lambda s: s)
 
-    state, point = solver.advance(state, Iterate(z, constant.offset, residual))
+    point = solver.advance(state, Iterate(evaluation, residual))
     assert state.restarts == 1
     assert torch.isfinite(point).all()
 
@@ -132,15 +136,15 @@ def test_growth_of_the_residual_goes_back_to_the_best_iterate_once() -> None:
     affine = AffineMap(SLOW)
     solver = Anderson(3)
     state = solver.init(affine.offset)
-    start = affine(affine.offset, None)[0]
-    best = Iterate(affine.fixed_point, affine.fixed_point, 1e-6)
-    state, _ = solver.observe(state, affine.offset, start, None, lambda s: s)
-    state, point = solver.advance(state, best)
+    start = affine(affine.offset, None)
+    best = Iterate(Evaluation(affine.fixed_point, affine.fixed_point), 1e-6)
+    solver.observe(state, start, lambda s: s)
+    point = solver.advance(state, best)
     assert point is best.image
     assert len(state.history) == 0
-    state, _ = solver.observe(state, affine.offset, start, None, lambda s: s)
-    state, point = solver.advance(state, best)
-    assert torch.allclose(point, start)  # Picard's step
+    solver.observe(state, start, lambda s: s)
+    point = solver.advance(state, best)
+    assert torch.allclose(point, start.image)  # Picard's step
     assert len(state.history) == 1
 
 
@@ -156,8 +160,8 @@ class DenseRowMap:
         self.offset = torch.zeros(3, width, dtype=torch.float64)
         self.offset[:, 0] = 1.0
 
-    def __call__(self, z: Tensor, rider: Tensor | None) -> tuple[Tensor, None]:
-        return torch.relu(z @ self.weight + self.offset), None
+    def __call__(self, z: Tensor, rider: Tensor | None) -> Evaluation:
+        return Evaluation(z, torch.relu(z @ self.weight + self.offset))
 
 
 @pytest.mark.parametrize("memory", [1, 3, 5])
@@ -166,3 +170,55 @@ def test_a_residual_that_must_grow_first_does_not_trap_anderson(memory: int) -> 
     start = torch.zeros_like(dense.offset)
     solution = solve(dense, start, Anderson(memory), lambda s: s, tolerance=1e-10, max_steps=300)
     assert solution.converged
+
+
+class WatchedMap:
+    """A module as a map: autograd watches its parameters, and its images unless told not to."""
+
+    def __init__(self) -> None:
+        linear = torch.nn.Linear(4, 4).double()
+        torch.nn.init.orthogonal_(linear.weight, gain=0.8)
+        self.inner = torch.nn.Sequential(linear, torch.nn.Tanh())
+        self.seen: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def __call__(self, z: Tensor, rider: Tensor | None) -> Evaluation:
+        image = self.inner(z)
+        self.seen.append((z, image, image.detach().clone()))
+        return Evaluation(z, image)
+
+
+@pytest.mark.parametrize("solver", [Picard(), Picard(0.5), Anderson(3), Broyden(4)])
+def test_a_map_that_autograd_watches_is_solved_without_a_graph(solver: AnySolver) -> None:
+    watched = WatchedMap()
+    start = torch.ones(5, 4, dtype=torch.float64, requires_grad=True)
+    with torch.enable_grad():
+        solution = solve(watched, start, solver, lambda s: s, tolerance=1e-10, max_steps=200)
+    assert solution.converged
+    assert torch.equal(start, torch.ones_like(start))
+    for z, image, before in watched.seen:
+        assert not z.requires_grad
+        assert not image.requires_grad
+        assert torch.equal(image, before), "a solver wrote into an image"
+    assert not solution.image.requires_grad
+
+
+class LendingMap(AffineMap):
+    """Keeps twice the point for its caller, in a buffer that every evaluation writes over."""
+
+    def __init__(self, eigenvalues: list[float]) -> None:
+        super().__init__(eigenvalues)
+        self.buffer = torch.zeros_like(self.offset)
+
+    def __call__(self, z: Tensor, rider: Tensor | None) -> Evaluation:
+        torch.mul(z, 2.0, out=self.buffer)
+        return replace(super().__call__(z, rider), products=(self.buffer,))
+
+
+def test_what_a_map_lends_comes_with_the_best_point_or_not_at_all() -> None:
+    """Residuals of a contraction shrink, so the last point is the best; of the other they grow."""
+    last = _run(LendingMap(SLOW), Picard(), max_steps=5)
+    assert last.best.products is not None
+    assert torch.equal(last.best.products[0], 2.0 * last.point)
+    first = _run(LendingMap([-1.5, -1.5]), Picard(), max_steps=5)
+    assert first.residual < first.residuals[-1]
+    assert first.best.products is None

@@ -67,7 +67,7 @@ def test_no_other_coefficients_estimate_the_error_better(case: str, sample: FitS
     estimator = _learned(trainer).estimator
     assert estimator is not None
     start = torch.relu(injection) / 2
-    image, _ = cell(start, None)
+    image = cell(start, None).image
 
     def error() -> float:
         """On the sample, after the first estimate."""
@@ -174,10 +174,10 @@ def test_the_loss_of_a_phase_is_where_a_solve_gets_to() -> None:
     solver = learned.solver()
     state = solver.init(z, cell)
     for _ in range(2):
-        image, _ = cell(z, None)
-        state, residual = solver.observe(state, z, image, None, lambda s: s)
+        evaluation = cell(z, None)
+        residual = solver.observe(state, evaluation, lambda s: s)
         assert state.strikes == 0
-        state, z = solver.advance(state, Iterate(z, image, residual))
+        z = solver.advance(state, Iterate(evaluation, residual))
     expected = torch.tensor(_distance(z, target)).log()
     assert loss == pytest.approx(float(expected), abs=1e-6)
 
@@ -221,10 +221,10 @@ def test_a_learned_adjoint_gives_the_gradient_that_anderson_gives() -> None:
         trainer.planner._adjoint = adjoint.model_copy(update={"method": method})
         used = trainer.planner.method(trainer.planner._adjoint, ADJOINT)
         assert isinstance(used, NeuralSolver) == (method == "neural")
-        trainer.planner.states.clear()
+        trainer.planner.forget()
         trainer.planner.log.clear()
         trainer.model.zero_grad()
-        trainer._loss_share().backward()
+        trainer.loss.share(trainer.epoch, trainer.planner, {}).backward()
         found.append([p.grad.clone() for p in trainer.model.parameters() if p.grad is not None])
         steps.append(trainer.planner.log.steps(ADJOINT))
     assert len(found[0]) == len(found[1]) > 3

@@ -184,7 +184,7 @@ def _sum(comm: Communicator, value: int) -> float:
 def _exact_residual(problem: Problem, point: Tensor) -> float:
     """Relative residual of a point from rows as they are."""
     exact = Propagation(problem.trainer.shard, problem.comm, point.dtype)
-    image, _ = _cell(problem, exact)(point, None)
+    image = _cell(problem, exact)(point, None).image
     squares = torch.stack([(image - point).double().square().sum(), image.double().square().sum()])
     residual, size = problem.comm.sum(squares.cpu()).tolist()
     return float((residual / size) ** 0.5)

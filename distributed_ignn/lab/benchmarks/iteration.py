@@ -75,7 +75,7 @@ class Evaluation:
         """f(z) [O, D]."""
         self._propagation.link = self._link
         self._states.reverse()
-        return self._cell(self._states[0], None)[0]
+        return self._cell(self._states[0], None).image
 
 
 #: Ways of ours by name: codec of the halo rows, and whether they may be one evaluation old.

@@ -38,7 +38,7 @@ def torchdeq_drives(comm: Communicator) -> tuple[dict[str, Drive], str]:
 def _drive(method: Callable[..., Any], **options: Any) -> Drive:
     def drive(fixed_point_map: FixedPointMap, z0: Tensor, most: int, problem: Problem) -> None:
         def flat_map(flat: Tensor) -> Tensor:
-            return fixed_point_map(flat.view(z0.shape), None)[0].reshape(1, -1)
+            return fixed_point_map(flat.view(z0.shape), None).image.reshape(1, -1)
 
         try:
             # a tolerance of zero is never met: the observed map ends the run

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from distributed_ignn.lab.benchmarks.interleaving import finish_device
 from distributed_ignn.lab.benchmarks.problem import Problem
-from distributed_ignn.solvers.base import AnySolver, FixedPointMap, relative_residual
+from distributed_ignn.solvers.base import AnySolver, Evaluation, FixedPointMap, relative_residual
 from distributed_ignn.solvers.solve import solve
 
 Start = Callable[[Tensor], Tensor]
@@ -113,16 +113,16 @@ class _Recorder(_Observed):
         self._problem, self._most, self._floor = problem, most, floor
         self.steps: list[Step] = []
 
-    def __call__(self, z: Tensor, rider: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        image, ridden = self._cell(z, rider)
+    def __call__(self, z: Tensor, rider: Tensor | None) -> Evaluation:
+        evaluation = self._cell(z, rider)
         (distance,) = self._problem.distance(z)
-        residual = self._residual(z, image)
+        residual = self._residual(z, evaluation.image)
         metric = self._problem.test_metric(z)
         self.steps.append(Step(len(self.steps), distance, residual, metric))
         # the last point is evaluated for its residual only
         if len(self.steps) > self._most or distance <= self._floor or not math.isfinite(residual):
             raise _EnoughError
-        return image, ridden
+        return evaluation
 
     def _residual(self, z: Tensor, image: Tensor) -> float:
         squares = torch.stack([(image - z).square().sum(), image.square().sum()])
@@ -139,7 +139,7 @@ class _Clock(_Observed):
         self._started = time.perf_counter()
         self.seconds: list[float] = []
 
-    def __call__(self, z: Tensor, rider: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def __call__(self, z: Tensor, rider: Tensor | None) -> Evaluation:
         finish_device(self._comm)
         self.seconds.append(time.perf_counter() - self._started)
         if len(self.seconds) >= self._points:

@@ -1,7 +1,7 @@
 """Checkpoints: everything a run needs to go on, as safetensors and JSON.
 
     checkpoints/epoch-000010/
-        state.json                      epoch, schedule position, best so far, checksums
+        state.json                      epoch, graph, values of every part, checksums
         common.safetensors              replicated parameters, optimisers, best weights, RNG
         rank-00000-of-00002.safetensors rows of this rank's nodes: warm starts, embeddings
 
@@ -38,7 +38,8 @@ from distributed_ignn.reading.plain_files import open_plain
 from distributed_ignn.reading.strict_json import read_json
 from distributed_ignn.reading.tensors import read_tensors
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+_READ_VERSIONS = (2, FORMAT_VERSION)
 NODES = "nodes"
 _STATE = "state.json"
 _OWN_SUM = "state_sha256"
@@ -360,11 +361,11 @@ def _read_state(path: Path) -> dict[str, Any]:
         raise UserError(
             f"{path} is not a complete checkpoint ({_STATE} cannot be read); choose another one"
         ) from error
-    known = isinstance(state, dict) and state.get("version") == FORMAT_VERSION
+    known = isinstance(state, dict) and state.get("version") in _READ_VERSIONS
     if not known or not {"world_size", "sha256", "epoch"} <= state.keys():
         raise UserError(
-            f"{path} has an unknown format, this release reads version {FORMAT_VERSION}; choose "
-            "another checkpoint"
+            f"{path} has an unknown format, this release reads versions "
+            f"{' and '.join(map(str, _READ_VERSIONS))}; choose another checkpoint"
         )
     if sealed(state) != state:
         raise UserError(

@@ -154,7 +154,7 @@ class SolverFit:
         history, z = History(self._memory, self._storage), start
         basis = beta.basis(cell)
         for step in range(beta.steps):
-            image, _ = cell(z, None)
+            image = cell(z, None).image
             residual = partial(_difference, image, z)
             columns = beta.columns(cell, basis, residual, image)
             missing = self._few.take(target) - self._few.take(image)  # Z* - Z_k - G_k

@@ -33,8 +33,7 @@ def guarded_phase(
         action: the phase.
         epoch: model steps done, for the message.
     """
-    kept = {name: tensor.clone() for name, tensor in trainer.state().items()}
-    steps, ready = trainer.steps_done, learned.ready
+    kept = trainer.state().copy()
     try:
         loss = action()
         problem = _problem(learned, loss)
@@ -43,8 +42,7 @@ def guarded_phase(
     if problem is None:
         return loss
     trainer.load_state(kept)
-    trainer.steps_done, learned.ready = steps, ready
-    instead = "those of the last phase serve on" if ready else "Anderson's method serves on"
+    instead = "those of the last phase serve on" if learned.ready else "Anderson's method serves on"
     logger.warning(
         "epoch %d: solver training met bad numbers (%s); what it found is dropped, %s",
         epoch + 1,

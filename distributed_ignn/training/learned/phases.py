@@ -41,6 +41,13 @@ from distributed_ignn.training.learned_solver import LearnedSolver
 from distributed_ignn.training.numbers import NumbersError
 from distributed_ignn.training.plans import EVALUATE, SolvePlanner
 from distributed_ignn.training.schedule import Schedule
+from distributed_ignn.training.state import Count, State, Values
+
+
+class _Done(Values):
+    steps: Count = 0
+    ready: bool = False
+
 
 _ESTIMATOR_NODES = 1000  # each brings D equations for a dozen coefficients
 
@@ -176,27 +183,30 @@ class SolverTrainer:
             raise NumbersError("the solve that it learns from diverges")
         return found
 
-    def state(self) -> dict[str, Tensor]:
-        """Weights of all parts and Adam's moments, as named tensors."""
+    def state(self) -> State:
+        """See ``Stateful``: weights of all parts and Adam's moments, as ``kind|part.name``."""
         named = self._learned.named_parameters()
         tensors = {f"weight|{name}": parameter.detach() for name, parameter in named.items()}
         for name, parameter in named.items():
             moments = {} if self.optimizer is None else self.optimizer.state.get(parameter, {})
             for key, value in moments.items():
                 tensors[f"{key}|{name}"] = value
-        return tensors
+        done = _Done(steps=self.steps_done, ready=self._learned.ready)
+        return State(done.model_dump(), tensors)
 
     @torch.no_grad()
-    def load_state(self, tensors: dict[str, Tensor]) -> None:
-        """Inverse of ``state``.
+    def load_state(self, state: State) -> None:
+        """See ``Stateful``.
 
         Raises:
             UserError: the tensors belong to a solver of another shape.
         """
+        done = _Done.read(state)
+        self.steps_done, self._learned.ready = done.steps, done.ready
         named = self._learned.named_parameters()
         if self.optimizer is not None:
             self.optimizer.state.clear()
-        for key, value in tensors.items():
+        for key, value in state.common.items():
             kind, name = key.split("|", 1)
             if name not in named:
                 raise UserError(

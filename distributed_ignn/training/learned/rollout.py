@@ -45,13 +45,13 @@ class Rollout:
         loss, value = z.new_zeros((), dtype=torch.float64), 0.0
         for k in range(self._config.steps):
             with torch.no_grad():
-                image, ridden = cell(z, self._solver.rider(state))
-            state, residual = self._solver.observe(state, z, image, ridden, self._comm.sum)
+                evaluation = cell(z, self._solver.rider(state))
+            residual = self._solver.observe(state, evaluation, self._comm.sum)
             if not math.isfinite(residual):
                 break
             if best is None or residual < best.residual:
-                best = Iterate(z, image, residual)
-            state, z = self._solver.advance(state, best)
+                best = Iterate(evaluation, residual)
+            z = self._solver.advance(state, best)
             if state.alpha is None or state.beta is None:
                 continue
             history = state.base.history

@@ -136,7 +136,7 @@ def test_eignn_on_a_directed_graph_contracts_in_the_certified_norm() -> None:
     with torch.no_grad():
         for _ in range(120):
             distances.append(float((points[0] - points[1]).abs().max()))
-            points = [cell(z, None)[0] for z in points]
+            points = [cell(z, None).image for z in points]
     assert distances[60] <= 50 * 0.9**60 * distances[0]
 
 
@@ -268,7 +268,8 @@ def test_a_cell_shows_weights_active_entries_and_products(case: str, model: dict
     cell = setup.cell()
     z = torch.rand_like(setup.injection)
     with torch.no_grad():
-        image, _ = cell(z, None)
+        evaluation = cell(z, None)
+        image = evaluation.image
         mixed = [a @ z for a in setup.dense]
         pairs = zip(mixed, setup.weights(), strict=True)
         whole = torch.stack([p @ w for p, w in pairs]).sum(dim=0) + setup.injection
@@ -281,7 +282,7 @@ def test_a_cell_shows_weights_active_entries_and_products(case: str, model: dict
         values = torch.randn_like(z)
         assert torch.equal(cell.gate(values.clone(), image), values * (image > 0))
         assert 0 < int((image > 0).sum()) < image.numel()
-    for found, expected in zip(cell.products_at(z), mixed, strict=True):
+    for found, expected in zip(cell.products_of(evaluation), mixed, strict=True):
         assert torch.allclose(found, expected)
     assert cell.evaluations == 1
     for own, made in zip(cell.weights, setup.weights(), strict=True):
