@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field, ValidationError
 from distributed_ignn.cli import run_main
 from distributed_ignn.config import (
     DATASET_NAMES,
+    PartitionConfig,
     RunConfig,
     dump_yaml,
     load_yaml,
@@ -184,6 +185,8 @@ def _changed(section: type[BaseModel]) -> dict[str, Any]:
         "network": "gru",  # a table has no weights per node
         "constraint": "projection",  # none contradicts the other cells and a learned kappa
     }
+    if section is PartitionConfig:
+        special["method"] = "metis"  # nothing else reads weights of edges
     values: dict[str, Any] = {}
     for name, field in section.model_fields.items():
         annotation, default = field.annotation, field.default
