@@ -2,11 +2,11 @@
 
 from distributed_ignn.config.command import CommandParser
 from distributed_ignn.config.dataset import (
-    DATASET_NAMES,
     ChainsConfig,
     DataConfig,
     PartitionConfig,
     SyntheticConfig,
+    dataset_names,
 )
 from distributed_ignn.config.model import ModelConfig
 from distributed_ignn.config.parse import (
@@ -30,7 +30,6 @@ from distributed_ignn.config.training import CommConfig, TrainConfig
 
 __all__ = [
     "CONFIG_FOLDER",
-    "DATASET_NAMES",
     "AdjointConfig",
     "ChainsConfig",
     "CommConfig",
@@ -45,6 +44,7 @@ __all__ = [
     "SyntheticConfig",
     "TrainConfig",
     "absolute_paths",
+    "dataset_names",
     "dump_yaml",
     "load_yaml",
     "parse_args",
