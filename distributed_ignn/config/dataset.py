@@ -139,7 +139,7 @@ class PartitionConfig(Section):
     """How the graph is divided among ranks."""
 
     dir: Path | None = Field(
-        None, description="folder of shards written by launch/partition.py, reused as they are"
+        None, description="folder of shards written by ignn partition, reused as they are"
     )
     method: Literal["metis", "fennel", "random", "contiguous"] = Field(
         "metis",

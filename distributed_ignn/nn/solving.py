@@ -215,7 +215,7 @@ def _named(name: str, config: SolveConfig) -> AnySolver:
         return Broyden(config.memory)
     if name == "neural":
         raise UserError(
-            "solver = 'neural' has to be trained, which a run of launch/train.py does; take "
+            "solver = 'neural' has to be trained, which a run of ignn train does; take "
             "anderson, or give a trained NeuralSolver"
         )
     raise UserError(
