@@ -5,6 +5,8 @@ nothing:
 
 - ``fit(data, ...)`` trains, ``load(path)`` opens what was trained; both give a ``Run``.
 - ``nn.FixedPoint`` and ``nn.ImplicitGNN`` are layers for a loop of your own.
+- ``DistributedGraph`` is this rank's part of a divided graph, on which ``nn.exact`` lets layers of
+  PyTorch Geometric give what they give in one process.
 - ``UserError`` is a mistake in what was given, told in one line; ``JobError`` a rank that was lost.
 """
 
@@ -16,11 +18,13 @@ if TYPE_CHECKING:
     from distributed_ignn import nn
     from distributed_ignn.api import Prediction, Run, fit, load
     from distributed_ignn.config import RunConfig
+    from distributed_ignn.distributed_graph import DistributedGraph
     from distributed_ignn.errors import JobError, UserError
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "DistributedGraph",
     "JobError",
     "Prediction",
     "Run",
@@ -37,6 +41,7 @@ logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 _HOMES = {
     **dict.fromkeys(("Prediction", "Run", "fit", "load"), "distributed_ignn.api"),
+    "DistributedGraph": "distributed_ignn.distributed_graph",
     "RunConfig": "distributed_ignn.config",
     **dict.fromkeys(("JobError", "UserError"), "distributed_ignn.errors"),
 }

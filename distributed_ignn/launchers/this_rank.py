@@ -56,7 +56,7 @@ def join(device: str, config: CommConfig | None = None) -> Communicator:
 
 
 def choose_device(name: str, local_rank: int) -> torch.device:
-    """The device of a rank; ranks share GPUs when there are fewer of them.
+    """Choose the device of a rank; ranks share GPUs when there are fewer of them.
 
     Raises:
         UserError: cuda was asked for and there is none.
@@ -70,7 +70,7 @@ def choose_device(name: str, local_rank: int) -> torch.device:
 
 
 class _Position(NamedTuple):
-    """Of a rank: in the job and on its machine."""
+    """Where a rank stands in the job and on its machine."""
 
     rank: int
     world_size: int

@@ -18,7 +18,7 @@ from distributed_ignn.models.cells import GraphFit, cell_weights
 from distributed_ignn.models.dropout import NodeDropout
 from distributed_ignn.models.encoder import FeatureStore, Injection, Source
 from distributed_ignn.models.implicit import Cell, ImplicitLayer, SolvePlan
-from distributed_ignn.models.implicit_gnn import OUTPUT_STREAM
+from distributed_ignn.models.shard_model import OUTPUT_STREAM
 from distributed_ignn.nn.local_graph import (
     GivenFeatures,
     LocalGraph,

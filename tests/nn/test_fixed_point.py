@@ -7,7 +7,7 @@ import gc
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ from distributed_ignn.nn import FixedPoint, NotConvergedWarning
 from distributed_ignn.nn.bounding import linear_weights
 from distributed_ignn.solvers.anderson import Anderson
 from distributed_ignn.solvers.neural import NeuralSolver
-from distributed_ignn.solvers.predictors import Network, NeuralShape, build_predictor
+from distributed_ignn.solvers.predictors import NETWORKS, NeuralShape, build_predictor
 from tests.nn.small_maps import NODES, WIDTH, Mixed, edges, unrolled
 
 SOLVERS = ("picard", "anderson", "broyden")
@@ -383,7 +383,7 @@ def test_a_solver_may_be_an_object() -> None:
     expected = _tight(f)(x)
     layer = FixedPoint(f, Anderson(3), tolerance=1e-12)
     assert torch.allclose(layer(x), expected, rtol=0, atol=1e-10)
-    for network in get_args(Network):
+    for network in NETWORKS:
         shape = NeuralShape(WIDTH, 3, 10, 4, 5, network)
         predictor = build_predictor(shape).requires_grad_(False)
         layer = FixedPoint(f, NeuralSolver(predictor, NODES, 1e-10), tolerance=1e-12)

@@ -20,7 +20,6 @@ from distributed_ignn.graph.partitioning.sharding import build_shards
 from distributed_ignn.models.maps import CellForm, EquilibriumCell
 from distributed_ignn.propagation import triton_rows
 from distributed_ignn.propagation.entries import Entries
-from distributed_ignn.propagation.kernels import Kernel
 from distributed_ignn.propagation.propagate import Propagation, PropagationOptions
 from distributed_ignn.propagation.row_sum import RowSum
 from distributed_ignn.propagation.sparse import SparseMatrix
@@ -204,7 +203,7 @@ def fusable(comm: Communicator) -> list[bool]:
     ]
 
 
-def cell_report(comm: Communicator, kernel: Kernel) -> dict[str, dict[str, Tensor]]:
+def cell_report(comm: Communicator, kernel: str) -> dict[str, dict[str, Tensor]]:
     """Images, kept products, squares and the fixed point of cells on awkward graphs.
 
     With ``reduce`` in float64: the reference. Which of them were evaluated in one kernel is told.
@@ -220,7 +219,7 @@ def cell_report(comm: Communicator, kernel: Kernel) -> dict[str, dict[str, Tenso
     return {name: _cell(comm, name.partition(",")[0], form, kernel) for name, form in forms.items()}
 
 
-def _cell(comm: Communicator, case: str, form: CellForm, kernel: Kernel) -> dict[str, Tensor]:
+def _cell(comm: Communicator, case: str, form: CellForm, kernel: str) -> dict[str, Tensor]:
     kind = torch.float64 if kernel == "reduce" else torch.float32
     shards = build_shards(make_data(case), assign(case, comm.world_size), comm.world_size)
     shard = list(shards)[comm.rank]
