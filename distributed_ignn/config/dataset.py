@@ -151,7 +151,7 @@ class PartitionConfig(Section):
     """How the graph is divided among ranks."""
 
     dir: Path | None = Field(
-        None, description="folder of shards written by launch/partition.py, reused as they are"
+        None, description="folder of shards written by ignn partition, reused as they are"
     )
     method: Annotated[str, Choice(choices.PARTITIONERS)] = Field(
         "metis", description="who decides; the others are baselines"

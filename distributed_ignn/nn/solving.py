@@ -204,8 +204,8 @@ def _named(name: str, config: SolveConfig) -> AnySolver:
     ready = [known for known, method in METHODS.items() if not method.learned]
     if name in METHODS and name not in ready:
         raise UserError(
-            f"solver = {name!r} has to be trained, which a run of training does; take anderson, or "
-            "give a trained NeuralSolver"
+            f"solver = {name!r} has to be trained, which a run of ignn train does; take anderson, "
+            "or give a trained NeuralSolver"
         )
     if name not in ready:
         raise UserError(

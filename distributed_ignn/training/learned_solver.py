@@ -120,7 +120,7 @@ def build_learned_solver(
             raise UserError(
                 f"partition.clusters = {config.partition.clusters}, but the shards in "
                 f"{config.partition.dir} hold no clusters; divide the graph again with "
-                f"launch/partition.py --partition.clusters {config.partition.clusters}"
+                f"ignn partition --partition.clusters {config.partition.clusters}"
             )
         if shard.clusters is not None and hops > 0:
             coarse = CoarseLevel.from_shard(shard, comm, dtype, config.model.residual)
