@@ -5,6 +5,8 @@ nothing:
 
 - ``fit(data, ...)`` trains, ``load(path)`` opens what was trained; both give a ``Run``.
 - ``nn.FixedPoint`` and ``nn.ImplicitGNN`` are layers for a loop of your own.
+- ``DistributedGraph`` is one rank's part of a divided graph; ``nn.exact`` lets layers of PyG run on
+  it as on the whole.
 - ``UserError`` is a mistake in what was given, told in one line; ``JobError`` a rank that was lost.
 """
 
@@ -16,11 +18,13 @@ if TYPE_CHECKING:
     from distributed_ignn import nn
     from distributed_ignn.api import Prediction, Run, fit, load
     from distributed_ignn.config import RunConfig
+    from distributed_ignn.distributed_graph import DistributedGraph
     from distributed_ignn.errors import JobError, UserError
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "DistributedGraph",
     "JobError",
     "Prediction",
     "Run",
@@ -38,6 +42,7 @@ logging.getLogger(__name__).addHandler(logging.NullHandler())
 _HOMES = {
     **dict.fromkeys(("Prediction", "Run", "fit", "load"), "distributed_ignn.api"),
     "RunConfig": "distributed_ignn.config",
+    "DistributedGraph": "distributed_ignn.distributed_graph",
     **dict.fromkeys(("JobError", "UserError"), "distributed_ignn.errors"),
 }
 
@@ -52,4 +57,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted(__all__)
