@@ -5,8 +5,8 @@ nothing:
 
 - ``fit(data, ...)`` trains, ``load(path)`` opens what was trained; both give a ``Run``.
 - ``nn.FixedPoint`` and ``nn.ImplicitGNN`` are layers for a loop of your own.
-- ``DistributedGraph`` is one rank's part of a divided graph; ``nn.exact`` lets layers of PyG run on
-  it as on the whole.
+- ``DistributedGraph`` is this rank's part of a divided graph, on which ``nn.exact`` lets layers of
+  PyTorch Geometric give what they give in one process.
 - ``UserError`` is a mistake in what was given, told in one line; ``JobError`` a rank that was lost.
 """
 
@@ -41,8 +41,8 @@ logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 _HOMES = {
     **dict.fromkeys(("Prediction", "Run", "fit", "load"), "distributed_ignn.api"),
-    "RunConfig": "distributed_ignn.config",
     "DistributedGraph": "distributed_ignn.distributed_graph",
+    "RunConfig": "distributed_ignn.config",
     **dict.fromkeys(("JobError", "UserError"), "distributed_ignn.errors"),
 }
 

@@ -5,8 +5,9 @@ Letters: n nodes of the whole graph, O owned nodes, E edges into owned nodes, F 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -16,9 +17,10 @@ from torch.nn import Module, Parameter
 
 from distributed_ignn.comm.collectives import sum_of_shares
 from distributed_ignn.comm.communicator import Communicator
-from distributed_ignn.config import PartitionConfig
+from distributed_ignn.config import DataConfig, PartitionConfig
 from distributed_ignn.errors import UserError
 from distributed_ignn.graph.data import CSRMatrix, GraphData
+from distributed_ignn.graph.datasets import graph_in_memory
 from distributed_ignn.graph.partitioning.partition import assign_parts
 from distributed_ignn.graph.partitioning.sharding import build_shard
 from distributed_ignn.graph.shard import GraphShard
@@ -74,14 +76,16 @@ class DistributedGraph:
         Raises:
             UserError: there are no shards or they are damaged, on every rank alike.
         """
-        comm = join(device)
-        part = comm.together(lambda: read_part(Path(folder), comm.rank, comm.world_size))
-        return cls(part, comm, dtype)
+
+        def read(comm: Communicator) -> GraphShard:
+            return comm.together(lambda: read_part(Path(folder), comm.rank, comm.world_size))
+
+        return cls._joining(read, device, dtype)
 
     @classmethod
     def divide(
         cls,
-        data: GraphData,
+        data: object,
         *,
         partition: PartitionConfig | None = None,
         device: Literal["auto", "cpu", "cuda"] = "auto",
@@ -93,28 +97,47 @@ class DistributedGraph:
         ``partition``, and opened.
 
         Args:
-            data: the same on every rank.
+            data: a ``torch_geometric.data.Data`` with labels and splits, a dictionary of its
+                attributes, or a GraphData; the same on every rank. Features stay as they are; a
+                graph with edges in one direction gets the other.
             partition: how to divide; METIS if not given.
             device, dtype: as in ``open``.
 
         Raises:
-            UserError: ranks hold different graphs, or the graph cannot be divided so.
+            UserError: an attribute is missing or breaks a rule, ranks hold different graphs, or
+                the graph cannot be divided so.
         """
-        comm = join(device)
-        prints = comm.gather_json(data.fingerprint())
-        if len(set(prints)) > 1:
-            other = next(rank for rank, each in enumerate(prints) if each != prints[0])
-            raise UserError(
-                f"ranks 0 and {other} hold different graphs; load or make the same one on every "
-                "rank, with the same seed"
+
+        def cut(comm: Communicator) -> GraphShard:
+            whole = comm.together(lambda: _as_graph(data))
+            _check_alike(
+                comm,
+                whole.fingerprint(),
+                "hold different graphs; load or make the same one on each, with the same seed",
             )
-
-        def cut() -> GraphShard:
             settings = partition or PartitionConfig()
-            assignment = assign_parts(data.graphs, comm.world_size, settings)
-            return build_shard(data, assignment.plan, comm.rank)
+            assigned = comm.together(lambda: assign_parts(whole.graphs, comm.world_size, settings))
+            _check_alike(
+                comm,
+                sha256(assigned.part.numpy().tobytes()).hexdigest(),
+                "divide the graph differently; divide it once, with launch/partition.py, and open "
+                "the shards",
+            )
+            return build_shard(whole, assigned.plan, comm.rank)
 
-        return cls(comm.together(cut), comm, dtype)
+        return cls._joining(cut, device, dtype)
+
+    @classmethod
+    def _joining(
+        cls, shard: Callable[[Communicator], GraphShard], device: str, dtype: torch.dtype | None
+    ) -> Self:
+        """Join the job, get a shard and, if that fails, leave the job again."""
+        comm = join(device)
+        try:
+            return cls(shard(comm), comm, dtype)
+        except BaseException:
+            comm.close()
+            raise
 
     @property
     def rank(self) -> int:
@@ -306,3 +329,21 @@ class DistributedGraph:
             f"DistributedGraph(rank {self.rank} of {self.world_size}, {self.num_owned} of "
             f"{self.num_nodes} nodes, {self.edge_index.shape[1]} edges)"
         )
+
+
+def _as_graph(data: object) -> GraphData:
+    if isinstance(data, GraphData):
+        return data
+    return graph_in_memory(data, DataConfig())
+
+
+def _check_alike(comm: Communicator, digest: str, otherwise: str) -> None:
+    """Every rank must have the same.
+
+    Raises:
+        UserError: one of them has not; "ranks a and b" and ``otherwise``, on every rank.
+    """
+    digests = comm.gather_json(digest)
+    for rank, each in enumerate(digests):
+        if each != digests[0]:
+            raise UserError(f"ranks 0 and {rank} {otherwise}")

@@ -10,15 +10,14 @@ import torch
 from torch.nn.functional import cross_entropy
 from torch_geometric.nn import GAT, GraphSAGE
 
-from distributed_ignn.config import DataConfig
-from distributed_ignn.distributed_graph import DistributedGraph
+import distributed_ignn as di
+from distributed_ignn.config import DataConfig, SyntheticConfig
 from distributed_ignn.graph.datasets import load_dataset
-from distributed_ignn.nn import exact
 
 
-def train(model: torch.nn.Module, graph: DistributedGraph) -> None:
+def train(model: torch.nn.Module, graph: di.DistributedGraph) -> None:
     """A plain loop: only ``graph.mean`` and ``graph.sum_gradients`` know of other ranks."""
-    exact(model, graph)
+    di.nn.exact(model, graph)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     train = graph.train_index  # this rank's training nodes; it may have none
     for epoch in range(10):
@@ -34,8 +33,10 @@ def train(model: torch.nn.Module, graph: DistributedGraph) -> None:
 
 torch.set_default_dtype(torch.float64)
 torch.manual_seed(0)
-data = load_dataset("synthetic-products", Path("data"), DataConfig())
+data = load_dataset(
+    "synthetic-products", Path("data"), DataConfig(synthetic=SyntheticConfig(scale=0.0005))
+)
 # a large graph is divided once, by launch/partition.py, and opened: DistributedGraph.open("shards")
-with DistributedGraph.divide(data) as graph:
+with di.DistributedGraph.divide(data) as graph:  # or a Data, the same on every rank
     train(GAT(graph.num_features, 16, 2, graph.num_classes, heads=4), graph)
     train(GraphSAGE(graph.num_features, 32, 3, graph.num_classes), graph)

@@ -12,14 +12,16 @@ from pydantic import BaseModel, Field, ValidationError
 
 from distributed_ignn.cli import run_main
 from distributed_ignn.config import (
-    DATASET_NAMES,
+    PartitionConfig,
     RunConfig,
+    dataset_names,
     dump_yaml,
     load_yaml,
     parse,
     parse_args,
     parse_options_and_run,
 )
+from distributed_ignn.config.choices import choice_at
 from distributed_ignn.config.options import Options
 from distributed_ignn.errors import UserError
 
@@ -181,9 +183,13 @@ def _changed(section: type[BaseModel]) -> dict[str, Any]:
         "imbalance": 1.5,
         "on_bad_numbers": "rollback",  # the others have no use for its factors
         "estimator": "own",  # a learned adjoint needs one
+        # METIS alone reads weights
+        "edge_weights": False if section is PartitionConfig else "ignore",
         "network": "gru",  # a table has no weights per node
         "constraint": "projection",  # none contradicts the other cells and a learned kappa
     }
+    if section is PartitionConfig:
+        special["method"] = "metis"  # nothing else reads weights of edges
     values: dict[str, Any] = {}
     for name, field in section.model_fields.items():
         annotation, default = field.annotation, field.default
@@ -198,10 +204,36 @@ def _changed(section: type[BaseModel]) -> dict[str, Any]:
         elif isinstance(default, float):
             values[name] = default / 3 + 1e-17
         elif isinstance(default, str):
-            values[name] = [choice for choice in annotation.__args__ if choice != default][-1]  # type: ignore[union-attr]
+            choice = choice_at(section, name)
+            known = annotation.__args__ if choice is None else choice.names()  # type: ignore[union-attr]
+            values[name] = [value for value in known if value != default][-1]
         else:
             values[name] = "some/where"
     return values
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ("--forward.method picard --forward.memory 7", "forward.memory = 7 has no effect with"),
+        ("--forward.method broyden --forward.beta 0.5", "forward.beta = 0.5 has no effect with"),
+        (
+            "--adjoint.method broyden --adjoint.history-dtype bfloat16",
+            "adjoint.history_dtype = bfloat16 has no effect with adjoint.method = broyden; drop it",
+        ),
+        ("--forward.method newton", "'picard', 'anderson', 'broyden' or 'neural'"),
+    ],
+)
+def test_what_a_method_does_not_read_is_refused(argv: str, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        parse_args(["--dataset", "chains", *argv.split()])
+    assert message in str(caught.value)
+
+
+def test_what_a_method_reads_is_taken() -> None:
+    line = "--dataset chains --forward.method broyden --forward.memory 7 --adjoint.method picard"
+    run = parse_args([*line.split(), "--adjoint.beta", "0.5"])
+    assert (run.forward.memory, run.adjoint.beta, run.adjoint_method) == (7, 0.5, "picard")
 
 
 def test_yaml_round_trip_is_exact_for_every_setting(tmp_path: Path) -> None:
@@ -283,7 +315,7 @@ def test_shipped_configs_are_all_valid() -> None:
         "long-range-hard": "chains",
         "synthetic-products-full": "synthetic-products",
     }
-    assert names == set(DATASET_NAMES) - {"file"} | set(others)
+    assert names == set(dataset_names()) - {"file"} | set(others)
     for path in paths:
         assert load_yaml(path).dataset == others.get(path.stem, path.stem)
 

@@ -9,7 +9,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch_geometric.data import Data
+from torch_geometric.nn import GATConv
+from torch_geometric.utils import coalesce, remove_self_loops, to_undirected
 
+import distributed_ignn as di
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import PartitionConfig
 from distributed_ignn.distributed_graph import DistributedGraph
@@ -18,8 +22,10 @@ from distributed_ignn.graph.data import CSRMatrix
 from distributed_ignn.graph.partitioning.partition import assign_parts
 from distributed_ignn.graph.storage.shard_store import write_shards
 from tests.parity.cases import FEATURES, NODES, make_data
-from tests.parity.layers import divided, rows
+from tests.parity.explicit_cases import divided, rows
 from tests.ranks import run_ranks
+
+_SPLITS = ("train", "val", "test")
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +121,22 @@ def test_two_ranks_hold_the_graph_between_them(folder: Path) -> None:
         torch.testing.assert_close(weight, one["grads"][0])
         assert unused is None
         assert lone.tolist() == [0.0, 0.0]
+
+
+def test_a_graph_in_memory_is_divided() -> None:
+    edges = torch.randint(0, 40, (2, 120), generator=torch.Generator().manual_seed(0))
+    edges = coalesce(to_undirected(remove_self_loops(edges)[0]))
+    masks = {f"{name}_mask": torch.arange(40) % 3 == i for i, name in enumerate(_SPLITS)}
+    x = rows(1)[:40]
+    data = Data(x=x.float(), edge_index=edges, y=torch.arange(40) % 4, **masks)
+    layer = GATConv(x.shape[1], 3).double()
+    expected = layer(data.x.double(), edges)
+    with di.DistributedGraph.divide(data, dtype=torch.float64) as graph:
+        found = graph.gather(di.nn.exact(layer, graph)(graph.x, graph.edge_index))
+        assert graph.gather(graph.y).tolist() == data.y.tolist()
+    torch.testing.assert_close(found, expected.detach(), rtol=1e-12, atol=1e-12)
+    with pytest.raises(UserError, match="data is a list"):
+        di.DistributedGraph.divide([1, 2])
 
 
 def test_what_is_missing_is_said_in_one_line(tmp_path: Path) -> None:

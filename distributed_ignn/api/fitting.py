@@ -22,10 +22,10 @@ from distributed_ignn.api.guest import as_guest, signals_delivered
 from distributed_ignn.cli import shown_log
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import (
-    DATASET_NAMES,
     DataConfig,
     RunConfig,
     absolute_paths,
+    dataset_names,
     run_from_settings,
 )
 from distributed_ignn.config.dataset import FILE_SUFFIXES, IN_MEMORY
@@ -107,7 +107,7 @@ def _source(data: Any) -> tuple[str, Callable[[DataConfig], GraphData] | None]:
     if is_in_memory(data):
         return IN_MEMORY, partial(graph_in_memory, data)
     name = os.fspath(data)
-    names = [known for known in DATASET_NAMES if known != "file"]
+    names = [known for known in dataset_names() if known != "file"]
     if name not in names and not name.endswith(FILE_SUFFIXES):
         raise UserError(
             f"data = {name!r} is no dataset{suggest(name, names)}; give a "

@@ -15,12 +15,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor
-
-HaloCodec = Literal["fp32", "bf16", "int8", "int4", "int3", "int2"]
 
 _BLOCK_ENTRIES = 1 << 18  # rows are coded in blocks that stay in the cache
 _SCALE_ZERO = 200  # table entry of scale 1: scales reach from 2^-49.75 to 2^13.5
@@ -129,11 +128,26 @@ _SHARE = {8: 1.0, 4: 1.0, 3: 0.88, 2: 0.7}
 _GROUPS = {8: (1, 1), 4: (2, 1), 3: (8, 3), 2: (4, 1)}
 
 
-def quantiser(codec: HaloCodec) -> Quantiser | None:
+CODECS: dict[str, Callable[[], Quantiser] | None] = {
+    "fp32": None,
+    "bf16": Bfloat16,
+    "int8": partial(Integers, 8),
+    "int4": partial(Integers, 4),
+    "int3": partial(Integers, 3),
+    "int2": partial(Integers, 2),
+}
+"""The ways of writing halo rows, by name; None for rows as they are. A new one is entered here."""
+
+
+def quantiser(codec: str) -> Quantiser | None:
     """The quantiser of a codec by name; None for rows as they are."""
-    if codec == "fp32":
-        return None
-    return Bfloat16() if codec == "bf16" else Integers(int(codec.removeprefix("int")))
+    make = CODECS[codec]
+    return None if make is None else make()
+
+
+def encodes(codec: str) -> bool:
+    """Whether a codec writes changes, so that both ends keep what was sent last."""
+    return CODECS[codec] is not None
 
 
 def blocks(rows: int, width: int) -> Iterator[slice]:

@@ -11,9 +11,10 @@ from pydantic import Field, model_validator
 from rich.console import Console
 
 from distributed_ignn.cli import run_main
-from distributed_ignn.comm.codecs import HaloCodec
+from distributed_ignn.comm.codecs import CODECS
 from distributed_ignn.comm.communicator import Communicator
-from distributed_ignn.config import RunConfig, parse_options_and_run
+from distributed_ignn.config import RunConfig, choices, parse_options_and_run
+from distributed_ignn.config.choices import Choice
 from distributed_ignn.config.options import (
     Bare,
     Count,
@@ -93,8 +94,8 @@ class _StudyOptions(Options):
     keep: Shares = Field((0.1, 0.2, 0.3, 0.5, 0.7), description="shares of edges kept (sparsifier)")
     max_steps: Count = Field(100, description="most evaluations of a solve")
     tolerance: float = Field(1e-6, gt=0, description="relative residual to solve to (codecs)")
-    codecs: tuple[HaloCodec, ...] = Field(
-        codec_study.CODECS, description="ways of writing halo rows, beside fp32 (codecs)"
+    codecs: tuple[Annotated[str, Choice(choices.CODECS)], ...] = Field(
+        tuple(CODECS), description="ways of writing halo rows, beside fp32 (codecs)"
     )
 
 

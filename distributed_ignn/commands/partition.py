@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import AfterValidator, Field
 from rich.console import Console
@@ -15,7 +15,8 @@ from rich.filesize import decimal
 from rich.table import Table
 
 from distributed_ignn.cli import run_main
-from distributed_ignn.config import RunConfig, absolute_paths, parse_options_and_run
+from distributed_ignn.config import RunConfig, absolute_paths, choices, parse_options_and_run
+from distributed_ignn.config.choices import Choice
 from distributed_ignn.config.options import Options, OutputFolder, check_outputs
 from distributed_ignn.graph.datasets import load_dataset
 from distributed_ignn.graph.partitioning.partition import PartitionStats, assign_parts
@@ -53,7 +54,7 @@ class _Options(Options):
         description="number of ranks of the training"
     )
     out: OutputFolder = Field(description="new folder for the shards")
-    method: Literal["metis", "fennel", "random", "contiguous"] | None = Field(
+    method: Annotated[str, Choice(choices.PARTITIONERS)] | None = Field(
         None, description="short for --partition.method, and stronger"
     )
 

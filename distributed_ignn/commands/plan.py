@@ -11,7 +11,8 @@ from pydantic import AfterValidator, Field, model_validator
 from rich.console import Console
 
 from distributed_ignn.cli import run_main
-from distributed_ignn.config import parse_options
+from distributed_ignn.config import choices, parse_options
+from distributed_ignn.config.choices import Choice
 from distributed_ignn.config.options import (
     Count,
     Counts,
@@ -29,7 +30,7 @@ from distributed_ignn.lab.planning.halo_growth import Growth, fit_growth, parse_
 from distributed_ignn.lab.planning.hardware import Profile, load_profile, shipped, write_profile
 from distributed_ignn.lab.planning.sizes import PartitionSizes, read_sizes
 from distributed_ignn.lab.planning.validation import Case, validate
-from distributed_ignn.lab.planning.workload import HaloCodec, Part, Workload
+from distributed_ignn.lab.planning.workload import Part, Workload
 
 _EXAMPLES = """\
 examples:
@@ -83,7 +84,9 @@ class _Training(Options):
         "float32", description="number format of the solver's history"
     )
     compress: Count = Field(16, description="p, columns of a hop")
-    codec: Literal[HaloCodec, "all"] = Field("fp32", description="of halo rows")
+    codec: Annotated[str, Choice(choices.CODECS, ("all",))] = Field(
+        "fp32", description="of halo rows"
+    )
     stale: bool = Field(False, description="use the last evaluation's halo rows")
 
 

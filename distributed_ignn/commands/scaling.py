@@ -14,8 +14,14 @@ from pydantic import Field
 from rich.console import Console
 
 from distributed_ignn.cli import run_main
-from distributed_ignn.comm.codecs import HaloCodec
-from distributed_ignn.config import RunConfig, absolute_paths, dump_yaml, parse_options_and_run
+from distributed_ignn.config import (
+    RunConfig,
+    absolute_paths,
+    choices,
+    dump_yaml,
+    parse_options_and_run,
+)
+from distributed_ignn.config.choices import Choice
 from distributed_ignn.config.options import (
     Bare,
     Count,
@@ -82,12 +88,14 @@ class _Options(Options):
         description="strong, weak or both, see below"
     )
     ranks: Counts | None = Field(None, description="1 2 4 if not given, or 1 to all GPUs")
-    halo: tuple[HaloCodec, ...] = Field(("fp32",), description="codecs")
+    halo: tuple[Annotated[str, Choice(choices.CODECS)], ...] = Field(
+        ("fp32",), description="codecs"
+    )
     link: Annotated[str, Shown("RATE")] | None = Field(
         None, description="such as 200mbit: also behind such a link"
     )
     delay: Annotated[float, Shown("MS")] = Field(0.0, description="of the link")
-    method: Literal["neural", "anderson", "picard"] | None = Field(
+    method: Annotated[str, Choice(choices.METHODS)] | None = Field(
         None, description="forward.method if not given"
     )
     out: OutputFolder = Field(Path("runs/scaling"), description="folder of the study")

@@ -2,11 +2,11 @@
 
 from distributed_ignn.config.command import CommandParser
 from distributed_ignn.config.dataset import (
-    DATASET_NAMES,
     ChainsConfig,
     DataConfig,
     PartitionConfig,
     SyntheticConfig,
+    dataset_names,
 )
 from distributed_ignn.config.keywords import run_from_settings
 from distributed_ignn.config.model import ModelConfig
@@ -31,7 +31,6 @@ from distributed_ignn.config.training import CommConfig, TrainConfig
 
 __all__ = [
     "CONFIG_FOLDER",
-    "DATASET_NAMES",
     "AdjointConfig",
     "ChainsConfig",
     "CommConfig",
@@ -46,6 +45,7 @@ __all__ = [
     "SyntheticConfig",
     "TrainConfig",
     "absolute_paths",
+    "dataset_names",
     "dump_yaml",
     "load_yaml",
     "parse_args",

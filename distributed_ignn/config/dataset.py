@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
+from pydantic_core import PydanticCustomError
 
+from distributed_ignn.config import choices
+from distributed_ignn.config.choices import Choice
 from distributed_ignn.config.section import LARGEST_SEED, Section
 from distributed_ignn.config.suggest import suggest
 
 OWN_FILE = "file"  # a graph of the user's, with data.path
-DATASET_NAMES = (
-    "citeseer",
-    "acm",
-    "blogcatalog",
-    "flickr",
-    "corafull",
-    "amazon-all",
-    "reddit",
-    "ogbn-arxiv",
-    "ogbn-products",
-    "ogbn-papers100M",
-    "chains",
-    "synthetic-products",
-    OWN_FILE,
-)
 IN_MEMORY = "memory"
 """Dataset of a run whose graph a Python program had in memory; the run's own shards hold it."""
 
@@ -33,13 +22,36 @@ FILE_SUFFIXES = (".pt", ".npz")
 LARGEST_GRAPH = 2**31 - 2  # nodes that 32-bit ids can name
 
 
-def _check_dataset(value: str) -> str:
-    if value not in (*DATASET_NAMES, IN_MEMORY) and not value.endswith(FILE_SUFFIXES):
+@dataclass(frozen=True, slots=True)
+class _Dataset(Choice):
+    """A name in the list of datasets, or the path of a file."""
+
+    def explain(self, text: str) -> str:
+        """The names, then the rest."""
+        return f"{', '.join(self.names())}, {text}"
+
+    def placeholder(self) -> None:
+        """Not the names alone."""
+
+    def check(self, value: Any) -> str:
+        """The value, if it is a name or may be a file."""
+        if not isinstance(value, str):
+            raise PydanticCustomError("string_type", "Input should be a valid string")
+        names = self.names()
+        if value in (*names, IN_MEMORY) or value.endswith(FILE_SUFFIXES):
+            return value
         raise ValueError(
-            f"is not known{suggest(value, DATASET_NAMES)}; choose {', '.join(DATASET_NAMES)}, or "
-            f"the path of a {' or '.join(FILE_SUFFIXES)} file"
+            f"is not known{suggest(value, names)}; choose {', '.join(names)}, or the path of a "
+            f"{' or '.join(FILE_SUFFIXES)} file"
         )
-    return value
+
+
+_DATASETS = _Dataset(choices.DATASETS)
+
+
+def dataset_names() -> tuple[str, ...]:
+    """Of all datasets, ``file`` among them."""
+    return _DATASETS.names()
 
 
 def digits_to_int(value: Any) -> Any:
@@ -48,7 +60,7 @@ def digits_to_int(value: Any) -> Any:
 
 
 EdgeWeights = Literal["auto", "use", "ignore"]
-DatasetName = Annotated[str, AfterValidator(_check_dataset)]
+DatasetName = Annotated[str, _DATASETS]
 LabelRate = Annotated[Literal[20, 40, 60], BeforeValidator(digits_to_int)]
 
 
@@ -139,14 +151,12 @@ class PartitionConfig(Section):
     """How the graph is divided among ranks."""
 
     dir: Path | None = Field(
-        None, description="folder of shards written by launch/partition.py, reused as they are"
+        None, description="folder of shards written by ignn partition, reused as they are"
     )
-    method: Literal["metis", "fennel", "random", "contiguous"] = Field(
-        "metis",
-        description="metis: few halo rows; fennel: streaming, for graphs that METIS has no memory "
-        "for, and for directed ones; the others are baselines",
+    method: Annotated[str, Choice(choices.PARTITIONERS)] = Field(
+        "metis", description="who decides; the others are baselines"
     )
-    provider: Literal["auto", "pyg-lib", "pymetis"] = Field(
+    provider: Annotated[str, Choice(choices.METIS_PROVIDERS, ("auto",))] = Field(
         "auto",
         description="METIS library; auto: pymetis, or pyg-lib where that is missing or where "
         "objective cut, seed 0 and imbalance from 1.03 on ask for nothing that pyg-lib lacks",

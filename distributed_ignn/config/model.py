@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
+from distributed_ignn.config import choices
+from distributed_ignn.config.choices import Choice
 from distributed_ignn.config.dataset import digits_to_int
 from distributed_ignn.config.section import Section
 
@@ -16,11 +18,7 @@ class ModelConfig(Section):
     """The implicit model Z = relu(A_hat Z W + b(X)) and its readout."""
 
     hidden: int = Field(128, ge=1, le=2**20, description="width D of the equilibrium")
-    cell: Literal["ignn", "eignn", "mignn"] = Field(
-        "ignn",
-        description="how W is parametrised; ignn: bounded column sums, eignn: a linear "
-        "equilibrium with positive W, mignn: monotone, bounded in the spectral norm",
-    )
+    cell: Annotated[str, Choice(choices.CELLS)] = Field("ignn", description="how W is parametrised")
     kappa: float = Field(
         0.95,
         gt=0,

@@ -18,6 +18,7 @@ from pydantic import BaseModel, BeforeValidator, Field
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict
 
+from distributed_ignn.config.choices import Choice
 from distributed_ignn.config.command import CommandParser
 from distributed_ignn.config.outputs import check_output
 from distributed_ignn.config.section import Section
@@ -232,7 +233,9 @@ def _form(field: FieldInfo, placeholders: Mapping[str, str]) -> dict[str, Any]:
     if field.annotation is bool:
         return {"action": "store_true"}
     shown, members = _mark(field, Shown), _members(field.annotation)
-    word = shown.name if shown else _word(field.annotation, placeholders)
+    choice = _mark(field, Choice)
+    word = shown.name if shown else choice.placeholder() if choice else None
+    word = word or _word(field.annotation, placeholders)
     if members is None or _mark(field, Commas) is not None:
         return {"metavar": word}
     if members > 0:

@@ -15,8 +15,9 @@ import yaml
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict
 
 from distributed_ignn.config.check import validate_options, validate_run
+from distributed_ignn.config.choices import choice_at
 from distributed_ignn.config.command import CommandParser
-from distributed_ignn.config.dataset import DATASET_NAMES, OWN_FILE
+from distributed_ignn.config.dataset import OWN_FILE, dataset_names
 from distributed_ignn.config.options import OptionsT, declare, given
 from distributed_ignn.config.sections import RunConfig
 from distributed_ignn.config.shipped import CONFIG_FOLDER
@@ -134,6 +135,11 @@ def _read(parser: CommandParser, argv: Sequence[str]) -> tuple[argparse.Namespac
 def _add_setting(group: Any, *flags: str, **kwargs: Any) -> argparse.Action:
     """Declare a flag, with the placeholders of a manual instead of Python's type names."""
     kwargs["metavar"] = _PLACEHOLDERS.get(kwargs["metavar"], kwargs["metavar"])
+    choice = choice_at(RunConfig, kwargs["dest"])
+    if choice is not None:
+        text, default, value = kwargs["help"].partition(" (default: ")
+        kwargs["help"] = choice.explain(text) + default + value
+        kwargs["metavar"] = choice.placeholder() or kwargs["metavar"]
     for empty in _EMPTY_DEFAULTS:
         kwargs["help"] = kwargs["help"].removesuffix(empty)
     return argparse.ArgumentParser.add_argument(group, *flags, **kwargs)
@@ -181,7 +187,7 @@ def _shipped(dataset: str | None) -> Path | None:
     """
     if dataset is None:
         raise UserError("dataset is missing; name one with --dataset NAME or a file with --config")
-    if dataset not in DATASET_NAMES or dataset == OWN_FILE:
+    if dataset not in dataset_names() or dataset == OWN_FILE:
         return None
     path = CONFIG_FOLDER / f"{dataset}.yaml"
     if not path.is_file():

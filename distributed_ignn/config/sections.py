@@ -12,8 +12,9 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from distributed_ignn.config import choices
+from distributed_ignn.config.choices import Choice
 from distributed_ignn.config.dataset import (
-    DATASET_NAMES,
     OWN_FILE,
     DataConfig,
     DatasetName,
@@ -26,8 +27,17 @@ from distributed_ignn.config.solvers import (
     NeuralSolverConfig,
     ScheduleConfig,
     SolveConfig,
+    SolveLimits,
 )
 from distributed_ignn.config.training import CommConfig, TrainConfig
+
+_METHODS, _CELLS = Choice(choices.METHODS), Choice(choices.CELLS)
+
+
+def _learns(method: str) -> bool:
+    """Whether a method is trained; not ``auto``, which is none."""
+    entry = _METHODS.entry(method)
+    return entry is not None and bool(entry.learned)
 
 
 def _output_folder(fields: dict[str, Any]) -> Path:
@@ -38,9 +48,7 @@ def _output_folder(fields: dict[str, Any]) -> Path:
 class RunConfig(Section):
     """A complete run."""
 
-    dataset: DatasetName = Field(
-        description=f"{', '.join(DATASET_NAMES)}, or your own graph: the path of a .pt or .npz file"
-    )
+    dataset: DatasetName = Field(description="or your own graph: the path of a .pt or .npz file")
     data_root: Path = Field(Path("data"), description="folder where datasets are or will be put")
     seed: int = Field(0, ge=0, le=LARGEST_SEED, description="seed of weights and dropout")
     output: Path = Field(
@@ -76,15 +84,15 @@ class RunConfig(Section):
     resume: Literal["auto"] | Path | None = Field(
         None, description="auto: newest checkpoint in the output folder, if any; or a checkpoint"
     )
-    data: DataConfig = DataConfig()
-    partition: PartitionConfig = PartitionConfig()
-    model: ModelConfig = ModelConfig()
-    forward: SolveConfig = SolveConfig()
-    adjoint: AdjointConfig = AdjointConfig()
-    solver: NeuralSolverConfig = NeuralSolverConfig()
-    schedule: ScheduleConfig = ScheduleConfig()
-    train: TrainConfig = TrainConfig()
-    comm: CommConfig = CommConfig()
+    data: DataConfig = Field(default_factory=DataConfig)
+    partition: PartitionConfig = Field(default_factory=PartitionConfig)
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    forward: SolveConfig = Field(default_factory=SolveConfig)
+    adjoint: AdjointConfig = Field(default_factory=AdjointConfig)
+    solver: NeuralSolverConfig = Field(default_factory=NeuralSolverConfig)
+    schedule: ScheduleConfig = Field(default_factory=ScheduleConfig)
+    train: TrainConfig = Field(default_factory=TrainConfig)
+    comm: CommConfig = Field(default_factory=CommConfig)
 
     @property
     def estimator_steps(self) -> int:
@@ -95,10 +103,22 @@ class RunConfig(Section):
         return self.solver.estimator_steps or (3 if self.partition.clusters > 0 else 1)
 
     @property
+    def learns_forward(self) -> bool:
+        """Whether a solver is trained."""
+        return _learns(self.forward.method)
+
+    @property
+    def adjoint_method(self) -> str:
+        """The method of the backward solve, with ``auto`` resolved."""
+        if self.adjoint.method != "auto":
+            return self.adjoint.method
+        return self.forward.method if self.learns_adjoint else "anderson"
+
+    @property
     def learns_adjoint(self) -> bool:
         """Whether the backward solve has an error estimator of its own."""
-        forward = self.forward.method == "neural" and self.solver.estimator != "none"
-        return forward and self.adjoint.method in ("auto", "neural")
+        forward = self.learns_forward and self.solver.estimator != "none"
+        return forward and (self.adjoint.method == "auto" or _learns(self.adjoint.method))
 
     @model_validator(mode="after")
     def _check_sections(self) -> Self:
@@ -111,7 +131,7 @@ class RunConfig(Section):
     def _rules(self) -> list[tuple[bool, str]]:
         """Pairs of (the rule is broken, what to say)."""
         own_file = self.dataset == OWN_FILE
-        neural = self.forward.method == "neural"
+        neural = self.learns_forward
         return [
             (
                 self.gpus is not None and self.device == "cpu",
@@ -142,7 +162,7 @@ class RunConfig(Section):
                 f"not {self.dataset}",
             ),
             (
-                self.model.constraint == "none" and self.model.cell != "ignn",
+                self.model.constraint == "none" and not _CELLS.entry(self.model.cell).projects,
                 f"model.constraint = none has no effect with model.cell = {self.model.cell}, "
                 "which is bounded by its parametrisation; drop it",
             ),
@@ -157,9 +177,12 @@ class RunConfig(Section):
                 "switch the check off",
             ),
             *self._rollback_rules(),
+            *self._unread("forward", self.forward, self.forward.method),
+            *self._unread("adjoint", self.adjoint, self.adjoint_method),
             (
-                self.adjoint.method == "neural" and not self.learns_adjoint,
-                "adjoint.method = neural needs forward.method = neural and a solver.estimator",
+                _learns(self.adjoint.method) and not self.learns_adjoint,
+                f"adjoint.method = {self.adjoint.method} needs forward.method = neural and a "
+                "solver.estimator",
             ),
             (
                 neural
@@ -173,6 +196,21 @@ class RunConfig(Section):
                 "solver.network = table has one weight per step and none per node; use "
                 "solver.alpha = global",
             ),
+        ]
+
+    @staticmethod
+    def _unread(section: str, limits: SolveLimits, method: str) -> list[tuple[bool, str]]:
+        """As ``_rules``, about settings that the method of a solve does not read."""
+        read_by_some = {key for name in _METHODS.listed() for key in _METHODS.entry(name).reads}
+        unread = read_by_some - _METHODS.entry(method).reads
+        return [
+            (
+                getattr(limits, key) != field.default,
+                f"{section}.{key} = {getattr(limits, key)} has no effect with {section}.method = "
+                f"{method}; drop it",
+            )
+            for key, field in SolveLimits.model_fields.items()
+            if key in unread
         ]
 
     def _rollback_rules(self) -> list[tuple[bool, str]]:

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
+from distributed_ignn.config import choices
+from distributed_ignn.config.choices import Choice
 from distributed_ignn.config.section import Section
 
 
 class SolveLimits(Section):
-    """What both solves have in common: when to stop, and Anderson's settings."""
+    """What both solves have in common: when to stop, and the settings of methods."""
 
     tolerance: float = Field(1e-4, gt=0, description="relative residual at which to stop")
     max_steps: int = Field(50, ge=1, description="most steps of one solve")
     memory: int = Field(
         5,
         ge=1,
-        description="past iterates that Anderson mixes (M), in a warm-up too; the learned solver "
-        "has solver.memory",
+        description="past iterates or steps that the method uses (M), also in a warm-up; the "
+        "learned solver has solver.memory",
     )
-    beta: float = Field(1.0, gt=0, le=1, description="Anderson's mixing factor, in a warm-up too")
+    beta: float = Field(1.0, gt=0, le=1, description="mixing factor of anderson and picard")
     regularization: float = Field(
         1e-8,
         ge=0,
@@ -37,18 +39,16 @@ class SolveLimits(Section):
 class SolveConfig(SolveLimits):
     """How the forward fixed point is found."""
 
-    method: Literal["picard", "anderson", "neural"] = Field(
-        "anderson", description="neural: the learned solver, described in section solver"
-    )
+    method: Annotated[str, Choice(choices.METHODS)] = Field("anderson", description="the method")
 
 
 class AdjointConfig(SolveLimits):
     """How the backward fixed point is found."""
 
-    method: Literal["auto", "picard", "anderson", "neural"] = Field(
+    method: Annotated[str, Choice(choices.METHODS, ("auto",))] = Field(
         "auto",
-        description="neural: Anderson with an error estimator of its own; auto: neural where the "
-        "forward solve has one, else anderson",
+        description="as of the forward solve; neural has an error estimator of its own here; auto: "
+        "neural where the forward solve has one, else anderson",
     )
 
 
@@ -74,21 +74,19 @@ class NeuralSolverConfig(Section):
     fit_nodes: int = Field(
         100_000, ge=1, description="most nodes that initialiser and estimator are fitted to"
     )
-    network: Literal["none", "graph", "mlp", "tcn", "gru", "table"] = Field(
+    network: Annotated[str, Choice(choices.NETWORKS, ("none",))] = Field(
         "none",
         description="a network that corrects the mixing weights; table: free weights per step",
     )
-    alpha: Literal["global", "node"] = Field(
+    alpha: Annotated[str, Choice(choices.SCOPES)] = Field(
         "global", description="mixing weights for the whole graph, or for each node"
     )
     memory: int = Field(5, ge=1, description="past residuals that it sees (M)")
     steps: int = Field(10, ge=1, description="steps in which the network has a say (K)")
     compress: int = Field(16, ge=1, description="width p that a row is compressed to")
     hidden: int = Field(16, ge=1, description="inner width of the network")
-    sparsifier: Literal["pri", "degree", "random", "none"] = Field(
-        "none",
-        description="how the graph of estimator and network is thinned; pri: principle of "
-        "relevant information",
+    sparsifier: Annotated[str, Choice(choices.SPARSIFIERS, ("none",))] = Field(
+        "none", description="how the graph of estimator and network is thinned"
     )
     keep: float = Field(0.3, gt=0, le=1, description="share of edges kept in its graph")
     lambda1: float = Field(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
+from distributed_ignn.config import choices
+from distributed_ignn.config.choices import Choice
 from distributed_ignn.config.section import Section
 
 
@@ -75,11 +77,8 @@ class TrainConfig(Section):
     threads: int = Field(
         0, ge=0, le=4096, description="CPU threads of each rank (0: cores divided by local ranks)"
     )
-    kernel: Literal["auto", "bag", "reduce", "csr", "triton", "triton-product"] = Field(
-        "auto",
-        description="sparse product; bag: sums of embedding rows, reduce: torch.sparse.mm, csr: "
-        "torch's CSR product, triton: a GPU kernel for the whole evaluation, triton-product: one "
-        "for the product alone; auto: what suits the device and the number format",
+    kernel: Annotated[str, Choice(choices.KERNELS, ("auto",))] = Field(
+        "auto", description="sparse product; auto: what suits the device and the number format"
     )
     on_bad_numbers: Literal["stop", "rollback", "skip"] = Field(
         "stop",
@@ -113,7 +112,7 @@ class TrainConfig(Section):
 class CommConfig(Section):
     """How ranks talk to each other."""
 
-    halo: Literal["auto", "fp32", "bf16", "int8", "int4", "int3", "int2"] = Field(
+    halo: Annotated[str, Choice(choices.CODECS, ("auto",))] = Field(
         "auto",
         description="how halo rows are written inside iterations; fp32: as they are, in "
         "train.dtype; the others: their change in so many bits, with the same fixed point; auto: "

@@ -64,7 +64,7 @@ def started_ranks() -> int | None:
 
 
 def choose_device(name: str, local_rank: int) -> torch.device:
-    """The device of a rank; ranks share GPUs when there are fewer of them.
+    """Choose the device of a rank; ranks share GPUs when there are fewer of them.
 
     Raises:
         UserError: cuda was asked for and there is none.
@@ -78,7 +78,7 @@ def choose_device(name: str, local_rank: int) -> torch.device:
 
 
 class _Position(NamedTuple):
-    """Of a rank: in the job and on its machine."""
+    """Where a rank stands in the job and on its machine."""
 
     rank: int
     world_size: int

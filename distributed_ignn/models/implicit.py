@@ -3,7 +3,7 @@
 Forward: Z* = f(Z*). Backward (implicit function theorem, IGNN-Solver eq. 3): v solves
 v = m * (sum_c B_c' v W_c' + g) with m = phi'(.) and g = dL/dZ*; then dL/db = v and
 dL/dW_c = (B_c Z*)' v. Both are fixed points, so any solver serves either. How the W_c depend on
-parameters is autograd's business, so one layer serves every cell (``models/weights``).
+parameters is autograd's business, so one layer serves every cell (``models/cells``).
 """
 
 from __future__ import annotations
@@ -98,8 +98,8 @@ class ImplicitLayer:
     ) -> AdjointCell:
         """The map of the backward solve at Z* [O, D] for g = dL/dZ* [O, D]."""
         detached = [weight.detach() for weight in weights]
-        mask = self.form.active(equilibrium)
-        return AdjointCell(self.propagation, detached, mask, incoming, self.form)
+        slope = self.form.slope(equilibrium)
+        return AdjointCell(self.propagation, detached, slope, incoming, self.form)
 
     @torch.no_grad()
     def products(self, x: Tensor) -> list[Tensor]:
@@ -137,16 +137,16 @@ class _Equilibrium(torch.autograd.Function):
         solution = layer._solve_cell(cell, injection, forward)
         ctx.layer, ctx.adjoint, ctx.form = layer, adjoint, cell.form
         products = cell.products_of(solution.best)
-        ctx.save_for_backward(layer.form.active(solution.image), *weights, *products)
+        ctx.save_for_backward(layer.form.slope(solution.image), *weights, *products)
         # another view of the array that warm start keeps: whoever gets it must not write into it
         return solution.image.detach()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         layer: ImplicitLayer = ctx.layer
-        mask, *rest = ctx.saved_tensors
+        slope, *rest = ctx.saved_tensors
         weights, products = rest[: len(rest) // 2], rest[len(rest) // 2 :]
         incoming = grad.contiguous()
-        cell = AdjointCell(layer.propagation, weights, mask, incoming, ctx.form)
+        cell = AdjointCell(layer.propagation, weights, slope, incoming, ctx.form)
         v = layer._solve_cell(cell, cell.start(), ctx.adjoint).image
         return (None, None, None, v, *weight_gradients(products, v))

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from distributed_ignn.comm.codecs import (
     Bfloat16,
-    HaloCodec,
     Quantiser,
     decode_change,
     decode_once,
@@ -201,7 +200,7 @@ class HaloLink:
     """
 
     def __init__(
-        self, exchange: HaloExchange, codec: HaloCodec, *, transposed: bool, stale: bool
+        self, exchange: HaloExchange, codec: str, *, transposed: bool, stale: bool
     ) -> None:
         self._exchange = exchange
         self._coder = quantiser(codec)

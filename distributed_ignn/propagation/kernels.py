@@ -1,6 +1,6 @@
 """Ways to multiply a block of sparse rows with dense ones, behind one interface.
 
-Which is fastest was measured (``launch/benchmark.py propagate``; docs/benchmarks.md): on a CPU the
+Which is fastest was measured (``ignn benchmark propagate``; docs/benchmarks.md): on a CPU the
 sum of embedding rows, whose inner loop prefetches the rows it gathers, is several times as fast as
 torch's CSR product. It reads 32-bit ids, needs no stored values (where edges have weights it takes
 them) and adds in float32. On a GPU a Triton kernel does the same, and what follows the product as
@@ -15,8 +15,8 @@ from __future__ import annotations
 import importlib.util
 import os
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -24,8 +24,6 @@ from torch import Tensor
 from distributed_ignn.errors import UserError
 from distributed_ignn.propagation.entries import Entries, RowProduct
 from distributed_ignn.propagation.triton_rows import TritonRows
-
-Kernel = Literal["auto", "triton", "triton-product", "bag", "reduce", "csr"]
 
 _SHORT = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -86,20 +84,38 @@ class TorchCSR:
         return self.csr @ dense
 
 
-def choose_kernel(kernel: Kernel, dtype: torch.dtype, device: torch.device) -> Kernel:
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """One way to multiply.
+
+    Args:
+        prepare: from the entries and the number format of the operands to what multiplies them.
+        summary: for the help.
+        stores_values: whether every entry has a value of its own in memory.
+        fuses: whether it can go on after the product, see ``RowSum.evaluate``.
+        obstacle: why it cannot multiply operands of a format on a device; None if it can.
+    """
+
+    prepare: Callable[[Entries, torch.dtype], RowProduct]
+    summary: str
+    stores_values: bool = True
+    fuses: bool = False
+    obstacle: Callable[[torch.dtype, torch.device], str | None] = lambda dtype, device: None
+
+
+def choose_kernel(kernel: str, dtype: torch.dtype, device: torch.device) -> str:
     """Resolve ``auto`` by what measured fastest where it was measured.
 
     A rule, not a race at start: every rank and every resumed run adds in the same order. The Triton
     kernels have not been timed on a GPU yet, so they are taken by name only.
 
     Raises:
-        UserError: Triton was asked for by name and cannot run here.
+        UserError: one was asked for by name that cannot run here.
     """
-    if kernel.startswith("triton"):
-        reason = _against_triton(dtype, device)
+    if kernel != "auto":
+        reason = KERNELS[kernel].obstacle(dtype, device)
         if reason is not None:
             raise UserError(f"train.kernel = {kernel}: {reason}; auto takes what there is")
-    if kernel != "auto":
         return kernel
     if device.type == "cuda":
         return "csr"
@@ -117,10 +133,28 @@ def _against_triton(dtype: torch.dtype, device: torch.device) -> str | None:
     return None
 
 
-def row_product(part: Entries, kernel: Kernel, dtype: torch.dtype) -> RowProduct:
+def row_product(part: Entries, kernel: str, dtype: torch.dtype) -> RowProduct:
     """``part`` ready to multiply operands of ``dtype``."""
-    if kernel == "bag":
-        return EmbeddingBag(part)
-    if kernel.startswith("triton"):
-        return TritonRows.from_entries(part)
-    return TorchCSR.from_entries(part, dtype, reduce=kernel == "reduce")
+    return KERNELS[kernel].prepare(part, dtype)
+
+
+def _triton(part: Entries, dtype: torch.dtype) -> RowProduct:
+    return TritonRows.from_entries(part)
+
+
+KERNELS = {
+    "bag": Kernel(
+        lambda part, dtype: EmbeddingBag(part), "sums of embedding rows", stores_values=False
+    ),
+    "reduce": Kernel(
+        lambda part, dtype: TorchCSR.from_entries(part, dtype, reduce=True), "torch.sparse.mm"
+    ),
+    "csr": Kernel(
+        lambda part, dtype: TorchCSR.from_entries(part, dtype, reduce=False), "torch's CSR product"
+    ),
+    "triton": Kernel(
+        _triton, "a GPU kernel for the whole evaluation", fuses=True, obstacle=_against_triton
+    ),
+    "triton-product": Kernel(_triton, "one for the product alone", obstacle=_against_triton),
+}
+"""The sparse products there are, by name; a new one is entered here."""

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from distributed_ignn.graph.data import CSRMatrix
 from distributed_ignn.graph.shard import ChannelShard
-from distributed_ignn.propagation.kernels import Kernel
 from distributed_ignn.propagation.sparse import SparseMatrix, block_bounds
 
 
@@ -33,7 +32,7 @@ class ChannelOperator:
         dtype: torch.dtype,
         device: torch.device,
         bounds: BlockBounds | None = None,
-        kernel: Kernel = "auto",
+        kernel: str = "auto",
     ) -> ChannelOperator:
         """The normalised matrices of ``channel``."""
         owned, halo = _scales(channel)
@@ -80,7 +79,7 @@ class ChannelTranspose:
         dtype: torch.dtype,
         device: torch.device,
         bounds: BlockBounds,
-        kernel: Kernel,
+        kernel: str,
     ) -> ChannelTranspose:
         """Transposes of the normalised matrices; ``owned`` is the first where that is symmetric."""
         scale, halo = _scales(channel)

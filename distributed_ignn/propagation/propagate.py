@@ -18,17 +18,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from distributed_ignn.comm.codecs import HaloCodec, quantiser
+from distributed_ignn.comm.codecs import quantiser
 from distributed_ignn.comm.communicator import Communicator, PendingRows
 from distributed_ignn.graph.data import csr_from_entries
 from distributed_ignn.graph.shard import GraphShard
 from distributed_ignn.propagation.halo import HaloExchange, HaloLink, RoundedRows
-from distributed_ignn.propagation.kernels import Kernel
 from distributed_ignn.propagation.operators import (
     BlockBounds,
     ChannelOperator,
@@ -55,15 +54,15 @@ class PropagationOptions:
         stale: whether iterations may use halo rows that are one evaluation old.
     """
 
-    kernel: Kernel = "auto"
-    codec: HaloCodec = "fp32"
+    kernel: str = "auto"
+    codec: str = "fp32"
     stale: bool = False
 
 
 EXACT = PropagationOptions()
 
 
-def choose_codec(name: Literal["auto"] | HaloCodec, comm: Communicator) -> HaloCodec:
+def choose_codec(name: str, comm: Communicator) -> str:
     """Resolve ``auto`` by what measured best: bytes count between machines, packing within one."""
     if name != "auto":
         return name
@@ -289,7 +288,7 @@ class Propagation:
 
 
 def _home_matrix(
-    shard: GraphShard, dtype: torch.dtype, device: torch.device, blocks: BlockBounds, kernel: Kernel
+    shard: GraphShard, dtype: torch.dtype, device: torch.device, blocks: BlockBounds, kernel: str
 ) -> SparseMatrix:
     """[O, S] of ones: adds rows that come home to their owners' rows, in a fixed order."""
     sent = shard.send_index.numel()

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from distributed_ignn.comm.clock import Clock
+from distributed_ignn.propagation.kernels import KERNELS
 from distributed_ignn.propagation.sparse import SparseMatrix
 from distributed_ignn.propagation.triton_rows import MAX_FUSED_COLUMNS, Tail, TritonRows
 
@@ -46,7 +47,7 @@ class RowSum:
     def fuses(self) -> bool:
         """Whether ``evaluate`` works for these rows."""
         return (
-            self.matrix.kernel == "triton"
+            KERNELS[self.matrix.kernel].fuses
             and isinstance(self.matrix.blocks[self.block], TritonRows)
             and 0 < self.operand.shape[1] <= MAX_FUSED_COLUMNS
         )

@@ -18,7 +18,7 @@ from torch import Tensor
 from distributed_ignn.errors import UserError
 from distributed_ignn.graph.data import CSRMatrix, transpose
 from distributed_ignn.propagation.entries import Entries, RowProduct
-from distributed_ignn.propagation.kernels import Kernel, choose_kernel, row_product
+from distributed_ignn.propagation.kernels import choose_kernel, row_product
 
 BLOCK_ROWS = 4096  # of a CPU's block: 2 MiB of float32 at 128 columns
 _INT32_MAX = 2**31 - 1
@@ -42,7 +42,7 @@ class SparseMatrix:
     num_cols: int
     num_entries: int
     dtype: torch.dtype
-    kernel: Kernel
+    kernel: str
 
     @classmethod
     def from_csr(
@@ -53,7 +53,7 @@ class SparseMatrix:
         *,
         scales: tuple[Tensor, Tensor] | None = None,
         bounds: Sequence[int] | None = None,
-        kernel: Kernel = "auto",
+        kernel: str = "auto",
     ) -> SparseMatrix:
         """The entries of ``matrix`` (ones if it has no values) on ``device``.
 
@@ -96,7 +96,7 @@ class SparseMatrix:
         bounds: tuple[int, ...],
         matrix: CSRMatrix,
         dtype: torch.dtype,
-        kernel: Kernel,
+        kernel: str,
     ) -> SparseMatrix:
         blocks = tuple(
             row_product(part, kernel, dtype) if part.col.numel() else None for part in parts
@@ -112,7 +112,7 @@ class SparseMatrix:
         *,
         scales: tuple[Tensor, Tensor] | None = None,
         bounds: Sequence[int] | None = None,
-        kernel: Kernel = "auto",
+        kernel: str = "auto",
     ) -> SparseMatrix:
         """Like ``from_csr`` for the transpose; ``scales`` are those of ``matrix``."""
         flipped, order = transpose(matrix)

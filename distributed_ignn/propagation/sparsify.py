@@ -22,7 +22,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -33,8 +32,6 @@ from distributed_ignn.graph.hashing import hash_uniform
 from distributed_ignn.graph.shard import ChannelShard, GraphShard
 from distributed_ignn.propagation.halo import HaloExchange
 from distributed_ignn.propagation.operators import ChannelOperator
-
-Sparsifier = Literal["pri", "degree", "random", "none"]
 
 _PRI_STEPS = 20
 _PRI_RATE = 2.0
@@ -202,25 +199,48 @@ def _degree_weights(scope: Scope, keep: float) -> Tensor:
 
 
 def edge_probabilities(
-    shard: GraphShard, comm: Communicator, method: Sparsifier, keep: float, beta: float = 8.0
+    shard: GraphShard, comm: Communicator, method: str, keep: float, beta: float = 8.0
 ) -> tuple[Edges, Tensor]:
     """Every entry of channel 0 and the probability with which it is kept, float64 [E]."""
     edges = list_edges(shard)
     scope = Scope(edges, HaloExchange.from_shard(shard, comm), comm)
-    uniform = torch.full((edges.own.numel(),), keep, dtype=torch.float64)
-    choose: dict[Sparsifier, Callable[[], Tensor]] = {
-        "pri": lambda: pri_weights(scope, keep, beta),
-        "degree": lambda: _degree_weights(scope, keep),
-        "random": lambda: uniform,
-        "none": lambda: torch.ones_like(uniform),
-    }
-    return edges, choose[method]()
+    if method == WHOLE:
+        return edges, _alike(scope, 1.0)
+    return edges, SPARSIFIERS[method].probabilities(scope, keep, beta)
+
+
+def _alike(scope: Scope, keep: float) -> Tensor:
+    return torch.full((scope.edges.own.numel(),), keep, dtype=torch.float64)
+
+
+@dataclass(frozen=True, slots=True)
+class Sparsifier:
+    """How edges are chosen.
+
+    Args:
+        probabilities: of keeping every entry [E], from the share to keep and the beta of ``pri``.
+        summary: for the help.
+    """
+
+    probabilities: Callable[[Scope, float, float], Tensor]
+    summary: str = ""
+
+
+WHOLE = "none"
+"""Instead of a sparsifier: the graph as it is."""
+
+SPARSIFIERS = {
+    "pri": Sparsifier(pri_weights, "principle of relevant information"),
+    "degree": Sparsifier(lambda scope, keep, beta: _degree_weights(scope, keep)),
+    "random": Sparsifier(lambda scope, keep, beta: _alike(scope, keep)),
+}
+"""The ways of thinning a graph, by name; a new one is entered here."""
 
 
 def sparsify(
     shard: GraphShard,
     comm: Communicator,
-    method: Sparsifier,
+    method: str,
     keep: float,
     dtype: torch.dtype,
     seed: int = 0,
@@ -230,7 +250,7 @@ def sparsify(
     Args:
         shard: this rank's part; channel 0 is sparsified.
         comm: this rank's communicator.
-        method: ``pri``, ``degree``, ``random``, or ``none`` for the whole graph.
+        method: a key of ``SPARSIFIERS``, or ``WHOLE``.
         keep: fraction of the edges kept, in (0, 1].
         dtype: of the values.
         seed: of the hash that draws the edges.

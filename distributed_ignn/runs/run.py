@@ -74,7 +74,7 @@ _COMMAND = Conduct()
 
 @dataclass(slots=True, eq=False)
 class _Prepared:
-    """A run that is ready for its next epoch."""
+    """Holds a run that is ready for its next epoch."""
 
     trainer: Trainer
     shards: ShardRecord
@@ -207,7 +207,7 @@ def _resume(config: RunConfig, trainer: Trainer, progress: Progress) -> None:
 
 
 class _Session:
-    """The epochs of a run, what is written after each, and its end.
+    """Goes through the epochs of a run, what is written after each, and its end.
 
     Args:
         run: what to train.
@@ -254,7 +254,7 @@ class _Session:
         self._trainer.fit(lambda record: self._after(record, polls), recovery.on_fault)
 
     def _after(self, record: EpochRecord, polls: list[StopPoll]) -> None:
-        """What is written, shown and decided after an epoch."""
+        """Write, show and decide what has to be after an epoch."""
         if self._recorder is not None:
             self._recorder.epoch(record)
         self._progress.epoch(record)
@@ -278,14 +278,14 @@ class _Session:
             )
 
     def _rewind(self, epoch: int) -> None:
-        """The run has gone back to ``epoch``: later records are written again."""
+        """Drop the records after ``epoch``: the run has gone back to it, and writes them again."""
         self._comm.together(
             lambda: self._recorder.rewind(epoch) if self._recorder is not None else None,
             doing=f"write to output = {self._config.output}",
         )
 
     def _agree(self, polls: list[StopPoll]) -> tuple[int, bool]:
-        """What all ranks know after an epoch.
+        """Let all ranks know the same after an epoch.
 
         Returns:
             The signal that some rank was asked to stop by, or 0; and whether every rank has written
@@ -303,7 +303,7 @@ class _Session:
         return int(signum), not unfinished
 
     def _settle(self) -> None:
-        """No checkpoint is left half written."""
+        """Leave no checkpoint half written."""
         if self._store.writing:
             self._publish()
 

@@ -22,8 +22,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -35,15 +36,9 @@ from distributed_ignn.solvers.history_layers import (
     RecurrentLayer,
 )
 
-Network = Literal["graph", "mlp", "tcn", "gru", "table"]
-AlphaScope = Literal["global", "node"]
+SCOPES = ("global", "node")
+"""What one vector of alpha is for."""
 
-_LAYERS = {
-    "graph": GraphLayer,
-    "mlp": DenseLayers,
-    "tcn": ConvolutionLayers,
-    "gru": RecurrentLayer,
-}
 # An entry of the table moves by about lr in a training step, the output of a network by many times
 # that, because all its inputs push together; with this factor both learn at a similar pace.
 _TABLE_GAIN = 10.0
@@ -68,8 +63,8 @@ class NeuralShape:
     steps: int
     compress: int
     hidden: int
-    network: Network = "graph"
-    alpha: AlphaScope = "global"
+    network: str = "graph"
+    alpha: str = "global"
 
     @property
     def slots(self) -> int:
@@ -136,14 +131,23 @@ class Predictor(nn.Module, ABC):
         """
 
 
-class WeightPredictor(Predictor):
-    """A network that reads residuals and corrects Anderson's weights."""
+Layer = Callable[[int, int, int], nn.Module]
 
-    def __init__(self, shape: NeuralShape) -> None:
+
+class WeightPredictor(Predictor):
+    """A network that reads residuals and corrects Anderson's weights.
+
+    Args:
+        shape: its sizes.
+        layer: makes what reads the history of a node from M + 1, p and H; see
+            ``history_layers.py``.
+    """
+
+    def __init__(self, shape: NeuralShape, layer: Layer = GraphLayer) -> None:
         super().__init__(shape)
         slots = shape.slots
         self.compress = nn.Sequential(nn.Linear(shape.width, shape.compress), nn.Tanh())
-        self.layer = _LAYERS[shape.network](slots, shape.compress, shape.hidden)
+        self.layer = layer(slots, shape.compress, shape.hidden)
         summary = shape.hidden + slots * slots + 2
         self.body = nn.Sequential(nn.Linear(summary, 2 * shape.hidden), nn.Tanh())
         self.head_alpha = nn.Linear(2 * shape.hidden, slots)
@@ -159,7 +163,7 @@ class WeightPredictor(Predictor):
 
     @property
     def rides(self) -> bool:
-        return self.shape.network == "graph"
+        return isinstance(self.layer, GraphLayer)
 
     def squeeze(self, rows: Tensor) -> Tensor:
         compressed: Tensor = self.compress(rows)
@@ -232,4 +236,14 @@ class StepTable(Predictor):
 
 def build_predictor(shape: NeuralShape) -> Predictor:
     """The predictor that ``shape`` names, with fresh weights."""
-    return StepTable(shape) if shape.network == "table" else WeightPredictor(shape)
+    return NETWORKS[shape.network](shape)
+
+
+NETWORKS: dict[str, Callable[[NeuralShape], Predictor]] = {
+    "graph": partial(WeightPredictor, layer=GraphLayer),
+    "mlp": partial(WeightPredictor, layer=DenseLayers),
+    "tcn": partial(WeightPredictor, layer=ConvolutionLayers),
+    "gru": partial(WeightPredictor, layer=RecurrentLayer),
+    "table": StepTable,
+}
+"""The networks there are, by name; a new one is entered here."""

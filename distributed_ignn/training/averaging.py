@@ -20,7 +20,7 @@ class _Taken(Values):
 
 
 class WeightAverage:
-    """The mean of a model's weights over the steps so far.
+    """Keeps the mean of a model's weights over the steps so far.
 
     Args:
         model: whose weights are averaged; each rank averages its own rows of an embedding.
@@ -60,7 +60,7 @@ class WeightAverage:
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
-        """The model holds the mean inside, and its own weights again afterwards."""
+        """Let the model hold the mean inside, and its own weights again afterwards."""
         if not self.mean:
             yield
             return

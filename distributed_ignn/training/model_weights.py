@@ -8,23 +8,23 @@ import torch
 from torch import Tensor
 
 from distributed_ignn.errors import UserError
-from distributed_ignn.models.implicit_gnn import ImplicitGNN
+from distributed_ignn.models.shard_model import ShardModel
 from distributed_ignn.training.state import Count, Number, State, TensorDict, Values
 
 
 class Weights:
-    """The weights of a model as a part of a training's state.
+    """Keeps the weights of a model as a part of a training's state.
 
     Args:
         model: whose weights they are; each rank keeps its own rows of an embedding.
     """
 
-    def __init__(self, model: ImplicitGNN) -> None:
+    def __init__(self, model: ShardModel) -> None:
         self._model = model
         self.sharded = frozenset(model.sharded_names())
 
     def copy(self) -> TensorDict:
-        """A copy of all weights in main memory."""
+        """Return a copy of all weights in main memory."""
         return {k: v.detach().cpu().clone() for k, v in self._model.state_dict().items()}
 
     def use(self, weights: Mapping[str, Tensor]) -> None:
@@ -63,7 +63,7 @@ class _Chosen(Values):
 
 
 class Best:
-    """The epoch that validation has chosen so far, with its weights.
+    """Keeps the epoch that validation has chosen so far, with its weights.
 
     Args:
         weights: of the model that is validated.

@@ -35,7 +35,7 @@ Suspects = Callable[[], Sequence[tuple[str, Tensor]]]
 
 
 class NumbersError(Exception):
-    """Numbers that the run cannot go on with, as one line; raised on every rank alike.
+    """Says in one line which numbers the run cannot go on with; raised on every rank alike.
 
     Args:
         message: what, where, and the way out.
@@ -48,7 +48,7 @@ class NumbersError(Exception):
 
 
 class Tally(Values):
-    """What a resumed run must know.
+    """Counts what has gone wrong so far, and what a resumed run must know of it.
 
     Args:
         lowest_loss: of all steps taken; None before the first.
@@ -82,7 +82,7 @@ class NumberGuard:
 
     @property
     def policy(self) -> str:
-        """``train.on_bad_numbers``."""
+        """What ``train.on_bad_numbers`` asks for: ``stop``, ``skip`` or ``rollback``."""
         return self._config.train.on_bad_numbers
 
     def check_solve(
@@ -136,7 +136,7 @@ class NumberGuard:
         )
 
     def passed(self) -> None:
-        """An epoch without fault is over."""
+        """Note that an epoch without fault is over."""
         self.tally.skips = 0
 
     def skip(self, fault: NumbersError) -> None:
@@ -164,7 +164,7 @@ class NumberGuard:
         logger.warning("%s (epoch skipped)", _without_way_out(fault))
 
     def roll_back(self, fault: NumbersError) -> float:
-        """Count a rollback; the factor on the bound kappa that the retry is to have.
+        """Count a rollback, and return the factor on the bound kappa that the retry is to have.
 
         Raises:
             UserError: there were too many.
@@ -212,7 +212,7 @@ class NumberGuard:
         raise NumbersError(f"epoch {epoch}: {what}{found}; {self._way_out(place)}")
 
     def _way_out(self, where: str) -> str:
-        """What a person may change; ``where`` begins with the name of the faulty tensor."""
+        """Say what a person may change; ``where`` begins with the name of the faulty tensor."""
         if where.startswith("features"):
             return f"correct the dataset ({self._config.dataset})"
         train, model = self._config.train, self._config.model
@@ -247,7 +247,7 @@ def warn_unconverged(summary: dict[str, Any], config: RunConfig) -> None:
 def locate(
     suspects: Sequence[tuple[str, Tensor]], comm: Communicator, squares: bool = False
 ) -> str | None:
-    """The first tensor that is not finite on some rank, those ranks, and how many entries.
+    """Name the first tensor that is not finite on some rank, those ranks, and how many entries.
 
     Args:
         suspects: this rank's, see ``Suspects``.
@@ -278,7 +278,7 @@ def locate(
 
 
 def _largest(suspects: Sequence[tuple[str, Tensor]], comm: Communicator) -> str:
-    """The first tensor with an entry that is huge, or else the largest; and on which rank."""
+    """Name the first tensor with an entry that is huge, or else the largest, and its rank."""
     sizes = [float(t.detach().abs().max()) if t.numel() else 0.0 for _, t in suspects]
     found = torch.tensor(comm.gather_json(sizes))
     tops, ranks = found.max(dim=0)
@@ -301,5 +301,5 @@ def _count(number: int, what: str) -> str:
 
 
 def _without_way_out(fault: NumbersError) -> str:
-    """The run goes on by itself: what a person could change is left out."""
+    """Leave out what a person could change, because the run goes on by itself."""
     return str(fault).rpartition("; ")[0]

@@ -28,7 +28,7 @@ TRAIN, EVALUATE, ADJOINT = "train", "evaluate", "adjoint"
 
 @dataclass(slots=True)
 class SolveLog:
-    """Records of the solves since the last ``clear``, by purpose.
+    """Holds the records of the solves since the last ``clear``, by purpose.
 
     ``longest`` is the number of evaluations of the longest solve; it is never cleared.
     ``diverged`` holds the first solve for a purpose whose numbers were not finite.
@@ -53,15 +53,15 @@ class SolveLog:
         self.longest[purpose] = max(self.longest.get(purpose, 0), solution.steps)
 
     def converged(self, purpose: str) -> bool | None:
-        """Whether all solves for ``purpose`` reached their tolerance; None if there was none."""
+        """Say whether all solves for ``purpose`` reached their tolerance; None without one."""
         return self._converged.get(purpose)
 
     def steps(self, purpose: str) -> int:
-        """Evaluations of the map in all solves for ``purpose``."""
+        """Count the evaluations of the map in all solves for ``purpose``."""
         return self._steps.get(purpose, 0)
 
     def residual(self, purpose: str) -> float:
-        """Of the last one; NaN if there was none."""
+        """Return the relative residual of the last solve for ``purpose``; NaN if there was none."""
         return self._residuals.get(purpose, float("nan"))
 
 
@@ -88,11 +88,11 @@ class SolvePlanner:
         self.log = SolveLog()
 
     def train(self) -> SolvePlan:
-        """The forward solve of a training step."""
+        """Plan the forward solve of a training step."""
         return self._plan(TRAIN, self._forward, self.first_guess, self._forward_state)
 
     def evaluate(self, tolerance: float | None = None, max_steps: int | None = None) -> SolvePlan:
-        """The forward solve without dropout."""
+        """Plan the forward solve without dropout."""
         plan = self._plan(EVALUATE, self._forward, self.first_guess, EVALUATE)
         return replace(
             plan,
@@ -101,7 +101,7 @@ class SolvePlanner:
         )
 
     def adjoint(self) -> SolvePlan:
-        """The backward solve; from m * g, its first iterate from zero, or what is learned of it."""
+        """Plan the backward solve; it starts from m * g, or from what is learned of it."""
         return self._plan(ADJOINT, self._adjoint, self._first_adjoint, ADJOINT)
 
     def _plan(
@@ -148,7 +148,7 @@ class SolvePlanner:
     def _starts_warm(
         self, purpose: str, config: SolveConfig | AdjointConfig, ready: bool = False
     ) -> bool:
-        """Whether the last solution is the best start there is.
+        """Say whether the last solution is the best start there is.
 
         Not where dropout makes a map of its own every time (a training solve with dropout in b(X),
         a backward solve with any) and something was learned that starts closer: the initialiser,
@@ -163,7 +163,7 @@ class SolvePlanner:
 
     @torch.no_grad()
     def first_guess(self, cell: Cell, injection: Tensor) -> Tensor:
-        """h(b) once the initialiser is trained, before that f(0) = phi(b)."""
+        """Return h(b) once the initialiser is trained, and f(0) = phi(b) before that."""
         if not isinstance(cell, EquilibriumCell):
             raise TypeError("the initialiser serves the forward solve")
         learned = self._learned
@@ -174,14 +174,14 @@ class SolvePlanner:
 
     @torch.no_grad()
     def _first_adjoint(self, cell: Cell, incoming: Tensor) -> Tensor:
-        """The estimate at zero once it is trained, before that m * g."""
+        """Return the estimate at zero once it is trained, and m * g before that."""
         learned = self._learned
         if learned is None or not learned.ready or not isinstance(cell, AdjointCell):
             return incoming
         return learned.adjoint_start(cell, incoming)
 
     def method(self, config: SolveConfig | AdjointConfig, purpose: str = EVALUATE) -> AnySolver:
-        """The solver named by ``config``; Anderson stands in until the learned one is ready."""
+        """Make the solver that ``config`` names; Anderson serves until the learned one is ready."""
         if config.method == "picard":
             return Picard(config.beta)
         learned = self._learned if self._learned is not None and self._learned.ready else None

@@ -29,7 +29,7 @@ Seconds = Annotated[Number, Field(ge=0)]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class State:
-    """What one part of a training must know to go on.
+    """Holds what one part of a training must know to go on.
 
     Args:
         values: JSON values.
@@ -48,7 +48,7 @@ class State:
         sharded: Collection[str],
         values: dict[str, Any] | None = None,
     ) -> State:
-        """The state that holds ``tensors``; those named in ``sharded`` have this rank's rows."""
+        """Make a state of ``tensors``; those named in ``sharded`` have this rank's rows."""
         return cls(
             values or {},
             {name: value for name, value in tensors.items() if name not in sharded},
@@ -61,7 +61,7 @@ class State:
         return self.common | self.rows
 
     def copy(self) -> State:
-        """The same state in memory of its own, which later steps do not touch."""
+        """Return the same state in memory of its own, which later steps do not touch."""
         common, rows = (
             {name: value.detach().clone() for name, value in part.items()}
             for part in (self.common, self.rows)
@@ -70,10 +70,10 @@ class State:
 
 
 class Stateful(Protocol):
-    """A part of a training that has state."""
+    """Says what a part of a training that has state can do."""
 
     def state(self) -> State:
-        """What the part must know to go on; its tensors may be the part's own."""
+        """Return what the part must know to go on; its tensors may be the part's own."""
         ...
 
     def load_state(self, state: State) -> None:
@@ -88,13 +88,13 @@ class Stateful(Protocol):
 
 
 class Values(BaseModel):
-    """The values of a part's state: every field with its type and range, and no other."""
+    """Declares the values of a part's state: every one with its type and range, and no other."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
     @classmethod
     def read(cls, state: State) -> Self:
-        """The values of ``state``.
+        """Read the values of ``state``.
 
         Raises:
             ValueError: one is missing, of another type, out of range or unknown; it is named.
@@ -108,7 +108,7 @@ class Values(BaseModel):
 
 
 class RandomState:
-    """The state of torch's own random numbers on the CPU, which no part has for itself."""
+    """Keeps the state of torch's own random numbers on the CPU, which no part has for itself."""
 
     def state(self) -> State:
         """See ``Stateful``."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from distributed_ignn.models.implicit_gnn import ImplicitGNN
+from distributed_ignn.models.shard_model import ShardModel
 from distributed_ignn.training.engines.torch import Engine
 from distributed_ignn.training.numbers import NumberGuard
 from distributed_ignn.training.plans import ADJOINT, SolvePlanner
@@ -33,7 +33,7 @@ class StepChecks:
     def __init__(
         self,
         guard: NumberGuard,
-        model: ImplicitGNN,
+        model: ShardModel,
         planner: SolvePlanner,
         engine: Engine,
         step: int,
@@ -56,7 +56,7 @@ class StepChecks:
         self._guard.check_loss(loss, self._epoch, self._suspects)
 
     def gradients(self, usable: bool) -> None:
-        """Between the backward pass and the update: raise NumbersError where either is bad."""
+        """Raise NumbersError before the update where backward solve or gradients are bad."""
         self.solve(ADJOINT)
         self._guard.check_gradients(usable, self._epoch, self._suspects)
 
@@ -67,7 +67,7 @@ class StepChecks:
         self._guard.check_weights(self._epoch, replicated)
 
     def _suspects(self) -> Sequence[tuple[str, Tensor]]:
-        """Where bad numbers may come from, causes first; every rank calls it."""
+        """Name what bad numbers may come from, causes first; every rank calls it."""
         return step_tensors(
             self._model,
             self._planner,

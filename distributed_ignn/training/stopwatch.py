@@ -13,7 +13,7 @@ class _Taken(Values):
 
 
 class Stopwatch:
-    """Seconds since the start of a training, and those of them that trained the solver.
+    """Counts seconds since the start of a training, and those of them that trained the solver.
 
     Args:
         started: ``time.perf_counter()`` at the start; now by default.

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from distributed_ignn.models.implicit_gnn import ImplicitGNN
+from distributed_ignn.models.shard_model import ShardModel
 from distributed_ignn.training.plans import ADJOINT, EVALUATE, TRAIN, SolvePlanner
 
 SOLVES = {TRAIN: "forward", EVALUATE: "validation", ADJOINT: "backward"}
@@ -16,13 +16,13 @@ SOLVES = {TRAIN: "forward", EVALUATE: "validation", ADJOINT: "backward"}
 
 @torch.no_grad()
 def step_tensors(
-    model: ImplicitGNN,
+    model: ShardModel,
     planner: SolvePlanner,
     step: int | None,
     made: Mapping[str, Tensor],
     gradients: Mapping[str, Tensor],
 ) -> list[tuple[str, Tensor]]:
-    """Named tensors of this rank, causes before effects; every rank calls it alike.
+    """Name tensors of this rank, causes before effects; every rank calls it alike.
 
     Args:
         model: its weights, its features and b(X), which is computed once more.

@@ -20,7 +20,7 @@ from distributed_ignn.comm.traffic import Traffic
 from distributed_ignn.config import RunConfig
 from distributed_ignn.errors import UserError
 from distributed_ignn.graph.shard import GraphShard
-from distributed_ignn.models.implicit_gnn import ImplicitGNN
+from distributed_ignn.models.shard_model import ShardModel
 from distributed_ignn.propagation.operators import ChannelOperator
 from distributed_ignn.propagation.propagate import PropagationOptions, choose_codec
 from distributed_ignn.propagation.sparsify import sparsify
@@ -89,23 +89,23 @@ class Trainer:
 
     @property
     def _learns(self) -> bool:
-        """Whether a solver is learned."""
+        """Say whether a solver is learned."""
         return self.config.forward.method == "neural"
 
     @property
     def _dtype(self) -> torch.dtype:
         return torch.float64 if self.config.train.dtype == "float64" else torch.float32
 
-    def _build_model(self) -> ImplicitGNN:
+    def _build_model(self) -> ShardModel:
         config, comm = self.config, self.comm
         sparsified = self._sparsify() if self._learns else None
         codec = choose_codec(config.comm.halo, comm)
         options = PropagationOptions(config.train.kernel, codec, config.comm.stale)
         where = self.shard, comm, config.model, self._dtype, config.seed
-        return ImplicitGNN(*where, sparsified, options)
+        return ShardModel(*where, sparsified, options)
 
     def _sparsify(self) -> ChannelOperator | None:
-        """A_s, where the learned solver reads it."""
+        """Make A_s, where the learned solver reads it."""
         solver, where = self.config.solver, (self.shard, self.comm)
         if solver.sparsifier == "none" and solver.network != "graph":
             return None
@@ -162,13 +162,13 @@ class Trainer:
 
     @property
     def finished(self) -> bool:
-        """Whether all epochs are done, or validation has not improved for too long."""
+        """Say whether all epochs are done, or validation has not improved for too long."""
         patience = self.config.train.patience
         out_of_patience = patience > 0 and self.best.stale >= patience
         return self.epoch >= self.config.train.epochs or out_of_patience
 
     def train_epoch(self) -> EpochRecord:
-        """One model step, with the solver phase before it and the validation after it.
+        """Take one model step, with the solver phase before it and the validation after it.
 
         Raises:
             UserError: the numbers are bad and the policy is to stop.
@@ -182,7 +182,7 @@ class Trainer:
         return self._record(started, traffic, phase, step)
 
     def _train_solver(self) -> tuple[int, float | None, float]:
-        """Steps, loss and seconds of the solver phase, if this epoch begins with one."""
+        """Train the solver if this epoch begins with that; return steps, loss and seconds."""
         if not self.schedule.phase_before(self.epoch):
             return 0, None, 0.0
         steps = self.schedule.solver_steps_before(self.epoch)
@@ -191,7 +191,7 @@ class Trainer:
         return steps, loss, seconds
 
     def tune_solver(self, steps: int = 0, backward: bool = False) -> tuple[float | None, float]:
-        """A solver phase for the current weights; its loss and seconds.
+        """Carry out a solver phase for the current weights; return its loss and seconds.
 
         Args:
             steps: gradient steps of the network, if there is one.
@@ -209,7 +209,7 @@ class Trainer:
         return loss, seconds
 
     def _step_and_validate(self) -> tuple[float, dict[str, float], bool]:
-        """Loss, metrics, and whether the step was left out because its numbers were bad."""
+        """Return loss, metrics, and whether the step was left out because its numbers were bad."""
         step, loss, phase = self.epoch, float("nan"), self.comm.activity.phase
         checks = StepChecks(self.guard, self.model, self.planner, self.engine, step)
         try:
@@ -232,7 +232,7 @@ class Trainer:
         return loss, {}, not taken
 
     def train_step(self, checks: StepChecks) -> float:
-        """One optimiser step; the loss of all ranks before it.
+        """Take one optimiser step; return the loss of all ranks before it.
 
         Raises:
             NumbersError: a solve diverges, or loss, gradients or weights are bad.
@@ -248,23 +248,23 @@ class Trainer:
         return loss
 
     def _forward(self, checks: StepChecks) -> Tensor:
-        """Solve, read out, and this rank's share of the loss."""
+        """Solve and read out; return this rank's share of the loss."""
         with self.comm.activity.phase("forward solve"):
             return self.loss.share(self.epoch, self.planner, checks.made)
 
     def _sum(self, share: Tensor) -> float:
-        """The sum of all ranks' shares."""
+        """Sum the shares of all ranks."""
         return float(self.comm.sum(share.detach().double().cpu().reshape(1)))
 
     def _backward_and_update(self, share: Tensor, checks: StepChecks) -> None:
-        """Backward solve, sum of the gradients, their check, step and constraint."""
+        """Solve backward, sum the gradients, check them, step, and keep the constraint."""
         checks.made.clear()  # not kept in memory for the backward solve
         self.engine.scale_lr(self.guard.tally.lr_scale)
         with self.comm.activity.phase("backward solve and step"):
             self.engine.step(share, checks.gradients)
 
     def _validate(self, checks: StepChecks) -> dict[str, float]:
-        """Training and validation metric, when this epoch is one for it; keeps the best weights."""
+        """Validate when it is time, and keep the best weights; return both metrics by split."""
         last = self.epoch == self.config.train.epochs
         if self.epoch % self.config.train.eval_every and not last:
             return {}
@@ -282,7 +282,7 @@ class Trainer:
         phase: tuple[int, float | None, float],
         step: tuple[float, dict[str, float], bool],
     ) -> EpochRecord:
-        """What the epoch came to; one reduction."""
+        """Say what the epoch came to; one reduction."""
         (solver_steps, solver_loss, solver_seconds), (loss, metrics, skipped) = phase, step
         sent = self.comm.traffic.since(traffic)
         totals = self.comm.sum(
@@ -314,24 +314,24 @@ class Trainer:
 
     @torch.no_grad()
     def evaluate(self, splits: tuple[str, ...]) -> dict[str, float]:
-        """Metric per split at the equilibrium of the current weights."""
+        """Measure the metric per split at the equilibrium of the current weights."""
         self.model.eval()
         solution = self.model.solve(self.planner.evaluate())
         return self._metrics(solution.image, splits)
 
     def _metrics(self, state: Tensor, splits: tuple[str, ...]) -> dict[str, float]:
-        """Metric per split of a state [O, D]; only the nodes of the splits are read out."""
+        """Measure the metric per split at a state [O, D]; no other nodes are read out."""
         return self.objective.metrics_of(lambda rows: self.model.read_out(state, rows=rows), splits)
 
     @torch.no_grad()
     def evaluate_at_zero(self, splits: tuple[str, ...]) -> dict[str, float]:
-        """Metric per split at f(0) = phi(b): what the model knows without an equilibrium."""
+        """Measure at f(0) = phi(b): what the model knows without an equilibrium."""
         self.model.eval()
         return self._metrics(self.model.at_zero(), splits)
 
     @torch.no_grad()
     def evaluate_at_initialiser(self, splits: tuple[str, ...]) -> dict[str, float] | None:
-        """Metric per split at h(b), where solves start; None without a trained initialiser."""
+        """Measure at h(b), where solves start; None without a trained initialiser."""
         learned = self.learned
         if learned is None or learned.initialiser is None or not learned.ready:
             return None
@@ -348,7 +348,7 @@ class Trainer:
             self.model.project()
 
     def parts(self) -> dict[str, Stateful]:
-        """Every part that has state, by name, in the order in which states are put back."""
+        """Return every part that has state, by name, in the order in which states are put back."""
         parts: dict[str, Stateful] = {
             "model": self.weights,
             "best": self.best,

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import pytest
 import torch
 
 from distributed_ignn.comm.codecs import (
-    HaloCodec,
     Quantiser,
     blocks,
     decode_change,
@@ -20,12 +17,12 @@ from distributed_ignn.comm.codecs import (
     unpack,
 )
 
-INTEGERS: tuple[HaloCodec, ...] = ("int8", "int4", "int3", "int2")
-ALL: tuple[HaloCodec, ...] = ("bf16", *INTEGERS)
+INTEGERS: tuple[str, ...] = ("int8", "int4", "int3", "int2")
+ALL: tuple[str, ...] = ("bf16", *INTEGERS)
 
 
 def _coder(codec: str) -> Quantiser:
-    coder = quantiser(cast(HaloCodec, codec))
+    coder = quantiser(codec)
     assert coder is not None
     return coder
 
@@ -52,14 +49,14 @@ def test_every_code_survives_packing(bits: int, width: int, dtype: torch.dtype) 
 @pytest.mark.parametrize(
     ("codec", "expected"), [("bf16", 256), ("int8", 129), ("int4", 65), ("int3", 49), ("int2", 33)]
 )
-def test_bytes_of_a_row_of_128_columns(codec: HaloCodec, expected: int) -> None:
+def test_bytes_of_a_row_of_128_columns(codec: str, expected: int) -> None:
     assert _coder(codec).row_bytes(128) == expected
 
 
 @pytest.mark.parametrize("codec", ALL)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_both_sides_hold_the_same_bits_and_the_error_is_exact(
-    codec: HaloCodec, dtype: torch.dtype
+    codec: str, dtype: torch.dtype
 ) -> None:
     coder = _coder(codec)
     generator = torch.Generator().manual_seed(0)
@@ -80,9 +77,7 @@ def test_both_sides_hold_the_same_bits_and_the_error_is_exact(
 
 
 @pytest.mark.parametrize(("codec", "rate"), [*zip(INTEGERS, (0.01, 0.15, 0.3, 0.7), strict=True)])
-def test_repeating_the_same_rows_brings_receivers_ever_closer(
-    codec: HaloCodec, rate: float
-) -> None:
+def test_repeating_the_same_rows_brings_receivers_ever_closer(codec: str, rate: float) -> None:
     rows = torch.randn(200, 128, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     held, coder = torch.zeros_like(rows), _coder(codec)
     distance = float(rows.norm())
@@ -111,7 +106,7 @@ def test_rows_beyond_every_scale_count_as_an_infinite_error() -> None:
 
 
 @pytest.mark.parametrize("codec", ALL)
-def test_rows_sent_once_arrive_as_they_were_rounded(codec: HaloCodec) -> None:
+def test_rows_sent_once_arrive_as_they_were_rounded(codec: str) -> None:
     coder = _coder(codec)
     rows = torch.randn(5000, 16, generator=torch.Generator().manual_seed(3))
     rounded = rows.clone()

@@ -15,9 +15,8 @@ import torch
 
 from distributed_ignn.config import DataConfig
 from distributed_ignn.errors import UserError
-from distributed_ignn.graph import datasets
 from distributed_ignn.graph.data import CSRMatrix, GraphData, csr_from_edges
-from distributed_ignn.graph.datasets import DATASET_NAMES, load_dataset, validate
+from distributed_ignn.graph.datasets import DATASETS, load_dataset, validate
 
 # PyTorch Geometric compiles a class on import in a way that newer torch versions deprecate.
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
@@ -242,13 +241,9 @@ def test_unknown_names_list_the_known_ones(tmp_path: Path) -> None:
         load_dataset("cora", tmp_path, DataConfig())
     message = str(caught.value)
     assert "'cora' is not known" in message
-    assert all(name in message for name in DATASET_NAMES)
+    assert all(name in message for name in DATASETS)
     assert ".pt" in message
     assert ".npz" in message
-
-
-def test_every_name_has_a_loader() -> None:
-    assert set(datasets._LOADERS) == set(DATASET_NAMES)
 
 
 def test_dense_rows_are_divided_by_their_l1_norm(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from distributed_ignn.commands.main import main
 from distributed_ignn.commands.table import COMMANDS
-from distributed_ignn.config import DATASET_NAMES, parse_args
+from distributed_ignn.config import dataset_names, parse_args
 
 _LAUNCH = Path(__file__).resolve().parents[2] / "launch"
 
@@ -71,7 +71,7 @@ def test_help_of_training_explains_its_settings(
     assert "torchrun --standalone" in text
     assert "solver options:\n  The learned solver" in text
     assert "most steps of one solve (default: 50)" in text
-    for name in DATASET_NAMES:
+    for name in dataset_names():
         assert name in text
     examples = [line for line in _examples(text) if line.startswith("train")]
     assert len(examples) >= 3

@@ -18,7 +18,7 @@ from torch_geometric.utils import degree
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.errors import UserError
 from distributed_ignn.models.explicit.exact import exact
-from tests.parity.layers import OUT, WIDTH, attributes, built, divided, rows
+from tests.parity.explicit_cases import OUT, WIDTH, attributes, built, divided, rows
 
 
 class Centred(Module):

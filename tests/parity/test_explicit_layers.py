@@ -17,7 +17,7 @@ from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.models.explicit.rules import VERIFIED, needs_rehearsal
 from tests.jobs import ROOT, Job
 from tests.parity.cases import make_data
-from tests.parity.layers import (
+from tests.parity.explicit_cases import (
     GRAPHS,
     LAYERS,
     OUT,

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import get_args
-
 import pytest
 import torch
 from torch import Tensor
 
 from distributed_ignn.comm.communicator import Communicator
-from distributed_ignn.solvers.predictors import AlphaScope, Network
+from distributed_ignn.solvers.predictors import NETWORKS, SCOPES
 from tests.ranks import run_ranks
 from tests.training.small_trainers import small_config, small_trainer, train
 
@@ -17,8 +15,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(200)]
 
 VARIANTS = [
     (network, alpha)
-    for network in get_args(Network)
-    for alpha in get_args(AlphaScope)
+    for network in NETWORKS
+    for alpha in SCOPES
     if (network, alpha) != ("table", "node")
 ]
 

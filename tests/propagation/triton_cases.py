@@ -17,10 +17,10 @@ from distributed_ignn.comm.clock import Clock
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.graph.data import csr_from_entries
 from distributed_ignn.graph.partitioning.sharding import build_shards
+from distributed_ignn.models.activations import IDENTITY
 from distributed_ignn.models.maps import CellForm, EquilibriumCell
 from distributed_ignn.propagation import triton_rows
 from distributed_ignn.propagation.entries import Entries
-from distributed_ignn.propagation.kernels import Kernel
 from distributed_ignn.propagation.propagate import Propagation, PropagationOptions
 from distributed_ignn.propagation.row_sum import RowSum
 from distributed_ignn.propagation.sparse import SparseMatrix
@@ -151,7 +151,7 @@ def _evaluation_error(
         image=torch.full((70, width), torch.nan, dtype=state, device=device),
         start=first.to(device) if start else None,
         product=torch.full((70, width), torch.nan, device=device) if keep else None,
-        linear=linear,
+        activation="identity" if linear else "relu",
     )
     squares = rows.evaluate(z.to(device), tail)
     total = dense @ z.double() + (first.double() if start else 0.0)
@@ -204,23 +204,23 @@ def fusable(comm: Communicator) -> list[bool]:
     ]
 
 
-def cell_report(comm: Communicator, kernel: Kernel) -> dict[str, dict[str, Tensor]]:
+def cell_report(comm: Communicator, kernel: str) -> dict[str, dict[str, Tensor]]:
     """Images, kept products, squares and the fixed point of cells on awkward graphs.
 
     With ``reduce`` in float64: the reference. Which of them were evaluated in one kernel is told.
     """
     forms = {
         "awkward": CellForm(),
-        "directed": CellForm(linear=True),
+        "directed": CellForm(IDENTITY),
         "channels": CellForm(),
         "channels, mixed": CellForm(step=0.7, residual=0.2),
         "weights": CellForm(),
-        "lopsided": CellForm(linear=True),
+        "lopsided": CellForm(IDENTITY),
     }
     return {name: _cell(comm, name.partition(",")[0], form, kernel) for name, form in forms.items()}
 
 
-def _cell(comm: Communicator, case: str, form: CellForm, kernel: Kernel) -> dict[str, Tensor]:
+def _cell(comm: Communicator, case: str, form: CellForm, kernel: str) -> dict[str, Tensor]:
     kind = torch.float64 if kernel == "reduce" else torch.float32
     shards = build_shards(make_data(case), assign(case, comm.world_size), comm.world_size)
     shard = list(shards)[comm.rank]

@@ -11,8 +11,9 @@ import torch
 
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import RunConfig
+from distributed_ignn.errors import UserError
 from distributed_ignn.runs.checkpoints.checkpoint import CheckpointStore, load_checkpoint
-from distributed_ignn.runs.checkpoints.snapshot import restore, take_snapshot
+from distributed_ignn.runs.checkpoints.snapshot import restore, restore_best, take_snapshot
 from distributed_ignn.training.state import State, Stateful
 from distributed_ignn.training.trainer import Trainer
 from tests.training.small_trainers import (
@@ -153,6 +154,23 @@ def test_the_seconds_go_on(tmp_path: Path) -> None:
     resumed = _reload(_reload(first, config, "plain", tmp_path), config, "plain", tmp_path)
     assert 500 < resumed.stopwatch.total < 560
     assert whole.stopwatch.total < 60
+
+
+def test_the_best_weights_serve_another_graph() -> None:
+    """With the learned solver; nothing else of the run is taken over."""
+    config = small_config({"train": {"lr": 0.05}})
+    first = small_trainer(Communicator(), config)
+    train(first, 3)
+    assert first.best.epoch == 1
+    other = small_trainer(Communicator(), config, "lopsided")
+    restore_best(other, take_snapshot(first))
+    assert first.best.weights is not None
+    assert_equal(dict(other.model.state_dict()), first.best.weights)
+    assert other.learned is not None
+    assert other.learned.ready
+    assert (other.epoch, other.planner.states) == (0, {})
+    with pytest.raises(UserError, match=r"another graph \(0 channels with edge weights, here 1\)"):
+        restore(other, take_snapshot(first))
 
 
 def test_the_best_weights_survive(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import get_args
 
 import pytest
 import torch
@@ -15,8 +14,8 @@ from distributed_ignn.solvers.history import History
 from distributed_ignn.solvers.neural import NeuralSolver, NeuralState
 from distributed_ignn.solvers.picard import Picard
 from distributed_ignn.solvers.predictors import (
-    AlphaScope,
-    Network,
+    NETWORKS,
+    SCOPES,
     NeuralShape,
     Predictor,
     WeightPredictor,
@@ -175,8 +174,8 @@ def test_nothing_rides_once_the_network_is_out() -> None:
 
 VARIANTS = [
     replace(SHAPE, network=network, alpha=alpha)
-    for network in get_args(Network)
-    for alpha in get_args(AlphaScope)
+    for network in NETWORKS
+    for alpha in SCOPES
     if (network, alpha) != ("table", "node")
 ]
 
@@ -243,7 +242,7 @@ def test_an_untrained_network_is_anderson_and_an_untrained_table_picard(shape: N
 
 
 @pytest.mark.parametrize("network", ["mlp", "tcn", "gru", "graph"])
-def test_a_network_reads_every_residual_it_is_given(network: Network) -> None:
+def test_a_network_reads_every_residual_it_is_given(network: str) -> None:
     predictor = _shaken(replace(SHAPE, network=network), 0.1)
     blocks = [torch.randn(NODES, SHAPE.compress, dtype=torch.float64) for _ in range(SHAPE.slots)]
     features = predictor.read(blocks, [])

@@ -25,7 +25,7 @@ from distributed_ignn.errors import UserError
 from distributed_ignn.graph.data import GraphData, csr_from_edges
 from distributed_ignn.graph.partitioning.sharding import build_shards
 from distributed_ignn.models.cells import IgnnWeights
-from distributed_ignn.models.implicit_gnn import ImplicitGNN
+from distributed_ignn.models.shard_model import ShardModel
 from distributed_ignn.training.engines import deepspeed as deepspeed_engine
 from distributed_ignn.training.engines.deepspeed import DeepSpeedEngine
 from distributed_ignn.training.engines.deepspeed_settings import read_settings
@@ -44,10 +44,10 @@ needs_deepspeed = pytest.mark.skipif(
 NODES = 24
 STEPS = 4
 TensorDict = dict[str, Tensor]
-EngineMaker = Callable[[ImplicitGNN, RunConfig, Communicator], Engine]
+EngineMaker = Callable[[ShardModel, RunConfig, Communicator], Engine]
 
 
-def plain(model: ImplicitGNN, config: RunConfig, comm: Communicator) -> Engine:
+def plain(model: ShardModel, config: RunConfig, comm: Communicator) -> Engine:
     return TorchEngine(model, config.train, comm)
 
 
@@ -91,7 +91,7 @@ class Run:
     ) -> None:
         part = torch.arange(NODES) * comm.world_size // NODES
         shard = list(build_shards(data, part, comm.world_size))[comm.rank]
-        self.model = ImplicitGNN(shard, comm, config.model, torch.float32, seed=0)
+        self.model = ShardModel(shard, comm, config.model, torch.float32, seed=0)
         self.engine = make(self.model, config, comm)
         self._planner = SolvePlanner(config, None, comm.device)
         self._objective = Objective(shard, comm, "auto")
@@ -328,7 +328,7 @@ def test_unreadable_settings_are_named(tmp_path: Path) -> None:
 def test_double_precision_is_refused() -> None:
     shard = next(iter(build_shards(graph_data(), torch.zeros(NODES, dtype=torch.int64), 1)))
     comm, config = Communicator(), run_config(dtype="float64")
-    model = ImplicitGNN(shard, comm, config.model, torch.float64, seed=0)
+    model = ShardModel(shard, comm, config.model, torch.float64, seed=0)
     with pytest.raises(UserError, match=r"train.dtype = float64 .*--train.dtype float32"):
         DeepSpeedEngine(model, config, comm)
 
@@ -337,6 +337,6 @@ def test_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "deepspeed", None)
     shard = next(iter(build_shards(graph_data(), torch.zeros(NODES, dtype=torch.int64), 1)))
     comm, config = Communicator(), run_config()
-    model = ImplicitGNN(shard, comm, config.model, torch.float32, seed=0)
+    model = ShardModel(shard, comm, config.model, torch.float32, seed=0)
     with pytest.raises(UserError, match=r"pip install 'distributed-ignn\[deepspeed\]'"):
         DeepSpeedEngine(model, config, comm)

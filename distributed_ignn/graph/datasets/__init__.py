@@ -10,8 +10,8 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
-from distributed_ignn.config import DATASET_NAMES, DataConfig
-from distributed_ignn.config.dataset import FILE_SUFFIXES
+from distributed_ignn.config import DataConfig
+from distributed_ignn.config.dataset import FILE_SUFFIXES, OWN_FILE
 from distributed_ignn.errors import UserError
 from distributed_ignn.graph.data import GraphData, Task
 from distributed_ignn.graph.datasets.amazon import load_amazon
@@ -26,7 +26,8 @@ from distributed_ignn.graph.datasets.synthetic import make_products
 from distributed_ignn.graph.datasets.user_file import load_user_file, read_fields
 
 __all__ = [
-    "DATASET_NAMES",
+    "DATASETS",
+    "Loader",
     "graph_in_memory",
     "graph_to_predict",
     "load_dataset",
@@ -44,24 +45,27 @@ def _file(name: str, data_root: Path, data: DataConfig) -> GraphData:
     return load_user_file(Path(data.path), data.edge_weights)
 
 
-_Loader = Callable[[str, Path, DataConfig], GraphData]
+Loader = Callable[[str, Path, DataConfig], GraphData]
+"""From a dataset's name, the folder of all datasets' files and the data section to the graph."""
 
-_LOADERS: dict[str, _Loader] = {
+DATASETS: dict[str, Loader] = {
     **dict.fromkeys(RELEASE, _amgcn),
     "amazon-all": lambda name, root, data: load_amazon(root),
     "reddit": lambda name, root, data: load_reddit(root),
     **dict.fromkeys(OGB_NAMES, lambda name, root, data: load_ogb(name, root)),
     "chains": lambda name, root, data: make_chains(data.chains),
     "synthetic-products": lambda name, root, data: make_products(data.synthetic),
-    "file": _file,
+    OWN_FILE: _file,
 }
+"""The datasets there are, by name; a new one is entered here, and has its settings in
+``configs/NAME.yaml``."""
 
 
 def load_dataset(name: str, data_root: Path, data: DataConfig) -> GraphData:
     """Load, scale and validate one dataset.
 
     Args:
-        name: one of DATASET_NAMES, or the path of the user's own ``.pt`` or ``.npz`` file.
+        name: a key of ``DATASETS``, or the path of the user's own ``.pt`` or ``.npz`` file.
         data_root: folder of the datasets' files; missing files are downloaded into it.
         data: the ``data`` section of the configuration.
 
@@ -72,7 +76,7 @@ def load_dataset(name: str, data_root: Path, data: DataConfig) -> GraphData:
     Raises:
         UserError: an unknown name, missing or malformed files, or a rule that the data breaks.
     """
-    loader = _LOADERS.get(name)
+    loader = DATASETS.get(name)
     if data.edge_weights == "use" and loader not in (None, _file):
         raise UserError(
             f"data.edge_weights = use: the edges of {name} have no weights; drop the setting"
@@ -83,7 +87,7 @@ def load_dataset(name: str, data_root: Path, data: DataConfig) -> GraphData:
         loaded = load_user_file(Path(name), data.edge_weights)
     else:
         raise UserError(
-            f"dataset {name!r} is not known; choose one of {', '.join(DATASET_NAMES)}, or give the "
+            f"dataset {name!r} is not known; choose one of {', '.join(DATASETS)}, or give the "
             "path of a PyG .pt file or of a .npz file"
         )
     return _prepared(validate(loaded, name), data, knn=name not in RELEASE)
@@ -110,7 +114,7 @@ def graph_to_predict(
     """A graph for a model that was trained on another, prepared as that one was.
 
     Args:
-        source: a graph in memory, the path of a file, or one of DATASET_NAMES. Labels and splits
+        source: a graph in memory, the path of a file, or a name of DATASETS. Labels and splits
             are not read.
         data: the ``data`` section of the run that trained the model.
         num_classes, task: of the model.
@@ -119,7 +123,7 @@ def graph_to_predict(
     Raises:
         UserError: something is missing or breaks a rule.
     """
-    if isinstance(source, str) and source in DATASET_NAMES:
+    if isinstance(source, str) and source in DATASETS:
         found = load_dataset(source, data_root, data)
         return dataclasses.replace(found, **no_labels(found.num_nodes, num_classes, task))
     path = ORIGIN if is_in_memory(source) else Path(str(source))

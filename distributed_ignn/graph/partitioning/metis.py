@@ -13,7 +13,6 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -24,21 +23,21 @@ from distributed_ignn.errors import UserError
 from distributed_ignn.files import temporary_sibling
 from distributed_ignn.graph.data import CSRMatrix
 
-MetisProvider = Literal["pyg-lib", "pymetis"]
+PROVIDERS = {"pyg-lib": "pyg_lib", "pymetis": "pymetis"}
+"""METIS libraries that can be asked for, and the module of each."""
 
-_MODULES: dict[MetisProvider, str] = {"pyg-lib": "pyg_lib", "pymetis": "pymetis"}
 # pyg-lib passes no options, so METIS keeps its own default for k-way partitioning.
 _PYG_LIB_IMBALANCE = 1.03
 _SCRIPT = Path(__file__).with_name("metis_process.py")
 
 
-def choose_provider(config: PartitionConfig) -> MetisProvider:
+def choose_provider(config: PartitionConfig) -> str:
     """The METIS library that is asked for, or the one that suits the other settings best.
 
     Raises:
         UserError: it is not installed, or none is.
     """
-    installed = {name for name, module in _MODULES.items() if is_installed(module)}
+    installed = {name for name, module in PROVIDERS.items() if is_installed(module)}
     if config.provider != "auto":
         if config.provider not in installed:
             raise UserError(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -30,7 +30,6 @@ from distributed_ignn.graph.partitioning.sharding import ShardPlan, plan_shards
 
 logger = logging.getLogger(__name__)
 
-Provider = Literal["pyg-lib", "pymetis", "fennel", "random", "contiguous"]
 Objective = Literal["volume", "cut", "none"]
 
 
@@ -79,7 +78,7 @@ class Assignment:
 
     part: Tensor
     parts: int
-    provider: Provider
+    provider: str
     objective: Objective
     seconds: float
     stats: PartitionStats
@@ -178,35 +177,99 @@ def _balance(load: Tensor) -> float:
     return int(load.max()) * load.numel() / total if total else 1.0
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Division:
+    """What is to be divided.
+
+    Args:
+        graphs: adjacencies [n, n].
+        parts: P.
+        config: the partition section.
+        symmetric: per graph, whether it is undirected.
+        load: what each node adds to its part, int64 [n].
+    """
+
+    graphs: tuple[CSRMatrix, ...]
+    parts: int
+    config: PartitionConfig
+    symmetric: tuple[bool, ...]
+    load: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Partitioner:
+    """A way to divide.
+
+    Args:
+        decide: what did it, what that minimised, and the part of every node, int64 [n].
+        summary: for the help.
+        leaves_empty: whether there may be more parts than nodes.
+    """
+
+    decide: Callable[[Division], tuple[str, Objective, Tensor]]
+    summary: str = ""
+    leaves_empty: bool = False
+
+
 def _decide(
     graphs: tuple[CSRMatrix, ...],
     parts: int,
     config: PartitionConfig,
     symmetric: tuple[bool, ...],
-) -> tuple[Provider, Objective, Tensor]:
+) -> tuple[str, Objective, Tensor]:
     nodes = graphs[0].num_rows
-    weights = _node_weights(graphs, config.balance)
-    if config.method == "random":
-        order = torch.from_numpy(np.random.default_rng(config.seed).permutation(nodes))
-        part = torch.empty(nodes, dtype=torch.int64)
-        part[order] = _split_evenly(weights[order], parts)
-        return "random", "none", part
-    if config.method == "contiguous" or parts == 1:
-        return "contiguous", "none", _split_evenly(weights, parts)
-    if parts > nodes:
-        raise UserError(
-            f"parts = {parts} exceeds the graph's {nodes} nodes and every part needs a node; take "
-            f"at most {nodes}"
-        )
-    if config.method == "fennel":
-        part = fennel(_union(graphs), parts, weights, imbalance=config.imbalance, seed=config.seed)
-        return "fennel", "cut", part
-    _check_both_ways(graphs, symmetric)
-    provider = choose_provider(config)
-    union, links = _links(graphs, config)
+    division = Division(graphs, parts, config, symmetric, _node_weights(graphs, config.balance))
+    partitioner = PARTITIONERS[config.method]
+    if not partitioner.leaves_empty:
+        if parts == 1:
+            return _contiguous(division)
+        if parts > nodes:
+            raise UserError(
+                f"parts = {parts} exceeds the graph's {nodes} nodes and every part needs a node; "
+                f"take at most {nodes}"
+            )
+    return partitioner.decide(division)
+
+
+def _random(division: Division) -> tuple[str, Objective, Tensor]:
+    nodes = division.load.numel()
+    order = torch.from_numpy(np.random.default_rng(division.config.seed).permutation(nodes))
+    part = torch.empty(nodes, dtype=torch.int64)
+    part[order] = _split_evenly(division.load[order], division.parts)
+    return "random", "none", part
+
+
+def _contiguous(division: Division) -> tuple[str, Objective, Tensor]:
+    return "contiguous", "none", _split_evenly(division.load, division.parts)
+
+
+def _fennel(division: Division) -> tuple[str, Objective, Tensor]:
+    config, union = division.config, _union(division.graphs)
+    part = fennel(
+        union, division.parts, division.load, imbalance=config.imbalance, seed=config.seed
+    )
+    return "fennel", "cut", part
+
+
+def _metis(division: Division) -> tuple[str, Objective, Tensor]:
+    _check_both_ways(division.graphs, division.symmetric)
+    provider = choose_provider(division.config)
+    union, links = _links(division.graphs, division.config)
     if provider == "pymetis":
-        return provider, config.objective, run_pymetis(union, parts, weights, config, links)
-    return provider, "cut", run_pyg_lib(union, parts, weights, links)
+        part = run_pymetis(union, division.parts, division.load, division.config, links)
+        return provider, division.config.objective, part
+    return provider, "cut", run_pyg_lib(union, division.parts, division.load, links)
+
+
+PARTITIONERS = {
+    "metis": Partitioner(_metis, "few halo rows"),
+    "fennel": Partitioner(
+        _fennel, "streaming, for graphs that METIS has no memory for, and for directed ones"
+    ),
+    "random": Partitioner(_random, leaves_empty=True),
+    "contiguous": Partitioner(_contiguous, leaves_empty=True),
+}
+"""The ways to divide a graph, by name; a new one is entered here."""
 
 
 def _check_both_ways(graphs: tuple[CSRMatrix, ...], symmetric: tuple[bool, ...]) -> None:

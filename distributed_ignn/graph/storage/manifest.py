@@ -7,13 +7,16 @@ planned, without opening a shard.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
+from distributed_ignn.config import choices
+from distributed_ignn.config.choices import Choice
 from distributed_ignn.errors import UserError
 from distributed_ignn.graph.data import CSRMatrix, Task
-from distributed_ignn.graph.partitioning.partition import Objective, PartitionStats, Provider
+from distributed_ignn.graph.partitioning.metis import PROVIDERS
+from distributed_ignn.graph.partitioning.partition import Objective, PartitionStats
 from distributed_ignn.graph.shard import GraphShard
 from distributed_ignn.reading.plain_files import in_one_line
 from distributed_ignn.reading.strict_json import parse_json
@@ -22,7 +25,7 @@ FORMAT_VERSION: Literal[2] = 2
 WEIGHTED_VERSION: Literal[3] = 3
 """Of shards with weights of edges, which a reader of version 2 would take for ones."""
 MANIFEST = "manifest.json"
-COMMAND = "launch/partition.py"
+COMMAND = "ignn partition"
 
 
 class _Strict(BaseModel):
@@ -152,7 +155,7 @@ class Manifest(_Strict):
     settings: dict[str, JsonValue]
     parts: int = Field(ge=1)
     request: dict[str, JsonValue]
-    provider: Provider
+    provider: Annotated[str, Choice(choices.PARTITIONERS, tuple(PROVIDERS))]
     objective: Objective
     statistics: PartitionStats
     whole: DatasetSize

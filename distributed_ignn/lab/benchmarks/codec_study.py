@@ -20,7 +20,7 @@ import torch
 from matplotlib.figure import Figure as Plot
 from torch import Tensor
 
-from distributed_ignn.comm.codecs import HaloCodec
+from distributed_ignn.comm.codecs import CODECS
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.lab.benchmarks.interleaving import Figure, Report, compare, interleave
 from distributed_ignn.lab.benchmarks.problem import Problem, load_problem
@@ -32,7 +32,6 @@ from distributed_ignn.solvers.base import AnySolver, Solution
 from distributed_ignn.solvers.picard import Picard
 from distributed_ignn.solvers.solve import solve
 
-CODECS: tuple[HaloCodec, ...] = ("fp32", "bf16", "int8", "int4", "int3", "int2")
 BASELINE = "fp32"
 
 
@@ -53,7 +52,7 @@ class CodecOptions:
     rounds: int = 15
     tolerance: float = 1e-6
     max_steps: int = 100
-    codecs: tuple[HaloCodec, ...] = CODECS
+    codecs: tuple[str, ...] = tuple(CODECS)
     tell: Tell = tell_nobody
 
 

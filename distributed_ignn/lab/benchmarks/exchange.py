@@ -8,12 +8,11 @@ write.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import get_args
 
 import torch
 from torch import Tensor
 
-from distributed_ignn.comm.codecs import HaloCodec
+from distributed_ignn.comm.codecs import CODECS
 from distributed_ignn.lab.benchmarks.benchmark_graph import Workload
 from distributed_ignn.lab.benchmarks.interleaving import Report, compare, interleave
 from distributed_ignn.lab.benchmarks.waiting import clock_figures, clocked
@@ -21,8 +20,6 @@ from distributed_ignn.lab.benchmarks.yardstick import PlainExchange, PlainLayout
 from distributed_ignn.propagation.halo import HaloExchange, HaloLink
 
 FP32, WIRE = "fp32", "plain all_to_all"
-CODECS: tuple[HaloCodec, ...] = get_args(HaloCodec)
-
 Task = Callable[[], object]
 
 
@@ -45,7 +42,7 @@ def run(workload: Workload) -> Report:
     return Report("exchange", workload.settings(), figures)
 
 
-def exchange_task(halo: HaloExchange, codec: HaloCodec, state: Tensor) -> Task:
+def exchange_task(halo: HaloExchange, codec: str, state: Tensor) -> Task:
     """Pack, send, wait and unpack; of ``state`` and of another one in turn."""
     link = HaloLink(halo, codec, transposed=False, stale=False)
     states = [state, state * 0.9]

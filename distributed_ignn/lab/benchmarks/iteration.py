@@ -16,12 +16,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from distributed_ignn.comm.codecs import HaloCodec
+from distributed_ignn.comm.codecs import CODECS
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.graph.shard import GraphShard
 from distributed_ignn.lab.benchmarks.bandwidth import COPY_LIMIT, ProductSize, copy_task
 from distributed_ignn.lab.benchmarks.benchmark_graph import Workload
-from distributed_ignn.lab.benchmarks.exchange import CODECS, sent_bytes
+from distributed_ignn.lab.benchmarks.exchange import sent_bytes
 from distributed_ignn.lab.benchmarks.interleaving import (
     Figure,
     Report,
@@ -62,7 +62,7 @@ class Evaluation:
         weights: list[Tensor],
         bias: Tensor,
         state: Tensor,
-        codec: HaloCodec = "fp32",
+        codec: str = "fp32",
         stale: bool = False,
     ) -> None:
         self._propagation = propagation
@@ -79,7 +79,7 @@ class Evaluation:
 
 
 #: Ways of ours by name: codec of the halo rows, and whether they may be one evaluation old.
-WAYS: dict[str, tuple[HaloCodec, bool]] = {
+WAYS: dict[str, tuple[str, bool]] = {
     OURS: ("fp32", False),
     **{f"{OURS}, {codec}": (codec, False) for codec in CODECS if codec != "fp32"},
     f"{OURS}, stale": ("fp32", True),

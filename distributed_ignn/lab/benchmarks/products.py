@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import get_args
 
 import torch
 from torch import Tensor
@@ -25,7 +24,7 @@ from distributed_ignn.lab.benchmarks.yardstick import (
     torch_csr,
     transposed,
 )
-from distributed_ignn.propagation.kernels import Kernel
+from distributed_ignn.propagation.kernels import KERNELS
 from distributed_ignn.propagation.operators import BlockBounds, ChannelOperator, ChannelTranspose
 
 PLAIN = "torch CSR int64, ascending ids"
@@ -66,7 +65,7 @@ def _plain(layout_of: Callable[[GraphShard], PlainLayout]) -> Build:
     return build
 
 
-def _blocks(kernel: Kernel) -> Build:
+def _blocks(kernel: str) -> Build:
     """The library's own: owned block, then boundary block, as the exchange's arrival allows."""
 
     def build(shard: GraphShard, comm: Communicator, dtype: torch.dtype) -> LocalProduct:
@@ -88,9 +87,7 @@ def _blocks(kernel: Kernel) -> Build:
 
 
 # "triton" multiplies as "triton-product" does; what it adds is not part of a product alone
-_KERNELS: tuple[Kernel, ...] = tuple(
-    name for name in get_args(Kernel) if name not in ("auto", "triton")
-)
+_KERNELS = tuple(name for name, kernel in KERNELS.items() if not kernel.fuses)
 
 #: By name; the first is the baseline.
 PRODUCTS: dict[str, Build] = {

@@ -32,9 +32,9 @@ from distributed_ignn.lab.benchmarks.study import Study, Tell, tell_nobody
 from distributed_ignn.lab.benchmarks.tracing import Step, trace
 from distributed_ignn.lab.benchmarks.variants import Variant, train_variant
 from distributed_ignn.propagation.operators import ChannelOperator
-from distributed_ignn.propagation.sparsify import Sparsifier, sparsify
+from distributed_ignn.propagation.sparsify import SPARSIFIERS, WHOLE, sparsify
 
-NO_GRAPH, CHANNELS, WHOLE = "no graph", "channels", "none"
+NO_GRAPH, CHANNELS = "no graph", "channels"
 _FLOOR = 1e-5
 _COMPARED_STEPS = 4
 
@@ -74,14 +74,14 @@ class Choice:
     """
 
     name: str
-    method: Sparsifier
+    method: str
     keep: float
     thinned: bool = True
 
     @property
     def drawn(self) -> bool:
         """Whether chance has a part in which edges are kept."""
-        return self.thinned and self.method != "none"
+        return self.thinned and self.method != WHOLE
 
     @property
     def variant(self) -> Variant:
@@ -100,7 +100,7 @@ def choices(keeps: Sequence[float]) -> list[Choice]:
         Choice(CHANNELS, "none", 1.0, thinned=False),
         Choice(WHOLE, "none", 1.0),
     ]
-    methods: tuple[Sparsifier, ...] = ("pri", "degree", "random")
+    methods: tuple[str, ...] = tuple(SPARSIFIERS)
     for method in methods:
         found += [Choice(f"{method} {keep:g}", method, keep) for keep in keeps if keep < 1.0]
     return found

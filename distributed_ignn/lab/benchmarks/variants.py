@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, get_args
+from typing import Any
 
 import torch
 
@@ -17,7 +17,7 @@ from distributed_ignn.config import NeuralSolverConfig, ScheduleConfig
 from distributed_ignn.lab.benchmarks.problem import Problem
 from distributed_ignn.propagation.sparsify import sparsify
 from distributed_ignn.solvers.initialiser import Initialiser
-from distributed_ignn.solvers.predictors import AlphaScope, Network
+from distributed_ignn.solvers.predictors import NETWORKS, SCOPES
 from distributed_ignn.training.learned.phases import SolverTrainer
 from distributed_ignn.training.learned_solver import LearnedSolver, build_learned_solver
 from distributed_ignn.training.schedule import Schedule
@@ -49,8 +49,8 @@ def all_variants() -> list[Variant]:
         Variant("graph estimator, 2 hops", plain | {"estimator": "graph", "estimator_hops": 2}),
         Variant("own estimator", plain | {"estimator": "own"}),
     ]
-    for network in get_args(Network):
-        for alpha in get_args(AlphaScope):
+    for network in NETWORKS:
+        for alpha in SCOPES:
             if (network, alpha) != ("table", "node"):
                 settings = {"estimator": "none", "network": network, "alpha": alpha}
                 found.append(Variant(f"{network} {alpha}", plain | settings))

@@ -10,14 +10,14 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from distributed_ignn.comm.codecs import HaloCodec
+from distributed_ignn.comm.codecs import CODECS
 from distributed_ignn.lab.planning.epoch import Cost, EpochModel
 from distributed_ignn.lab.planning.equations import Machine
 from distributed_ignn.lab.planning.footprint import MemoryItem, memory_items
 from distributed_ignn.lab.planning.hardware import Profile
-from distributed_ignn.lab.planning.workload import CODECS, Part, Workload
+from distributed_ignn.lab.planning.workload import Part, Workload
 
-MORE_EVALUATIONS: Mapping[HaloCodec, float] = {"int2": 1.45}
+MORE_EVALUATIONS: Mapping[str, float] = {"int2": 1.45}
 """Evaluations with a codec over those with fp32: Anderson with 2 bits was measured to need 1.3 to
 1.6 times as many on real graphs, with 3 bits and more as many."""
 
@@ -39,7 +39,7 @@ class Forecast:
     """
 
     part: Part
-    codec: HaloCodec
+    codec: str
     cost: Cost
     memory: tuple[MemoryItem, ...]
     capacity: float
@@ -94,12 +94,12 @@ def forecast(
 
 def by_codec(
     part_of: PartOf, ranks: Sequence[int], work: Workload, profile: Profile
-) -> dict[HaloCodec, list[Forecast]]:
+) -> dict[str, list[Forecast]]:
     """The same for every codec, with the evaluations that it needs."""
     return {codec: forecast(part_of, ranks, with_codec(work, codec), profile) for codec in CODECS}
 
 
-def with_codec(work: Workload, codec: HaloCodec) -> Workload:
+def with_codec(work: Workload, codec: str) -> Workload:
     """The settings with another codec; one that slows convergence adds evaluations."""
     more = MORE_EVALUATIONS.get(codec, 1.0)
     return replace(

@@ -8,11 +8,9 @@ halo rows, D columns, F features, C classes, M memory, p columns of a hop.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
-from distributed_ignn.comm.codecs import HaloCodec, quantiser
-
-CODECS: tuple[HaloCodec, ...] = get_args(HaloCodec)
+from distributed_ignn.comm.codecs import quantiser
 
 _KEPT_WIDTHS = 2  # A_hat X is kept where it has at most so many columns per column of the state
 
@@ -90,7 +88,7 @@ class Workload:
     compress: int = 16
     cold_start: bool = False
     warm_adjoint: bool = False
-    codec: HaloCodec = "fp32"
+    codec: str = "fp32"
     stale: bool = False
     propagated: bool = True
     dropout: bool = True
@@ -109,7 +107,7 @@ class Workload:
         return self.propagated and self.features * channels <= _KEPT_WIDTHS * self.width
 
 
-def row_bytes(codec: HaloCodec, width: int, entry: int = 4) -> int:
+def row_bytes(codec: str, width: int, entry: int = 4) -> int:
     """Bytes of one halo row on the wire: ``width`` entries, and what the codec adds to them.
 
     Args:

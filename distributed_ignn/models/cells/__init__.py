@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +18,7 @@ from distributed_ignn.models.constraints import first_vector, growth_factor
 from distributed_ignn.propagation.propagate import Propagation
 
 __all__ = [
+    "CELLS",
     "CellWeights",
     "EignnWeights",
     "GraphFit",
@@ -40,7 +40,7 @@ def build_weights(
     """The cell's weights, drawn from torch's generator; every rank calls it.
 
     Raises:
-        UserError: mignn on a directed channel (on every rank alike).
+        UserError: a directed channel and a cell that knows none (on every rank alike).
     """
     fit = fit_to_graph(config, shard, propagation, comm, dtype)
     return cell_weights(config, propagation.num_channels, fit)
@@ -69,31 +69,35 @@ def fit_to_graph(
     """What this graph asks of the weights of ``config``; every rank calls it.
 
     Raises:
-        UserError: mignn on a directed channel (on every rank alike).
+        UserError: a directed channel and a cell that knows none (on every rank alike).
     """
+    cell = CELLS[config.cell]
     undirected = all(channel.symmetric for channel in shard.channels)
-    if config.cell == "mignn" and not undirected:
+    norm = cell.norm if undirected else cell.directed_norm
+    if norm is None:
+        others = [name for name, other in CELLS.items() if other.directed_norm is not None]
         raise UserError(
-            "model.cell = mignn needs undirected graphs, and a channel of this one is "
-            "directed; use ignn or eignn"
+            f"model.cell = {config.cell} needs undirected graphs, and a channel of this one is "
+            f"directed; use {' or '.join(others)}"
         )
-    if config.cell != "ignn" and undirected:
-        return GraphFit(1.0, "frobenius")
+    if norm == "frobenius":
+        return GraphFit(1.0, norm)
     growth = growth_factor(propagation, first_vector(shard, comm.device, dtype), comm)
     # B w = (1 - r) A w + r w grows by at most this
     growth = (1.0 - config.residual) * growth + config.residual
-    return GraphFit(growth, "max" if config.cell == "ignn" else "rows")
+    return GraphFit(growth, norm)
 
 
-_CELLS: dict[str, Callable[[ModelConfig, int, float], CellWeights]] = {
+CELLS: dict[str, type[CellWeights]] = {
     "ignn": IgnnWeights,
     "eignn": EignnWeights,
     "mignn": MignnWeights,
 }
+"""The cells there are, by name; a new one is a file and a line here."""
 
 
 def cell_weights(config: ModelConfig, channels: int, fit: GraphFit) -> CellWeights:
     """The weights of a cell for C = ``channels``, drawn from torch's generator."""
-    weights = _CELLS[config.cell](config, channels, fit.growth)
+    weights = CELLS[config.cell](config, channels, fit.growth)
     weights.norm = fit.norm
     return weights

@@ -8,12 +8,14 @@ implicit gradient, warm starts, riders and the exchange, is the same for all of 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from distributed_ignn.models.maps import PLAIN, CellForm
+from distributed_ignn.config import ModelConfig
+from distributed_ignn.models.activations import RELU, Activation
+from distributed_ignn.models.maps import CellForm
 
 Norm = Literal["max", "rows", "frobenius"]
 
@@ -63,17 +65,33 @@ class Kappa(nn.Module):
 class CellWeights(nn.Module, ABC):
     """The recurrent weights of the model, replicated on every rank.
 
+    Args:
+        config: the model section.
+        channels: number of propagation channels.
+        growth: see the attribute.
+
     Attributes:
+        summary: for the help.
+        activation: phi.
+        norm: in which the contraction is certified; of a class, on undirected graphs.
+        directed_norm: the same on directed graphs; None where the cell is for undirected ones only.
+        projects: whether ``project`` keeps the bound, so that the weights can do without it.
         form: activation, step and residual of the map.
-        norm: in which the contraction is certified.
-        growth: rho of the graph that the weights are used on; 1 for undirected graphs.
+        growth: rho of the graph that the weights are used on, 1 where the norm is Frobenius's.
         kappa: what the weights are bounded by.
     """
 
-    form: CellForm = PLAIN
+    summary: ClassVar[str] = ""
+    activation: ClassVar[Activation] = RELU
     norm: Norm = "frobenius"
-    growth: float = 1.0
-    kappa: Kappa
+    directed_norm: ClassVar[Norm | None] = "rows"
+    projects: ClassVar[bool] = False
+
+    def __init__(self, config: ModelConfig, channels: int, growth: float = 1.0) -> None:
+        super().__init__()
+        self.form = CellForm(self.activation, residual=config.residual)
+        self.growth = growth
+        self.kappa = Kappa(config.kappa, config.learn_kappa)
 
     @abstractmethod
     def forward(self) -> list[Tensor]:

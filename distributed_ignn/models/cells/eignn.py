@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from distributed_ignn.config import ModelConfig
-from distributed_ignn.models.cells.base import CellWeights, Kappa, spectral_norms
-from distributed_ignn.models.maps import CellForm
+from distributed_ignn.models.activations import IDENTITY
+from distributed_ignn.models.cells.base import CellWeights, spectral_norms
 
 _EPSILON = 1e-12  # the authors' epsilon_F
 
@@ -30,11 +30,11 @@ class EignnWeights(CellWeights):
         growth: 1 for undirected channels, else their rho.
     """
 
-    def __init__(self, config: ModelConfig, channels: int, growth: float) -> None:
-        super().__init__()
-        self.form = CellForm(linear=True, residual=config.residual)
-        self.growth = growth
-        self.kappa = Kappa(config.kappa, config.learn_kappa)
+    summary = "a linear equilibrium with positive W"
+    activation = IDENTITY
+
+    def __init__(self, config: ModelConfig, channels: int, growth: float = 1.0) -> None:
+        super().__init__(config, channels, growth)
         width = config.hidden
         if config.init == "identity":
             start = torch.eye(width).repeat(channels, 1, 1)

@@ -6,10 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from distributed_ignn.config import ModelConfig
-from distributed_ignn.models.cells.base import CellWeights, Kappa
+from distributed_ignn.models.cells.base import CellWeights
 from distributed_ignn.models.constraints import largest_column_sum, project_columns_l1
 from distributed_ignn.models.encoder import chosen_channels
-from distributed_ignn.models.maps import CellForm
 
 
 class IgnnWeights(CellWeights):
@@ -27,14 +26,14 @@ class IgnnWeights(CellWeights):
         growth: rho of the channels.
     """
 
+    summary = "bounded column sums"
     norm = "max"
+    directed_norm = "max"
+    projects = True
 
-    def __init__(self, config: ModelConfig, channels: int, growth: float) -> None:
-        super().__init__()
-        self.form = CellForm(residual=config.residual)
+    def __init__(self, config: ModelConfig, channels: int, growth: float = 1.0) -> None:
+        super().__init__(config, channels, growth)
         self._config = config
-        self.growth = growth
-        self.kappa = Kappa(config.kappa, config.learn_kappa)
         self.weight = nn.Parameter(self._initial(channels))
 
     @property

@@ -39,7 +39,7 @@ import torch
 from torch import Tensor, nn
 
 from distributed_ignn.config import ModelConfig
-from distributed_ignn.models.cells.base import CellWeights, Kappa, spectral_norms
+from distributed_ignn.models.cells.base import CellWeights, spectral_norms
 from distributed_ignn.models.maps import CellForm
 
 _CLOSE = 0.1  # entries of C, times sqrt(D), for a start near the identity
@@ -88,7 +88,7 @@ class SplitForm(CellForm):
 
     def at(self, weights: Sequence[Tensor]) -> CellForm:
         """The same form with the step of these weights."""
-        return CellForm(self.linear, Splitting.of(weights).step(), self.residual)
+        return CellForm(self.activation, Splitting.of(weights).step(), self.residual)
 
 
 class MignnWeights(CellWeights):
@@ -104,14 +104,14 @@ class MignnWeights(CellWeights):
         growth: 1, that of undirected channels.
     """
 
+    summary = "monotone, bounded in the spectral norm"
+    directed_norm = None
+
     def __init__(self, config: ModelConfig, channels: int, growth: float = 1.0) -> None:
-        super().__init__()
-        # symmetric weights contract by kappa without a smaller step
-        form = SplitForm if config.skew > 0.0 else CellForm
-        self.form = form(residual=config.residual)
-        self.growth = growth
+        super().__init__(config, channels, growth)
+        if config.skew > 0.0:  # symmetric weights contract by kappa without a smaller step
+            self.form = SplitForm(self.activation, residual=config.residual)
         self._bound = config.skew
-        self.kappa = Kappa(config.kappa, config.learn_kappa)
         width = config.hidden
         spread = 1.0 / math.sqrt(width)
         close = _CLOSE if config.init == "identity" else 1.0

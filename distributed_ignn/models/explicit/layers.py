@@ -9,7 +9,8 @@ one row for every owned node, so softmax, degrees and residual terms see whole n
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import cache, partial
 from types import FunctionType
 from typing import Any
@@ -50,7 +51,7 @@ class LayerBinding:
         new = {
             id(t): t
             for t in tensors
-            if not self._has(t) and not (_lifts(layer) and t.shape[dim] == whole)
+            if not self._has(t) and not (_lifts(self.cls) and t.shape[dim] == whole)
         }
         if new:
             found = self.graph.with_halo(list(new.values()), dim, name)
@@ -90,14 +91,14 @@ def bind(layer: MessagePassing, graph: GraphPart) -> None:
             f"{name} takes no edge_index, so it builds or reads its edges in a way of its own; use "
             "a layer that is called with edge_index"
         )
-    _check_wholearguments(layer)
+    _check_whole_arguments(layer)
     for key in [key for key in vars(layer) if key.startswith("_cached_")]:
         setattr(layer, key, None)  # of another graph
     layer.exact_binding = LayerBinding(graph, cls)
     layer.__class__ = _bound_class(cls)
 
 
-def _check_wholearguments(layer: MessagePassing) -> None:
+def _check_whole_arguments(layer: MessagePassing) -> None:
     """A tensor of nodes cannot be handed over whole and per edge at once: which rows, then?"""
     for names in (layer._user_args, layer._edge_user_args):
         ends = {name[:-2] for name in names if name.endswith(("_i", "_j"))}
@@ -129,13 +130,13 @@ def _bound_class(cls: type[MessagePassing]) -> type[MessagePassing]:
                 f"{cls.__name__} had decomposed_layers or explain set after exact; leave them off"
             )
         binding = self.exact_binding
+        given = _arguments(self, args, kwargs)
         try:
-            return binding.forward(self, **arguments(binding.graph, cls, args, kwargs))
+            with _lifting(self, given) if _lifts(cls) else nullcontext():
+                return binding.forward(*given.args, **given.kwargs)
         finally:
             binding.sent.clear()
 
-    if issubclass(cls, GATConv):
-        forward = _gat_forward(forward)
     methods = {"propagate": propagate, "edge_updater": edge_updater}
     methods["forward"] = torch.compiler.disable(forward)  # it talks to other ranks
     # behind the layer's own class, where its calls of super() look
@@ -188,17 +189,18 @@ def _is(value: Any) -> bool:
     return isinstance(value, Tensor)
 
 
-def arguments(
-    graph: GraphPart, cls: type, args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Arguments of ``forward`` by name, with the graph's edges where none are given.
+def _arguments(
+    layer: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> inspect.BoundArguments:
+    """Arguments of the layer's ``forward``, with the graph's edges where none are given.
 
     Raises:
         UserError: the edges are not the graph's own.
     """
-    signature = inspect.signature(cls.forward)  # type: ignore[attr-defined]
-    given = dict(signature.bind_partial(None, *args, **kwargs).arguments)
-    del given[next(iter(given))]  # self
+    graph, cls = layer.exact_binding.graph, layer.exact_binding.cls
+    signature = inspect.signature(cls.forward)
+    bound = signature.bind_partial(layer, *args, **kwargs)
+    given = bound.arguments
     if given.get("edge_index") is None:
         given["edge_index"] = graph.edge_indices[0]
         if "edge_weight" in signature.parameters:
@@ -208,7 +210,7 @@ def arguments(
             f"{cls.__name__} was given an edge_index that is not the graph's own; give it "
             "graph.edge_index as it is, or none"
         )
-    return given
+    return bound
 
 
 def _forward_on(graph: GraphPart, cls: type) -> Callable[..., Any]:
@@ -230,28 +232,27 @@ def _forward_on(graph: GraphPart, cls: type) -> Callable[..., Any]:
     return ours
 
 
-def _lifts(layer: MessagePassing) -> bool:
-    return isinstance(layer, GATConv)
+def _lifts(cls: type) -> bool:
+    """Whether a layer is GATConv, which scores sources before it propagates them.
 
-
-def _gat_forward(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """GATConv scores sources before it propagates them: with the halo's rows fetched at once, by
-    the linear map that both come from, one exchange does.
+    Both come from one linear map: where the halo's rows are fetched behind it, one exchange does.
     """
+    return cls.forward is GATConv.forward  # type: ignore[attr-defined]
 
-    def lifted(self: Any, *args: Any, **kwargs: Any) -> Any:
-        given = arguments(self.exact_binding.graph, GATConv, args, kwargs)
-        if _is(given["x"]):
-            given["x"] = given["x"], given["x"]
-        name = "lin" if self.lin is not None else "lin_src"
-        linear = self._modules[name]
-        self._modules[name] = _Lifted(linear, self)
-        try:
-            return forward(self, **given)
-        finally:
-            self._modules[name] = linear
 
-    return lifted
+@contextmanager
+def _lifting(layer: Any, given: inspect.BoundArguments) -> Iterator[None]:
+    """Let a GATConv's linear map of sources have the halo's rows, too."""
+    x = given.arguments.get("x")
+    if isinstance(x, Tensor):
+        given.arguments["x"] = x, x
+    name = "lin" if layer.lin is not None else "lin_src"
+    linear = layer._modules[name]
+    layer._modules[name] = _Lifted(linear, layer)
+    try:
+        yield
+    finally:
+        layer._modules[name] = linear
 
 
 class _Lifted:

@@ -77,14 +77,15 @@ def _normalise(self: Any, x: Tensor) -> Tensor:
 def _moments(x: Tensor, graph: GraphPart) -> tuple[Tensor, Tensor, int]:
     """Mean and biased variance [C] of all ranks' rows, and how many numbers they are of."""
     dims = [0, *range(2, x.dim())]
-    own = x.new_tensor([x.numel() // x.shape[1]])
-    sums = graph.total(torch.cat([x.sum(dims), own]))
-    count = int(sums[-1].detach().round())
+    own = x.new_tensor([x.numel() // x.shape[1]], dtype=torch.float64)
+    sums = graph.total(torch.cat([x.sum(dims).double(), own]))
+    count = int(sums[-1].detach())
     if count < 2:
         raise ValueError(f"a batch normalisation needs more than {count} value per channel")
-    mean = sums[:-1] / count
+    mean = (sums[:-1] / count).to(x.dtype)
     centred = x - mean.view((1, -1) + (1,) * (x.dim() - 2))
-    return mean, graph.total(centred.square().sum(dims)) / count, count
+    squares = graph.total(centred.square().sum(dims).double())
+    return mean, (squares / count).to(x.dtype), count
 
 
 @torch.no_grad()

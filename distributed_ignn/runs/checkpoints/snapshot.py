@@ -1,7 +1,7 @@
 """A checkpoint's content: the sum of the states of a trainer's parts, and the way back.
 
 Tensors stand under ``part/name``, values under ``parts`` by part. What is in a state is the part's
-own business, and so is whether it can be taken back; nothing here knows a part by name.
+own business, and so is whether it can be taken back.
 """
 
 from __future__ import annotations
@@ -21,10 +21,12 @@ from distributed_ignn.training.state import State, TensorDict
 from distributed_ignn.training.trainer import Trainer
 
 _PARTS = "parts"
+#: What a trained model needs to serve.
+_SERVING = ("model", "best", "solver")
 
 
 def take_snapshot(trainer: Trainer) -> Snapshot:
-    """Everything that a resumed run needs to go on bit for bit."""
+    """Take everything that a resumed run needs to go on bit for bit."""
     states = {name: part.state() for name, part in trainer.parts().items()}
     head: dict[str, Any] = {
         "graph": graph_sizes(trainer.shard),
@@ -43,7 +45,7 @@ def take_snapshot(trainer: Trainer) -> Snapshot:
 
 
 def _state_of(snapshot: Snapshot, part: str) -> State:
-    """The state of one part; an empty one where the snapshot has none.
+    """Return the state of one part; an empty one where the snapshot has none.
 
     Raises:
         AttributeError, KeyError, ValueError: the snapshot is incomplete.
@@ -58,7 +60,7 @@ def restore(
     snapshot: Snapshot,
     instead: Mapping[str, Callable[[State], None]] | None = None,
 ) -> None:
-    """Inverse of ``take_snapshot``.
+    """Put a snapshot back: the inverse of ``take_snapshot``.
 
     Args:
         trainer: of any state.
@@ -70,32 +72,33 @@ def restore(
             another shape or number format.
     """
     loads = {name: part.load_state for name, part in trainer.parts().items()} | dict(instead or {})
-    with _told_as_unusable():
+    with _refusing():
         check_graph(snapshot.state.get("graph"), trainer.shard)
         for name, load in loads.items():
             load(_state_of(snapshot, name))
 
 
 def restore_best(trainer: Trainer, snapshot: Snapshot) -> None:
-    """The weights that validation chose and the learned solver, for any graph.
+    """Put the weights that validation chose and the learned solver into a trainer of any graph.
 
     Args:
-        trainer: of the same settings, on a graph with as many feature columns.
-        snapshot: of a run without rows of its own, such as embeddings of nodes.
+        trainer: of the same settings, on a graph with as many feature columns and classes.
+        snapshot: of a run whose model has no rows of its own, such as embeddings of nodes.
 
     Raises:
-        UserError: see ``restore``.
+        UserError: see ``restore``; the sizes of the graph are not compared.
     """
     parts = trainer.parts()
-    with _told_as_unusable():
-        for name in sorted(parts.keys() & {"model", "best", "solver"}):
-            parts[name].load_state(_state_of(snapshot, name))
-    trainer.best.use()
+    with _refusing():
+        for name in _SERVING:
+            if name in parts:
+                parts[name].load_state(_state_of(snapshot, name))
+        trainer.best.use()
 
 
 @contextmanager
-def _told_as_unusable() -> Iterator[None]:
-    """Whatever a file can lack or hold instead: its checksums only say that it is whole."""
+def _refusing() -> Iterator[None]:
+    """Say in one line what a part could not take."""
     try:
         yield
     except (AttributeError, KeyError, ValueError, TypeError, RuntimeError) as error:
@@ -106,6 +109,6 @@ def _told_as_unusable() -> Iterator[None]:
 
 
 def _under(tensors: Mapping[str, Tensor], part: str) -> TensorDict:
-    """Tensors by their names within ``part``."""
+    """Return tensors by their names within ``part``."""
     prefix = f"{part}/"
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

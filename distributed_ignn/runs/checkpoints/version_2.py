@@ -23,7 +23,7 @@ _NUMBERS = "numbers"
 
 
 def parts_of(state: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The values of each part.
+    """Return the values of each part.
 
     Raises:
         ValueError: one is missing; it is named.

@@ -16,7 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 
 class Logger(Protocol):
-    """Where the figures of a run go."""
+    """Says what a program that is told the figures of a run can do."""
 
     def log(self, epoch: int, figures: Mapping[str, float]) -> None:
         """Take the figures of an epoch, by name.
@@ -32,7 +32,7 @@ class Logger(Protocol):
 
 
 class TensorBoard:
-    """Events that ``tensorboard --logdir`` shows.
+    """Writes events that ``tensorboard --logdir`` shows.
 
     Args:
         folder: output folder of the run.
@@ -58,7 +58,7 @@ class TensorBoard:
 
 
 def _quiet_about_events(args: threading.ExceptHookArgs) -> None:
-    """TensorBoard's own thread has met a full disk; the next epoch that is logged says so."""
+    """Pass over a full disk in TensorBoard's own thread: the next epoch that is logged says so."""
     of_events = type(args.thread).__name__ == "_AsyncWriterThread"
     if not (of_events and isinstance(args.exc_value, OSError)):
         threading.__excepthook__(args)
@@ -69,7 +69,7 @@ LOGGERS: list[Callable[[Path, int], Logger]] = [TensorBoard]
 
 
 class Loggers:
-    """All of ``LOGGERS`` as one.
+    """Calls all of ``LOGGERS`` as one.
 
     Args:
         folder: output folder of the run.

@@ -88,7 +88,7 @@ class RunRecorder:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Records of a metrics.jsonl; a line cut short by a machine's end ends the list."""
+    """Read the records of a metrics.jsonl; a line cut short by a machine's end ends the list."""
     records: list[dict[str, Any]] = []
     if not path.is_file():
         return records
@@ -104,7 +104,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def last_record(folder: Path) -> dict[str, Any] | None:
-    """The newest record of the run in a folder, if it has any that can be read."""
+    """Return the newest record of the run in a folder, if it has any that can be read."""
     try:
         records = read_metrics(folder / METRICS)
     except OSError:
@@ -117,5 +117,5 @@ def _line(values: dict[str, Any]) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no NaN."""
+    """Turn what JSON cannot hold, such as NaN, into null."""
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -26,7 +26,7 @@ from torch.nn import Parameter
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import RunConfig, TrainConfig
 from distributed_ignn.errors import UserError
-from distributed_ignn.models.implicit_gnn import ImplicitGNN
+from distributed_ignn.models.shard_model import ShardModel
 from distributed_ignn.training.engines.deepspeed_settings import read_settings
 from distributed_ignn.training.engines.gradients import is_usable
 from distributed_ignn.training.engines.torch import Check, require_usable
@@ -57,7 +57,7 @@ class DeepSpeedEngine:
             model is not in float32 (on every rank).
     """
 
-    def __init__(self, model: ImplicitGNN, config: RunConfig, comm: Communicator) -> None:
+    def __init__(self, model: ShardModel, config: RunConfig, comm: Communicator) -> None:
         sharded = model.sharded_names()
         named = dict(model.named_parameters())
         self._model = model
@@ -256,7 +256,7 @@ def _quiet_start(comm: Communicator) -> Iterator[None]:
         warnings.filterwarnings("ignore", r".*all_gather_into_tensor", FutureWarning)
 
 
-def _agreed_settings(model: ImplicitGNN, config: RunConfig, comm: Communicator) -> dict[str, Any]:
+def _agreed_settings(model: ShardModel, config: RunConfig, comm: Communicator) -> dict[str, Any]:
     """DeepSpeed's settings; what is wrong on one rank is reported on all."""
     problem, settings = None, {}
     try:
@@ -268,7 +268,7 @@ def _agreed_settings(model: ImplicitGNN, config: RunConfig, comm: Communicator) 
     return settings | _FIXED
 
 
-def _check_possible(model: ImplicitGNN) -> None:
+def _check_possible(model: ShardModel) -> None:
     dtype = model.head.weight.dtype
     if dtype != torch.float32:
         raise UserError(

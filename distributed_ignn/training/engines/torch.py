@@ -10,7 +10,7 @@ from torch import Tensor
 
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import TrainConfig
-from distributed_ignn.models.implicit_gnn import ImplicitGNN
+from distributed_ignn.models.shard_model import ShardModel
 from distributed_ignn.training.engines.gradients import sum_gradients
 from distributed_ignn.training.numbers import NumbersError
 from distributed_ignn.training.state import State, TensorDict
@@ -20,7 +20,7 @@ Check = Callable[[bool], None]
 
 
 def require_usable(usable: bool) -> None:
-    """The plainest ``Check``.
+    """Raise where the gradients are unusable: the plainest ``Check``.
 
     Raises:
         NumbersError: the gradients cannot be used.
@@ -30,17 +30,17 @@ def require_usable(usable: bool) -> None:
 
 
 class Engine(Protocol):
-    """One optimiser step of the model, and the optimiser's state as named tensors."""
+    """Takes the optimiser's step of the model, and knows the optimiser's state."""
 
     def step(self, loss_share: Tensor, check: Check = require_usable) -> None:
-        """Backward of this rank's share of the loss, sum over ranks, ``check``, update, constraint.
+        """Go backward from this rank's share of the loss, sum over ranks, check, update, project.
 
         Where ``check`` raises, weights and optimiser are as they were.
         """
         ...
 
     def gradients(self) -> TensorDict:
-        """This rank's own gradients by parameter, while ``check`` looks into unusable ones."""
+        """Return this rank's own gradients by name, while ``check`` looks into unusable ones."""
         ...
 
     def scale_lr(self, scale: float) -> None:
@@ -57,7 +57,7 @@ class Engine(Protocol):
 
 
 class TorchEngine:
-    """Adam on every rank, replicated: after the gradient sum all ranks take the same step.
+    """Steps with Adam on every rank alike: after the gradient sum all take the same step.
 
     Args:
         model: whose parameters are stepped.
@@ -65,7 +65,7 @@ class TorchEngine:
         comm: sums gradients.
     """
 
-    def __init__(self, model: ImplicitGNN, config: TrainConfig, comm: Communicator) -> None:
+    def __init__(self, model: ShardModel, config: TrainConfig, comm: Communicator) -> None:
         self._model = model
         self._comm = comm
         self._lr = config.lr

@@ -27,8 +27,8 @@ from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import NeuralSolverConfig
 from distributed_ignn.errors import UserError
 from distributed_ignn.models.implicit import Cell
-from distributed_ignn.models.implicit_gnn import ImplicitGNN
 from distributed_ignn.models.maps import EquilibriumCell
+from distributed_ignn.models.shard_model import ShardModel
 from distributed_ignn.solvers.base import Outcome, Solution
 from distributed_ignn.solvers.blocks import square_sum
 from distributed_ignn.solvers.estimator import ErrorEstimator
@@ -56,7 +56,7 @@ Incoming = Callable[[Tensor], Tensor]
 
 
 class SolverTrainer:
-    """Runs solver phases.
+    """Trains the learned solver, one phase at a time.
 
     Args:
         learned: what is trained.
@@ -92,7 +92,7 @@ class SolverTrainer:
         self.steps_done = 0
 
     def phase(
-        self, model: ImplicitGNN, planner: SolvePlanner, steps: int, incoming: Incoming | None
+        self, model: ShardModel, planner: SolvePlanner, steps: int, incoming: Incoming | None
     ) -> float | None:
         """Fit to one freshly solved Z*, then ``steps`` network steps.
 
@@ -116,9 +116,9 @@ class SolverTrainer:
         return loss
 
     def _phase_forward(
-        self, model: ImplicitGNN, planner: SolvePlanner, steps: int
+        self, model: ShardModel, planner: SolvePlanner, steps: int
     ) -> tuple[Tensor, float | None]:
-        """Everything that belongs to the forward solve; Z* and the loss."""
+        """Do everything that belongs to the forward solve; return Z* and the loss."""
         with torch.no_grad():
             injection = model.injection()
             cell = model.layer.cell(injection, model.channel_weights())
@@ -132,7 +132,7 @@ class SolverTrainer:
     def _fit_forward(
         self, cell: EquilibriumCell, injection: Tensor, target: Tensor
     ) -> tuple[Tensor, float | None]:
-        """The starting point of later solves, and how far the fitted steps lead."""
+        """Fit, and return the starting point of later solves and how far the fitted steps lead."""
         learned, activate = self._learned, cell.form.activate
         start = activate(injection)
         if learned.initialiser is not None:
@@ -147,7 +147,7 @@ class SolverTrainer:
 
     def _fit_adjoint(
         self,
-        model: ImplicitGNN,
+        model: ShardModel,
         beta: ErrorEstimator,
         target: Tensor,
         incoming: Incoming,
@@ -161,7 +161,7 @@ class SolverTrainer:
             self._fit.estimator(beta, cell, torch.zeros_like(found), found)
 
     def _target(self, cell: EquilibriumCell, injection: Tensor, planner: SolvePlanner) -> Tensor:
-        """Z* to a tight tolerance, from the last validation's state if it is kept."""
+        """Find Z* to a tight tolerance, from the last validation's state if it is kept."""
         planner.forget_unused()
         solver = self._learned.solver()
         if EVALUATE in planner.states:
@@ -227,7 +227,7 @@ class SolverTrainer:
                 self.optimizer.state[parameter][kind] = value.to(device)
 
     def _step(self, cell: EquilibriumCell, start: Tensor, target: Tensor) -> float:
-        """One gradient step of the network along a solve from ``start``; the loss."""
+        """Take one gradient step of the network along a solve from ``start``; return the loss."""
         if self.optimizer is None or self._learned.predictor is None:
             raise ValueError("there is no network to train")
         progress = self._schedule.solver_progress(self.steps_done)

@@ -10,7 +10,7 @@ from collections.abc import MutableMapping
 import torch
 from torch import Tensor
 
-from distributed_ignn.models.implicit_gnn import ImplicitGNN
+from distributed_ignn.models.shard_model import ShardModel
 from distributed_ignn.training.losses.consistency import Consistency
 from distributed_ignn.training.losses.objective import Objective
 from distributed_ignn.training.losses.regularizer import Regularizer
@@ -18,7 +18,7 @@ from distributed_ignn.training.plans import SolvePlanner
 
 
 class StepLoss:
-    """What a step minimises; the shares of all ranks sum to it.
+    """Computes what a step minimises; the shares of all ranks sum to it.
 
     Args:
         model: whose weights are trained.
@@ -29,7 +29,7 @@ class StepLoss:
 
     def __init__(
         self,
-        model: ImplicitGNN,
+        model: ShardModel,
         objective: Objective,
         regularizer: Regularizer,
         consistency: Consistency,
@@ -40,7 +40,7 @@ class StepLoss:
         self._consistency = consistency
 
     def share(self, step: int, planner: SolvePlanner, made: MutableMapping[str, Tensor]) -> Tensor:
-        """This rank's share of the loss of a step, mean over its dropout masks.
+        """Return this rank's share of the loss of a step, the mean over its dropout masks.
 
         Args:
             step: seeds the masks.
@@ -61,14 +61,14 @@ class StepLoss:
     def _of_training_rows(
         self, step: int, planner: SolvePlanner, made: MutableMapping[str, Tensor]
     ) -> Tensor:
-        """The loss where only training nodes enter: no other row is read out."""
+        """Return the loss where only training nodes enter: no other row is read out."""
         state = self._model.equilibrium(step, planner.train(), planner.adjoint())
         logits = self._model.read_out(state, step, self._objective.train_rows)
         made.update({"Z*": state.detach(), "logits": logits.detach()})
         return self._objective.row_loss(logits) + self._regularizer.penalty(state, step)
 
     def incoming(self, state: Tensor, step: int) -> Tensor:
-        """g = dL/dZ* [O, D] of the task's loss at a state; the backward solve's right side.
+        """Return g = dL/dZ* [O, D] of the task's loss at a state, the backward solve's right side.
 
         Args:
             state: [O, D].

@@ -227,7 +227,7 @@ CHECKPOINTS = [
         _PREDICT,
         value="run/solver.safetensors",
         rule="damaged",
-        way_out="launch/tune_solver.py",
+        way_out="ignn tune",
         spoil=lambda place: cut(place.run() / "solver.safetensors"),
     ),
 ]

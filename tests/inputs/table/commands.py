@@ -184,7 +184,7 @@ COMMANDS = [
         "plan.py --shards nowhere",
         value="nowhere",
         rule="holds no shards",
-        way_out="launch/partition.py",
+        way_out="ignn partition",
     ),
     Case(
         "plan: an output below a file",

@@ -59,7 +59,7 @@ def test_bytes_shrink_with_the_bits(codec: str, bits: int) -> None:
     coded = EpochModel(part(8), with_codec(codec), model).epoch()
     scale = 0 if codec == "bf16" else 1
     # rows of 64 columns and, in the estimator's hops, of 16; each with its scale
-    assert row_bytes(codec, 64) == 64 * bits / 8 + scale  # type: ignore[arg-type]
+    assert row_bytes(codec, 64) == 64 * bits / 8 + scale
     ratio = coded.sent / whole.sent
     assert bits / 32 <= ratio <= bits / 32 + scale / (4 * 16)
     assert coded.exchanges == whole.exchanges

@@ -51,6 +51,13 @@ class Thrifty(pyg.GCNConv):
         return super().forward(x.tanh(), edge_index)
 
 
+class Warmed(pyg.GATConv):
+    """A layer that extends one of PyG's, whose scores are then fetched by themselves."""
+
+    def forward(self, x: Tensor, edge_index: Tensor, **options: Any) -> Tensor:
+        return super().forward(x.tanh(), edge_index, **options)
+
+
 @dataclass(frozen=True)
 class Layer:
     """A layer to compare.
@@ -81,6 +88,7 @@ LAYERS: dict[str, Layer] = {
     "GAT mean": Layer(lambda: pyg.GATConv(WIDTH, OUT, heads=2, concat=False, residual=True)),
     "GAT edges": Layer(lambda: pyg.GATConv(WIDTH, OUT, heads=2, edge_dim=2), extra="attr"),
     "GAT two maps": Layer(lambda: pyg.GATConv((WIDTH, WIDTH), OUT, add_self_loops=False)),
+    "GAT extended": Layer(lambda: Warmed(WIDTH, OUT), hops=2),
     "GATv2": Layer(lambda: pyg.GATv2Conv(WIDTH, OUT, heads=2)),
     "GATv2 shared": Layer(lambda: pyg.GATv2Conv(WIDTH, OUT, share_weights=True, residual=True)),
     "GATv2 edges": Layer(lambda: pyg.GATv2Conv(WIDTH, OUT, heads=2, edge_dim=2), extra="attr"),
