@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from distributed_ignn.models.activations import Activation
 from distributed_ignn.models.maps import (
     PLAIN,
     AdjointCell,
@@ -78,6 +79,19 @@ class ImplicitLayer:
     def solve(self, injection: Tensor, weights: list[Tensor], plan: SolvePlan) -> Solution:
         """The record of a forward solve, without gradient."""
         return self._solve_cell(self.cell(injection, weights), injection, plan)
+
+    @staticmethod
+    def saved_bytes(state: int, item: int, channels: int, activation: Activation) -> int:
+        """Bytes kept for the backward pass: Z*, B_c Z* of every channel, and phi'.
+
+        Args:
+            state: bytes of a state [O, D].
+            item: bytes of one of its numbers.
+            channels: C.
+            activation: phi.
+        """
+        slope = state // item * activation.slope_bytes(item)
+        return state + EquilibriumCell.held_bytes(state, channels) + slope
 
     def cell(
         self, injection: Tensor, weights: list[Tensor], *, keep_products: bool = False

@@ -123,6 +123,11 @@ class EquilibriumCell:
         self.evaluations = 0
         propagation.link.begin()
 
+    @staticmethod
+    def held_bytes(state: int, channels: int) -> int:
+        """Bytes of the kept products, where a state [O, D] has ``state``."""
+        return state * channels
+
     def __call__(self, z: Tensor, rider: Tensor | None) -> Evaluation:
         """The record of f(z) for z [O, D] and A_s rider for [O, R]; one exchange carries both."""
         self.evaluations += 1
