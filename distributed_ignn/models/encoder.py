@@ -334,19 +334,28 @@ def held_bytes(
         dtype, device: of the state.
     """
     item, rows = dtype.itemsize, sizes.owned
-    dense = sizes.features > 0 and sizes.feature_entries is None
-    injected = 0
-    if config.injection != "features":
-        injected = {"all": sizes.channels, "graph": 1, "knn": sizes.channels - 1}[
-            config.injection_channels
-        ]
-    kept = dense and keeps_constant_terms(config, sizes.features, injected)
+    injected = injected_count(config, sizes.channels)
+    kept = has_constant_terms(sizes, config)
     return {
         "features": FeatureStore.held_bytes(sizes, item, device.type == "cuda"),
         "propagated features": injected * sizes.features * item * rows if kept else 0,
         # values, gradient, Adam's moments, the best so far
         "embedding and its optimiser": 0 if sizes.features else 5 * rows * config.hidden * item,
     }
+
+
+def injected_count(config: ModelConfig, channels: int) -> int:
+    """How many of ``channels`` b(X) reads; 0 where the choice names none that there are."""
+    if config.injection == "features":
+        return 0
+    return {"all": channels, "graph": 1, "knn": channels - 1}[config.injection_channels]
+
+
+def has_constant_terms(sizes: PartSizes, config: ModelConfig) -> bool:
+    """Whether A_hat_c X is computed once, known before anything is built."""
+    dense = sizes.features > 0 and sizes.feature_entries is None
+    injected = injected_count(config, sizes.channels)
+    return dense and keeps_constant_terms(config, sizes.features, injected)
 
 
 def keeps_rows(config: ModelConfig) -> bool:

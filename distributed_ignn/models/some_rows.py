@@ -10,16 +10,23 @@ H halo nodes, F features, c channel.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from distributed_ignn.config import ModelConfig
 from distributed_ignn.graph.data import CSRMatrix, csr_from_entries
+from distributed_ignn.graph.part_sizes import PartSizes
 from distributed_ignn.graph.shard import ChannelShard, GraphShard
-from distributed_ignn.models.encoder import FeatureStore, Source, injected_channels
-from distributed_ignn.propagation.propagate import Propagation
+from distributed_ignn.models.encoder import (
+    FeatureStore,
+    Source,
+    has_constant_terms,
+    injected_channels,
+    injected_count,
+)
+from distributed_ignn.propagation.propagate import INDEX_BYTES, Propagation
 from distributed_ignn.propagation.sparse import SparseMatrix, sparse_linear
 
 _FETCHED = 1 << 24  # entries of a block of dense columns that is fetched at a time
@@ -54,6 +61,31 @@ class _Neighbours:
     features: CSRMatrix | Tensor
     owned_nodes: Tensor
     name: str
+
+
+def held_bytes(sizes: PartSizes, rows: int, config: ModelConfig, item: int) -> int:
+    """Bytes of what ``source_of_rows`` makes, at most.
+
+    Args:
+        sizes: of the part.
+        rows: R.
+        config: the model section.
+        item: bytes of a number.
+    """
+    injected = injected_count(config, sizes.channels)
+    own = int(config.injection != "propagated")
+    if has_constant_terms(sizes, config):
+        return rows * sizes.features * (own + injected) * item
+    read = sizes.owned + sizes.halo if injected else rows
+    entries = sizes.owned_entries + sizes.boundary_entries if injected else 0
+    products = 2 * (INDEX_BYTES + item) * entries * rows // max(sizes.owned, 1)
+    if sizes.feature_entries is None:
+        return products + read * sizes.features * item
+    stored = sizes.feature_entries * read // max(sizes.owned, 1)
+    # the rows themselves, and what the store makes of them
+    rows_read = replace(sizes, feature_entries=stored)
+    kept = stored * (INDEX_BYTES + item) + FeatureStore.held_bytes(rows_read, item, on_gpu=False)
+    return products + kept
 
 
 def source_of_rows(

@@ -21,11 +21,12 @@ from torch import Tensor
 
 from distributed_ignn.config import RunConfig
 from distributed_ignn.graph.hashing import hash_uniform
+from distributed_ignn.graph.part_sizes import PartSizes
 from distributed_ignn.graph.shard import GraphShard
+from distributed_ignn.models import some_rows
 from distributed_ignn.models.dropout import NodeDropout
 from distributed_ignn.models.encoder import FeatureEncoder, NodeEmbedding, Source
 from distributed_ignn.models.shard_model import ShardModel
-from distributed_ignn.models.some_rows import source_of_rows
 from distributed_ignn.training.losses.consistency import Consistency
 from distributed_ignn.training.losses.objective import Objective
 from distributed_ignn.training.losses.regularizer import Regularizer
@@ -85,6 +86,30 @@ class LocalLoss:
         self._frozen: list[list[Tensor]] = []
         self._probes: dict[int, list[Tensor]] = {}
 
+    @staticmethod
+    def held_bytes(sizes: PartSizes, config: RunConfig, item: int) -> tuple[int, int]:
+        """Bytes that are held from step to step, and those of a local step.
+
+        Args:
+            sizes: of this rank's part.
+            config: of the run.
+            item: bytes of a number.
+        """
+        train, row = config.train, config.model.hidden * item
+        if train.local_steps == 0:
+            return 0, 0
+        masks, rows = 1, sizes.train
+        if train.consistency > 0.0:
+            masks = train.consistency_samples
+            rows = min(sizes.owned, rows + SAMPLED)
+        probes = int(train.jacobian_weight > 0.0)
+        frozen = rows * row * sizes.channels * masks * (1 + probes)
+        embedding = 0 if sizes.features else sizes.owned * row
+        # b, the sum, its image, the mask, what the readout sees; the gradients of two of them
+        step = rows * row * (masks * 5 + 2) + embedding
+        source = some_rows.held_bytes(sizes, rows, config.model, item) if sizes.features else 0
+        return frozen + source, step
+
     def _sample(self, shard: GraphShard) -> tuple[Tensor, float]:
         """Owned ids that are read beside the training nodes, and which share of those they are."""
         others = shard.num_nodes - shard.split_sizes[0]
@@ -102,7 +127,7 @@ class LocalLoss:
             return None
         dtype = self._model.head.weight.dtype
         where = config.model, self._model.propagation, dtype, config.seed
-        return source_of_rows(encoder.source, shard, self.rows, *where)
+        return some_rows.source_of_rows(encoder.source, shard, self.rows, *where)
 
     def forget(self) -> None:
         """Let go of what is frozen."""
