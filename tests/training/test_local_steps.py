@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
@@ -103,7 +104,7 @@ def test_they_fade_out_and_the_last_epochs_are_exact() -> None:
 
 def test_a_rise_of_the_exact_loss_is_counted_and_makes_them_fewer() -> None:
     far_too_long = {"local_steps": 20, "local_lr": 0.3, "explode_factor": 0.0}
-    trainer = _trainer(Communicator(), "constant terms", epochs=20, **far_too_long)
+    trainer = _trainer(Communicator(), "cell plain/eignn", epochs=20, **far_too_long)
     records = train(trainer, 6)
     assert records[-1].local_shrunk is not None
     assert records[-1].local_shrunk > 0
@@ -154,8 +155,35 @@ def test_every_cut_takes_the_same_steps_and_resumes_bit_for_bit(
     ranks: int, cases: tuple[str, ...]
 ) -> None:
     expected = _courses(Communicator(), cases)
-    assert all(course["local_steps"] == [3, 3, 3] for course in expected.values())
+    assert all(min(course["local_steps"]) > 0 for course in expected.values())
     for found in run_ranks(_courses, ranks, cases, timeout=200):
         for case, course in expected.items():
             for name, values in course.items():
                 assert found[case][name] == pytest.approx(values, rel=1e-7), (case, name)
+
+
+def _with_engine(comm: Communicator) -> dict[str, list[list[float | None]]]:
+    """Figures of a short run with each engine, in float32."""
+    found = {}
+    for engine in ("torch", "deepspeed"):
+        changes = {"forward": {"tolerance": 1e-6}, "adjoint": {"tolerance": 1e-6}}
+        config = small_config(changes | {"train": LOCAL}, dtype="float32")
+        config = config.model_copy(update={"engine": engine})
+        records = [
+            record
+            for data in ("plain", "embedding")
+            for record in train(small_trainer(comm, config, data), 3)
+        ]
+        names = ("loss", "local_loss", "gradient_norm")
+        found[engine] = [[getattr(record, name) for record in records] for name in names]
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.deepspeed
+@pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="it is not installed")
+def test_both_engines_take_the_same_steps() -> None:
+    for found in run_ranks(_with_engine, 2, timeout=110):
+        for plain, deepspeed in zip(found["torch"], found["deepspeed"], strict=True):
+            assert deepspeed == pytest.approx(plain, rel=2e-3)
+            assert None not in plain
