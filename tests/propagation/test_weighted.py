@@ -50,9 +50,7 @@ def block_rows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("case", CASES)
-def test_every_kernel_multiplies_by_the_weights(
-    case: str, kernel: str, dtype: torch.dtype
-) -> None:
+def test_every_kernel_multiplies_by_the_weights(case: str, kernel: str, dtype: torch.dtype) -> None:
     dense, shard = _dense_of(case)
     propagation = Propagation(shard, Communicator(), dtype, PropagationOptions(kernel))
     x = torch.rand(NODES, 5, dtype=dtype)
