@@ -34,7 +34,7 @@ data
 # Settings are those of `ignn train --help`, by short names where these are clear.
 
 # %%
-run = di.fit(data, hidden=16, epochs=60, lr=0.01, dropout=0.2)
+run = di.fit(data, hidden=16, epochs=40, lr=0.01, dropout=0.2)
 run
 
 # %% [markdown]
@@ -42,7 +42,7 @@ run
 # is the same up to rounding.
 
 # %%
-two = di.fit(data, hidden=16, epochs=60, lr=0.01, dropout=0.2, ranks=2)
+two = di.fit(data, hidden=16, epochs=40, lr=0.01, dropout=0.2, ranks=2)
 assert torch.equal(two.predict().labels, run.predict().labels)
 
 # %% [markdown]

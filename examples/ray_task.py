@@ -9,6 +9,8 @@ output folders belong on a file system that all machines share.
 
 from __future__ import annotations
 
+import logging
+
 import ray
 import torch
 from torch_geometric.data import Data
@@ -32,7 +34,7 @@ def make_graph() -> Data:
 
 def main() -> None:
     """Train with three bounds on the weights at once, and predict with the best."""
-    ray.init(num_cpus=2, include_dashboard=False)
+    ray.init(num_cpus=2, include_dashboard=False, logging_level=logging.WARNING)
     data = ray.put(make_graph())
     fit = ray.remote(num_cpus=1)(di.fit)
     settings = {"hidden": 8, "epochs": 40, "lr": 0.01, "init": "identity"}

@@ -23,6 +23,7 @@ _TIERS = (
     "runs",
     "fuzz",
     "parity",
+    "api",
     "lab",
     "launch",
     "inputs",

@@ -17,8 +17,6 @@ COMMANDS = {"launch", "commands"}
 SAME_MEANING = {
     # what every member of a family is and does
     "base.py": {"models/cells", "solvers"},
-    # the model: on the rows of a rank, and for a loop of one's own
-    "implicit_gnn.py": {"models", "nn"},
     # a command, and what it is made of
     "link.py": {"commands", "lab/benchmarks"},
     "partition.py": {"commands", "graph/partitioning"},

@@ -36,7 +36,7 @@ from distributed_ignn.graph.data import GraphData
 from distributed_ignn.graph.datasets import graph_in_memory
 from distributed_ignn.graph.datasets.in_memory import is_in_memory
 from distributed_ignn.launchers.local import run_local
-from distributed_ignn.launchers.this_rank import on_this_rank
+from distributed_ignn.launchers.this_rank import on_this_rank, started_ranks
 from distributed_ignn.runs.output.folder import SETTINGS, is_earlier_attempt, make_output
 from distributed_ignn.runs.run import Conduct, run_training
 from distributed_ignn.runs.shards import store_graph
@@ -57,7 +57,8 @@ def fit(
 ) -> Run:
     """Train on a graph; validation chooses the epoch, and test nodes are read once, at the end.
 
-    Under torchrun every rank calls it and takes part. Ctrl-C ends a run of one rank after its epoch
+    Where torchrun, Ray Train or a process group of torch's has started ranks, each of them calls it
+    and takes part. Ctrl-C ends a run of one rank after its epoch
     and a checkpoint, and one of several at once; ``resume="auto"`` with the same ``output`` goes on
     from the newest checkpoint.
 
@@ -79,7 +80,7 @@ def fit(
             over ``settings``.
 
     Returns:
-        The run; under torchrun the same one on every rank.
+        The run, the same one on every rank.
 
     Raises:
         UserError: a setting or the data are wrong, or the numbers went bad; one line.
@@ -89,10 +90,10 @@ def fit(
     name, make = _source(data)
     run, fresh = _settings(name, settings or {}, keywords, output, config)
     graph = None if make is None else partial(make, run.data)
-    joined = "RANK" in os.environ
-    _check_ranks(ranks, joined)
+    started = started_ranks()
+    _check_ranks(ranks, started)
     with as_guest(verbose=verbose):
-        if ranks > 1 and not joined:
+        if ranks > 1 and started is None:
             return Run(_fit_on_ranks(run, fresh, graph, ranks, verbose))
         with signals_delivered():
             path = on_this_rank(
@@ -139,14 +140,13 @@ def _settings(
     return absolute_paths(run), fresh
 
 
-def _check_ranks(ranks: int, joined: bool) -> None:
+def _check_ranks(ranks: int, started: int | None) -> None:
     if ranks < 1:
         raise UserError(f"ranks = {ranks} must be at least 1")
-    started = os.environ.get("WORLD_SIZE")
-    if joined and ranks > 1 and str(ranks) != started:
+    if started is not None and ranks not in (1, started):
         raise UserError(
-            f"ranks = {ranks} but {started} processes are started already, by torchrun; leave it "
-            f"out, or give torchrun --nproc-per-node {ranks}"
+            f"ranks = {ranks} but this process is one of {started} that are started already; leave "
+            f"it out, or start {ranks}, as with torchrun --nproc-per-node {ranks}"
         )
 
 

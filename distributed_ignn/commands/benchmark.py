@@ -74,7 +74,7 @@ class _GraphOptions(Options):
     shards: Annotated[Path, Shown("DIR")] | None = Field(
         None, description="folder of shards, see below"
     )
-    methods: tuple[Literal["neural", "anderson", "picard"], ...] = Field(
+    methods: tuple[Annotated[str, Choice(choices.METHODS)], ...] = Field(
         (), description="solvers to train with (epoch); all by default"
     )
     without_single: bool = Field(False, description="leave the baseline of one process out")

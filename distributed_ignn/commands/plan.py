@@ -31,6 +31,7 @@ from distributed_ignn.lab.planning.hardware import Profile, load_profile, shippe
 from distributed_ignn.lab.planning.sizes import PartitionSizes, read_sizes
 from distributed_ignn.lab.planning.validation import Case, validate
 from distributed_ignn.lab.planning.workload import Part, Workload
+from distributed_ignn.solvers.methods import METHODS
 
 _EXAMPLES = """\
 examples:
@@ -75,7 +76,9 @@ class _Training(Options):
     width: Count = Field(128, description="D")
     features: int = Field(128, ge=0, description="F, without shards")
     classes: Count = Field(47, description="C, without shards")
-    solver: Literal["anderson", "neural"] = Field("neural", description="of the equilibrium")
+    solver: Annotated[str, Choice(choices.METHODS)] = Field(
+        "neural", description="of the equilibrium"
+    )
     evaluations: Annotated[tuple[Count, Count, Count], Shown(("F", "A", "V"))] = Field(
         (4, 4, 4), description="of the map in an epoch: forward, adjoint, validation"
     )
@@ -268,7 +271,6 @@ def _parts(
 
 def _workload(options: _Options, known: list[PartitionSizes]) -> Workload:
     forward, adjoint, validation = options.evaluations
-    learned = options.solver == "neural"
     work = Workload(
         width=options.width,
         features=options.features,
@@ -278,9 +280,9 @@ def _workload(options: _Options, known: list[PartitionSizes]) -> Workload:
         validation=validation,
         memory=options.memory,
         history=options.history,
-        learned=learned,
+        method=options.solver,
         compress=options.compress,
-        warm_adjoint=not learned,
+        warm_adjoint=not METHODS[options.solver].learned,
         stale=options.stale,
         locality=options.locality,
     )

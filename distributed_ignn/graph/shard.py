@@ -104,6 +104,21 @@ class GraphShard:
     def num_halo(self) -> int:
         return self.halo_nodes.numel()
 
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of the arrays that it is made of, which are those of its file."""
+        found = [self.owned_nodes, self.halo_nodes, self.send_index, self.labels]
+        matrices = [self.features] if isinstance(self.features, CSRMatrix) else []
+        if isinstance(self.features, Tensor):
+            found.append(self.features)
+        for channel in self.channels:
+            matrices += [channel.owned, channel.boundary]
+            found += [channel.degree_owned, channel.degree_halo]
+        for matrix in matrices:
+            found += [matrix.rowptr, matrix.col]
+            found += [] if matrix.value is None else [matrix.value]
+        return sum(array.numel() * array.element_size() for array in found)
+
 
 def _rules(shard: GraphShard) -> Iterator[tuple[str, bool]]:
     """What has to hold, so that no kernel reads foreign memory; each rule relies on those before.

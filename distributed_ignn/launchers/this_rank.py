@@ -55,6 +55,14 @@ def join(device: str, config: CommConfig | None = None) -> Communicator:
     )
 
 
+def started_ranks() -> int | None:
+    """How many ranks this process is one of, started by somebody already; None outside a job."""
+    if "RANK" in os.environ:
+        return _position().world_size
+    world_size = (joined() or (0, 1))[1]
+    return world_size if world_size > 1 else None
+
+
 def choose_device(name: str, local_rank: int) -> torch.device:
     """Choose the device of a rank; ranks share GPUs when there are fewer of them.
 

@@ -80,13 +80,16 @@ def certify(
 ) -> Certificate | None:
     """Certificate of a state [O, D]; None where the present weights do not contract.
 
+    Nor is there one where the activation does not promise what the bound on rounding counts on.
+
     It costs two exchanges, the sweeps of one column and, where the norm has a vector, finding that
     once. Every rank calls it.
     """
     weights: CellWeights = model.cell_weights
     unit = _rounding(shard, comm, point)
     contraction = weights.present_contraction() * (1.0 + unit)
-    if not contraction < 1.0:  # or not a number
+    certified = model.layer.form.activation.certified
+    if not certified or not contraction < 1.0:  # or not a number
         return None
     scale = torch.ones(point.shape[0], dtype=torch.float64, device=point.device)
     if weights.norm != "frobenius":

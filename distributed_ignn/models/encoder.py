@@ -17,10 +17,11 @@ from distributed_ignn.config import ModelConfig
 from distributed_ignn.errors import UserError
 from distributed_ignn.graph.data import CSRMatrix
 from distributed_ignn.graph.hashing import hash_uniform
+from distributed_ignn.graph.part_sizes import PartSizes
 from distributed_ignn.graph.shard import GraphShard
 from distributed_ignn.models.dropout import NodeDropout
 from distributed_ignn.models.terms import sum_of_products
-from distributed_ignn.propagation.propagate import Propagation
+from distributed_ignn.propagation.propagate import INDEX_BYTES, Propagation
 from distributed_ignn.propagation.sparse import SparseMatrix, sparse_linear, transpose
 
 _INPUT_STREAM = 1
@@ -96,6 +97,15 @@ class FeatureStore:
         self._owned_rows = features.rows().to(device)
         self._rows = self._nodes[self._owned_rows]
         self._cols = features.col.to(device)
+
+    @staticmethod
+    def held_bytes(sizes: PartSizes, item: int, on_gpu: bool) -> int:
+        """Bytes of what is made of X beside the shard's own array."""
+        entries = sizes.feature_entries
+        if entries is None:
+            return sizes.owned * sizes.features * item if item == 8 or on_gpu else 0
+        # both directions, the order of the transposed entries, their rows, nodes and columns
+        return entries * (2 * (INDEX_BYTES + item) + 4 * 8)
 
     @property
     def stored(self) -> Tensor:
@@ -294,6 +304,37 @@ class FeatureEncoder(Injection):
     def constants(self) -> list[tuple[str, Tensor]]:
         """What is not learned, by name."""
         return [("features", self._source.store.stored)]
+
+
+def held_bytes(
+    sizes: PartSizes, config: ModelConfig, dtype: torch.dtype, device: torch.device
+) -> dict[str, int]:
+    """Bytes of what b(X) is made from, by name.
+
+    Args:
+        sizes: of the part.
+        config: the model section.
+        dtype, device: of the state.
+    """
+    item, rows = dtype.itemsize, sizes.owned
+    dense = sizes.features > 0 and sizes.feature_entries is None
+    injected = 0
+    if config.injection != "features":
+        injected = {"all": sizes.channels, "graph": 1, "knn": sizes.channels - 1}[
+            config.injection_channels
+        ]
+    kept = dense and keeps_constant_terms(config, sizes.features, injected)
+    return {
+        "features": FeatureStore.held_bytes(sizes, item, device.type == "cuda"),
+        "propagated features": injected * sizes.features * item * rows if kept else 0,
+        # values, gradient, Adam's moments, the best so far
+        "embedding and its optimiser": 0 if sizes.features else 5 * rows * config.hidden * item,
+    }
+
+
+def keeps_rows(config: ModelConfig) -> bool:
+    """Whether the backward pass of b(X) needs an array of the size of b."""
+    return config.injection_norm == "layer" or config.injection_layers == 2
 
 
 def _injected(config: ModelConfig, channels: int) -> tuple[int, ...]:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from distributed_ignn.models.activations import Activation
 from distributed_ignn.models.maps import (
     PLAIN,
     AdjointCell,
@@ -79,6 +80,19 @@ class ImplicitLayer:
         """The record of a forward solve, without gradient."""
         return self._solve_cell(self.cell(injection, weights), injection, plan)
 
+    @staticmethod
+    def saved_bytes(state: int, item: int, channels: int, activation: Activation) -> int:
+        """Bytes kept for the backward pass: Z*, B_c Z* of every channel, and phi'.
+
+        Args:
+            state: bytes of a state [O, D].
+            item: bytes of one of its numbers.
+            channels: C.
+            activation: phi.
+        """
+        slope = state // item * activation.slope_bytes(item)
+        return state + EquilibriumCell.held_bytes(state, channels) + slope
+
     def cell(
         self, injection: Tensor, weights: list[Tensor], *, keep_products: bool = False
     ) -> EquilibriumCell:
@@ -98,8 +112,8 @@ class ImplicitLayer:
     ) -> AdjointCell:
         """The map of the backward solve at Z* [O, D] for g = dL/dZ* [O, D]."""
         detached = [weight.detach() for weight in weights]
-        mask = self.form.active(equilibrium)
-        return AdjointCell(self.propagation, detached, mask, incoming, self.form)
+        slope = self.form.slope(equilibrium)
+        return AdjointCell(self.propagation, detached, slope, incoming, self.form)
 
     @torch.no_grad()
     def products(self, x: Tensor) -> list[Tensor]:
@@ -137,16 +151,16 @@ class _Equilibrium(torch.autograd.Function):
         solution = layer._solve_cell(cell, injection, forward)
         ctx.layer, ctx.adjoint, ctx.form = layer, adjoint, cell.form
         products = cell.products_of(solution.best)
-        ctx.save_for_backward(layer.form.active(solution.image), *weights, *products)
+        ctx.save_for_backward(layer.form.slope(solution.image), *weights, *products)
         # another view of the array that warm start keeps: whoever gets it must not write into it
         return solution.image.detach()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         layer: ImplicitLayer = ctx.layer
-        mask, *rest = ctx.saved_tensors
+        slope, *rest = ctx.saved_tensors
         weights, products = rest[: len(rest) // 2], rest[len(rest) // 2 :]
         incoming = grad.contiguous()
-        cell = AdjointCell(layer.propagation, weights, mask, incoming, ctx.form)
+        cell = AdjointCell(layer.propagation, weights, slope, incoming, ctx.form)
         v = layer._solve_cell(cell, cell.start(), ctx.adjoint).image
         return (None, None, None, v, *weight_gradients(products, v))

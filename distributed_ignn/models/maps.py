@@ -5,8 +5,8 @@ parameters (``models/cells``), and in the step that makes the iteration converge
 
     f(Z) = phi((1 - t) Z + t (sum_c B_c Z W_c + b)),    B_c = (1 - r) A_hat_c + r I
 
-with phi = relu or the identity. ReLU is the projection on the nonnegative numbers, so the fixed
-points of f are those of t = 1 for every t in (0, 1] (forward-backward splitting).
+with an activation phi (``activations.py``). ReLU is the projection on the nonnegative numbers, so
+its fixed points of f are those of t = 1 for every t in (0, 1] (forward-backward splitting).
 
 Letters: O owned nodes, H halo nodes, D hidden width, R rider columns, c channel, t step,
 r residual.
@@ -21,6 +21,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from distributed_ignn.models.activations import RELU, Activation
 from distributed_ignn.models.dense import affine, matmul
 from distributed_ignn.propagation.operators import ChannelOperator
 from distributed_ignn.propagation.propagate import Propagation
@@ -36,7 +37,7 @@ class CellForm:
     """What distinguishes the maps of different cells besides their weights.
 
     Args:
-        linear: phi is the identity instead of ReLU.
+        activation: phi.
         step: t in (0, 1]; 1 is the plain map.
         residual: r in [0, 1), the share of a node's own state in what is propagated. It keeps the
             spectrum of A_hat_c inside [-1, 1] and its growth at most what it was, so every bound
@@ -44,9 +45,23 @@ class CellForm:
             is not offered: it has the same fixed points, only slower; that is Picard's beta.)
     """
 
-    linear: bool = False
+    activation: Activation = RELU
     step: float = 1.0
     residual: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.activation.steepest <= 1.0:
+            name = type(self.activation).__name__
+            raise ValueError(
+                f"{name} has a slope of up to {self.activation.steepest:g}, and the bounds on the "
+                "weights count on 1 at most; scale it down"
+            )
+        if self.step < 1.0 and not self.activation.homogeneous:
+            name = type(self.activation).__name__
+            raise ValueError(
+                f"a step of {self.step:g} changes the fixed points of {name}, which is no "
+                "projection on a cone; take a step of 1"
+            )
 
     def at(self, weights: Sequence[Tensor]) -> CellForm:
         """The form of the map with these W_c; here the same for all."""
@@ -54,11 +69,11 @@ class CellForm:
 
     def activate(self, x: Tensor) -> Tensor:
         """phi(x); at x = b it is f(0) of the plain map."""
-        return x if self.linear else torch.relu(x)
+        return self.activation(x)
 
-    def active(self, image: Tensor) -> Tensor | None:
-        """phi' of an image f(Z) as a boolean mask [O, D]; None where phi' is 1 everywhere."""
-        return None if self.linear else image > 0
+    def slope(self, image: Tensor) -> Tensor | None:
+        """phi' [O, D] at an image f(Z) of the plain map; None where it is 1 everywhere."""
+        return self.activation.slope(image)
 
     def mix(self, product: Tensor, z: Tensor) -> Tensor:
         """B z from A_hat z, in place."""
@@ -108,6 +123,11 @@ class EquilibriumCell:
         self.evaluations = 0
         propagation.link.begin()
 
+    @staticmethod
+    def held_bytes(state: int, channels: int) -> int:
+        """Bytes of the kept products, where a state [O, D] has ``state``."""
+        return state * channels
+
     def __call__(self, z: Tensor, rider: Tensor | None) -> Evaluation:
         """The record of f(z) for z [O, D] and A_s rider for [O, R]; one exchange carries both."""
         self.evaluations += 1
@@ -138,8 +158,9 @@ class EquilibriumCell:
         See ``Evaluation.squares``.
         """
         plain = self.form.step == 1.0 and self.form.residual == 0.0
-        if plain and sums[-1].fuses:
-            return self._evaluate_fused(rows, sums, z, image)
+        name = self.form.activation.fused
+        if plain and name is not None and sums[-1].fuses:
+            return self._evaluate_fused(rows, sums, z, image, name)
         products = [self.form.mix(each.product(), z[rows]) for each in sums]
         for kept, product in zip(self._products, products, strict=False):
             kept[rows] = product
@@ -147,7 +168,7 @@ class EquilibriumCell:
         return None
 
     def _evaluate_fused(
-        self, rows: slice, sums: Sequence[RowSum], z: Tensor, image: Tensor
+        self, rows: slice, sums: Sequence[RowSum], z: Tensor, image: Tensor, activation: str
     ) -> Tensor:
         """The same where nothing is mixed; the last channel's kernel does all that follows."""
         total = self._injection[rows]
@@ -165,7 +186,7 @@ class EquilibriumCell:
                 own=z[rows],
                 image=image[rows],
                 product=kept[-1],
-                linear=self.form.linear,
+                activation=activation,
             )
         )
 
@@ -178,10 +199,7 @@ class EquilibriumCell:
             total = affine(product, weight, total, scale=step)
         if step < 1.0:
             total.add_(z[rows], alpha=1.0 - step)
-        if self.form.linear:
-            image.copy_(total)
-        else:
-            torch.clamp_min(total, 0.0, out=image)
+        self.form.activation.write(total, image)
 
     def _error_square(self) -> Tensor:
         """Of what rounded halo rows have just done to the image, this rank's share; float64 [1].
@@ -215,10 +233,7 @@ class EquilibriumCell:
 
         ``values`` and ``image`` are given for the owned ``rows`` alone, all by default.
         """
-        if self.form.linear:
-            return values
-        # relu's own backward: one vectorised pass, no mask in memory
-        return torch.ops.aten.threshold_backward(values, image, 0.0)
+        return self.form.activation.gate(values, image)
 
     def propagate(self, columns: Tensor, sparsified: bool) -> list[Tensor]:
         """B_c columns [O, p] per channel, or A_s columns alone; one exchange."""
@@ -263,7 +278,7 @@ class AdjointCell:
     Args:
         propagation: as in the forward map.
         weights: W_c [D, D].
-        mask: m = phi'(.) as 0 or 1, [O, D]; None where phi is linear.
+        slope: m = phi'(.) as a mask or numbers, [O, D]; None where it is 1 everywhere.
         incoming: g = dL/dZ*, [O, D].
         form: that of the forward map.
     """
@@ -272,13 +287,13 @@ class AdjointCell:
         self,
         propagation: Propagation,
         weights: Sequence[Tensor],
-        mask: Tensor | None,
+        slope: Tensor | None,
         incoming: Tensor,
         form: CellForm = PLAIN,
     ) -> None:
         self._propagation = propagation
         self.weights = tuple(weight.T for weight in weights)
-        self._mask = mask
+        self._slope = slope
         self._incoming = incoming
         self._form = form
         self.evaluations = 0
@@ -299,10 +314,10 @@ class AdjointCell:
             total.add_(self._incoming[rows])
             if self._form.step < 1.0:
                 total.mul_(self._form.step).add_(z[rows], alpha=1.0 - self._form.step)
-            if self._mask is None:
+            if self._slope is None:
                 image[rows] = total
             else:
-                torch.mul(total, self._mask[rows], out=image[rows])
+                torch.mul(total, self._slope[rows], out=image[rows])
 
         self._propagation.iterate_home(turned, finish)
         # rows that come home are added as they are; those of different ranks err independently
@@ -314,7 +329,7 @@ class AdjointCell:
 
     def gate(self, values: Tensor, image: Tensor, rows: slice | Tensor = slice(None)) -> Tensor:
         """m * values for some owned rows, whatever the point; ``values`` may be overwritten."""
-        return values if self._mask is None else values.mul_(self._mask[rows])
+        return values if self._slope is None else values.mul_(self._slope[rows])
 
     def propagate(self, columns: Tensor, sparsified: bool) -> list[Tensor]:
         """B_c' columns [O, p] per channel; one exchange. There is no sparsified transpose."""
@@ -323,7 +338,7 @@ class AdjointCell:
 
     def start(self) -> Tensor:
         """m * g, the plain map's first iterate from zero."""
-        return self._incoming if self._mask is None else self._incoming * self._mask
+        return self._incoming if self._slope is None else self._incoming * self._slope
 
 
 def weight_gradients(products: Sequence[Tensor], v: Tensor) -> list[Tensor]:

@@ -26,7 +26,7 @@ from torch_geometric.nn import MessagePassing
 from distributed_ignn.errors import UserError
 from distributed_ignn.nn.bounding import bound_weights, linear_weights
 from distributed_ignn.nn.remembered import version_of
-from distributed_ignn.nn.solving import Failure, SolveInfo, WarmStart, Watcher, both_methods
+from distributed_ignn.nn.solving import Failure, SolveInfo, WarmStart, Watcher, both_directions
 from distributed_ignn.solvers.base import AnySolver, Evaluation
 
 Inject = Literal["auto", "argument", "add", "pair"]
@@ -116,7 +116,7 @@ class FixedPoint(nn.Module):
         super().__init__()
         self.f = f
         self.inject = _resolve(inject, f)
-        self._forward, self._adjoint = both_methods(
+        self._forward, self._adjoint = both_directions(
             solver,
             tolerance,
             max_steps,

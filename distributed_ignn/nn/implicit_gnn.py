@@ -27,12 +27,12 @@ from distributed_ignn.nn.local_graph import (
 )
 from distributed_ignn.nn.remembered import Remembered
 from distributed_ignn.nn.solving import (
+    Direction,
     Failure,
-    Method,
     SolveInfo,
     WarmStart,
     Watcher,
-    both_methods,
+    both_directions,
     checked,
     local_sum,
 )
@@ -153,7 +153,7 @@ class ImplicitGNN(nn.Module):
                 raise UserError(f"{name} = {size} must be at least 1")
         self.config = checked({"model": {"hidden": hidden, "cell": cell, **model}}).model
         self.in_features, self.channels = in_features, channels
-        self._forward, self._adjoint = both_methods(
+        self._forward, self._adjoint = both_directions(
             solver,
             tolerance,
             max_steps,
@@ -225,7 +225,7 @@ class ImplicitGNN(nn.Module):
         adjoint = self._plan("backward", "backward", self._adjoint, info)
         return layer(injection, weights, forward, adjoint), info
 
-    def _plan(self, direction: str, state: str, method: Method, info: SolveInfo) -> SolvePlan:
+    def _plan(self, direction: str, state: str, how: Direction, info: SolveInfo) -> SolvePlan:
         def start(cell: Cell, driver: Tensor) -> Tensor:
             kept = self._warm.find(state, driver)
             if kept is not None:
@@ -233,14 +233,14 @@ class ImplicitGNN(nn.Module):
             return self.cell_weights.form.activate(driver) if direction == "forward" else driver
 
         def done(solution: Solution) -> None:
-            found = self._watcher.record(direction, solution, method)
+            found = self._watcher.record(direction, solution, how)
             if direction == "forward":
                 info.forward = found
             else:
                 info.adjoint = found
             self._warm.keep(state, solution)
 
-        return SolvePlan(method.solver, start, method.tolerance, method.max_steps, done)
+        return SolvePlan(how.solver, start, how.tolerance, how.max_steps, done)
 
     def _graph(self, x: Any, edge_index: Any, edge_weight: Any) -> LocalGraph:
         """The graph, made or remembered."""

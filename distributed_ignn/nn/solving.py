@@ -19,10 +19,8 @@ from distributed_ignn.config import SolveConfig
 from distributed_ignn.config.check import validate_run
 from distributed_ignn.config.sections import RunConfig
 from distributed_ignn.errors import UserError
-from distributed_ignn.solvers.anderson import Anderson
 from distributed_ignn.solvers.base import AnySolver, FixedPointMap, Outcome, Solution
-from distributed_ignn.solvers.broyden import Broyden
-from distributed_ignn.solvers.picard import Picard
+from distributed_ignn.solvers.methods import METHODS, SolverSettings, build_solver
 from distributed_ignn.solvers.solve import solve
 
 Failure = Literal["warn", "raise", "ignore"]
@@ -107,7 +105,7 @@ def checked(values: Mapping[str, Mapping[str, Any]]) -> RunConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class Method:
+class Direction:
     """How one direction is solved.
 
     Args:
@@ -121,7 +119,7 @@ class Method:
     max_steps: int
 
     @classmethod
-    def of(cls, solver: str | AnySolver, **limits: Any) -> Method:
+    def of(cls, solver: str | AnySolver, **limits: Any) -> Direction:
         """From the arguments of a layer.
 
         Args:
@@ -147,7 +145,7 @@ class Method:
         )
 
 
-def both_methods(
+def both_directions(
     solver: str | AnySolver,
     tolerance: float,
     max_steps: int,
@@ -156,14 +154,14 @@ def both_methods(
     adjoint_tolerance: float | None,
     adjoint_max_steps: int | None,
     **common: Any,
-) -> tuple[Method, Method]:
+) -> tuple[Direction, Direction]:
     """How the forward and the backward solve are done; what the latter leaves out is the former's.
 
     Raises:
-        UserError: see ``Method.of``.
+        UserError: see ``Direction.of``.
     """
-    forward = Method.of(solver, tolerance=tolerance, max_steps=max_steps, **common)
-    adjoint = Method.of(
+    forward = Direction.of(solver, tolerance=tolerance, max_steps=max_steps, **common)
+    adjoint = Direction.of(
         solver if adjoint_solver is None else adjoint_solver,
         tolerance=tolerance if adjoint_tolerance is None else adjoint_tolerance,
         max_steps=max_steps if adjoint_max_steps is None else adjoint_max_steps,
@@ -202,25 +200,24 @@ class WarmStart:
 
 
 def _named(name: str, config: SolveConfig) -> AnySolver:
-    if name == "picard":
-        return Picard(config.beta)
-    if name == "anderson":
-        return Anderson(config.memory, config.beta, config.regularization)
-    if name == "broyden":
-        if config.beta != 1.0:
-            raise UserError(
-                f"beta = {config.beta} damps picard and anderson, and broyden takes full steps; "
-                "leave it out or choose another solver"
-            )
-        return Broyden(config.memory)
-    if name == "neural":
+    """From the list of methods, as far as they need no training."""
+    ready = [known for known, method in METHODS.items() if not method.learned]
+    if name in METHODS and name not in ready:
         raise UserError(
-            "solver = 'neural' has to be trained, which a run of ignn train does; take "
-            "anderson, or give a trained NeuralSolver"
+            f"solver = {name!r} has to be trained, which a run of ignn train does; take anderson, "
+            "or give a trained NeuralSolver"
         )
-    raise UserError(
-        f"solver = {name!r} must be picard, anderson or broyden, or an object with their methods"
-    )
+    if name not in ready:
+        raise UserError(
+            f"solver = {name!r} must be one of {', '.join(ready)}, or an object with their methods"
+        )
+    if config.beta != 1.0 and "beta" not in METHODS[name].reads:
+        raise UserError(
+            f"beta = {config.beta} makes no difference to {name}; leave it out or choose another "
+            "solver"
+        )
+    settings = SolverSettings(config.memory, config.beta, config.regularization)
+    return build_solver(name, settings)
 
 
 @dataclass(slots=True)
@@ -241,7 +238,7 @@ class Watcher:
             allowed = ", ".join(get_args(Failure))
             raise UserError(f"on_failure = {self.failure!r} must be one of {allowed}")
 
-    def record(self, direction: str, solution: Solution, method: Method) -> Solve:
+    def record(self, direction: str, solution: Solution, how: Direction) -> Solve:
         """The record of a solve, after saying what has to be said.
 
         A direction warns once, and again after it has converged in between. Numbers that are not
@@ -254,7 +251,7 @@ class Watcher:
         if found.converged:
             self._warned.discard(direction)
         elif self.failure != "ignore":
-            line = f"the {direction} solve {_trouble(solution, method)}; {self.advice}"
+            line = f"the {direction} solve {_trouble(solution, how)}; {self.advice}"
             if self.failure == "raise" or found.outcome is Outcome.DIVERGED:
                 raise UserError(line)
             if direction not in self._warned:
@@ -263,7 +260,7 @@ class Watcher:
         return found
 
 
-def _trouble(solution: Solution, method: Method) -> str:
+def _trouble(solution: Solution, how: Direction) -> str:
     """What went wrong, in a few words."""
     steps, last = solution.steps, solution.residuals[-1]
     if solution.outcome is Outcome.DIVERGED:
@@ -271,8 +268,8 @@ def _trouble(solution: Solution, method: Method) -> str:
         return f"diverges: its numbers are not finite {when}"
     reached = f"stops at a relative residual of {solution.residual:.1e} after {steps} evaluations"
     floor = torch.finfo(solution.image.dtype).eps
-    if method.tolerance < floor:
+    if how.tolerance < floor:
         dtype = str(solution.image.dtype).removeprefix("torch.")
-        return f"{reached}, and {dtype} cannot reach the tolerance {method.tolerance:.0e}"
+        return f"{reached}, and {dtype} cannot reach the tolerance {how.tolerance:.0e}"
     trend = " and grows" if last > solution.residuals[0] else ""
-    return f"{reached}{trend} (tolerance {method.tolerance:.0e})"
+    return f"{reached}{trend} (tolerance {how.tolerance:.0e})"

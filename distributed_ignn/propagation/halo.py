@@ -24,7 +24,10 @@ from distributed_ignn.comm.codecs import (
 )
 from distributed_ignn.comm.communicator import Communicator, PendingRows
 from distributed_ignn.comm.row_exchange import RowArena, RowExchange
+from distributed_ignn.graph.part_sizes import PartSizes
 from distributed_ignn.graph.shard import GraphShard
+
+SHARED_ROOMS = 2  # of shared memory in each direction: what is sent and what is read
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,6 +63,23 @@ class HaloExchange:
     send_index: Tensor
     out: RowExchange
     home: RowExchange
+
+    @staticmethod
+    def held_bytes(sizes: PartSizes, row: int, *, coded: bool, shared: bool) -> dict[str, int]:
+        """Bytes of rows on their way, by name.
+
+        Args:
+            sizes: of the part.
+            row: bytes of a row.
+            coded: whether links write changes, so that both ends keep what was sent last.
+            shared: whether ranks exchange rows through memory that both of them map.
+        """
+        way = (sizes.sent + sizes.halo) * row
+        return {
+            "halo buffers": way,  # a copy to send, and what arrives
+            "halo codec state": 2 * way if coded else 0,
+            "shared halo rows": SHARED_ROOMS * way if shared and not coded else 0,
+        }
 
     @classmethod
     def from_shard(cls, shard: GraphShard, comm: Communicator) -> HaloExchange:

@@ -26,8 +26,10 @@ from torch import Tensor
 from distributed_ignn.comm.codecs import quantiser
 from distributed_ignn.comm.communicator import Communicator, PendingRows
 from distributed_ignn.graph.data import csr_from_entries
+from distributed_ignn.graph.part_sizes import PartSizes
 from distributed_ignn.graph.shard import GraphShard
 from distributed_ignn.propagation.halo import HaloExchange, HaloLink, RoundedRows
+from distributed_ignn.propagation.kernels import KERNELS, choose_kernel
 from distributed_ignn.propagation.operators import (
     BlockBounds,
     ChannelOperator,
@@ -60,6 +62,7 @@ class PropagationOptions:
 
 
 EXACT = PropagationOptions()
+INDEX_BYTES = 4  # of a column number and of a row's start in a block
 
 
 def choose_codec(name: str, comm: Communicator) -> str:
@@ -112,6 +115,23 @@ class Propagation:
         self._squares = [
             square_between_parts(channel) if self.rounds else 0.0 for channel in shard.channels
         ]
+
+    @staticmethod
+    def held_bytes(sizes: PartSizes, kernel: str, dtype: torch.dtype, device: torch.device) -> int:
+        """Bytes of both directions of the blocks, beside the ids that are used in place.
+
+        The transposed boundary block and the rows that come home have ids of their own, and so has
+        a transposed owned block that differs. Most kernels store values, and all of them do where
+        edges have weights.
+        """
+        turned = sizes.boundary_entries + (0 if sizes.symmetric else sizes.owned_entries)
+        turned += sizes.sent
+        offsets = (2 if sizes.symmetric else 3) * sizes.owned + 2 * sizes.boundary + sizes.halo
+        scales = (sizes.owned + sizes.halo) * dtype.itemsize
+        found = turned * INDEX_BYTES + sizes.channels * (offsets * INDEX_BYTES + scales)
+        if sizes.weighted or KERNELS[choose_kernel(kernel, dtype, device)].stores_values:
+            found += (sizes.owned_entries + sizes.boundary_entries + turned) * dtype.itemsize
+        return found
 
     @property
     def num_channels(self) -> int:

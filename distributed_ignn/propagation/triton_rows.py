@@ -32,6 +32,9 @@ _FEWEST_ROWS = 16  # of a program: what the dense product of a tile asks for
 MAX_FUSED_COLUMNS = 256  # of a tile: an evaluation needs all columns of its rows on chip
 _WEIGHT_COLUMNS = 32  # of W at a time
 
+FUSED = {"relu": False, "identity": True}
+"""Activations that the evaluation kernel knows: whether each is linear."""
+
 Sparse = tuple[Tensor, Tensor | None, Tensor | None]
 """Columns [e], values [e] and scales of the columns [m] of the entries."""
 
@@ -69,7 +72,7 @@ class Tail:
         image: [r, D], overwritten with phi((start + product) W + offset).
         start: [r, D], what the product begins with, or None.
         product: [r, D], overwritten with start + product, or None.
-        linear: phi is the identity instead of ReLU.
+        activation: phi, one of ``FUSED``.
     """
 
     weight: Tensor
@@ -78,7 +81,7 @@ class Tail:
     image: Tensor
     start: Tensor | None = None
     product: Tensor | None = None
-    linear: bool = False
+    activation: str = "relu"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -200,7 +203,7 @@ class TritonRows:
                 **_present(sparse, left),
                 HAS_START=tail.start is not None,
                 KEEP=tail.product is not None,
-                LINEAR=tail.linear,
+                LINEAR=FUSED[tail.activation],
                 BLOCK_D=block,
                 BLOCK_N=min(block, _WEIGHT_COLUMNS),
                 ROWS=tile_rows(block),

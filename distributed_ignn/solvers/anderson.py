@@ -18,6 +18,7 @@ from distributed_ignn.solvers.base import (
     FixedPointMap,
     Iterate,
     Reduce,
+    SolveSizes,
     relative_residual,
 )
 from distributed_ignn.solvers.blocks import square_sum
@@ -90,6 +91,16 @@ class Anderson:
     def init(self, z0: Tensor, fixed_point_map: FixedPointMap | None = None) -> AndersonState:
         """An empty history."""
         return AndersonState(History(self.memory, self.storage))
+
+    def held_bytes(self, sizes: SolveSizes) -> dict[str, int]:
+        """The newest residual, the image of the point before, and the history."""
+        points = 2 if sizes.steps > 1 else 0
+        history = History.held_bytes(sizes, self.memory, self.storage)
+        return {"solve": points * sizes.state, "history": history}
+
+    def moved_bytes(self, sizes: SolveSizes) -> float:
+        """Every array of the history is read twice: by the dot products and by the mixing."""
+        return History.moved_bytes(sizes, self.memory, self.storage)
 
     def rider(self, state: AndersonState) -> None:
         """Nothing travels."""

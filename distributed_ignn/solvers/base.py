@@ -161,6 +161,36 @@ class FixedPointSolver(Protocol, Generic[State]):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class SolveSizes:
+    """What decides how much memory a solve takes and moves.
+
+    Args:
+        state: bytes of a point.
+        item: bytes of one of its numbers.
+        steps: evaluations of the longest solve, at least 1.
+    """
+
+    state: int
+    item: int
+    steps: int
+
+
+class SizedSolver(FixedPointSolver[State], Protocol):
+    """A method that says what it costs, before there is anything to solve."""
+
+    def held_bytes(self, sizes: SolveSizes) -> dict[str, int]:
+        """Bytes of the state after the last evaluation, beside what ``solve`` itself holds.
+
+        Under the name ``history`` stands what grows with the steps, under ``solve`` the rest.
+        """
+        ...
+
+    def moved_bytes(self, sizes: SolveSizes) -> float:
+        """Bytes of the history and of points that an average step reads and writes."""
+        ...
+
+
 def relative_residual(residual_square: float, image_square: float) -> float:
     """||g|| / ||f(z)|| from global sums of squares; 0 where both vanish, NaN kept."""
     if residual_square == 0.0:
@@ -169,3 +199,4 @@ def relative_residual(residual_square: float, image_square: float) -> float:
 
 
 AnySolver = FixedPointSolver[Any]
+AnySizedSolver = SizedSolver[Any]

@@ -29,12 +29,14 @@ from distributed_ignn.solvers.base import (
     FixedPointMap,
     Iterate,
     Reduce,
+    SolveSizes,
     relative_residual,
 )
 from distributed_ignn.solvers.blocks import blocks
 
 _GROWTH_LIMIT = 2.0  # as for Anderson: a residual this many times the best one starts over
 _SMALLEST_DENOMINATOR = 1e-8
+_PASSES = 8.0  # read point and image twice and the point again; write step and point, read the step
 
 
 @dataclass(slots=True, eq=False)
@@ -77,6 +79,16 @@ class Broyden:
     def init(self, z0: Tensor, fixed_point_map: FixedPointMap | None = None) -> BroydenState:
         """No step yet."""
         return BroydenState(torch.zeros(self.memory, self.memory, dtype=torch.float64))
+
+    def held_bytes(self, sizes: SolveSizes) -> dict[str, int]:
+        """The image of the point before, and the steps."""
+        held = min(max(sizes.steps - 1, 0), self.memory)
+        return {"solve": int(held > 0) * sizes.state, "history": held * sizes.state}
+
+    def moved_bytes(self, sizes: SolveSizes) -> float:
+        """Every step is read twice: by the dot products and by the next step."""
+        turns = [step % (self.memory + 1) for step in range(max(sizes.steps, 1))]
+        return (_PASSES + 2.0 * sum(turns) / len(turns)) * sizes.state
 
     def rider(self, state: BroydenState) -> None:
         """Nothing travels."""

@@ -146,6 +146,20 @@ class ErrorEstimator(nn.Module):
         count = starts * levels * (1 + hops * (1 if sparsified else channels)) - 1
         self.coefficients = nn.Parameter(torch.zeros(steps, count), requires_grad=False)
 
+    @staticmethod
+    def held_bytes(rows: int, rank: int, item: int, hops: int, channels: int, coarse: bool) -> int:
+        """Bytes of an estimate's compressed columns.
+
+        Args:
+            rows: O.
+            rank: p.
+            item: bytes of a number.
+            hops, channels: as of the estimator.
+            coarse: whether there is a coarse level, whose solution is a second start.
+        """
+        starts = 2 if coarse else 1
+        return rows * rank * item * starts * (1 + hops * channels)
+
     def basis(self, fixed_point_map: StructuredMap) -> ReducedBasis:
         """The basis of the map's weights."""
         basis = self._cache.get(fixed_point_map.weights)

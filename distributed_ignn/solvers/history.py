@@ -25,7 +25,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from distributed_ignn.solvers.base import SolveSizes
 from distributed_ignn.solvers.blocks import Rows, blocks
+
+PASSES = 10.0
+"""Over [O, D] in a step besides two for each older iterate: entering a point reads it, its image
+and the last pair and writes three arrays, mixing reads two and writes one."""
 
 
 @dataclass(slots=True, eq=False)
@@ -54,6 +59,21 @@ class History:
     _older: list[_Slot] = field(default_factory=list)  # newest first
     _free: list[_Slot] = field(default_factory=list)
     _held: int = 0
+
+    @staticmethod
+    def held_bytes(sizes: SolveSizes, memory: int, storage: torch.dtype | None) -> int:
+        """Bytes of the differences after the last evaluation: two for every older iterate."""
+        item = sizes.item if storage is None else storage.itemsize
+        held = min(max(sizes.steps - 1, 0), memory)
+        return 2 * held * sizes.state // sizes.item * item
+
+    @staticmethod
+    def moved_bytes(sizes: SolveSizes, memory: int, storage: torch.dtype | None) -> float:
+        """Bytes that ``push`` and ``mix`` of an average step read and write."""
+        share = 1.0 if storage is None else storage.itemsize / sizes.item
+        steps = max(sizes.steps, 1)
+        held = sum(min(i + 1, memory + 1) for i in range(steps)) / steps
+        return (PASSES + 2.0 * (held - 1.0) * share) * sizes.state
 
     def __len__(self) -> int:
         return self._held

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from distributed_ignn.solvers.anderson import Anderson
-from distributed_ignn.solvers.base import AnySolver
+from distributed_ignn.solvers.base import AnySizedSolver
 from distributed_ignn.solvers.broyden import Broyden
 from distributed_ignn.solvers.picard import Picard
 
@@ -36,7 +36,7 @@ class SolverSettings:
     beta: float = 1.0
     regularization: float = 1e-8
     storage: torch.dtype | None = None
-    trained: Callable[[], AnySolver] | None = None
+    trained: Callable[[], AnySizedSolver] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class Method:
         learned: whether ``build`` only stands in until a solver is trained.
     """
 
-    build: Callable[..., AnySolver]
+    build: Callable[..., AnySizedSolver]
     arguments: tuple[str, ...]
     summary: str = ""
     learned: bool = False
@@ -60,7 +60,7 @@ class Method:
         """Keys of a solve's settings that make a difference to it."""
         return frozenset(SETTING.get(name, name) for name in self.arguments)
 
-    def solver(self, settings: SolverSettings) -> AnySolver:
+    def solver(self, settings: SolverSettings) -> AnySizedSolver:
         """The method with these settings."""
         if self.learned and settings.trained is not None:
             return settings.trained()
@@ -77,6 +77,6 @@ METHODS: dict[str, Method] = {
 }
 
 
-def build_solver(name: str, settings: SolverSettings | None = None) -> AnySolver:
+def build_solver(name: str, settings: SolverSettings | None = None) -> AnySizedSolver:
     """The method of that name, a key of ``METHODS``."""
     return METHODS[name].solver(settings or SolverSettings())

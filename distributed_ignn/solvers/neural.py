@@ -39,6 +39,7 @@ from distributed_ignn.solvers.base import (
     FixedPointMap,
     Iterate,
     Reduce,
+    SolveSizes,
     relative_residual,
 )
 from distributed_ignn.solvers.blocks import square_sum
@@ -143,6 +144,14 @@ class NeuralSolver:
         if self.estimator is not None:
             state.map = structured(fixed_point_map)
         return state
+
+    def held_bytes(self, sizes: SolveSizes) -> dict[str, int]:
+        """Anderson's; what the estimator holds, ``ErrorEstimator.held_bytes`` says."""
+        return self.anderson.held_bytes(sizes)
+
+    def moved_bytes(self, sizes: SolveSizes) -> float:
+        """Anderson's."""
+        return self.anderson.moved_bytes(sizes)
 
     def rider(self, state: NeuralState) -> Tensor | None:
         """The newest compressed residual, unless the network has had its last say or reads none."""

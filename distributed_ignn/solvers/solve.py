@@ -17,7 +17,13 @@ from distributed_ignn.solvers.base import (
     Reduce,
     SettlingMap,
     Solution,
+    SolveSizes,
 )
+
+
+def held_bytes(sizes: SolveSizes) -> int:
+    """Bytes that a solve holds whatever the method: the newest point and image, the best point."""
+    return 3 * sizes.state
 
 
 class _Watch:

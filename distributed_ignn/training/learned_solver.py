@@ -11,6 +11,7 @@ from torch import Tensor
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import RunConfig
 from distributed_ignn.errors import UserError
+from distributed_ignn.graph.part_sizes import PartSizes
 from distributed_ignn.graph.shard import GraphShard
 from distributed_ignn.models.maps import AdjointCell
 from distributed_ignn.propagation.coarse import CoarseLevel
@@ -141,6 +142,16 @@ def build_learned_solver(
         config.forward.regularization,
         storage=storage_format(config.forward.history_dtype),
         adjoint_storage=storage_format(config.adjoint.history_dtype),
+    )
+
+
+def estimator_bytes(config: RunConfig, sizes: PartSizes, item: int) -> int:
+    """Bytes of an estimate in a solve; ``item`` is those of a number."""
+    section = config.solver
+    hops = section.estimator_hops if section.estimator == "graph" else 0
+    coarse = config.partition.clusters > 0
+    return ErrorEstimator.held_bytes(
+        sizes.owned, section.compress, item, hops, sizes.channels, coarse
     )
 
 

@@ -17,9 +17,8 @@ from torch import Tensor
 from distributed_ignn.config import AdjointConfig, RunConfig, SolveConfig
 from distributed_ignn.models.implicit import Cell, SolvePlan
 from distributed_ignn.models.maps import AdjointCell, EquilibriumCell
-from distributed_ignn.solvers.anderson import Anderson
-from distributed_ignn.solvers.base import AnySolver, Outcome, Solution
-from distributed_ignn.solvers.picard import Picard
+from distributed_ignn.solvers.base import AnySizedSolver, AnySolver, Outcome, Solution
+from distributed_ignn.solvers.methods import METHODS, Method, SolverSettings
 from distributed_ignn.training.learned_solver import LearnedSolver, storage_format
 from distributed_ignn.training.state import State
 
@@ -77,7 +76,7 @@ class SolvePlanner:
     def __init__(
         self, config: RunConfig, learned: LearnedSolver | None, device: torch.device
     ) -> None:
-        self._forward, self._adjoint = config.forward, config.adjoint
+        self._config = config
         self._learned = learned
         self._device = device
         self._fixed_injection = config.model.fixed_injection
@@ -89,11 +88,11 @@ class SolvePlanner:
 
     def train(self) -> SolvePlan:
         """Plan the forward solve of a training step."""
-        return self._plan(TRAIN, self._forward, self.first_guess, self._forward_state)
+        return self._plan(TRAIN, self._config.forward, self.first_guess, self._forward_state)
 
     def evaluate(self, tolerance: float | None = None, max_steps: int | None = None) -> SolvePlan:
         """Plan the forward solve without dropout."""
-        plan = self._plan(EVALUATE, self._forward, self.first_guess, EVALUATE)
+        plan = self._plan(EVALUATE, self._config.forward, self.first_guess, EVALUATE)
         return replace(
             plan,
             tolerance=plan.tolerance if tolerance is None else tolerance,
@@ -102,7 +101,7 @@ class SolvePlanner:
 
     def adjoint(self) -> SolvePlan:
         """Plan the backward solve; it starts from m * g, or from what is learned of it."""
-        return self._plan(ADJOINT, self._adjoint, self._first_adjoint, ADJOINT)
+        return self._plan(ADJOINT, self._config.adjoint, self._first_adjoint, ADJOINT)
 
     def _plan(
         self,
@@ -122,9 +121,7 @@ class SolvePlanner:
             if solution.outcome is not Outcome.DIVERGED and self._starts_warm(purpose, config):
                 self.states[state] = solution.image
 
-        return SolvePlan(
-            self.method(config, purpose), start, config.tolerance, config.max_steps, done
-        )
+        return SolvePlan(self.method(purpose), start, config.tolerance, config.max_steps, done)
 
     def state(self) -> State:
         """See ``Stateful``: where the next solves start."""
@@ -140,9 +137,9 @@ class SolvePlanner:
 
     def forget_unused(self) -> None:
         """Let go of states that no solve starts from once the learned solver is ready."""
-        if not self._starts_warm(ADJOINT, self._adjoint, ready=True):
+        if not self._starts_warm(ADJOINT, self._config.adjoint, ready=True):
             self.states.pop(ADJOINT, None)
-        if not self._starts_warm(TRAIN, self._forward, ready=True):
+        if not self._starts_warm(TRAIN, self._config.forward, ready=True):
             self.states.pop(TRAIN, None)
 
     def _starts_warm(
@@ -180,15 +177,26 @@ class SolvePlanner:
             return incoming
         return learned.adjoint_start(cell, incoming)
 
-    def method(self, config: SolveConfig | AdjointConfig, purpose: str = EVALUATE) -> AnySolver:
-        """Make the solver that ``config`` names; Anderson serves until the learned one is ready."""
-        if config.method == "picard":
-            return Picard(config.beta)
-        learned = self._learned if self._learned is not None and self._learned.ready else None
-        if learned is not None and config.method != "anderson":
+    def method(self, purpose: str = EVALUATE) -> AnySolver:
+        """Make the solver of a solve; another stands in for a learned one until that is ready."""
+        learned = self._learned
+        trained: Callable[[], AnySizedSolver] | None = None
+        if learned is not None and learned.ready:
             if purpose != ADJOINT:
-                return learned.solver()
-            if learned.adjoint is not None:
-                return learned.adjoint_solver()
-        storage = storage_format(config.history_dtype)
-        return Anderson(config.memory, config.beta, config.regularization, storage)
+                trained = learned.solver
+            elif learned.adjoint is not None:
+                trained = learned.adjoint_solver
+        method, settings = chosen_method(self._config, adjoint=purpose == ADJOINT)
+        return method.solver(replace(settings, trained=trained))
+
+
+def chosen_method(config: RunConfig, *, adjoint: bool) -> tuple[Method, SolverSettings]:
+    """The method that a run names for its forward or backward solves, and its settings."""
+    section = config.adjoint if adjoint else config.forward
+    settings = SolverSettings(
+        section.memory,
+        section.beta,
+        section.regularization,
+        storage_format(section.history_dtype),
+    )
+    return METHODS[config.adjoint_method if adjoint else config.forward.method], settings

@@ -17,6 +17,7 @@ from distributed_ignn.comm.clock import Clock
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.graph.data import csr_from_entries
 from distributed_ignn.graph.partitioning.sharding import build_shards
+from distributed_ignn.models.activations import IDENTITY
 from distributed_ignn.models.maps import CellForm, EquilibriumCell
 from distributed_ignn.propagation import triton_rows
 from distributed_ignn.propagation.entries import Entries
@@ -150,7 +151,7 @@ def _evaluation_error(
         image=torch.full((70, width), torch.nan, dtype=state, device=device),
         start=first.to(device) if start else None,
         product=torch.full((70, width), torch.nan, device=device) if keep else None,
-        linear=linear,
+        activation="identity" if linear else "relu",
     )
     squares = rows.evaluate(z.to(device), tail)
     total = dense @ z.double() + (first.double() if start else 0.0)
@@ -210,11 +211,11 @@ def cell_report(comm: Communicator, kernel: str) -> dict[str, dict[str, Tensor]]
     """
     forms = {
         "awkward": CellForm(),
-        "directed": CellForm(linear=True),
+        "directed": CellForm(IDENTITY),
         "channels": CellForm(),
         "channels, mixed": CellForm(step=0.7, residual=0.2),
         "weights": CellForm(),
-        "lopsided": CellForm(linear=True),
+        "lopsided": CellForm(IDENTITY),
     }
     return {name: _cell(comm, name.partition(",")[0], form, kernel) for name, form in forms.items()}
 

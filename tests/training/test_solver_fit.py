@@ -214,12 +214,14 @@ def test_a_learned_adjoint_gives_the_gradient_that_anderson_gives() -> None:
     trainer = _trainer("channels")
     tight = {"tolerance": 1e-13, "max_steps": 300}
     adjoint = trainer.config.adjoint.model_copy(update=tight)
-    trainer.planner._forward = trainer.config.forward.model_copy(update=tight)
+    forward = trainer.config.forward.model_copy(update=tight)
+    trainer.planner._config = trainer.config.model_copy(update={"forward": forward})
     trainer.tune_solver(backward=True)
     found, steps = [], []
     for method in ("neural", "anderson"):
-        trainer.planner._adjoint = adjoint.model_copy(update={"method": method})
-        used = trainer.planner.method(trainer.planner._adjoint, ADJOINT)
+        sections = {"forward": forward, "adjoint": adjoint.model_copy(update={"method": method})}
+        trainer.planner._config = trainer.config.model_copy(update=sections)
+        used = trainer.planner.method(ADJOINT)
         assert isinstance(used, NeuralSolver) == (method == "neural")
         trainer.planner.forget()
         trainer.planner.log.clear()

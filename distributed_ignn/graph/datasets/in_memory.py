@@ -80,6 +80,8 @@ def _on_cpu(value: Any) -> Any:
         return int(value)
     if not isinstance(value, Tensor):
         return value
+    value = value.detach().cpu()
+    if value.layout is not torch.strided:
+        return value
     # PyG has kinds of tensors of its own, as for edges
-    plain = value.detach().as_subclass(torch.Tensor).cpu()
-    return plain.contiguous() if plain.layout is torch.strided else plain
+    return value.as_subclass(torch.Tensor).contiguous()

@@ -15,12 +15,14 @@ from functools import partial
 
 import torch
 
+from distributed_ignn.comm.codecs import encodes
 from distributed_ignn.comm.communicator import Communicator
+from distributed_ignn.graph.part_sizes import PartSizes
 from distributed_ignn.lab.benchmarks.benchmark_graph import Workload
 from distributed_ignn.lab.benchmarks.epoch_stages import warm_up_epochs, with_epochs
 from distributed_ignn.lab.benchmarks.interleaving import Figure, Report, compare
 from distributed_ignn.propagation.propagate import choose_codec
-from distributed_ignn.runs.memory.budget import PartSizes, budget
+from distributed_ignn.runs.memory.budget import budget
 from distributed_ignn.runs.memory.machine import peak, resident
 from distributed_ignn.training.trainer import Trainer
 
@@ -52,7 +54,7 @@ def run(workload: Workload) -> Report:
         sizes,
         config,
         process=started,
-        coded_halo=codec != "fp32",
+        coded_halo=encodes(codec),
         shares_memory=comm.shares_memory,
     )
     known, full = hold(evaluations=evaluations), hold()

@@ -12,16 +12,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
+from distributed_ignn.comm.codecs import encodes
 from distributed_ignn.lab.planning.equations import Machine
 from distributed_ignn.lab.planning.workload import Part, Workload, row_bytes
 from distributed_ignn.propagation.sparse import BLOCK_ROWS
+from distributed_ignn.solvers.base import SolveSizes
 
 _OPERATIONS = 50.0  # started per evaluation: the map, Anderson's Gram matrix, its small system
 _BLOCK_OPERATIONS = 12.0  # more for every block of rows, of which a device has one
 _LEARNED_OPERATIONS = 30.0  # more with the error estimator
-HISTORY_PASSES = 10.0
-"""Over [O, D] in a step of Anderson's history besides two for each older iterate: entering a point
-reads it, its image and the last pair and writes three arrays, mixing reads two and writes one."""
 _BLOCK_BYTES = 2e6  # of a block of rows, which stays in the cache
 _EPOCH_OPERATIONS = 250.0  # encoder, readout, loss, backward, optimiser
 _EPOCH_REDUCTIONS = 5  # loss, gradients, metrics, counters
@@ -128,12 +127,12 @@ class EpochModel:
         return cost + Cost(exposed=waited - cost.exposed)
 
     def _method(self, adjoint: bool) -> Cost:
-        """Anderson's step, with H in place of G where there is an estimator."""
+        """The method's step, with H in place of G where there is an estimator."""
         work, model, state = self.work, self.machine, self._state
         steps = max(work.adjoint if adjoint else work.forward, 1)
-        held = sum(min(i + 1, work.memory + 1) for i in range(steps)) / steps
-        older = (held - 1.0) * (0.5 if work.history == "bfloat16" else 1.0)
-        history = model.history((HISTORY_PASSES + 2.0 * older) * state, state)
+        # of a state of one byte, since a part's sizes may be estimates and not whole
+        moved = work.solver(adjoint).moved_bytes(SolveSizes(1, work.bytes, steps))
+        history = model.history(moved * state, state)
         cost = Cost(history=history, reduction=model.reduction())
         if not work.learned:
             passes = model.stream(state, state)  # the square of the image
@@ -188,7 +187,7 @@ class EpochModel:
         moved = part.sent * row
         seconds = model.scatter(3.0 * moved) if adjoint else model.pack(2.0 * moved)
         seconds += model.fresh(1.0, moved) + model.fresh(1.0, part.halo * row)
-        if work.codec != "fp32":
+        if encodes(work.codec):
             seconds += model.codec((part.sent + part.halo) / 2 * row)
         return seconds
 

@@ -6,7 +6,9 @@ They are counted by ``runs/memory/budget.py``, for the run that a ``Workload`` d
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+from distributed_ignn.comm.codecs import encodes
 from distributed_ignn.config import (
     AdjointConfig,
     ModelConfig,
@@ -15,8 +17,10 @@ from distributed_ignn.config import (
     ScheduleConfig,
     SolveConfig,
 )
+from distributed_ignn.graph.part_sizes import PartSizes
 from distributed_ignn.lab.planning.workload import Part, Workload
-from distributed_ignn.runs.memory.budget import PartSizes, budget
+from distributed_ignn.runs.memory.budget import budget
+from distributed_ignn.solvers.methods import METHODS
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +52,7 @@ def memory_items(
         _run(work, mapped),
         process=round(base),
         evaluations={"forward": work.forward, "adjoint": work.adjoint},
-        coded_halo=work.codec != "fp32",
+        coded_halo=encodes(work.codec),
         shares_memory=mapped,  # the CPUs that are planned for are those of one machine
     )
     items = [MemoryItem(name, float(value)) for name, value in found.items()]
@@ -81,14 +85,18 @@ def _sizes(part: Part, work: Workload, mapped: bool) -> PartSizes:
 
 
 def _run(work: Workload, mapped: bool) -> RunConfig:
-    solve = {"memory": work.memory, "history_dtype": work.history}
+    settings = {"memory": work.memory, "history_dtype": work.history}
+
+    def read(method: str) -> dict[str, Any]:
+        return {k: v for k, v in settings.items() if k in METHODS[method].reads}
+
     return RunConfig(
         dataset="file",
         data={"path": "any.npz"},
         device="cpu" if mapped else "cuda",
         model=ModelConfig(hidden=work.width, injection="both" if work.propagated else "features"),
-        forward=SolveConfig(method="neural" if work.learned else "anderson", **solve),
-        adjoint=AdjointConfig(**solve),
+        forward=SolveConfig(method=work.method, **read(work.method)),
+        adjoint=AdjointConfig(**read(work.adjoint_method)),
         solver=NeuralSolverConfig(memory=work.memory, compress=work.compress),
         schedule=ScheduleConfig(warmup_epochs=0),
     )

@@ -18,13 +18,12 @@ import torch
 from distributed_ignn.comm.codecs import Integers, decode_change, encode_change
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.graph.storage.shard_file import read_shard_file
-from distributed_ignn.lab.planning.epoch import HISTORY_PASSES
 from distributed_ignn.models.dense import affine
 from distributed_ignn.models.dropout import NodeDropout
 from distributed_ignn.propagation.operators import ChannelOperator
 from distributed_ignn.propagation.sparse import BLOCK_ROWS, SparseMatrix
 from distributed_ignn.runs.memory.machine import peak
-from distributed_ignn.solvers.history import History
+from distributed_ignn.solvers.history import PASSES, History
 
 Sizes = tuple[tuple[int, int], ...]
 """Rows and columns of arrays, by ascending size; the last is the one for what has a single rate."""
@@ -112,7 +111,7 @@ class Probes:
         masks = self._seconds(lambda: dropout.mask(0, 0, nodes, width), 3)
         return {
             f"stream {size}": 7 * size / stream,
-            f"history {size}": (HISTORY_PASSES + 2 * _MEMORY) * size / (push + mix),
+            f"history {size}": (PASSES + 2 * _MEMORY) * size / (push + mix),
             f"dense {size}": 2 * rows * width**2 / dense,
             f"plain_dense {size}": 2 * rows * width**2 / plain,
             f"masks {size}": rows * width / masks,

@@ -131,7 +131,7 @@ def predict(case: Case, sizes: PartitionSizes, profile: Profile) -> Measurement:
         forward=case.steps,
         adjoint=case.steps,
         validation=case.steps,
-        learned=learned,
+        method=case.method,
         warm_adjoint=not learned,
         locality=sizes.locality,
         train_share=sizes.train_share,

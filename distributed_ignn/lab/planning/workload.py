@@ -10,7 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
+
 from distributed_ignn.comm.codecs import quantiser
+from distributed_ignn.solvers.base import AnySizedSolver
+from distributed_ignn.solvers.methods import METHODS, SolverSettings
 
 _KEPT_WIDTHS = 2  # A_hat X is kept where it has at most so many columns per column of the state
 
@@ -61,7 +65,7 @@ class Workload:
         classes: C.
         forward, adjoint, validation: evaluations of the map in each of an epoch's solves.
         memory: M.
-        learned: whether an error estimator adds a hop to every evaluation.
+        method: of the equilibrium; a learned one adds a hop to every evaluation.
         compress: p.
         cold_start: whether a learned initialiser starts the forward solve, not the last state.
         warm_adjoint: whether the backward solve starts from the last one's solution.
@@ -84,7 +88,7 @@ class Workload:
     adjoint: int = 4
     validation: int = 4
     memory: int = 5
-    learned: bool = True
+    method: str = "neural"
     compress: int = 16
     cold_start: bool = False
     warm_adjoint: bool = False
@@ -101,6 +105,22 @@ class Workload:
     def evaluations(self) -> int:
         """Of all solves of an epoch."""
         return self.forward + self.adjoint + self.validation
+
+    @property
+    def learned(self) -> bool:
+        """Whether the method is trained."""
+        return METHODS[self.method].learned
+
+    @property
+    def adjoint_method(self) -> str:
+        """Of the backward solves: that of the equilibrium if it is learned, else ``anderson``."""
+        return self.method if self.learned else "anderson"
+
+    def solver(self, adjoint: bool = False) -> AnySizedSolver:
+        """The method of either solve."""
+        storage = torch.bfloat16 if self.history == "bfloat16" else None
+        settings = SolverSettings(memory=self.memory, storage=storage)
+        return METHODS[self.adjoint_method if adjoint else self.method].solver(settings)
 
     def keeps_terms(self, channels: int) -> bool:
         """Whether A_hat X is computed once and kept, so that b(X) needs no exchange."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from distributed_ignn.config import ModelConfig
+from distributed_ignn.models.activations import RELU, Activation
 from distributed_ignn.models.maps import CellForm
 
 Norm = Literal["max", "rows", "frobenius"]
@@ -71,6 +72,7 @@ class CellWeights(nn.Module, ABC):
 
     Attributes:
         summary: for the help.
+        activation: phi.
         norm: in which the contraction is certified; of a class, on undirected graphs.
         directed_norm: the same on directed graphs; None where the cell is for undirected ones only.
         projects: whether ``project`` keeps the bound, so that the weights can do without it.
@@ -80,13 +82,14 @@ class CellWeights(nn.Module, ABC):
     """
 
     summary: ClassVar[str] = ""
+    activation: ClassVar[Activation] = RELU
     norm: Norm = "frobenius"
     directed_norm: ClassVar[Norm | None] = "rows"
     projects: ClassVar[bool] = False
 
     def __init__(self, config: ModelConfig, channels: int, growth: float = 1.0) -> None:
         super().__init__()
-        self.form = CellForm(residual=config.residual)
+        self.form = CellForm(self.activation, residual=config.residual)
         self.growth = growth
         self.kappa = Kappa(config.kappa, config.learn_kappa)
 

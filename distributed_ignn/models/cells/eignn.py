@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from distributed_ignn.config import ModelConfig
+from distributed_ignn.models.activations import IDENTITY
 from distributed_ignn.models.cells.base import CellWeights, spectral_norms
-from distributed_ignn.models.maps import CellForm
 
 _EPSILON = 1e-12  # the authors' epsilon_F
 
@@ -31,10 +31,10 @@ class EignnWeights(CellWeights):
     """
 
     summary = "a linear equilibrium with positive W"
+    activation = IDENTITY
 
     def __init__(self, config: ModelConfig, channels: int, growth: float = 1.0) -> None:
         super().__init__(config, channels, growth)
-        self.form = CellForm(linear=True, residual=config.residual)
         width = config.hidden
         if config.init == "identity":
             start = torch.eye(width).repeat(channels, 1, 1)

@@ -88,7 +88,7 @@ class SplitForm(CellForm):
 
     def at(self, weights: Sequence[Tensor]) -> CellForm:
         """The same form with the step of these weights."""
-        return CellForm(self.linear, Splitting.of(weights).step(), self.residual)
+        return CellForm(self.activation, Splitting.of(weights).step(), self.residual)
 
 
 class MignnWeights(CellWeights):
@@ -110,7 +110,7 @@ class MignnWeights(CellWeights):
     def __init__(self, config: ModelConfig, channels: int, growth: float = 1.0) -> None:
         super().__init__(config, channels, growth)
         if config.skew > 0.0:  # symmetric weights contract by kappa without a smaller step
-            self.form = SplitForm(residual=config.residual)
+            self.form = SplitForm(self.activation, residual=config.residual)
         self._bound = config.skew
         width = config.hidden
         spread = 1.0 / math.sqrt(width)

@@ -8,14 +8,18 @@ from typing import Any
 
 from rich.table import Table
 
+from distributed_ignn.comm.codecs import encodes
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import RunConfig
+from distributed_ignn.graph.part_sizes import PartSizes
 from distributed_ignn.graph.shard import GraphShard
 from distributed_ignn.propagation.propagate import choose_codec
 from distributed_ignn.runs.memory import machine as memory
-from distributed_ignn.runs.memory.budget import TYPICAL_EVALUATIONS, PartSizes, budget
+from distributed_ignn.runs.memory.budget import TYPICAL_EVALUATIONS, budget
+from distributed_ignn.training.plans import chosen_method
 
 _GIB = 2**30
+_SOLVES = ("forward", "adjoint")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +92,7 @@ def check_budget(
         budget,
         sizes,
         process=base,
-        coded_halo=choose_codec(config.comm.halo, comm) != "fp32",
+        coded_halo=encodes(choose_codec(config.comm.halo, comm)),
         shares_memory=comm.shares_memory,
     )
     items = hold(config, evaluations=steps)
@@ -103,9 +107,9 @@ def check_budget(
     ranks = comm.gather_json(own)
     report = _report(ranks, config.train.memory_limit)
     if report.available is not None and report.needed > report.available:
-        smaller = _with_rounded_history(config)
+        rounded, smaller = _with_rounded_history(config)
         saved = total - sum(hold(smaller).values())
-        comm.agree(_refusal(report, saved / max(total, 1)))
+        comm.agree(_refusal(report, saved / max(total, 1), rounded))
     return report
 
 
@@ -132,17 +136,16 @@ def _report(ranks: list[dict[str, Any]], limit: float) -> BudgetReport:
     return BudgetReport(items, sum(items.values()), totals[largest], needed, known, count)
 
 
-def _with_rounded_history(config: RunConfig) -> RunConfig:
+def _with_rounded_history(config: RunConfig) -> tuple[list[str], RunConfig]:
+    """The sections whose method can round its history, and the run in which they do."""
+    methods = {name: chosen_method(config, adjoint=name == "adjoint")[0] for name in _SOLVES}
+    rounded = [name for name, method in methods.items() if "history_dtype" in method.reads]
     change = {"history_dtype": "bfloat16"}
-    return config.model_copy(
-        update={
-            "forward": config.forward.model_copy(update=change),
-            "adjoint": config.adjoint.model_copy(update=change),
-        }
-    )
+    update = {name: getattr(config, name).model_copy(update=change) for name in rounded}
+    return rounded, config.model_copy(update=update)
 
 
-def _refusal(report: BudgetReport, saved: float) -> str:
+def _refusal(report: BudgetReport, saved: float, rounded: list[str]) -> str:
     """One line: what is missing and what would help."""
     available = report.available or 0
     together = "the rank needs" if report.ranks == 1 else f"{report.ranks} ranks together need"
@@ -150,7 +153,7 @@ def _refusal(report: BudgetReport, saved: float) -> str:
         f"{together} about {report.needed / _GIB:.1f} GiB and may have {available / _GIB:.1f} GiB"
     )
     if saved > 0.0 and report.needed * (1.0 - saved) <= available:
-        advice = "use --forward.history_dtype bfloat16 --adjoint.history_dtype bfloat16"
+        advice = "use " + " ".join(f"--{name}.history_dtype bfloat16" for name in rounded)
     else:
         times = -(-report.needed // max(available, 1))
         advice = (

@@ -3,7 +3,7 @@
 Jacobian (Bai, Koltun & Kolter 2021, "Stabilizing Equilibrium Models by Jacobian Regularization"):
 the mean over entries of ||J||_F^2, J = df/dZ of the plain map at Z*, by Hutchinson's estimate
 ||J e||^2 with random signs e. J e = m * sum_c (B_c e) W_c, so B_c e is a constant of the step: one
-exchange forward, none backward. ReLU's mask m has no derivative of its own.
+exchange forward, none backward. m = phi' at Z* is held constant; ReLU's has no derivative anyway.
 
 Spectral (Yoshida & Miyato 2017, "Spectral Norm Regularization"): half the squared spectral norm of
 every W_c, by power iteration; each rank adds its share of that one number.
@@ -76,9 +76,9 @@ class Regularizer:
         products = layer.products(coins.to(state) * 2.0 - 1.0)
         pairs = zip(products, self._model.channel_weights(), strict=True)
         image = torch.stack([product @ weight for product, weight in pairs]).sum(dim=0)
-        mask = layer.form.active(state.detach())
-        if mask is not None:
-            image = image * mask
+        slope = layer.form.slope(state.detach())
+        if slope is not None:
+            image = image * slope
         return image.square().sum() / (self._num_nodes * state.shape[1])
 
 

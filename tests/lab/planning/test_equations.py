@@ -88,7 +88,7 @@ def test_more_of_anything_takes_longer() -> None:
     assert EpochModel(part(8), replace(WORK, memory=1), model).epoch().seconds < base
     assert EpochModel(part(8, 0.6), WORK, model).epoch().seconds > base
     assert EpochModel(part(8), replace(WORK, locality=1.0), model).epoch().seconds < base
-    assert EpochModel(part(8), replace(WORK, learned=False), model).epoch().seconds < base
+    assert EpochModel(part(8), replace(WORK, method="anderson"), model).epoch().seconds < base
 
 
 def test_stale_rows_hide_an_exchange_behind_a_whole_evaluation() -> None:
