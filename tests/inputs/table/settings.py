@@ -54,7 +54,7 @@ SETTINGS = [
         "not a choice",
         f"{_CHAINS} --forward.method newton",
         value="forward.method = 'newton'",
-        rule="must be 'picard', 'anderson' or 'neural'",
+        rule="must be 'picard', 'anderson', 'broyden' or 'neural'",
         way_out="the default is anderson",
     ),
     Case(
