@@ -37,8 +37,12 @@ train: $(TRAIN_READY)
 	OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node 2 launch/train.py \
 		--dataset chains --device cpu --output runs/quickstart-$$(date +%Y%m%d-%H%M%S)
 
+# First the tests of one process, side by side; then all others, one after the other, in any case.
 test: $(DEV_READY)
-	$(BIN)/python -m pytest
+	@code=0; \
+	$(BIN)/python -m pytest -m cheap -n 2 --dist loadfile || code=$$?; \
+	$(BIN)/python -m pytest -m "not cheap" || code=$$?; \
+	exit $$code
 
 long: $(DEV_READY)
 	IGNN_LONG_TESTS=1 $(BIN)/python -m pytest -m long

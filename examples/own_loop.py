@@ -20,7 +20,7 @@ from distributed_ignn.graph.data import CSRMatrix, GraphData
 from distributed_ignn.graph.datasets import load_dataset
 from distributed_ignn.nn import ImplicitGNN
 
-SMALL = ["--dataset", "chains", "--data.chains.length", "10", "--train.epochs", "40"]
+SMALL = ["--dataset", "chains", "--data.chains.length", "10", "--train.epochs", "20"]
 
 
 def edge_index(graph: CSRMatrix) -> Tensor:

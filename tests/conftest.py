@@ -14,28 +14,32 @@ _BESIDE_REPOSITORY = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 # What a folder's tests need, cheapest first: one process; several ranks; whole programs. Files
 # beside this one and folders that are not listed come before all of these.
+_ONE_PROCESS = ("reading", "graph", "propagation", "solvers", "models", "nn")
 _TIERS = (
-    "reading",
-    "graph",
-    "propagation",
-    "solvers",
-    "models",
-    "nn",
+    *_ONE_PROCESS,
     "comm",
+    "launchers",
     "training",
     "runs",
     "fuzz",
     "parity",
+    "api",
+    "lab",
     "launch",
     "inputs",
+    "package",
     "clusters",
     "faults",
 )
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m chooses by marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run cheap tests first, so that a mistake shows early; long ones only if asked to."""
     items.sort(key=_cost)
+    for item in items:
+        if _folder(item) in _ONE_PROCESS:
+            item.add_marker(pytest.mark.cheap)
     if "IGNN_LONG_TESTS" not in os.environ:
         skip = pytest.mark.skip(reason="takes long; make long, or set IGNN_LONG_TESTS=1")
         for item in items:
@@ -44,9 +48,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def _cost(item: pytest.Item) -> tuple[bool, int]:
-    folder = item.path.relative_to(Path(__file__).parent).parts[0]
+    folder = _folder(item)
     tier = _TIERS.index(folder) if folder in _TIERS else -1
     return item.get_closest_marker("slow") is not None, tier
+
+
+def _folder(item: pytest.Item) -> str:
+    return item.path.relative_to(Path(__file__).parent).parts[0]
 
 
 @pytest.fixture(autouse=True)

@@ -90,6 +90,10 @@ class Job:
         """Process ids of the ranks, under torchrun or Ray, as far as they have started."""
         return ranks(_descendants(self.process.pid))
 
+    def descendants(self) -> list[int]:
+        """Process ids of all that it has started."""
+        return list(_descendants(self.process.pid))
+
     def kill_all(self) -> None:
         """End the whole job at once."""
         for pid in [*_descendants(self.process.pid), self.process.pid]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -38,3 +40,25 @@ def test_a_larger_child_is_seen_and_a_smaller_one_is_not() -> None:
     start = reset_peak()
     subprocess.run([sys.executable, "-c", "pass"], check=True)
     assert read_peak(start).child == 0
+
+
+_ALLOCATE = """
+from pathlib import Path
+from distributed_ignn.cli import run_main
+def allocate():
+    import torch
+    block = torch.ones(2**24)
+    rollup = Path("/proc/self/smaps_rollup").read_text().split()
+    print(1024 * int(rollup[rollup.index("AnonHugePages:") + 1]))
+"""
+
+
+@pytest.mark.parametrize(("start", "huge"), [("run_main(allocate)", True), ("allocate()", False)])
+def test_commands_get_huge_pages_and_other_programs_do_not(start: str, huge: bool) -> None:
+    setting = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    if not setting.is_file() or "[madvise]" not in setting.read_text():
+        pytest.skip("this kernel does not give huge pages to those that ask for them alone")
+    environment = {k: v for k, v in os.environ.items() if k != "THP_MEM_ALLOC_ENABLE"}
+    command = [sys.executable, "-c", _ALLOCATE + start]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert (int(done.stdout) > 32 * _MB) is huge  # of a block of 64 MB

@@ -29,3 +29,24 @@ def all_reduce_sum(tensor: Tensor, comm: Communicator) -> Tensor:
     """
     result: Tensor = _AllReduceSum.apply(tensor, comm)
     return result
+
+
+class _SumOfShares(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, comm: Communicator) -> Tensor:
+        return comm.sum(tensor.clone())
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad, None
+
+
+def sum_of_shares(tensor: Tensor, comm: Communicator) -> Tensor:
+    """Sum over ranks of which each rank differentiates its own share.
+
+    For a loss: what is computed from the sum must be computed alike on every rank. ``backward``
+    then gives every rank the gradient of the whole loss with respect to its own share, without an
+    exchange, and replicated parameters their gradient in parts that add up.
+    """
+    result: Tensor = _SumOfShares.apply(tensor, comm)
+    return result

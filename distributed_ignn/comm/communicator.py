@@ -268,6 +268,11 @@ def start_communicator(
     )
 
 
+def joined() -> tuple[int, int] | None:
+    """Rank and number of ranks of the process group that somebody has started, if any."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else None
+
+
 def choose_backend(backend: str, device: torch.device, local_world_size: int) -> str:
     """Resolve ``auto``: nccl when every rank has a GPU of its own, gloo otherwise.
 

@@ -49,7 +49,7 @@ def start_watchdog(comm: Communicator, seconds: float) -> Watchdog | None:
 
 
 def is_broken_connection(error: BaseException) -> bool:
-    """Whether an exception of a collective says that another rank cannot be reached."""
+    """Say whether an exception of a collective means that another rank is out of reach."""
     if isinstance(error, dist.DistNetworkError | dist.DistStoreError | dist.DistBackendError):
         return True
     text = str(error)
@@ -88,7 +88,7 @@ def _line(comm: Communicator, error: Exception) -> str:
 
 
 def table(watchdog: Watchdog | None) -> dict[str, Any]:
-    """What is known of the other ranks, for a report."""
+    """Return what is known of the other ranks, for a report."""
     if watchdog is None:
         return {}
     return {

@@ -16,7 +16,7 @@ _ALIGNMENT = 16  # so that rooms begin where any number format may
 
 
 class RowArena:
-    """Shared memory for a plan and its reverse, where the communicator allows it and has room.
+    """Holds shared memory for a plan and its reverse, where the communicator allows it.
 
     Mapped at the first exchange, and again for longer rows; every rank meets the same sizes.
 
@@ -41,7 +41,7 @@ class RowArena:
         self._usable = comm.shares_memory
 
     def memory(self, row_bytes: int) -> SharedRows | None:
-        """For rows of a size; None where they have to go another way."""
+        """Return the memory for rows of a size; None where they have to go another way."""
         if self._usable and row_bytes > self._row_bytes:
             sizes = [-(-count * row_bytes // _ALIGNMENT) * _ALIGNMENT for count in self._most]
             self._row_bytes = row_bytes
@@ -101,7 +101,7 @@ class RowExchange:
     def _start_shared(
         self, rows: Tensor, shared: SharedRows, index: Tensor | None, borrow: bool
     ) -> PendingRows:
-        """As ``Communicator.start_exchange``, through shared memory."""
+        """Begin the exchange through shared memory, see ``Communicator.start_exchange``."""
         comm, width, turn = self.comm, rows.shape[1], shared.next_turn()
         comm.traffic.exchanges += 1
         comm.traffic.exchange_bytes += sum(self.send_counts) * width * rows.element_size()

@@ -19,7 +19,7 @@ from distributed_ignn.config import RunConfig, absolute_paths, choices, parse_op
 from distributed_ignn.config.choices import Choice
 from distributed_ignn.config.options import Options, OutputFolder, check_outputs
 from distributed_ignn.graph.datasets import load_dataset
-from distributed_ignn.graph.partitioning.partition import assign_parts
+from distributed_ignn.graph.partitioning.partition import PartitionStats, assign_parts
 from distributed_ignn.graph.storage.shard_store import (
     Manifest,
     data_settings,
@@ -131,6 +131,7 @@ def _table(manifest: Manifest, steps: dict[str, _Cost]) -> Table:
         "nodes": f"{stats.nodes:,}",
         "entries": f"{stats.entries:,}",
         "cut entries": f"{stats.cut_entries:,} ({cut:.1%})",
+        **_weights(stats),
         "halo rows, total": f"{stats.halo_rows:,}",
         "halo rows, largest part": f"{stats.halo_rows_largest:,}",
         "balance of nodes": f"{stats.node_balance:.3f}",
@@ -144,6 +145,13 @@ def _table(manifest: Manifest, steps: dict[str, _Cost]) -> Table:
     for row in rows.items():
         table.add_row(*row)
     return table
+
+
+def _weights(stats: PartitionStats) -> dict[str, str]:
+    """What the cut weighs, where edges have weights."""
+    if stats.weight is None or stats.cut_weight is None:
+        return {}
+    return {"cut weight": f"{stats.cut_weight:.6g} ({stats.cut_weight / stats.weight:.1%})"}
 
 
 def _memory(peak: Peak) -> str:

@@ -259,11 +259,12 @@ def _parts(
 ) -> PartOf:
     """Measured sizes where there are shards of so many parts, else the law."""
     measured = {sizes.parts: sizes.largest for sizes in known}
+    weighted = any(part.weighted for part in measured.values())
 
     def part_of(parts: int) -> Part:
         if parts in measured:
             return measured[parts]
-        return typical_part(growth, nodes, entries, parts, neighbours)
+        return replace(typical_part(growth, nodes, entries, parts, neighbours), weighted=weighted)
 
     return part_of
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 from rich.console import Console
@@ -15,11 +15,12 @@ from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import CONFIG_FOLDER, parse_options_and_run
 from distributed_ignn.config.options import (
     Bare,
-    Commas,
+    NumberList,
     Options,
     OutputFolder,
-    Shown,
+    Seeds,
     check_outputs,
+    whole_numbers,
 )
 from distributed_ignn.errors import UserError
 from distributed_ignn.lab.studies import beyond_k, cost, dynamics, long_range, solver_variants
@@ -57,26 +58,8 @@ is the same command.
 _OWN = ("--output", "--seed", "--resume", "--workers", "--gpus")  # settings that a study decides
 
 
-def _numbers(least: int, text: Any) -> Any:
-    """Distinct whole numbers from ``least`` on, of text with commas between them."""
-    if not isinstance(text, str):
-        return text
-    parts = text.split(",")
-    if not all(part.isdecimal() and int(part) >= least for part in parts):
-        raise ValueError(
-            f"must be whole numbers from {least} on with commas between them, as in "
-            f"{least},{least + 1}"
-        )
-    numbers = tuple(map(int, parts))
-    if len(set(numbers)) < len(numbers):
-        raise ValueError("names a number twice; leave one out")
-    return numbers
-
-
-_Numbers = Annotated[tuple[int, ...], Commas(), Shown("N,N,...")]
-_Seeds = Annotated[_Numbers, BeforeValidator(partial(_numbers, 0))]
-_Depths = Annotated[_Numbers, BeforeValidator(partial(_numbers, 1))]
-_Lengths = Annotated[_Numbers, BeforeValidator(partial(_numbers, 2))]
+_Depths = Annotated[NumberList, BeforeValidator(whole_numbers(1))]
+_Lengths = Annotated[NumberList, BeforeValidator(whole_numbers(2))]
 
 
 class _Options(Options):
@@ -84,7 +67,7 @@ class _Options(Options):
         Literal["figure3", "figure4", "figure5", "figure7", "figure8", "long-range"],
         Bare("STUDY", _EXAMPLE),
     ] = Field(description="what to repeat, see below")
-    seeds: _Seeds = Field((0,), description="of the runs")
+    seeds: Seeds = Field((0,), description="of the runs")
     out: OutputFolder | None = Field(None, description="runs/STUDY-DATASET if not given")
     hard: bool = Field(False, description="long-range: several classes and feature noise")
     lengths: _Lengths | None = Field(None, description="long-range: of the chains")

@@ -8,6 +8,7 @@ from distributed_ignn.config.dataset import (
     SyntheticConfig,
     dataset_names,
 )
+from distributed_ignn.config.keywords import run_from_settings
 from distributed_ignn.config.model import ModelConfig
 from distributed_ignn.config.parse import (
     dump_yaml,
@@ -51,4 +52,5 @@ __all__ = [
     "parse_options",
     "parse_options_and_run",
     "parse_run",
+    "run_from_settings",
 ]

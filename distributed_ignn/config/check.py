@@ -153,12 +153,12 @@ def _way_out(section: type[BaseModel], location: str) -> str:
     """A value that is right: the default, or none."""
     field = fields(section)[location.rpartition(".")[2]]
     if field.is_required():
-        return ""
+        return "; --help shows examples" if issubclass(section, Options) else ""
     default = field.get_default()
-    if default is None:
+    if default in (None, ()):
         return "; leave it out for the default"
     text = str(default).lower() if isinstance(default, bool) else _plain(default)
-    return f"; the default is {text}" if text else ""
+    return f"; the default is {text}"
 
 
 def _plain(value: Any) -> str:

@@ -22,6 +22,9 @@ class CommandParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise what argparse would print, in words for users."""
+        missing = message.removeprefix("the following arguments are required: ")
+        if missing != message:
+            raise UserError(f"{missing} is missing; --help shows examples")
         raise UserError(f"{message.removeprefix('argument ')}; --help lists all flags")
 
     def parse_args(  # type: ignore[override]

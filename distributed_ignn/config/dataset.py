@@ -15,6 +15,9 @@ from distributed_ignn.config.section import LARGEST_SEED, Section
 from distributed_ignn.config.suggest import suggest
 
 OWN_FILE = "file"  # a graph of the user's, with data.path
+IN_MEMORY = "memory"
+"""Dataset of a run whose graph a Python program had in memory; the run's own shards hold it."""
+
 FILE_SUFFIXES = (".pt", ".npz")
 LARGEST_GRAPH = 2**31 - 2  # nodes that 32-bit ids can name
 
@@ -35,7 +38,7 @@ class _Dataset(Choice):
         if not isinstance(value, str):
             raise PydanticCustomError("string_type", "Input should be a valid string")
         names = self.names()
-        if value in names or value.endswith(FILE_SUFFIXES):
+        if value in (*names, IN_MEMORY) or value.endswith(FILE_SUFFIXES):
             return value
         raise ValueError(
             f"is not known{suggest(value, names)}; choose {', '.join(names)}, or the path of a "
@@ -148,7 +151,7 @@ class PartitionConfig(Section):
     """How the graph is divided among ranks."""
 
     dir: Path | None = Field(
-        None, description="folder of shards written by launch/partition.py, reused as they are"
+        None, description="folder of shards written by ignn partition, reused as they are"
     )
     method: Annotated[str, Choice(choices.PARTITIONERS)] = Field(
         "metis", description="who decides; the others are baselines"

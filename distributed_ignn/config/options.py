@@ -8,13 +8,13 @@ in the help, under that title.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import get_annotations
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
+from pydantic import BaseModel, BeforeValidator, Field
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict
 
@@ -94,10 +94,24 @@ def _split(value: Any) -> Any:
     return value
 
 
-def _distinct(value: tuple[Any, ...]) -> tuple[Any, ...]:
-    if len(set(value)) < len(value):
-        raise ValueError("names one of them twice")
-    return value
+def whole_numbers(least: int) -> Callable[[Any], Any]:
+    """What turns text such as ``0,1,2`` into distinct whole numbers from ``least`` on."""
+
+    def parse(text: Any) -> Any:
+        if not isinstance(text, str):
+            return text
+        parts = text.split(",")
+        if not all(part.isdecimal() and int(part) >= least for part in parts):
+            raise ValueError(
+                f"must be whole numbers from {least} on with commas between them, as in "
+                f"{least},{least + 1}"
+            )
+        numbers = tuple(map(int, parts))
+        if len(set(numbers)) < len(numbers):
+            raise ValueError("names a number twice; leave one out")
+        return numbers
+
+    return parse
 
 
 Count = Annotated[int, Field(ge=1)]
@@ -106,9 +120,8 @@ Counts = Annotated[tuple[Count, ...], BeforeValidator(_split)]
 
 Share = Annotated[float, Field(gt=0, le=1)]
 Shares = Annotated[tuple[Share, ...], BeforeValidator(_split)]
-Distinct = AfterValidator(_distinct)
-SplitCommas = BeforeValidator(_split)
-
+NumberList = Annotated[tuple[int, ...], Commas(), Shown("N,N,...")]
+Seeds = Annotated[NumberList, BeforeValidator(whole_numbers(0))]
 OutputFile = Annotated[Path, Output(), Shown("FILE")]
 OutputFolder = Annotated[Path, Output(folder=True), Shown("DIR")]
 
@@ -225,7 +238,9 @@ def _form(field: FieldInfo, placeholders: Mapping[str, str]) -> dict[str, Any]:
     word = word or _word(field.annotation, placeholders)
     if members is None or _mark(field, Commas) is not None:
         return {"metavar": word}
-    return {"metavar": word, "nargs": members or "+"}
+    if members > 0:
+        return {"metavar": word, "nargs": members}
+    return {"metavar": word, "nargs": "+", "action": "extend"}
 
 
 def _help(field: FieldInfo) -> str:

@@ -59,7 +59,7 @@ def parse_args(argv: Sequence[str]) -> RunConfig:
         SystemExit: after ``--help``.
     """
     found, flags = _read(CommandParser(), argv)
-    return _resolve(flags, found.config)
+    return resolve_run(flags, found.config)
 
 
 def parse_run(argv: Sequence[str], *, name: str, about: str, more: str, usage: str) -> RunConfig:
@@ -73,7 +73,7 @@ def parse_run(argv: Sequence[str], *, name: str, about: str, more: str, usage: s
     """
     parser = CommandParser(prog=name, usage=usage, description=about, epilog=more)
     found, flags = _read(parser, argv)
-    return _resolve(flags, found.config)
+    return resolve_run(flags, found.config)
 
 
 def parse_options(
@@ -113,7 +113,7 @@ def parse_options_and_run(
     parser.usage = f"{own} [--config FILE] [--SECTION.KEY VALUE ...]"
     found, flags = _read(parser, argv)
     values = validate_options(options, given(options, found))
-    return values, _resolve(flags, found.config)
+    return values, resolve_run(flags, found.config)
 
 
 def _read(parser: CommandParser, argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
@@ -159,8 +159,16 @@ def dump_yaml(config: RunConfig) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def _resolve(flags: dict[str, Any], config_file: Path | None) -> RunConfig:
-    """Merge the command line over the file and check the result."""
+def resolve_run(flags: dict[str, Any], config_file: Path | None) -> RunConfig:
+    """Merge settings over those of a file and check the result.
+
+    Args:
+        flags: sections and keys, from a command line or a program.
+        config_file: the file; that of the dataset, if it has one, by default.
+
+    Raises:
+        UserError: see ``parse_args``.
+    """
     path = config_file or _shipped(flags.get("dataset"))
     if path is None:
         return _check_files(validate_run(flags))

@@ -22,18 +22,18 @@ Weights = NDArray[np.floating]
 WeightedBlocks = Callable[[], Iterable[tuple[Ids, Ids, Weights]]]
 WeightedRows = tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float64]]
 
-WITHOUT = "or go without them: --data.edge-weights ignore"
 #: Two directions whose weights differ by less, relative to the larger one, differ by rounding.
 _ROUNDING = 1e-6
 
 
-def checked_weights(given: Tensor, edges: int, what: str) -> Tensor:
+def checked_weights(given: Tensor, edges: int, what: str, without: str) -> Tensor:
     """The weights of a graph as float64 [E], if they can be used.
 
     Args:
         given: [E] or [E, 1], of any real type.
         edges: E.
         what: their name, the first words of any message.
+        without: how to go without them, the last words of any message.
 
     Raises:
         UserError: several columns, another number of weights, a negative one, NaN or infinity.
@@ -43,11 +43,12 @@ def checked_weights(given: Tensor, edges: int, what: str) -> Tensor:
     if given.dim() != 1:
         raise UserError(
             f"{what} has shape {tuple(given.shape)}; one number an edge is needed, choose a column "
-            f"and save it as edge_weight [E], {WITHOUT}"
+            f"and save it as edge_weight [E], or {without}"
         )
     if given.numel() != edges:
         raise UserError(
-            f"{what} holds {given.numel()} weights for {edges} edges; give one an edge, {WITHOUT}"
+            f"{what} holds {given.numel()} weights for {edges} edges; give one an edge, or "
+            f"{without}"
         )
     weight = given.to(torch.float64)
     bad = ~(weight >= 0.0) | weight.isinf()
@@ -55,12 +56,12 @@ def checked_weights(given: Tensor, edges: int, what: str) -> Tensor:
         edge = int(bad.nonzero()[0])
         raise UserError(
             f"{what}: edge {edge} has weight {float(weight[edge]):g}; weights are finite numbers "
-            f"from 0 on, correct it, {WITHOUT}"
+            f"from 0 on, correct it, or {without}"
         )
     if not bool(weight.sum().isfinite()):
         raise UserError(
             f"{what}: the weights sum to more than a number can hold; divide all of them by "
-            f"{float(weight.max()):g}, {WITHOUT}"
+            f"{float(weight.max()):g}, or {without}"
         )
     return weight
 

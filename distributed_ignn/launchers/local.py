@@ -99,24 +99,20 @@ def _load(path: Path) -> Any:
 
 
 def _reason(failed: RanksFailed, folder: Path, ranks: int) -> Exception:
-    """What to raise: what a rank has to say before what is seen from outside."""
+    """What to raise: a rank's own reason, then a death, and last what ranks saw of either."""
     paths = [folder / f"{rank}" for rank in range(ranks)]
     reports = {rank: _load(path) for rank, path in enumerate(paths) if path.exists()}
     failures = {rank: found for rank, found in reports.items() if isinstance(found, _Failure)}
     for rank, failure in failures.items():
         if failure.error is None:
             return RuntimeError(f"rank {rank} of {ranks} failed:\n{failure.trace}")
+        if not isinstance(failure.error, JobError):
+            return failure.error
     if any(code < 0 for code in failed.codes.values()):
         return JobError(f"{failed}, as when memory runs out")
     for failure in failures.values():
-        if failure.error is not None:
-            return JobError(str(failure.error)) if _is_lost(failure) else failure.error
+        return JobError(str(failure.error))  # of which the caller has not been told yet
     return JobError(str(failed)) if failed.codes else failed
-
-
-def _is_lost(failure: _Failure) -> bool:
-    """Whether the rank lost others, of which its caller has not been told yet."""
-    return isinstance(failure.error, JobError)
 
 
 def _be_a_rank(folder: Path) -> int:
@@ -144,4 +140,7 @@ def _call(action: Callable[..., Any], args: tuple[Any, ...], comm: Any) -> Any:
 if __name__ == "__main__":
     from distributed_ignn.launchers import local  # so that a failure has the module's own class
 
-    sys.exit(local._be_a_rank(Path(sys.argv[1])))
+    ended_with = local._be_a_rank(Path(sys.argv[1]))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(ended_with)  # threads of libraries may abort an interpreter that is taken down

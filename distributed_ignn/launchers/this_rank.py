@@ -8,7 +8,7 @@ from typing import NamedTuple, TypeVar
 
 import torch
 
-from distributed_ignn.comm.communicator import Communicator, start_communicator
+from distributed_ignn.comm.communicator import Communicator, joined, start_communicator
 from distributed_ignn.comm.lost_ranks import explained, start_watchdog
 from distributed_ignn.config import CommConfig
 from distributed_ignn.errors import UserError
@@ -21,14 +21,7 @@ def on_this_rank(
 ) -> T:
     """Join the job that the environment describes, act, and leave it."""
     settings = config or CommConfig()
-    place = _position()
-    comm = start_communicator(
-        **place._asdict(),
-        device=choose_device(device, place.local_rank),
-        backend=settings.backend,
-        timeout_seconds=settings.timeout_seconds,
-        shares_memory=settings.shared_memory,
-    )
+    comm = join(device, settings)
     comm.watchdog = start_watchdog(comm, settings.hang_seconds)
     try:
         with explained(comm):
@@ -40,8 +33,38 @@ def on_this_rank(
         comm.close()
 
 
+def join(device: str, config: CommConfig | None = None) -> Communicator:
+    """Join the job that the environment describes, or the process group that exists already.
+
+    Args:
+        device: auto, cpu or cuda.
+        config: how ranks talk; the defaults if not given.
+
+    Raises:
+        UserError: the environment is no rank's, or there is no such device.
+        JobError: another rank did not come.
+    """
+    settings = config or CommConfig()
+    place = _position()
+    return start_communicator(
+        **place._asdict(),
+        device=choose_device(device, place.local_rank),
+        backend=settings.backend,
+        timeout_seconds=settings.timeout_seconds,
+        shares_memory=settings.shared_memory,
+    )
+
+
+def started_ranks() -> int | None:
+    """How many ranks this process is one of, started by somebody already; None outside a job."""
+    if "RANK" in os.environ:
+        return _position().world_size
+    world_size = (joined() or (0, 1))[1]
+    return world_size if world_size > 1 else None
+
+
 def choose_device(name: str, local_rank: int) -> torch.device:
-    """The device of a rank; ranks share GPUs when there are fewer of them.
+    """Choose the device of a rank; ranks share GPUs when there are fewer of them.
 
     Raises:
         UserError: cuda was asked for and there is none.
@@ -55,7 +78,7 @@ def choose_device(name: str, local_rank: int) -> torch.device:
 
 
 class _Position(NamedTuple):
-    """Of a rank: in the job and on its machine."""
+    """Where a rank stands in the job and on its machine."""
 
     rank: int
     world_size: int
@@ -64,13 +87,14 @@ class _Position(NamedTuple):
 
 
 def _position() -> _Position:
-    """From torchrun's environment, or a single process.
+    """From torchrun's environment, else from a process group that exists, or a single process.
 
     Raises:
         UserError: a variable is missing, not a number, or too large.
     """
     if "RANK" not in os.environ:
-        return _Position(0, 1, 0, 1)
+        rank, world_size = joined() or (0, 1)
+        return _Position(rank, world_size, rank, world_size)
     values = []
     # starters other than torchrun may leave it out
     texts = {"LOCAL_WORLD_SIZE": os.environ.get("WORLD_SIZE", ""), **os.environ}

@@ -28,8 +28,8 @@ from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.graph.shard import ChannelShard, GraphShard
 from distributed_ignn.models.cells.base import CellWeights
 from distributed_ignn.models.constraints import first_vector, growth_vector
-from distributed_ignn.models.implicit_gnn import ImplicitGNN
 from distributed_ignn.models.maps import CellForm
+from distributed_ignn.models.shard_model import ShardModel
 
 _BLOCK_ROWS = 1 << 15
 _SWEEPS = 500
@@ -76,7 +76,7 @@ class Certificate:
 
 @torch.no_grad()
 def certify(
-    model: ImplicitGNN, shard: GraphShard, comm: Communicator, point: Tensor
+    model: ShardModel, shard: GraphShard, comm: Communicator, point: Tensor
 ) -> Certificate | None:
     """Certificate of a state [O, D]; None where the present weights do not contract.
 
@@ -117,7 +117,7 @@ def certify(
 
 @torch.no_grad()
 def settled_nodes(
-    model: ImplicitGNN, certificate: Certificate, state: Tensor, multilabel: bool
+    model: ShardModel, certificate: Certificate, state: Tensor, multilabel: bool
 ) -> Tensor:
     """Nodes whose predicted label is certain to be that of the equilibrium, bool [O].
 
@@ -167,7 +167,7 @@ def _longest_row(channel: ChannelShard) -> int:
     return int(count.max()) if count.numel() else 0
 
 
-def _evaluate(model: ImplicitGNN, point: Tensor) -> tuple[Tensor, Tensor]:
+def _evaluate(model: ShardModel, point: Tensor) -> tuple[Tensor, Tensor]:
     """f(Y), and the same sums with absolute values, [O, D] each; exact halo rows."""
     injection, weights = model.injection(), model.channel_weights()
     cell = model.layer.cell(injection, weights)
@@ -180,7 +180,7 @@ def _evaluate(model: ImplicitGNN, point: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _sweep(
-    model: ImplicitGNN, comm: Communicator, bound: Tensor, left: Tensor, margin: float
+    model: ShardModel, comm: Communicator, bound: Tensor, left: Tensor, margin: float
 ) -> Tensor:
     """Better bounds on the rows' errors [O] than ``bound``, from their residuals ``left`` [O].
 

@@ -7,10 +7,10 @@ max_ij |Z_ij| / w_i the map's Lipschitz constant is at most
     rho * max_j sum_c sum_k |W_c[k, j]|.
 
 So the columns of the stacked weights are projected to sums of at most kappa / rho (Gu et al. 2020,
-section 3: projection on the l1 ball). For one symmetric normalised channel the Perron vector is
-sqrt(D~) and rho = 1. For several channels no vector fits all of them exactly; w is found by the
-power method on the monotone map w -> max_c A_c w, and any positive w certifies its own
-rho = max_i max_c (A_c w)_i / w_i (Collatz-Wielandt).
+section 3: projection on the l1 ball). For one normalised channel the Perron vector is sqrt(D~) and
+rho = 1, with or without weights of edges. For several channels no vector fits all of them exactly;
+w is found by the power method on the monotone map w -> max_c A_c w, and any positive w certifies
+its own rho = max_i max_c (A_c w)_i / w_i (Collatz-Wielandt).
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Forward: Z* = f(Z*). Backward (implicit function theorem, IGNN-Solver eq. 3): v solves
 v = m * (sum_c B_c' v W_c' + g) with m = phi'(.) and g = dL/dZ*; then dL/db = v and
 dL/dW_c = (B_c Z*)' v. Both are fixed points, so any solver serves either. How the W_c depend on
-parameters is autograd's business, so one layer serves every cell (``models/weights``).
+parameters is autograd's business, so one layer serves every cell (``models/cells``).
 """
 
 from __future__ import annotations

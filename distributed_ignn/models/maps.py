@@ -1,7 +1,7 @@
 """The map of one solve and its adjoint, for every kind of cell.
 
 All cells solve Z = phi(sum_c B_c Z W_c + b) and differ in phi, in how the W_c are made from
-parameters (``models/weights``), and in the step that makes the iteration converge:
+parameters (``models/cells``), and in the step that makes the iteration converge:
 
     f(Z) = phi((1 - t) Z + t (sum_c B_c Z W_c + b)),    B_c = (1 - r) A_hat_c + r I
 

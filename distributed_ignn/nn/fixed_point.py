@@ -26,7 +26,7 @@ from torch_geometric.nn import MessagePassing
 from distributed_ignn.errors import UserError
 from distributed_ignn.nn.bounding import bound_weights, linear_weights
 from distributed_ignn.nn.remembered import version_of
-from distributed_ignn.nn.solving import Failure, Method, SolveInfo, Watcher
+from distributed_ignn.nn.solving import Failure, SolveInfo, WarmStart, Watcher, both_directions
 from distributed_ignn.solvers.base import AnySolver, Evaluation
 
 Inject = Literal["auto", "argument", "add", "pair"]
@@ -116,19 +116,21 @@ class FixedPoint(nn.Module):
         super().__init__()
         self.f = f
         self.inject = _resolve(inject, f)
-        common = {"memory": memory, "beta": beta, "regularization": regularization}
-        self._forward = Method.of(solver, tolerance=tolerance, max_steps=max_steps, **common)
-        self._adjoint = Method.of(
-            solver if adjoint_solver is None else adjoint_solver,
-            tolerance=tolerance if adjoint_tolerance is None else adjoint_tolerance,
-            max_steps=max_steps if adjoint_max_steps is None else adjoint_max_steps,
-            **common,
+        self._forward, self._adjoint = both_directions(
+            solver,
+            tolerance,
+            max_steps,
+            adjoint_solver=adjoint_solver,
+            adjoint_tolerance=adjoint_tolerance,
+            adjoint_max_steps=adjoint_max_steps,
+            memory=memory,
+            beta=beta,
+            regularization=regularization,
         )
         self.bound = bound
-        self.warm_start = warm_start
         self.info = SolveInfo()
         self._watcher = Watcher(on_failure, _ADVICE)
-        self._kept: dict[str, Tensor] = {}
+        self._warm = WarmStart(warm_start)
         if bound is not None:
             self._check_bound(bound)
 
@@ -146,7 +148,8 @@ class FixedPoint(nn.Module):
         Args:
             x: what is injected.
             args, kwargs: handed on to ``f``.
-            z0: where to start, with the shape of z; zeros of the shape of ``x`` by default.
+            z0: where to start, with the shape of z; by default the last solution if it is kept and
+                fits, else zeros of the shape of ``x``.
 
         Raises:
             UserError: see the class.
@@ -157,15 +160,15 @@ class FixedPoint(nn.Module):
         random = _RandomNumbers.now(start.device) if self.training else None
         call = _Call(self.f, self.inject, x, args, kwargs, start, random)
         info = self.info = SolveInfo()
-        solution = self._forward.solve(call.step, self._first("forward", call.rows(start)))
+        first = call.rows(start)
+        kept = None if z0 is not None else self._warm.find("forward", first)
+        solution = self._forward.solve(call.step, first if kept is None else kept)
+        self._warm.keep("forward", solution)
         info.forward = self._watcher.record("forward", solution, self._forward)
-        self._keep("forward", solution.image)
-        if (
-            torch.is_grad_enabled()
-            and (found := self._attach(call, solution.point, info)) is not None
-        ):
-            return found
-        return solution.image.view(start.shape)
+        recorded = None
+        if torch.is_grad_enabled():
+            recorded = self._attach(call, solution.point, info)
+        return solution.image.view(start.shape) if recorded is None else recorded
 
     def _attach(self, call: _Call, point: Tensor, info: SolveInfo) -> Tensor | None:
         """One recorded evaluation with the implicit gradient; None if nothing asks for one."""
@@ -183,26 +186,11 @@ class FixedPoint(nn.Module):
 
     def _solve_adjoint(self, adjoint: _Adjoint, info: SolveInfo) -> Tensor:
         """v, of the shape of z."""
-        start = self._first("backward", adjoint.incoming)
-        solution = self._adjoint.solve(adjoint.step, start)
+        kept = self._warm.find("backward", adjoint.incoming)
+        solution = self._adjoint.solve(adjoint.step, adjoint.incoming if kept is None else kept)
+        self._warm.keep("backward", solution)
         info.adjoint = self._watcher.record("backward", solution, self._adjoint)
-        self._keep("backward", solution.image)
         return solution.image.view(adjoint.point.shape)
-
-    def _first(self, direction: str, otherwise: Tensor) -> Tensor:
-        kept = self._kept.get(direction)
-        if kept is None or (kept.shape, kept.dtype, kept.device) != (
-            otherwise.shape,
-            otherwise.dtype,
-            otherwise.device,
-        ):
-            return otherwise
-        return kept
-
-    def _keep(self, direction: str, image: Tensor) -> None:
-        if self.warm_start and bool(torch.isfinite(image).all()):
-            with torch.inference_mode(False):  # later calls may record
-                self._kept[direction] = image.clone()
 
     def extra_repr(self) -> str:
         """What is printed besides ``f``."""
@@ -358,7 +346,7 @@ class _Adjoint:
             )
         product = products[0]
         if product is None:  # f does not read z
-            return Evaluation(z, self.incoming)
+            return Evaluation(z, self.incoming.clone())
         return Evaluation(z, product.reshape(z.shape) + self.incoming)
 
 

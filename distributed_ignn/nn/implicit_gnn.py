@@ -18,7 +18,7 @@ from distributed_ignn.models.cells import GraphFit, cell_weights
 from distributed_ignn.models.dropout import NodeDropout
 from distributed_ignn.models.encoder import FeatureStore, Injection, Source
 from distributed_ignn.models.implicit import Cell, ImplicitLayer, SolvePlan
-from distributed_ignn.models.implicit_gnn import OUTPUT_STREAM
+from distributed_ignn.models.shard_model import OUTPUT_STREAM
 from distributed_ignn.nn.local_graph import (
     GivenFeatures,
     LocalGraph,
@@ -27,14 +27,16 @@ from distributed_ignn.nn.local_graph import (
 )
 from distributed_ignn.nn.remembered import Remembered
 from distributed_ignn.nn.solving import (
+    Direction,
     Failure,
-    Method,
     SolveInfo,
+    WarmStart,
     Watcher,
+    both_directions,
     checked,
     local_sum,
 )
-from distributed_ignn.solvers.base import AnySolver, Outcome, Solution
+from distributed_ignn.solvers.base import AnySolver, Solution
 
 _SEED = 0  # masks differ by the number of the call, which torch's generator draws
 _ADVICE = "allow more steps (max_steps) or a larger tolerance, or lower kappa"
@@ -151,23 +153,25 @@ class ImplicitGNN(nn.Module):
                 raise UserError(f"{name} = {size} must be at least 1")
         self.config = checked({"model": {"hidden": hidden, "cell": cell, **model}}).model
         self.in_features, self.channels = in_features, channels
-        common = {"memory": memory, "beta": beta, "regularization": regularization}
-        self._forward = Method.of(solver, tolerance=tolerance, max_steps=max_steps, **common)
-        self._adjoint = Method.of(
-            solver if adjoint_solver is None else adjoint_solver,
-            tolerance=tolerance if adjoint_tolerance is None else adjoint_tolerance,
-            max_steps=max_steps if adjoint_max_steps is None else adjoint_max_steps,
-            **common,
+        self._forward, self._adjoint = both_directions(
+            solver,
+            tolerance,
+            max_steps,
+            adjoint_solver=adjoint_solver,
+            adjoint_tolerance=adjoint_tolerance,
+            adjoint_max_steps=adjoint_max_steps,
+            memory=memory,
+            beta=beta,
+            regularization=regularization,
         )
         self.encoder = Injection(in_features, self.config, channels)
         self.cell_weights = cell_weights(self.config, channels, GraphFit(1.0, "max"))
         self.head = nn.Linear(hidden, classes)
-        self.warm_start = warm_start
         self._dropout = NodeDropout(self.config.dropout, OUTPUT_STREAM)
         self._watcher = Watcher(on_failure, _ADVICE)
         self._graphs: Remembered[LocalGraph] = Remembered()
         self._sources: Remembered[Source] = Remembered()
-        self._kept: dict[str, Tensor] = {}
+        self._warm = WarmStart(warm_start)
         self._hold(self.cell_weights.growth)
 
     @torch.compiler.disable(reason="the solve decides on numbers, and its products are compiled")
@@ -221,24 +225,22 @@ class ImplicitGNN(nn.Module):
         adjoint = self._plan("backward", "backward", self._adjoint, info)
         return layer(injection, weights, forward, adjoint), info
 
-    def _plan(self, direction: str, state: str, method: Method, info: SolveInfo) -> SolvePlan:
+    def _plan(self, direction: str, state: str, how: Direction, info: SolveInfo) -> SolvePlan:
         def start(cell: Cell, driver: Tensor) -> Tensor:
-            kept = self._kept.get(state)
-            if kept is not None and _alike(kept, driver):
+            kept = self._warm.find(state, driver)
+            if kept is not None:
                 return kept
             return self.cell_weights.form.activate(driver) if direction == "forward" else driver
 
         def done(solution: Solution) -> None:
-            found = self._watcher.record(direction, solution, method)
+            found = self._watcher.record(direction, solution, how)
             if direction == "forward":
                 info.forward = found
             else:
                 info.adjoint = found
-            if self.warm_start and solution.outcome is not Outcome.DIVERGED:
-                with torch.inference_mode(False):
-                    self._kept[state] = solution.image.clone()
+            self._warm.keep(state, solution)
 
-        return SolvePlan(method.solver, start, method.tolerance, method.max_steps, done)
+        return SolvePlan(how.solver, start, how.tolerance, how.max_steps, done)
 
     def _graph(self, x: Any, edge_index: Any, edge_weight: Any) -> LocalGraph:
         """The graph, made or remembered."""
@@ -287,7 +289,3 @@ class ImplicitGNN(nn.Module):
 
 def _as_list(given: Any) -> list[Any]:
     return list(given) if isinstance(given, list | tuple) else [given]
-
-
-def _alike(one: Tensor, other: Tensor) -> bool:
-    return (one.shape, one.dtype, one.device) == (other.shape, other.dtype, other.device)

@@ -108,7 +108,9 @@ def read_adjacency(given: Any, weight: Tensor | None, nodes: int) -> CSRMatrix:
         target, source, weight = _read_adj_t(given, nodes)
     check_ids(torch.stack([target, source]), nodes, "edge_index")
     if weight is not None:
-        weight = checked_weights(weight.detach().cpu(), target.numel(), "edge_weight")
+        weight = checked_weights(
+            weight.detach().cpu(), target.numel(), "edge_weight", "leave edge_weight out"
+        )
     return csr_from_edges(target, source, nodes, weight, symmetric=False)
 
 

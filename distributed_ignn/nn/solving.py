@@ -19,10 +19,8 @@ from distributed_ignn.config import SolveConfig
 from distributed_ignn.config.check import validate_run
 from distributed_ignn.config.sections import RunConfig
 from distributed_ignn.errors import UserError
-from distributed_ignn.solvers.anderson import Anderson
 from distributed_ignn.solvers.base import AnySolver, FixedPointMap, Outcome, Solution
-from distributed_ignn.solvers.broyden import Broyden
-from distributed_ignn.solvers.picard import Picard
+from distributed_ignn.solvers.methods import METHODS, SolverSettings, build_solver
 from distributed_ignn.solvers.solve import solve
 
 Failure = Literal["warn", "raise", "ignore"]
@@ -107,7 +105,7 @@ def checked(values: Mapping[str, Mapping[str, Any]]) -> RunConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class Method:
+class Direction:
     """How one direction is solved.
 
     Args:
@@ -121,7 +119,7 @@ class Method:
     max_steps: int
 
     @classmethod
-    def of(cls, solver: str | AnySolver, **limits: Any) -> Method:
+    def of(cls, solver: str | AnySolver, **limits: Any) -> Direction:
         """From the arguments of a layer.
 
         Args:
@@ -147,21 +145,79 @@ class Method:
         )
 
 
-def _named(name: str, config: SolveConfig) -> AnySolver:
-    if name == "picard":
-        return Picard(config.beta)
-    if name == "anderson":
-        return Anderson(config.memory, config.beta, config.regularization)
-    if name == "broyden":
-        return Broyden(config.memory)
-    if name == "neural":
-        raise UserError(
-            "solver = 'neural' has to be trained, which a run of launch/train.py does; take "
-            "anderson, or give a trained NeuralSolver"
-        )
-    raise UserError(
-        f"solver = {name!r} must be picard, anderson or broyden, or an object with their methods"
+def both_directions(
+    solver: str | AnySolver,
+    tolerance: float,
+    max_steps: int,
+    *,
+    adjoint_solver: str | AnySolver | None,
+    adjoint_tolerance: float | None,
+    adjoint_max_steps: int | None,
+    **common: Any,
+) -> tuple[Direction, Direction]:
+    """How the forward and the backward solve are done; what the latter leaves out is the former's.
+
+    Raises:
+        UserError: see ``Direction.of``.
+    """
+    forward = Direction.of(solver, tolerance=tolerance, max_steps=max_steps, **common)
+    adjoint = Direction.of(
+        solver if adjoint_solver is None else adjoint_solver,
+        tolerance=tolerance if adjoint_tolerance is None else adjoint_tolerance,
+        max_steps=max_steps if adjoint_max_steps is None else adjoint_max_steps,
+        **common,
     )
+    return forward, adjoint
+
+
+@dataclass(slots=True)
+class WarmStart:
+    """The last solutions by purpose, where they are to be starting points.
+
+    Args:
+        active: whether anything is kept.
+    """
+
+    active: bool
+    _kept: dict[str, Tensor] = field(default_factory=dict)
+
+    def find(self, purpose: str, like: Tensor) -> Tensor | None:
+        """The last solution, if it has the shape, number format and device of ``like``."""
+        kept = self._kept.get(purpose)
+        if kept is None or (kept.shape, kept.dtype, kept.device) != (
+            like.shape,
+            like.dtype,
+            like.device,
+        ):
+            return None
+        return kept
+
+    def keep(self, purpose: str, solution: Solution) -> None:
+        """Keep a copy, which nobody else writes into, unless its numbers are not finite."""
+        if self.active and solution.outcome is not Outcome.DIVERGED:
+            with torch.inference_mode(False):  # later calls may record
+                self._kept[purpose] = solution.image.clone()
+
+
+def _named(name: str, config: SolveConfig) -> AnySolver:
+    """From the list of methods, as far as they need no training."""
+    ready = [known for known, method in METHODS.items() if not method.learned]
+    if name in METHODS and name not in ready:
+        raise UserError(
+            f"solver = {name!r} has to be trained, which a run of ignn train does; take anderson, "
+            "or give a trained NeuralSolver"
+        )
+    if name not in ready:
+        raise UserError(
+            f"solver = {name!r} must be one of {', '.join(ready)}, or an object with their methods"
+        )
+    if config.beta != 1.0 and "beta" not in METHODS[name].reads:
+        raise UserError(
+            f"beta = {config.beta} makes no difference to {name}; leave it out or choose another "
+            "solver"
+        )
+    settings = SolverSettings(config.memory, config.beta, config.regularization)
+    return build_solver(name, settings)
 
 
 @dataclass(slots=True)
@@ -182,7 +238,7 @@ class Watcher:
             allowed = ", ".join(get_args(Failure))
             raise UserError(f"on_failure = {self.failure!r} must be one of {allowed}")
 
-    def record(self, direction: str, solution: Solution, method: Method) -> Solve:
+    def record(self, direction: str, solution: Solution, how: Direction) -> Solve:
         """The record of a solve, after saying what has to be said.
 
         A direction warns once, and again after it has converged in between. Numbers that are not
@@ -195,7 +251,7 @@ class Watcher:
         if found.converged:
             self._warned.discard(direction)
         elif self.failure != "ignore":
-            line = f"the {direction} solve {_trouble(solution, method)}; {self.advice}"
+            line = f"the {direction} solve {_trouble(solution, how)}; {self.advice}"
             if self.failure == "raise" or found.outcome is Outcome.DIVERGED:
                 raise UserError(line)
             if direction not in self._warned:
@@ -204,7 +260,7 @@ class Watcher:
         return found
 
 
-def _trouble(solution: Solution, method: Method) -> str:
+def _trouble(solution: Solution, how: Direction) -> str:
     """What went wrong, in a few words."""
     steps, last = solution.steps, solution.residuals[-1]
     if solution.outcome is Outcome.DIVERGED:
@@ -212,8 +268,8 @@ def _trouble(solution: Solution, method: Method) -> str:
         return f"diverges: its numbers are not finite {when}"
     reached = f"stops at a relative residual of {solution.residual:.1e} after {steps} evaluations"
     floor = torch.finfo(solution.image.dtype).eps
-    if method.tolerance < floor:
+    if how.tolerance < floor:
         dtype = str(solution.image.dtype).removeprefix("torch.")
-        return f"{reached}, and {dtype} cannot reach the tolerance {method.tolerance:.0e}"
+        return f"{reached}, and {dtype} cannot reach the tolerance {how.tolerance:.0e}"
     trend = " and grows" if last > solution.residuals[0] else ""
-    return f"{reached}{trend} (tolerance {method.tolerance:.0e})"
+    return f"{reached}{trend} (tolerance {how.tolerance:.0e})"

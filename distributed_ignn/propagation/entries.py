@@ -14,7 +14,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Entries:
-    """A block of rows of a sparse matrix: diag(left) P diag(right), or explicit values.
+    """Holds a block of rows of a sparse matrix: diag(left) P diag(right), or explicit values.
 
     Args:
         offsets: int32 [r + 1], from 0: where each row's entries begin.
@@ -32,15 +32,15 @@ class Entries:
     num_cols: int
 
     def values(self) -> Tensor | None:
-        """The values without ``left``, [e]; None where they are ones."""
+        """Return the values without ``left``, [e]; None where they are ones."""
         if self.value is not None or self.right is None:
             return self.value
         return self.right.index_select(0, self.col)
 
 
 class RowProduct(Protocol):
-    """A block of sparse rows, ready to multiply."""
+    """Multiplies a block of sparse rows with dense ones."""
 
     def __matmul__(self, dense: Tensor) -> Tensor:
-        """[r, D] from ``dense`` [m, D]."""
+        """Return the product [r, D] with ``dense`` [m, D]."""
         ...

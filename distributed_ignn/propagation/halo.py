@@ -159,14 +159,27 @@ class _Exchange(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, owned: Tensor, halo: HaloExchange) -> Tensor:
         ctx.halo = halo
-        return halo.start(owned).wait()
+        return halo.start(owned.contiguous()).wait()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        halo: HaloExchange = ctx.halo
-        home = halo.start_transpose(grad.contiguous()).wait()
-        owned = grad.new_zeros(halo.num_owned, grad.shape[1])
-        return halo.add_home(owned, home), None
+        result: Tensor = _ExchangeHome.apply(grad, ctx.halo)
+        return result, None
+
+
+class _ExchangeHome(torch.autograd.Function):
+    """The transpose, itself differentiable: gradients of gradients cross ranks, too."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, halo: HaloExchange) -> Tensor:
+        ctx.halo = halo
+        home = halo.start_transpose(rows.contiguous()).wait()
+        return halo.add_home(rows.new_zeros(halo.num_owned, rows.shape[1]), home)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        result: Tensor = _Exchange.apply(grad, ctx.halo)
+        return result, None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,10 @@
 """Ways to multiply a block of sparse rows with dense ones, behind one interface.
 
-Which is fastest was measured (``launch/benchmark.py propagate``; docs/benchmarks.md): on a CPU the
+Which is fastest was measured (``ignn benchmark propagate``; docs/benchmarks.md): on a CPU the
 sum of embedding rows, whose inner loop prefetches the rows it gathers, is several times as fast as
-torch's CSR product. It reads 32-bit ids, needs no stored values and adds in float32. On a GPU a
-Triton kernel does the same, and what follows the product as well (``triton_rows``).
+torch's CSR product. It reads 32-bit ids, needs no stored values (where edges have weights it takes
+them) and adds in float32. On a GPU a Triton kernel does the same, and what follows the product as
+well (``triton_rows``).
 
 Letters: r rows of the block, e its entries, m columns of the matrix, D columns of the dense
 operand.

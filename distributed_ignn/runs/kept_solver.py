@@ -72,7 +72,7 @@ def _write(path: Path, learned: LearnedSolver, epoch: int) -> None:
 
 @torch.no_grad()
 def _read(path: Path, learned: LearnedSolver, epoch: int) -> bool:
-    remedy = f"fit the solver again: python launch/tune_solver.py --run {path.parent}"
+    remedy = f"fit the solver again: ignn tune {path.parent}"
     try:
         tensors, metadata = read_tensors(path, copy=True)
     except (OSError, ValueError) as error:

@@ -10,10 +10,9 @@ the predictions, as JSON under the key ``distributed_ignn`` of the schema's meta
 from __future__ import annotations
 
 import json
-import logging
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,21 +27,20 @@ from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import RunConfig, load_yaml
 from distributed_ignn.errors import UserError
 from distributed_ignn.files import sync, temporary_sibling
-from distributed_ignn.graph.partitioning.merging import merge_shards
+from distributed_ignn.graph.datasets import graph_to_predict
+from distributed_ignn.graph.partitioning.partition import assign_clusters
 from distributed_ignn.graph.partitioning.sharding import build_shards
 from distributed_ignn.graph.shard import GraphShard
-from distributed_ignn.graph.storage.shard_store import read_shard
-from distributed_ignn.models.certificate import NORMS, Certificate, certify, settled_nodes
+from distributed_ignn.graph.storage.shard_store import read_part
 from distributed_ignn.runs.checkpoints.checkpoint import checkpoint_names, load_newest
-from distributed_ignn.runs.checkpoints.snapshot import restore
+from distributed_ignn.runs.checkpoints.snapshot import restore, restore_best
 from distributed_ignn.runs.kept_solver import load_solver
 from distributed_ignn.runs.output.folder import CHECKPOINTS, SETTINGS
+from distributed_ignn.runs.prediction import Prediction, SolveRequest, solved
 from distributed_ignn.runs.shards import open_shards
-from distributed_ignn.solvers.base import Outcome, Solution
 from distributed_ignn.training.trainer import Trainer
 
 METADATA_KEY = "distributed_ignn"
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,19 +76,18 @@ def load_run(run: Path, comm: Communicator, kept_solver: bool = True) -> Trainer
             (on every rank alike).
     """
     config = comm.together(lambda: load_run_config(run))
-    none = UserError(f"{run} holds no checkpoint; train it first with --output {run}")
     if not checkpoint_names(run / CHECKPOINTS, comm):
-        raise none
+        raise _no_checkpoint(run)
     shard = comm.together(lambda: load_run_shard(run, comm))
     trainer = Trainer(config, shard, comm)
     snapshot = load_newest(run / CHECKPOINTS, comm, shard.owned_nodes)
     if snapshot is None:
-        raise none
+        raise _no_checkpoint(run)
     comm.together(lambda: restore(trainer, snapshot))
-    trainer.use_best_weights()
+    trainer.best.use()
     if trainer.learned is not None and kept_solver:
         load_solver(run, trainer.learned, trainer.best.epoch, comm)
-    trainer.planner.states.clear()
+    trainer.planner.forget()
     return trainer
 
 
@@ -110,116 +107,83 @@ def load_run_shard(run: Path, comm: Communicator) -> GraphShard:
     Raises:
         UserError: the shards are gone, others have taken their place, or one is damaged.
     """
-    folder, manifest = open_shards(run)
-    if manifest.parts == comm.world_size:
-        return read_shard(folder, comm.rank)
-    data = merge_shards([read_shard(folder, part) for part in range(manifest.parts)])
-    part = torch.arange(data.num_nodes) * comm.world_size // data.num_nodes
-    return list(build_shards(data, part, comm.world_size))[comm.rank]
+    folder, _ = open_shards(run)
+    return read_part(folder, comm.rank, comm.world_size)
 
 
-@torch.no_grad()
-def predict(options: PredictOptions, comm: Communicator) -> Solution:
+def load_run_for(run: Path, source: object, comm: Communicator) -> Trainer:
+    """As ``load_run``, with another graph in the place of the one that was trained on.
+
+    Args:
+        run: output folder.
+        source: the graph, see ``graph_to_predict``.
+        comm: of a single process.
+
+    Raises:
+        UserError: see ``load_run`` and ``graph_to_predict``; or the model does not fit the graph.
+    """
+    config = load_run_config(run)
+    shape = open_shards(run)[1].whole
+    if shape.num_features == 0:
+        raise UserError(
+            f"{run} has learned an embedding for each node of its own graph, which nodes of "
+            "another do not have; train on a graph with features x"
+        )
+    data = graph_to_predict(source, config.data, shape.num_classes, shape.task, config.data_root)
+    if data.num_features != shape.num_features:
+        raise UserError(
+            f"{data.name} has {data.num_features} feature columns and {run} was trained on "
+            f"{shape.num_features}; give the same features in the same order"
+        )
+    if config.partition.clusters > 0:
+        data = replace(data, clusters=assign_clusters(data.graphs, config.partition))
+    (shard,) = build_shards(data, torch.zeros(data.num_nodes, dtype=torch.int64), 1)
+    trainer = Trainer(config, shard, comm)
+    snapshot = load_newest(run / CHECKPOINTS, comm, torch.empty(0, dtype=torch.int64))
+    if snapshot is None:
+        raise _no_checkpoint(run)
+    restore_best(trainer, snapshot)
+    if trainer.learned is not None:
+        load_solver(run, trainer.learned, trainer.best.epoch, comm)
+    return trainer
+
+
+def _no_checkpoint(run: Path) -> UserError:
+    return UserError(f"{run} holds no checkpoint; train it first with --output {run}")
+
+
+def predict(options: PredictOptions, comm: Communicator) -> Prediction:
     """Solve, read out, and write one row per node; every rank calls it.
 
     Raises:
-        UserError: see ``load_run``; the solve diverges, or does not reach a tolerance that is
-            required; or the file cannot be written.
+        UserError: see ``load_run`` and ``solved``; or the file cannot be written.
     """
     started = time.perf_counter()
     trainer = load_run(options.run, comm)
-    trainer.model.eval()
-    tolerance = 0.0 if options.steps is not None else options.tolerance
-    solution = trainer.model.solve(trainer.planner.evaluate(tolerance, options.steps))
-    quality = _judge(options, trainer, solution)
-    logits = trainer.model.read_out(solution.image)
-    multilabel = trainer.shard.task == "multilabel"
-    probability = torch.sigmoid(logits) if multilabel else torch.softmax(logits, dim=1)
-    whole = _gather_nodes(trainer.shard, probability, comm)
+    request = SolveRequest(options.tolerance, options.steps, options.require_converged)
+    found = solved(trainer, options.run, request, embeddings=False)
     comm.together(
-        lambda: _write(options.out, whole, multilabel, quality) if comm.is_main else None,
+        lambda: _write(options.out, found) if comm.is_main else None,
         doing=f"write {options.out}",
     )
     if comm.is_main:
-        _show(options, quality, whole, time.perf_counter() - started)
-    return solution
+        _show(options, found, time.perf_counter() - started)
+    return found
 
 
-def _judge(options: PredictOptions, trainer: Trainer, solution: Solution) -> dict[str, Any]:
-    """How close the solve has come, as JSON values; every rank calls it.
-
-    Raises:
-        UserError: it has diverged, or has not converged as it must.
-    """
-    comm, forward = trainer.comm, trainer.config.forward
-    if solution.outcome is Outcome.DIVERGED:
-        raise UserError(
-            f"the solve of {options.run} diverges (map evaluations {solution.steps}), there is "
-            "nothing to predict from; train with model.constraint projection"
-        )
-    tolerance = forward.tolerance if options.tolerance is None else options.tolerance
-    found = {
-        "epoch": trainer.best.epoch,
-        "evaluations": solution.steps,
-        "residual": solution.residual,
-        "tolerance": tolerance,
-        "converged": solution.residual <= tolerance,
-    }
-    if not found["converged"]:
-        what = (
-            f"relative residual {solution.residual:.1e} above {tolerance:g}, map evaluations "
-            f"{solution.steps}"
-        )
-        if options.require_converged:
-            raise UserError(
-                f"the solve of {options.run} has not converged ({what}) and --require-converged "
-                "is set; give it more with --steps N, or a looser --tolerance"
-            )
-        if comm.is_main:
-            logger.warning(
-                "the predictions come from a solve that did not reach its tolerance: %s; give it "
-                "more with --steps N",
-                what,
-            )
-    certificate = certify(trainer.model, trainer.shard, comm, solution.image)
-    return found | _describe(certificate, trainer, solution.image)
-
-
-def _describe(certificate: Certificate | None, trainer: Trainer, state: Tensor) -> dict[str, Any]:
-    """The certificate as JSON values, None where there is none."""
-    if certificate is None:
-        names = "certified_distance", "certified_relative", "norm", "contraction", "settled_nodes"
-        return dict.fromkeys(names)
-    multilabel = trainer.shard.task == "multilabel"
-    settled = settled_nodes(trainer.model, certificate, state, multilabel).sum().cpu().reshape(1)
-    return {
-        "certified_distance": certificate.distance,
-        "certified_relative": certificate.relative,
-        "norm": NORMS[certificate.norm],
-        "contraction": certificate.contraction,
-        "settled_nodes": int(trainer.comm.sum(settled)),
-    }
-
-
-def _gather_nodes(shard: GraphShard, rows: Tensor, comm: Communicator) -> Tensor:
-    """Rows of all ranks at their global ids, [n, C] float32 on the CPU."""
-    whole = torch.zeros(shard.num_nodes, rows.shape[1])
-    whole[shard.owned_nodes] = rows.detach().float().cpu()
-    return comm.sum(whole)
-
-
-def _write(path: Path, probability: Tensor, multilabel: bool, quality: dict[str, Any]) -> None:
+def _write(path: Path, found: Prediction) -> None:
+    probability = found.probabilities.float()
     nodes, classes = probability.shape
     flat = pa.array(probability.reshape(-1).numpy())
     columns = {
         "node": pa.array(range(nodes), pa.int64()),
-        "prediction": _labels(probability, multilabel),
+        "prediction": _labels(probability, found.multilabel),
         "probabilities": pa.FixedSizeListArray.from_arrays(flat, classes),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_sibling(path)
     try:
-        metadata = {METADATA_KEY: json.dumps(quality)}
+        metadata = {METADATA_KEY: json.dumps(found.quality())}
         pq.write_table(pa.table(columns, metadata=metadata), temporary)
         sync(temporary)
         os.replace(temporary, path)
@@ -235,14 +199,15 @@ def _labels(probability: Tensor, multilabel: bool) -> pa.Array:
     return pa.array(chosen, pa.list_(pa.int64()))
 
 
-def _show(options: PredictOptions, quality: dict[str, Any], whole: Tensor, seconds: float) -> None:
+def _show(options: PredictOptions, found: Prediction, seconds: float) -> None:
+    quality, (nodes, classes) = found.quality(), found.logits.shape
     table = Table(title=f"predictions of {options.run}", show_header=False)
-    table.add_row("nodes, classes", f"{whole.shape[0]:,}, {whole.shape[1]}")
+    table.add_row("nodes, classes", f"{nodes:,}, {classes}")
     table.add_row("map evaluations", str(quality["evaluations"]))
     reached = "reached" if quality["converged"] else "NOT REACHED"
     table.add_row("relative residual", f"{quality['residual']:.1e}")
     table.add_row("tolerance", f"{quality['tolerance']:g}, {reached}")
-    for label, text in _certified(quality, whole.shape[0]):
+    for label, text in _certified(quality, nodes):
         table.add_row(label, text)
     table.add_row("seconds", f"{seconds:.1f}")
     console = Console(highlight=False)

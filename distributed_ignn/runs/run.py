@@ -20,7 +20,9 @@ import torch
 from distributed_ignn.cli import LOG_ONLY
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import RunConfig
+from distributed_ignn.config.dataset import IN_MEMORY
 from distributed_ignn.errors import Stopped, UserError
+from distributed_ignn.graph.data import GraphData
 from distributed_ignn.graph.datasets import load_dataset
 from distributed_ignn.graph.storage.shard_store import read_shard
 from distributed_ignn.runs.checkpoints.checkpoint import (
@@ -37,7 +39,7 @@ from distributed_ignn.runs.output.folder import CHECKPOINTS, claimed, leave, ope
 from distributed_ignn.runs.output.progress import Progress
 from distributed_ignn.runs.output.rank_log import rank_log
 from distributed_ignn.runs.output.records import RunRecorder
-from distributed_ignn.runs.shards import ShardRecord, find_shards
+from distributed_ignn.runs.shards import ShardRecord, find_shards, store_graph, stored_graph
 from distributed_ignn.runs.stopping import StopPoll, StopRequest
 from distributed_ignn.runs.summary import summarise
 from distributed_ignn.training.epoch_record import EpochRecord
@@ -53,9 +55,26 @@ Called on every rank, in the same order.
 """
 
 
+@dataclass(frozen=True, slots=True)
+class Conduct:
+    """How a run behaves in its process.
+
+    Args:
+        shows: whether rank 0 shows progress and the table at the end.
+        owns_process: whether the process is there for the run alone. The run then sets its number
+            of threads, and a second signal ends it; in a user's own process neither is done.
+    """
+
+    shows: bool = True
+    owns_process: bool = True
+
+
+_COMMAND = Conduct()
+
+
 @dataclass(slots=True, eq=False)
 class _Prepared:
-    """A run that is ready for its next epoch."""
+    """Holds a run that is ready for its next epoch."""
 
     trainer: Trainer
     shards: ShardRecord
@@ -67,6 +86,9 @@ def run_training(
     comm: Communicator,
     hook: EpochHook | None = None,
     stop: StopPoll | None = None,
+    *,
+    graph: Callable[[], GraphData] | None = None,
+    conduct: Conduct = _COMMAND,
 ) -> dict[str, Any]:
     """Prepare shards, train, evaluate once on the test nodes, and write everything down.
 
@@ -77,6 +99,8 @@ def run_training(
         comm: this rank's communicator.
         hook: told every epoch, or None.
         stop: asked after every epoch whether this rank is to stop, besides the signals it gets.
+        graph: makes the graph where it is in memory; called by the first rank of a machine.
+        conduct: towards the process.
 
     Returns:
         The summary, on every rank.
@@ -87,17 +111,24 @@ def run_training(
         JobError: another rank was lost.
     """
     started = time.perf_counter()
-    _set_threads(config)
+    _set_threads(config, conduct)
     memory.return_freed_memory()
-    request = StopRequest(config.train.grace_seconds, comm.activity, announce=comm.is_main)
+    request = StopRequest(
+        config.train.grace_seconds,
+        comm.activity,
+        announce=conduct.shows and comm.is_main,
+        may_exit=conduct.owns_process,
+    )
     with (
         request.listening(),
         claimed(config, comm) as config,
         rank_log(config.output, comm, config.train.log_level),
         crash_reports(config, comm),
     ):
-        progress = Progress(config.train.epochs, enabled=comm.is_main)
+        progress = Progress(config.train.epochs, enabled=conduct.shows and comm.is_main)
         try:
+            if graph is not None:
+                _store(config, comm, graph)
             run = _prepare(config, comm, progress, started)
         except (UserError, Stopped):
             leave(config, comm)
@@ -110,6 +141,12 @@ def run_training(
                 return session.finish()
         finally:
             session.close()
+
+
+def _store(config: RunConfig, comm: Communicator, graph: Callable[[], GraphData]) -> None:
+    first = comm.local_rank == 0
+    with comm.activity.phase("loading"):
+        comm.together(lambda: store_graph(config, comm.world_size, graph) if first else None)
 
 
 def _prepare(
@@ -133,16 +170,21 @@ def _prepare(
     return _Prepared(trainer, shards, budget)
 
 
-def _load(config: RunConfig, comm: Communicator, progress: Progress) -> Any:
+def _load(config: RunConfig, comm: Communicator, progress: Progress) -> GraphData:
     progress.status(f"loading {config.dataset}")
     with comm.activity.phase("loading"):
-        data = load_dataset(config.dataset, config.data_root, config.data)
+        if config.dataset == IN_MEMORY:
+            data = stored_graph(config)
+        else:
+            data = load_dataset(config.dataset, config.data_root, config.data)
     progress.status("partitioning")
     return data
 
 
-def _set_threads(config: RunConfig) -> None:
+def _set_threads(config: RunConfig, conduct: Conduct) -> None:
     """Share the cores among the ranks of this machine unless a number is given."""
+    if not (conduct.owns_process or config.train.threads):
+        return
     local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     cores = len(os.sched_getaffinity(0))
     torch.set_num_threads(config.train.threads or max(1, cores // local_ranks))
@@ -165,7 +207,7 @@ def _resume(config: RunConfig, trainer: Trainer, progress: Progress) -> None:
 
 
 class _Session:
-    """The epochs of a run, what is written after each, and its end.
+    """Goes through the epochs of a run, what is written after each, and its end.
 
     Args:
         run: what to train.
@@ -212,7 +254,7 @@ class _Session:
         self._trainer.fit(lambda record: self._after(record, polls), recovery.on_fault)
 
     def _after(self, record: EpochRecord, polls: list[StopPoll]) -> None:
-        """What is written, shown and decided after an epoch."""
+        """Write, show and decide what has to be after an epoch."""
         if self._recorder is not None:
             self._recorder.epoch(record)
         self._progress.epoch(record)
@@ -236,14 +278,14 @@ class _Session:
             )
 
     def _rewind(self, epoch: int) -> None:
-        """The run has gone back to ``epoch``: later records are written again."""
+        """Drop the records after ``epoch``: the run has gone back to it, and writes them again."""
         self._comm.together(
             lambda: self._recorder.rewind(epoch) if self._recorder is not None else None,
             doing=f"write to output = {self._config.output}",
         )
 
     def _agree(self, polls: list[StopPoll]) -> tuple[int, bool]:
-        """What all ranks know after an epoch.
+        """Let all ranks know the same after an epoch.
 
         Returns:
             The signal that some rank was asked to stop by, or 0; and whether every rank has written
@@ -261,7 +303,7 @@ class _Session:
         return int(signum), not unfinished
 
     def _settle(self) -> None:
-        """No checkpoint is left half written."""
+        """Leave no checkpoint half written."""
         if self._store.writing:
             self._publish()
 

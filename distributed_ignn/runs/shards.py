@@ -23,6 +23,7 @@ from distributed_ignn.graph.storage.shard_store import (
     partition_request,
     prepare_shards,
     read_manifest,
+    whole_graph,
 )
 from distributed_ignn.reading.plain_files import in_one_line, read_plain
 
@@ -101,13 +102,77 @@ def _find(config: RunConfig, parts: int, load: Callable[[], GraphData]) -> Shard
             f"data.edge_weights = use and the shards in {folder} have no weights (or all are 1); "
             "write new ones, or drop the setting"
         )
-    folder, output = folder.absolute(), config.output.absolute()
-    inside = folder.is_relative_to(output)
+    return _record(folder, manifest, config.output)
+
+
+def _record(folder: Path, manifest: Manifest, run: Path) -> ShardRecord:
+    folder, run = folder.absolute(), run.absolute()
+    inside = folder.is_relative_to(run)
     return ShardRecord(
-        folder=str(folder.relative_to(output) if inside else folder),
+        folder=str(folder.relative_to(run) if inside else folder),
         fingerprint=manifest.fingerprint,
         parts=manifest.parts,
     )
+
+
+def store_graph(config: RunConfig, parts: int, load: Callable[[], GraphData]) -> None:
+    """Divide a graph that is in memory, so that the run's folder holds it for whoever goes on.
+
+    To be called by one rank on each machine, or before ranks are started there.
+
+    Args:
+        config: the run, whose output folder exists.
+        parts: its ranks.
+        load: makes the graph.
+
+    Raises:
+        UserError: the folder holds a run on another graph, or cannot be written.
+    """
+    if config.partition.dir is not None:
+        raise UserError(
+            f"partition.dir = {config.partition.dir} holds shards of a dataset, and this graph is "
+            "in memory; drop the setting"
+        )
+    graph = load()
+    _check_same(config, graph)
+    settings = data_settings(config.dataset, config.data)
+    cache = config.output / SHARDS
+    folder, manifest = prepare_shards(lambda: graph, cache, parts, config.partition, settings)
+    try:
+        write_record(config.output, _record(folder, manifest, config.output))
+    except OSError as error:
+        raise UserError(f"cannot write to output = {config.output}: {error.strerror}") from error
+
+
+def _check_same(config: RunConfig, graph: GraphData) -> None:
+    if not (config.output / RECORD).is_file() or config.resume is None:
+        return
+    known, found = read_record(config.output).fingerprint, graph.fingerprint()
+    if found != known:
+        raise UserError(
+            f"output = {config.output} holds a run on another graph ({known[:12]}, this one is "
+            f"{found[:12]}); give the same graph and data settings, or another output"
+        )
+
+
+def stored_graph(config: RunConfig) -> GraphData:
+    """The graph of a run whose data were in memory, from the shards that it has left.
+
+    Raises:
+        UserError: there are none, or the settings ask for other data.
+    """
+    if not (config.output / RECORD).is_file():
+        raise UserError(
+            f"dataset = {config.dataset} is a graph that a Python program had in memory, and "
+            f"output = {config.output} holds no run on it; name a dataset, or the output of one"
+        )
+    folder, manifest = open_shards(config.output)
+    if manifest.settings != data_settings(config.dataset, config.data):
+        raise UserError(
+            f"the graph of {config.output} was prepared with other settings of data, and it is in "
+            "memory no more; leave them as they were, or start again from Python"
+        )
+    return whole_graph(folder, manifest)
 
 
 def _own_shards(

@@ -30,15 +30,20 @@ class StopRequest:
     stands, so that whatever is half done is tidied up. Inside, it is remembered until polled; so it
     is on the way out after a failure, when torchrun sends one to the ranks that are left. If the
     program is still there after the grace time, or is asked again, the process ends at once with
-    code 128 + signal.
+    code 128 + signal. A process that is not the run's own goes on: asked again, the run breaks off
+    with ``Stopped``.
 
     Args:
         grace_seconds: from the first signal to the end, at most.
         activity: what this rank is doing.
         announce: whether this process says what it does about a signal.
+        may_exit: whether the process may be ended.
     """
 
-    def __init__(self, grace_seconds: float, activity: Activity, *, announce: bool) -> None:
+    def __init__(
+        self, grace_seconds: float, activity: Activity, *, announce: bool, may_exit: bool = True
+    ) -> None:
+        self._may_exit = may_exit
         self._grace = grace_seconds
         self._activity = activity
         self._announce = announce
@@ -84,13 +89,14 @@ class StopRequest:
         if not self._deferred and not failing:
             raise Stopped(signum, f"stopped by {name} while {self._activity}; nothing is lost")
         if not failing:
-            self._say(
-                f"{name}: finishing this epoch and writing a checkpoint, within {self._grace:g} s; "
-                "send it again to end at once"
-            )
-        timer = threading.Timer(self._grace, self._overdue, (signum,))
-        timer.daemon = True
-        timer.start()
+            self._say(f"{name}: finishing this epoch and writing a checkpoint{self._limit()}")
+        if self._may_exit:
+            timer = threading.Timer(self._grace, self._overdue, (signum,))
+            timer.daemon = True
+            timer.start()
+
+    def _limit(self) -> str:
+        return f", within {self._grace:g} s; send it again to end at once" if self._may_exit else ""
 
     def _overdue(self, signum: int) -> None:
         self._say(
@@ -100,7 +106,9 @@ class StopRequest:
         self._leave(signum)
 
     def _leave(self, signum: int) -> None:
-        os._exit(128 + signum)
+        if self._may_exit:
+            os._exit(128 + signum)
+        raise Stopped(signum, f"stopped by {Stopped.name(signum)} without a new checkpoint")
 
     def _say(self, text: str) -> None:
         # not print, which must not be entered again by a handler that has interrupted it

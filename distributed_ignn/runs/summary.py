@@ -23,7 +23,7 @@ def summarise(trainer: Trainer) -> dict[str, Any]:
         UserError: the solver cannot be written (on every rank).
     """
     config, comm, shard = trainer.config, trainer.comm, trainer.shard
-    seconds = trainer.seconds_total
+    seconds = trainer.stopwatch.total
     log = trainer.planner.log
     log.clear()
     with trainer.average.in_use():
@@ -58,7 +58,7 @@ def summarise(trainer: Trainer) -> dict[str, Any]:
         "spectral_radius": trainer.model.spectral_radius(),
         "contraction": trainer.model.cell_weights.contraction(),
         "seconds_total": seconds,
-        "seconds_solver_training": trainer.seconds_solver_training,
+        "seconds_solver_training": trainer.stopwatch.solver_training,
         "evaluations_forward_mean": _mean(records, "evaluations_forward"),
         "evaluations_adjoint_mean": _mean(records, "evaluations_adjoint"),
         "evaluations_validation_mean": _mean(records, "evaluations_validation"),
@@ -66,9 +66,9 @@ def summarise(trainer: Trainer) -> dict[str, Any]:
         "tolerance": config.forward.tolerance,
         "converged": converged,
         "epochs_unconverged": sum(r.get("converged") is False for r in records),
-        "epochs_skipped": trainer.guard.state.skipped,
-        "rollbacks": trainer.guard.state.rollbacks,
-        "lr_last": config.train.lr * trainer.guard.state.lr_scale,
+        "epochs_skipped": trainer.guard.tally.skipped,
+        "rollbacks": trainer.guard.tally.rollbacks,
+        "lr_last": config.train.lr * trainer.guard.tally.lr_scale,
         "halo_bytes_per_exchange": int(exchange),
         "peak_memory_bytes": int(peak),
         "parameters": _parameters(trainer),
@@ -80,9 +80,9 @@ def _keep_best(trainer: Trainer) -> float:
 
     The predict command puts the same together, so it finds the same equilibrium.
     """
-    trainer.use_best_weights()
+    trainer.best.use()
     _, seconds = trainer.tune_solver()
-    trainer.planner.states.clear()
+    trainer.planner.forget()
     if trainer.learned is not None:
         output, epoch = trainer.config.output, trainer.best.epoch
         save_solver(output, trainer.learned, epoch, trainer.comm)

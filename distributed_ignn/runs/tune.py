@@ -89,7 +89,7 @@ def tune(options: TuneOptions, comm: Communicator) -> TuneResult:
     trainer.model.eval()
     target = _fixed_point(trainer)
     before = _measure(trainer, target)
-    trainer.planner.states.clear()
+    trainer.planner.forget()
     _, seconds = trainer.tune_solver(options.steps)
     result = TuneResult(before, _measure(trainer, target), seconds)
     path = save_solver(options.run, learned, trainer.best.epoch, comm)
@@ -130,7 +130,7 @@ def _measure(trainer: Trainer, target: Tensor) -> SolverFigures:
     """Solves that start from nothing kept."""
 
     def solved(tolerance: float | None = None, steps: int | None = None) -> tuple[int, bool]:
-        trainer.planner.states.clear()
+        trainer.planner.forget()
         found = trainer.model.solve(trainer.planner.evaluate(tolerance, steps))
         difference = found.image - target
         squares = torch.stack([difference.square().sum(), target.square().sum()])
@@ -146,7 +146,7 @@ def _measure(trainer: Trainer, target: Tensor) -> SolverFigures:
         started = time.perf_counter()
         evaluations, converged = solved()
         seconds.append(time.perf_counter() - started)
-    trainer.planner.states.clear()
+    trainer.planner.forget()
     first = tuple(distances[: len(_EVALUATIONS)])
     return SolverFigures(evaluations, converged, first, statistics.median(seconds))
 

@@ -6,26 +6,32 @@ bounded column sums of W are a convex set, so the mean stays inside it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-TensorDict = dict[str, Tensor]
+from distributed_ignn.training.state import Count, State, TensorDict, Values
+
+
+class _Taken(Values):
+    steps: Count = 0
 
 
 class WeightAverage:
-    """The mean of a model's weights over the steps so far.
+    """Keeps the mean of a model's weights over the steps so far.
 
     Args:
         model: whose weights are averaged; each rank averages its own rows of an embedding.
         decay: in [0, 1); 0 means that there is no average and the weights themselves are used.
+        sharded: names of the parameters of which each rank has its own rows.
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
+    def __init__(self, model: nn.Module, decay: float, sharded: Collection[str] = ()) -> None:
         self._model = model
         self._decay = decay
+        self._sharded = sharded
         self.steps = 0
         self.mean: TensorDict = {}
 
@@ -42,15 +48,19 @@ class WeightAverage:
             self.mean[name].lerp_(value, 1.0 - decay)
         self.steps += 1
 
-    def load(self, mean: TensorDict, steps: int) -> None:
-        """Go on from the ``mean`` and ``steps`` of an earlier run of the same model."""
-        own = self._model.state_dict()
-        self.mean = {name: value.to(own[name]) for name, value in mean.items() if self._decay}
+    def state(self) -> State:
+        """See ``Stateful``."""
+        return State.of(self.mean, self._sharded, _Taken(steps=self.steps).model_dump())
+
+    def load_state(self, state: State) -> None:
+        """See ``Stateful``; a mean that the settings no longer ask for is dropped."""
+        own, steps = self._model.state_dict(), _Taken.read(state).steps
+        self.mean = {k: value.to(own[k]) for k, value in state.tensors.items() if self._decay}
         self.steps = steps if self.mean else 0
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
-        """The model holds the mean inside, and its own weights again afterwards."""
+        """Let the model hold the mean inside, and its own weights again afterwards."""
         if not self.mean:
             yield
             return

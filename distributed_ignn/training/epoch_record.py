@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class EpochRecord:
-    """One line of metrics.jsonl.
+    """Holds one line of metrics.jsonl.
 
     Args:
         epoch: model steps done, counted from 1.

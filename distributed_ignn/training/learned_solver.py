@@ -24,7 +24,7 @@ from distributed_ignn.solvers.reduced import BasisCache
 
 @dataclass(slots=True, eq=False)
 class LearnedSolver:
-    """The trained parts of IGNN-Solver; what the settings leave out is None.
+    """Holds the trained parts of IGNN-Solver; what the settings leave out is None.
 
     Args:
         initialiser: h.
@@ -49,7 +49,7 @@ class LearnedSolver:
     adjoint_storage: torch.dtype | None = None
 
     def modules(self) -> dict[str, torch.nn.Module]:
-        """The parts there are, by name."""
+        """Return the parts there are, by name."""
         parts = {
             "initialiser": self.initialiser,
             "estimator": self.estimator,
@@ -59,7 +59,7 @@ class LearnedSolver:
         return {name: part for name, part in parts.items() if part is not None}
 
     def named_parameters(self) -> dict[str, torch.nn.Parameter]:
-        """Of all parts, as ``part.name``."""
+        """Return the parameters of all parts, as ``part.name``."""
         return {
             f"{prefix}.{name}": parameter
             for prefix, module in self.modules().items()
@@ -67,7 +67,7 @@ class LearnedSolver:
         }
 
     def solver(self, reduce_grad: Callable[[Tensor], Tensor] | None = None) -> NeuralSolver:
-        """The method of a forward solve; ``reduce_grad`` for training s."""
+        """Make the method of a forward solve; ``reduce_grad`` serves the training of s."""
         return NeuralSolver(
             self.predictor,
             self.num_nodes,
@@ -79,7 +79,7 @@ class LearnedSolver:
         )
 
     def adjoint_solver(self) -> NeuralSolver:
-        """The method of a backward solve from ``adjoint_start``."""
+        """Make the method of a backward solve from ``adjoint_start``."""
         return NeuralSolver(
             None,
             self.num_nodes,
@@ -92,7 +92,7 @@ class LearnedSolver:
         )
 
     def adjoint_start(self, cell: AdjointCell, incoming: Tensor) -> Tensor:
-        """The estimate at v = 0, where m * g is image and residual without an evaluation."""
+        """Estimate v from v = 0, where m * g is image and residual without an evaluation."""
         if self.adjoint is None:
             return incoming
         return self.adjoint.estimate(cell, incoming, incoming, 0)
@@ -101,7 +101,7 @@ class LearnedSolver:
 def build_learned_solver(
     config: RunConfig, shard: GraphShard, comm: Communicator, dtype: torch.dtype
 ) -> LearnedSolver:
-    """The parts that the settings ask for, with weights that depend on the seed alone.
+    """Build the parts that the settings ask for, with weights that depend on the seed alone.
 
     Raises:
         UserError: the settings want a coarse level and the shards have none.
@@ -121,7 +121,7 @@ def build_learned_solver(
             raise UserError(
                 f"partition.clusters = {config.partition.clusters}, but the shards in "
                 f"{config.partition.dir} hold no clusters; divide the graph again with "
-                f"launch/partition.py --partition.clusters {config.partition.clusters}"
+                f"ignn partition --partition.clusters {config.partition.clusters}"
             )
         if shard.clusters is not None and hops > 0:
             coarse = CoarseLevel.from_shard(shard, comm, dtype, config.model.residual)
@@ -175,5 +175,5 @@ def _build_predictor(
 
 
 def storage_format(name: str) -> torch.dtype | None:
-    """The format that ``history_dtype`` names; None for that of the points."""
+    """Return the format that ``history_dtype`` names; None for that of the points."""
     return None if name == "auto" else getattr(torch, name)

@@ -14,16 +14,17 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import RunConfig
 from distributed_ignn.errors import UserError
 from distributed_ignn.solvers.base import Solution
+from distributed_ignn.training.state import Count, Number, State, Values
 
 logger = logging.getLogger(__name__)
 _NAMED_RANKS = 4
@@ -34,7 +35,7 @@ Suspects = Callable[[], Sequence[tuple[str, Tensor]]]
 
 
 class NumbersError(Exception):
-    """Numbers that the run cannot go on with, as one line; raised on every rank alike.
+    """Says in one line which numbers the run cannot go on with; raised on every rank alike.
 
     Args:
         message: what, where, and the way out.
@@ -46,9 +47,8 @@ class NumbersError(Exception):
         self.taken = taken
 
 
-@dataclass(slots=True)
-class GuardState:
-    """What a resumed run must know.
+class Tally(Values):
+    """Counts what has gone wrong so far, and what a resumed run must know of it.
 
     Args:
         lowest_loss: of all steps taken; None before the first.
@@ -56,13 +56,15 @@ class GuardState:
         skipped: of the whole run.
         rollbacks: of the whole run.
         lr_scale: what the learning rate is multiplied by.
+        lr: ``train.lr``, which the scale belongs to.
     """
 
-    lowest_loss: float | None = None
-    skips: int = 0
-    skipped: int = 0
-    rollbacks: int = 0
-    lr_scale: float = 1.0
+    lowest_loss: Number | None = None
+    skips: Count = 0
+    skipped: Count = 0
+    rollbacks: Count = 0
+    lr_scale: Annotated[Number, Field(gt=0, le=1)] = 1.0
+    lr: Annotated[Number, Field(gt=0)] | None = None
 
 
 class NumberGuard:
@@ -76,11 +78,11 @@ class NumberGuard:
     def __init__(self, config: RunConfig, comm: Communicator) -> None:
         self._config = config
         self._comm = comm
-        self.state = GuardState()
+        self.tally = Tally(lr=config.train.lr)
 
     @property
     def policy(self) -> str:
-        """``train.on_bad_numbers``."""
+        """What ``train.on_bad_numbers`` asks for: ``stop``, ``skip`` or ``rollback``."""
         return self._config.train.on_bad_numbers
 
     def check_solve(
@@ -98,7 +100,7 @@ class NumberGuard:
         """Raise NumbersError where the reduced loss is not finite or explodes."""
         if not math.isfinite(loss):
             self._fail(epoch, f"the training loss is {loss}", suspects)
-        lowest, factor = self.state.lowest_loss, self._config.train.explode_factor
+        lowest, factor = self.tally.lowest_loss, self._config.train.explode_factor
         # a loss of 1 is about that of a model that knows nothing: what is below cannot explode
         if factor and lowest is not None and loss > factor * max(lowest, 1.0):
             what = (
@@ -109,7 +111,7 @@ class NumberGuard:
             raise NumbersError(
                 f"epoch {epoch}: {what}; largest: {largest}; {self._way_out(largest)}"
             )
-        self.state.lowest_loss = loss if lowest is None else min(loss, lowest)
+        self.tally.lowest_loss = loss if lowest is None else min(loss, lowest)
 
     def check_gradients(self, usable: bool, epoch: int, suspects: Suspects) -> None:
         """Raise NumbersError where the ranks' gradients are not ``usable``."""
@@ -134,8 +136,8 @@ class NumberGuard:
         )
 
     def passed(self) -> None:
-        """An epoch without fault is over."""
-        self.state.skips = 0
+        """Note that an epoch without fault is over."""
+        self.tally.skips = 0
 
     def skip(self, fault: NumbersError) -> None:
         """Count a fault and return where the policy leaves such an epoch out.
@@ -152,49 +154,55 @@ class NumberGuard:
             raise UserError(
                 f"{fault} (train.on_bad_numbers = skip cannot undo a step; use rollback)"
             ) from fault
-        self.state.skips += 1
-        self.state.skipped += 1
+        self.tally.skips += 1
+        self.tally.skipped += 1
         limit = self._config.train.max_bad_steps
-        if self.state.skips > limit:
+        if self.tally.skips > limit:
             raise UserError(
                 f"{fault} (after {_count(limit, 'epoch')} skipped in a row, train.max_bad_steps)"
             ) from fault
         logger.warning("%s (epoch skipped)", _without_way_out(fault))
 
     def roll_back(self, fault: NumbersError) -> float:
-        """Count a rollback; the factor on the bound kappa that the retry is to have.
+        """Count a rollback, and return the factor on the bound kappa that the retry is to have.
 
         Raises:
             UserError: there were too many.
         """
         train = self._config.train
-        if self.state.rollbacks >= train.max_bad_steps:
+        if self.tally.rollbacks >= train.max_bad_steps:
             raise UserError(
                 f"{fault} (after {_count(train.max_bad_steps, 'rollback')}, train.max_bad_steps; "
-                f"the learning rate was {train.lr * self.state.lr_scale:.2g} at last)"
+                f"the learning rate was {train.lr * self.tally.lr_scale:.2g} at last)"
             ) from fault
-        self.state.rollbacks += 1
-        self.state.lr_scale *= train.rollback_lr_factor
+        self.tally.rollbacks += 1
+        self.tally.lr_scale *= train.rollback_lr_factor
         return train.rollback_kappa_factor
 
     def announce_rollback(self, fault: NumbersError, epoch: int) -> None:
         """Say where the run goes on, and how."""
         train = self._config.train
-        how = f"train.lr = {train.lr * self.state.lr_scale:.3g}"
+        how = f"train.lr = {train.lr * self.tally.lr_scale:.3g}"
         if train.rollback_kappa_factor < 1.0:
             how += f" and kappa times {train.rollback_kappa_factor:g}"
         logger.warning("%s (back to epoch %d, with %s)", _without_way_out(fault), epoch, how)
 
-    def snapshot(self) -> dict[str, Any]:
-        """The state as JSON values, with the learning rate that the scale belongs to."""
-        return asdict(self.state) | {"lr": self._config.train.lr}
+    def state(self) -> State:
+        """See ``Stateful``."""
+        return State(self.tally.model_dump())
 
-    def restore(self, values: dict[str, Any]) -> None:
-        """Inverse of ``snapshot``; with another ``train.lr`` rollbacks begin anew, at that."""
-        state = GuardState(**{k: v for k, v in values.items() if k != "lr"})
-        if values.get("lr") != self._config.train.lr:
-            state.rollbacks, state.lr_scale = 0, 1.0
-        self.state = state
+    def load_state(self, state: State) -> None:
+        """See ``Stateful``; with another ``train.lr`` rollbacks begin anew, at that."""
+        tally, lr = Tally.read(state), self._config.train.lr
+        if tally.lr != lr:
+            tally.rollbacks, tally.lr_scale, tally.lr = 0, 1.0, lr
+        self.tally = tally
+
+    def go_back(self, state: State) -> None:
+        """Forget losses and skipped epochs since ``state``; what is known of rollbacks stays."""
+        before = Tally.read(state)
+        self.tally.lowest_loss, self.tally.skipped = before.lowest_loss, before.skipped
+        self.tally.skips = 0
 
     def _fail(self, epoch: int, what: str, suspects: Suspects, squares: bool = False) -> None:
         tensors = suspects()
@@ -204,7 +212,7 @@ class NumberGuard:
         raise NumbersError(f"epoch {epoch}: {what}{found}; {self._way_out(place)}")
 
     def _way_out(self, where: str) -> str:
-        """What a person may change; ``where`` begins with the name of the faulty tensor."""
+        """Say what a person may change; ``where`` begins with the name of the faulty tensor."""
         if where.startswith("features"):
             return f"correct the dataset ({self._config.dataset})"
         train, model = self._config.train, self._config.model
@@ -239,7 +247,7 @@ def warn_unconverged(summary: dict[str, Any], config: RunConfig) -> None:
 def locate(
     suspects: Sequence[tuple[str, Tensor]], comm: Communicator, squares: bool = False
 ) -> str | None:
-    """The first tensor that is not finite on some rank, those ranks, and how many entries.
+    """Name the first tensor that is not finite on some rank, those ranks, and how many entries.
 
     Args:
         suspects: this rank's, see ``Suspects``.
@@ -270,7 +278,7 @@ def locate(
 
 
 def _largest(suspects: Sequence[tuple[str, Tensor]], comm: Communicator) -> str:
-    """The first tensor with an entry that is huge, or else the largest; and on which rank."""
+    """Name the first tensor with an entry that is huge, or else the largest, and its rank."""
     sizes = [float(t.detach().abs().max()) if t.numel() else 0.0 for _, t in suspects]
     found = torch.tensor(comm.gather_json(sizes))
     tops, ranks = found.max(dim=0)
@@ -293,5 +301,5 @@ def _count(number: int, what: str) -> str:
 
 
 def _without_way_out(fault: NumbersError) -> str:
-    """The run goes on by itself: what a person could change is left out."""
+    """Leave out what a person could change, because the run goes on by itself."""
     return str(fault).rpartition("; ")[0]

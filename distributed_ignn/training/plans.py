@@ -20,13 +20,14 @@ from distributed_ignn.models.maps import AdjointCell, EquilibriumCell
 from distributed_ignn.solvers.base import AnySizedSolver, AnySolver, Outcome, Solution
 from distributed_ignn.solvers.methods import METHODS, Method, SolverSettings
 from distributed_ignn.training.learned_solver import LearnedSolver, storage_format
+from distributed_ignn.training.state import State
 
 TRAIN, EVALUATE, ADJOINT = "train", "evaluate", "adjoint"
 
 
 @dataclass(slots=True)
 class SolveLog:
-    """Records of the solves since the last ``clear``, by purpose.
+    """Holds the records of the solves since the last ``clear``, by purpose.
 
     ``longest`` is the number of evaluations of the longest solve; it is never cleared.
     ``diverged`` holds the first solve for a purpose whose numbers were not finite.
@@ -51,15 +52,15 @@ class SolveLog:
         self.longest[purpose] = max(self.longest.get(purpose, 0), solution.steps)
 
     def converged(self, purpose: str) -> bool | None:
-        """Whether all solves for ``purpose`` reached their tolerance; None if there was none."""
+        """Say whether all solves for ``purpose`` reached their tolerance; None without one."""
         return self._converged.get(purpose)
 
     def steps(self, purpose: str) -> int:
-        """Evaluations of the map in all solves for ``purpose``."""
+        """Count the evaluations of the map in all solves for ``purpose``."""
         return self._steps.get(purpose, 0)
 
     def residual(self, purpose: str) -> float:
-        """Of the last one; NaN if there was none."""
+        """Return the relative residual of the last solve for ``purpose``; NaN if there was none."""
         return self._residuals.get(purpose, float("nan"))
 
 
@@ -69,11 +70,15 @@ class SolvePlanner:
     Args:
         config: sections ``forward`` and ``adjoint`` are read.
         learned: the learned solver, or None.
+        device: where the states that it keeps belong.
     """
 
-    def __init__(self, config: RunConfig, learned: LearnedSolver | None) -> None:
+    def __init__(
+        self, config: RunConfig, learned: LearnedSolver | None, device: torch.device
+    ) -> None:
         self._config = config
         self._learned = learned
+        self._device = device
         self._fixed_injection = config.model.fixed_injection
         self._fixed_backward = self._fixed_injection and config.model.dropout == 0.0
         same_map = config.model.fixed_injection and config.train.ema == 0.0
@@ -82,11 +87,11 @@ class SolvePlanner:
         self.log = SolveLog()
 
     def train(self) -> SolvePlan:
-        """The forward solve of a training step."""
+        """Plan the forward solve of a training step."""
         return self._plan(TRAIN, self._config.forward, self.first_guess, self._forward_state)
 
     def evaluate(self, tolerance: float | None = None, max_steps: int | None = None) -> SolvePlan:
-        """The forward solve without dropout."""
+        """Plan the forward solve without dropout."""
         plan = self._plan(EVALUATE, self._config.forward, self.first_guess, EVALUATE)
         return replace(
             plan,
@@ -95,7 +100,7 @@ class SolvePlanner:
         )
 
     def adjoint(self) -> SolvePlan:
-        """The backward solve; from m * g, its first iterate from zero, or what is learned of it."""
+        """Plan the backward solve; it starts from m * g, or from what is learned of it."""
         return self._plan(ADJOINT, self._config.adjoint, self._first_adjoint, ADJOINT)
 
     def _plan(
@@ -118,6 +123,18 @@ class SolvePlanner:
 
         return SolvePlan(self.method(purpose), start, config.tolerance, config.max_steps, done)
 
+    def state(self) -> State:
+        """See ``Stateful``: where the next solves start."""
+        return State(rows=dict(self.states))
+
+    def load_state(self, state: State) -> None:
+        """See ``Stateful``."""
+        self.states = {purpose: rows.to(self._device) for purpose, rows in state.rows.items()}
+
+    def forget(self) -> None:
+        """Let the next solves start anew, as those of a model that nobody has solved yet."""
+        self.states.clear()
+
     def forget_unused(self) -> None:
         """Let go of states that no solve starts from once the learned solver is ready."""
         if not self._starts_warm(ADJOINT, self._config.adjoint, ready=True):
@@ -128,7 +145,7 @@ class SolvePlanner:
     def _starts_warm(
         self, purpose: str, config: SolveConfig | AdjointConfig, ready: bool = False
     ) -> bool:
-        """Whether the last solution is the best start there is.
+        """Say whether the last solution is the best start there is.
 
         Not where dropout makes a map of its own every time (a training solve with dropout in b(X),
         a backward solve with any) and something was learned that starts closer: the initialiser,
@@ -143,7 +160,7 @@ class SolvePlanner:
 
     @torch.no_grad()
     def first_guess(self, cell: Cell, injection: Tensor) -> Tensor:
-        """h(b) once the initialiser is trained, before that f(0) = phi(b)."""
+        """Return h(b) once the initialiser is trained, and f(0) = phi(b) before that."""
         if not isinstance(cell, EquilibriumCell):
             raise TypeError("the initialiser serves the forward solve")
         learned = self._learned
@@ -154,14 +171,14 @@ class SolvePlanner:
 
     @torch.no_grad()
     def _first_adjoint(self, cell: Cell, incoming: Tensor) -> Tensor:
-        """The estimate at zero once it is trained, before that m * g."""
+        """Return the estimate at zero once it is trained, and m * g before that."""
         learned = self._learned
         if learned is None or not learned.ready or not isinstance(cell, AdjointCell):
             return incoming
         return learned.adjoint_start(cell, incoming)
 
     def method(self, purpose: str = EVALUATE) -> AnySolver:
-        """The solver of a solve; another stands in for a learned one until that is ready."""
+        """Make the solver of a solve; another stands in for a learned one until that is ready."""
         learned = self._learned
         trained: Callable[[], AnySizedSolver] | None = None
         if learned is not None and learned.ready:

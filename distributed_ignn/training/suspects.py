@@ -7,21 +7,22 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from distributed_ignn.models.implicit_gnn import ImplicitGNN
+from distributed_ignn.models.shard_model import ShardModel
 from distributed_ignn.training.plans import ADJOINT, EVALUATE, TRAIN, SolvePlanner
 
-_SOLVES = {TRAIN: "forward", EVALUATE: "validation", ADJOINT: "backward"}
+SOLVES = {TRAIN: "forward", EVALUATE: "validation", ADJOINT: "backward"}
+"""What a person calls the solve for each purpose."""
 
 
 @torch.no_grad()
 def step_tensors(
-    model: ImplicitGNN,
+    model: ShardModel,
     planner: SolvePlanner,
     step: int | None,
     made: Mapping[str, Tensor],
     gradients: Mapping[str, Tensor],
 ) -> list[tuple[str, Tensor]]:
-    """Named tensors of this rank, causes before effects; every rank calls it alike.
+    """Name tensors of this rank, causes before effects; every rank calls it alike.
 
     Args:
         model: its weights, its features and b(X), which is computed once more.
@@ -35,10 +36,10 @@ def step_tensors(
     found += model.encoder.constants()
     found.append(("the injection b(X)", model.injection(step)))
     found += [
-        (f"the kept state of the {_SOLVES.get(key, key)} solve", planner.states[key])
+        (f"the kept state of the {SOLVES.get(key, key)} solve", planner.states[key])
         for key in sorted(planner.states)
     ]
-    for purpose, name in _SOLVES.items():
+    for purpose, name in SOLVES.items():
         solution = planner.log.diverged.get(purpose)
         if solution is not None:
             start = "the first" if solution.steps == 1 else "the best"

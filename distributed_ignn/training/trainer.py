@@ -1,25 +1,27 @@
-"""Trainer: builds model, learned solver and optimisers in order, and runs the epochs.
+"""Trainer: builds model, learned solver and optimiser in order, and goes through the epochs.
 
 One epoch: solver phase if the schedule says so, forward solve, loss, backward solve, one gradient
 sum, step, constraint, validation. Whatever decides a branch is a global number, so that every rank
-takes the same one.
+takes the same one. The trainer knows no file: what it must know to go on it says as the states of
+its ``parts``, and whoever keeps them can put them back.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from distributed_ignn.comm.communicator import Communicator
+from distributed_ignn.comm.traffic import Traffic
 from distributed_ignn.config import RunConfig
 from distributed_ignn.errors import UserError
 from distributed_ignn.graph.shard import GraphShard
-from distributed_ignn.models.implicit_gnn import ImplicitGNN
+from distributed_ignn.models.shard_model import ShardModel
+from distributed_ignn.propagation.operators import ChannelOperator
 from distributed_ignn.propagation.propagate import PropagationOptions, choose_codec
 from distributed_ignn.propagation.sparsify import sparsify
 from distributed_ignn.training.averaging import WeightAverage
@@ -27,25 +29,23 @@ from distributed_ignn.training.engines.torch import Engine, TorchEngine
 from distributed_ignn.training.epoch_record import EpochRecord
 from distributed_ignn.training.learned.guard import guarded_phase
 from distributed_ignn.training.learned.phases import SolverTrainer
-from distributed_ignn.training.learned_solver import build_learned_solver
+from distributed_ignn.training.learned_solver import LearnedSolver, build_learned_solver
 from distributed_ignn.training.losses.consistency import Consistency
 from distributed_ignn.training.losses.objective import Objective
 from distributed_ignn.training.losses.regularizer import Regularizer
+from distributed_ignn.training.losses.step_loss import StepLoss
+from distributed_ignn.training.model_weights import Best, Weights
 from distributed_ignn.training.numbers import NumberGuard, NumbersError
 from distributed_ignn.training.plans import ADJOINT, EVALUATE, TRAIN, SolvePlanner
 from distributed_ignn.training.schedule import Schedule
-from distributed_ignn.training.suspects import step_tensors
+from distributed_ignn.training.state import Count, Number, RandomState, State, Stateful, Values
+from distributed_ignn.training.step_checks import StepChecks
+from distributed_ignn.training.stopwatch import Stopwatch
 
-TensorDict = dict[str, Tensor]
 
-
-@dataclass(slots=True)
-class Best:
-    """The epoch that validation has chosen so far, and its weights."""
-
-    epoch: int = 0
-    val_metric: float = -1.0
-    weights: TensorDict | None = None
+class _Position(Values):
+    epoch: Count
+    val_metric: Number | None = None
 
 
 class Trainer:
@@ -56,6 +56,10 @@ class Trainer:
         shard: this rank's part of the graph.
         comm: this rank's communicator.
         started: ``time.perf_counter()`` at the start of the run; now by default.
+
+    Attributes:
+        epoch: model steps done.
+        val_metric: of the last validation; None before the first.
     """
 
     def __init__(
@@ -65,37 +69,52 @@ class Trainer:
         comm: Communicator,
         started: float | None = None,
     ) -> None:
-        self._started = time.perf_counter() if started is None else started
-        self.seconds_before = 0.0
-        self.config = config
-        self.shard = shard
-        self.comm = comm
-        dtype = torch.float64 if config.train.dtype == "float64" else torch.float32
-        neural = config.forward.method == "neural"
-        self.schedule = Schedule(config.schedule, config.train.epochs, active=neural)
-        sparsified = None
-        solver = config.solver
-        if neural and (solver.sparsifier != "none" or solver.network == "graph"):
-            sparsified = sparsify(shard, comm, solver.sparsifier, solver.keep, dtype, config.seed)
-        codec = choose_codec(config.comm.halo, comm)
-        options = PropagationOptions(config.train.kernel, codec, config.comm.stale)
-        self.model = ImplicitGNN(shard, comm, config.model, dtype, config.seed, sparsified, options)
-        self.learned = build_learned_solver(config, shard, comm, dtype) if neural else None
-        self.planner = SolvePlanner(config, self.learned)
+        self.config, self.shard, self.comm = config, shard, comm
+        self.epoch = 0
+        self.val_metric: float | None = None
+        self.stopwatch = Stopwatch(started)
+        self.schedule = Schedule(config.schedule, config.train.epochs, active=self._learns)
+        self.model = self._build_model()
+        self.weights = Weights(self.model)
+        self.learned = self._build_learned_solver()
+        self.planner = SolvePlanner(config, self.learned, comm.device)
         self.engine = self._build_engine()
         self.solver_trainer = self._build_solver_trainer()
-        train = config.train
-        self.objective = Objective(shard, comm, train.loss, train.label_smoothing)
-        self.regularizer = Regularizer(self.model, train, shard, comm, config.seed)
-        self.consistency = Consistency(train, shard.num_nodes, shard.task == "multilabel")
-        self.average = WeightAverage(self.model, train.ema)
+        self.objective = Objective(shard, comm, config.train.loss, config.train.label_smoothing)
+        self.regularizer = Regularizer(self.model, config.train, shard, comm, config.seed)
+        self.loss = self._build_loss()
+        self.average = WeightAverage(self.model, config.train.ema, self.weights.sharded)
+        self.best = Best(self.weights)
         self.guard = NumberGuard(config, comm)
-        self._step_tensors: TensorDict = {}
-        self.epoch = 0
-        self.best = Best()
-        self.seconds_solver_training = 0.0
-        self.stale_validations = 0
-        self.val_metric: float | None = None  # of the last validation
+
+    @property
+    def _learns(self) -> bool:
+        """Say whether a solver is learned."""
+        return self.config.forward.method == "neural"
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return torch.float64 if self.config.train.dtype == "float64" else torch.float32
+
+    def _build_model(self) -> ShardModel:
+        config, comm = self.config, self.comm
+        sparsified = self._sparsify() if self._learns else None
+        codec = choose_codec(config.comm.halo, comm)
+        options = PropagationOptions(config.train.kernel, codec, config.comm.stale)
+        where = self.shard, comm, config.model, self._dtype, config.seed
+        return ShardModel(*where, sparsified, options)
+
+    def _sparsify(self) -> ChannelOperator | None:
+        """Make A_s, where the learned solver reads it."""
+        solver, where = self.config.solver, (self.shard, self.comm)
+        if solver.sparsifier == "none" and solver.network != "graph":
+            return None
+        return sparsify(*where, solver.sparsifier, solver.keep, self._dtype, self.config.seed)
+
+    def _build_learned_solver(self) -> LearnedSolver | None:
+        if not self._learns:
+            return None
+        return build_learned_solver(self.config, self.shard, self.comm, self._dtype)
 
     def _build_engine(self) -> Engine:
         if self.config.engine == "torch":
@@ -111,12 +130,17 @@ class Trainer:
             self.learned, self.config.solver, self.schedule, self.comm, self.shard.owned_nodes
         )
 
+    def _build_loss(self) -> StepLoss:
+        multilabel = self.shard.task == "multilabel"
+        consistency = Consistency(self.config.train, self.shard.num_nodes, multilabel)
+        return StepLoss(self.model, self.objective, self.regularizer, consistency)
+
     def fit(
         self,
         on_epoch: Callable[[EpochRecord], None],
         on_fault: Callable[[NumbersError], None] | None = None,
     ) -> None:
-        """Run the remaining epochs.
+        """Go through the remaining epochs.
 
         Args:
             on_epoch: told each record, on every rank.
@@ -138,18 +162,13 @@ class Trainer:
 
     @property
     def finished(self) -> bool:
-        """Whether all epochs are done, or validation has not improved for too long."""
+        """Say whether all epochs are done, or validation has not improved for too long."""
         patience = self.config.train.patience
-        out_of_patience = patience > 0 and self.stale_validations >= patience
+        out_of_patience = patience > 0 and self.best.stale >= patience
         return self.epoch >= self.config.train.epochs or out_of_patience
 
-    @property
-    def seconds_total(self) -> float:
-        """Since the start of the run, with the attempts before it that led to this state."""
-        return self.seconds_before + time.perf_counter() - self._started
-
     def train_epoch(self) -> EpochRecord:
-        """One model step, with the solver phase before it and the validation after it.
+        """Take one model step, with the solver phase before it and the validation after it.
 
         Raises:
             UserError: the numbers are bad and the policy is to stop.
@@ -158,8 +177,113 @@ class Trainer:
         started, traffic = time.perf_counter(), self.comm.traffic.snapshot()
         self.comm.activity.epoch = self.epoch + 1
         self.planner.log.clear()
-        solver_steps, solver_loss, solver_seconds = self._train_solver()
-        loss, metrics, skipped = self._step_and_validate()
+        phase = self._train_solver()
+        step = self._step_and_validate()
+        return self._record(started, traffic, phase, step)
+
+    def _train_solver(self) -> tuple[int, float | None, float]:
+        """Train the solver if this epoch begins with that; return steps, loss and seconds."""
+        if not self.schedule.phase_before(self.epoch):
+            return 0, None, 0.0
+        steps = self.schedule.solver_steps_before(self.epoch)
+        with self.comm.activity.phase("training the solver"):
+            loss, seconds = self.tune_solver(steps, backward=True)
+        return steps, loss, seconds
+
+    def tune_solver(self, steps: int = 0, backward: bool = False) -> tuple[float | None, float]:
+        """Carry out a solver phase for the current weights; return its loss and seconds.
+
+        Args:
+            steps: gradient steps of the network, if there is one.
+            backward: whether to fit the backward solve's estimator too, if there is one. That
+                alone needs labels.
+        """
+        if self.solver_trainer is None or self.learned is None:
+            return None, 0.0
+        started = time.perf_counter()
+        incoming = partial(self.loss.incoming, step=self.epoch) if backward else None
+        phase = partial(self.solver_trainer.phase, self.model, self.planner, steps, incoming)
+        loss = guarded_phase(self.solver_trainer, self.learned, phase, self.epoch)
+        seconds = time.perf_counter() - started
+        self.stopwatch.solver_training += seconds
+        return loss, seconds
+
+    def _step_and_validate(self) -> tuple[float, dict[str, float], bool]:
+        """Return loss, metrics, and whether the step was left out because its numbers were bad."""
+        step, loss, phase = self.epoch, float("nan"), self.comm.activity.phase
+        checks = StepChecks(self.guard, self.model, self.planner, self.engine, step)
+        try:
+            with phase("training the model"):
+                loss = self.train_step(checks)
+            self.epoch = step + 1
+            with phase("validating"):
+                metrics = self._validate(checks)
+        except NumbersError as fault:
+            self.guard.skip(fault)
+        else:
+            self.guard.passed()
+            return loss, metrics, False
+        finally:
+            checks.made.clear()
+        taken, self.epoch = self.epoch > step, step + 1
+        # what is kept for the next solves may be what is bad
+        self.planner.forget()
+        self.model.propagation.reset_links()
+        return loss, {}, not taken
+
+    def train_step(self, checks: StepChecks) -> float:
+        """Take one optimiser step; return the loss of all ranks before it.
+
+        Raises:
+            NumbersError: a solve diverges, or loss, gradients or weights are bad.
+        """
+        self.model.train()
+        share = self._forward(checks)
+        checks.solve(TRAIN)
+        loss = self._sum(share)
+        checks.loss(loss)
+        self._backward_and_update(share, checks)
+        checks.weights()
+        self.average.update()
+        return loss
+
+    def _forward(self, checks: StepChecks) -> Tensor:
+        """Solve and read out; return this rank's share of the loss."""
+        with self.comm.activity.phase("forward solve"):
+            return self.loss.share(self.epoch, self.planner, checks.made)
+
+    def _sum(self, share: Tensor) -> float:
+        """Sum the shares of all ranks."""
+        return float(self.comm.sum(share.detach().double().cpu().reshape(1)))
+
+    def _backward_and_update(self, share: Tensor, checks: StepChecks) -> None:
+        """Solve backward, sum the gradients, check them, step, and keep the constraint."""
+        checks.made.clear()  # not kept in memory for the backward solve
+        self.engine.scale_lr(self.guard.tally.lr_scale)
+        with self.comm.activity.phase("backward solve and step"):
+            self.engine.step(share, checks.gradients)
+
+    def _validate(self, checks: StepChecks) -> dict[str, float]:
+        """Validate when it is time, and keep the best weights; return both metrics by split."""
+        last = self.epoch == self.config.train.epochs
+        if self.epoch % self.config.train.eval_every and not last:
+            return {}
+        with self.average.in_use():
+            metrics = self.evaluate(("train", "val"))
+            checks.solve(EVALUATE)
+            self.val_metric = metrics["val"]
+            self.best.offer(self.epoch, metrics["val"])
+        return metrics
+
+    def _record(
+        self,
+        started: float,
+        traffic: Traffic,
+        phase: tuple[int, float | None, float],
+        step: tuple[float, dict[str, float], bool],
+    ) -> EpochRecord:
+        """Say what the epoch came to; one reduction."""
+        (solver_steps, solver_loss, solver_seconds), (loss, metrics, skipped) = phase, step
         sent = self.comm.traffic.since(traffic)
         totals = self.comm.sum(
             torch.tensor([sent.exchange_bytes + sent.reduction_bytes], dtype=torch.int64)
@@ -185,160 +309,29 @@ class Trainer:
             converged_forward=log.converged(TRAIN),
             converged_adjoint=log.converged(ADJOINT),
             skipped=skipped,
-            rollbacks=self.guard.state.rollbacks,
+            rollbacks=self.guard.tally.rollbacks,
         )
-
-    def _step_and_validate(self) -> tuple[float, dict[str, float], bool]:
-        """Loss, metrics, and whether the step was left out because its numbers were bad."""
-        step, loss, phase = self.epoch, float("nan"), self.comm.activity.phase
-        try:
-            with phase("training the model"):
-                loss = self._train_model()
-            self.epoch = step + 1
-            with phase("validating"):
-                metrics = self._validate()
-        except NumbersError as fault:
-            self.guard.skip(fault)
-        else:
-            self.guard.passed()
-            return loss, metrics, False
-        finally:
-            self._step_tensors.clear()
-        taken, self.epoch = self.epoch > step, step + 1
-        # what is kept for the next solves may be what is bad
-        self.planner.states.clear()
-        self.model.propagation.reset_links()
-        return loss, {}, not taken
-
-    def _train_solver(self) -> tuple[int, float | None, float]:
-        if not self.schedule.phase_before(self.epoch):
-            return 0, None, 0.0
-        steps = self.schedule.solver_steps_before(self.epoch)
-        with self.comm.activity.phase("training the solver"):
-            loss, seconds = self.tune_solver(steps, backward=True)
-        return steps, loss, seconds
-
-    def tune_solver(self, steps: int = 0, backward: bool = False) -> tuple[float | None, float]:
-        """A solver phase for the current weights; its loss and seconds.
-
-        Args:
-            steps: gradient steps of the network, if there is one.
-            backward: whether to fit the backward solve's estimator too, if there is one. That
-                alone needs labels.
-        """
-        if self.solver_trainer is None or self.learned is None:
-            return None, 0.0
-        started = time.perf_counter()
-        incoming = self._incoming if backward else None
-        phase = partial(self.solver_trainer.phase, self.model, self.planner, steps, incoming)
-        loss = guarded_phase(self.solver_trainer, self.learned, phase, self.epoch)
-        seconds = time.perf_counter() - started
-        self.seconds_solver_training += seconds
-        return loss, seconds
-
-    def _incoming(self, state: Tensor) -> Tensor:
-        """g = dL/dZ* [O, D] of this epoch's loss at a state; the backward solve's right side."""
-        point = state.detach().requires_grad_()
-        with torch.enable_grad():
-            logits = self.model.read_out(point, self.epoch, self.objective.train_rows)
-            self.objective.row_loss(logits).backward(inputs=[point])
-        if point.grad is None:
-            raise RuntimeError("the loss does not depend on the state")
-        return point.grad
-
-    def _train_model(self) -> float:
-        """Forward, backward, step; the global loss before the step."""
-        self.model.train()
-        with self.comm.activity.phase("forward solve"):
-            share = self._loss_share()
-        self._check_solve(TRAIN, "forward")
-        loss = float(self.comm.sum(share.detach().double().cpu().reshape(1)))
-        self.guard.check_loss(loss, self.epoch + 1, self._suspects)
-        self._step_tensors.clear()  # not kept in memory for the backward solve
-        with self.comm.activity.phase("backward solve and step"):
-            self.engine.step(share, self._check_gradients)
-        sharded = self.model.sharded_names()
-        replicated = [(k, p) for k, p in self.model.named_parameters() if k not in sharded]
-        self.guard.check_weights(self.epoch + 1, replicated)
-        self.average.update()
-        return loss
-
-    def _check_solve(self, purpose: str, name: str, epoch: int | None = None) -> None:
-        """Raise NumbersError where a solve of this epoch has diverged."""
-        diverged = self.planner.log.diverged.get(purpose)
-        self.guard.check_solve(name, epoch or self.epoch + 1, diverged, self._suspects)
-
-    def _check_gradients(self, usable: bool) -> None:
-        """Between the backward pass and the update."""
-        self._check_solve(ADJOINT, "backward")
-        self.guard.check_gradients(usable, self.epoch + 1, self._suspects)
-
-    def _suspects(self) -> Sequence[tuple[str, Tensor]]:
-        """Where bad numbers may come from, causes first; every rank calls it."""
-        return step_tensors(
-            self.model,
-            self.planner,
-            self.epoch if self.model.training else None,
-            self._step_tensors,
-            self.engine.gradients(),
-        )
-
-    def _loss_share(self) -> Tensor:
-        """This rank's share of the loss of a step, mean over its dropout masks."""
-        if not self.consistency.active:
-            return self._row_loss(self.epoch)
-        losses, probabilities = [], []
-        for draw in self.consistency.draws(self.epoch):
-            state = self.model.equilibrium(draw, self.planner.train(), self.planner.adjoint())
-            logits = self.model.read_out(state, draw)
-            self._step_tensors |= {"Z*": state.detach(), "logits": logits.detach()}
-            losses.append(self.objective.loss(logits) + self.regularizer.penalty(state, draw))
-            probabilities.append(self.objective.probabilities(logits))
-        return torch.stack(losses).mean() + self.consistency.loss(probabilities, self.epoch)
-
-    def _row_loss(self, draw: int) -> Tensor:
-        """The loss where only training nodes enter: no other row is read out."""
-        state = self.model.equilibrium(draw, self.planner.train(), self.planner.adjoint())
-        logits = self.model.read_out(state, draw, self.objective.train_rows)
-        self._step_tensors = {"Z*": state.detach(), "logits": logits.detach()}
-        return self.objective.row_loss(logits) + self.regularizer.penalty(state, draw)
-
-    def _validate(self) -> dict[str, float]:
-        """Training and validation metric, when this epoch is one for it; keeps the best weights."""
-        last = self.epoch == self.config.train.epochs
-        if self.epoch % self.config.train.eval_every and not last:
-            return {}
-        with self.average.in_use():
-            metrics = self.evaluate(("train", "val"))
-            self._check_solve(EVALUATE, "validation", self.epoch)
-            self.val_metric = metrics["val"]
-            if metrics["val"] > self.best.val_metric:
-                self.best = Best(self.epoch, metrics["val"], self.weights())
-                self.stale_validations = 0
-            else:
-                self.stale_validations += 1
-        return metrics
 
     @torch.no_grad()
     def evaluate(self, splits: tuple[str, ...]) -> dict[str, float]:
-        """Metric per split at the equilibrium of the current weights."""
+        """Measure the metric per split at the equilibrium of the current weights."""
         self.model.eval()
         solution = self.model.solve(self.planner.evaluate())
         return self._metrics(solution.image, splits)
 
     def _metrics(self, state: Tensor, splits: tuple[str, ...]) -> dict[str, float]:
-        """Metric per split of a state [O, D]; only the nodes of the splits are read out."""
+        """Measure the metric per split at a state [O, D]; no other nodes are read out."""
         return self.objective.metrics_of(lambda rows: self.model.read_out(state, rows=rows), splits)
 
     @torch.no_grad()
     def evaluate_at_zero(self, splits: tuple[str, ...]) -> dict[str, float]:
-        """Metric per split at f(0) = phi(b): what the model knows without an equilibrium."""
+        """Measure at f(0) = phi(b): what the model knows without an equilibrium."""
         self.model.eval()
         return self._metrics(self.model.at_zero(), splits)
 
     @torch.no_grad()
     def evaluate_at_initialiser(self, splits: tuple[str, ...]) -> dict[str, float] | None:
-        """Metric per split at h(b), where solves start; None without a trained initialiser."""
+        """Measure at h(b), where solves start; None without a trained initialiser."""
         learned = self.learned
         if learned is None or learned.initialiser is None or not learned.ready:
             return None
@@ -348,11 +341,32 @@ class Trainer:
         start = self.planner.first_guess(cell, injection)
         return self._metrics(start, splits)
 
-    def weights(self) -> TensorDict:
-        """A copy of the model's, on the CPU."""
-        return {k: v.detach().cpu().clone() for k, v in self.model.state_dict().items()}
+    def tighten(self, factor: float) -> None:
+        """Multiply the bound on the map's weights by ``factor``, and bring them inside it."""
+        if factor < 1.0:
+            self.model.cell_weights.tighten(factor)
+            self.model.project()
 
-    def use_best_weights(self) -> None:
-        """Put the weights of the epoch that validation chose into the model."""
-        if self.best.weights is not None:
-            self.model.load_state_dict(self.best.weights)
+    def parts(self) -> dict[str, Stateful]:
+        """Return every part that has state, by name, in the order in which states are put back."""
+        parts: dict[str, Stateful] = {
+            "model": self.weights,
+            "best": self.best,
+            "average": self.average,
+            "optimizer": self.engine,
+            "warm": self.planner,
+            "rng": RandomState(),
+            "numbers": self.guard,
+            "seconds": self.stopwatch,
+            "epochs": self,
+        }
+        return parts if self.solver_trainer is None else parts | {"solver": self.solver_trainer}
+
+    def state(self) -> State:
+        """See ``Stateful``: how far the trainer itself has come."""
+        return State(_Position(epoch=self.epoch, val_metric=self.val_metric).model_dump())
+
+    def load_state(self, state: State) -> None:
+        """See ``Stateful``."""
+        position = _Position.read(state)
+        self.epoch, self.val_metric = position.epoch, position.val_metric

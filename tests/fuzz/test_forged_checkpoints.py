@@ -74,7 +74,27 @@ def test_states_of_other_values(trained: tuple[Trainer, Snapshot]) -> None:
                 continue
             take_snapshot(trainer)  # what was taken can be saved again
             assert isinstance(trainer.epoch, int)
-            assert isinstance(trainer.seconds_total, float | int)
+            assert isinstance(trainer.stopwatch.total, float | int)
+    assert not _refused_or_taken(trainer, whole)
+
+
+def test_values_of_parts_that_are_missing_or_others(trained: tuple[Trainer, Snapshot]) -> None:
+    trainer, whole = trained
+    parts = whole.state["parts"]
+    refused = 0
+    for part, values in parts.items():
+        forged = [{k: v for k, v in values.items() if k != key} for key in values]
+        forged += [values | {key: value} for key in values for value in STRANGE]
+        forged.append(values | {"another": 1})
+        for other in forged:
+            state = whole.state | {"parts": parts | {part: other}}
+            if _refused_or_taken(trainer, replace(whole, state=state)):
+                refused += 1
+                continue
+            take_snapshot(trainer)  # what was taken can be saved again
+            assert isinstance(trainer.epoch, int)
+            assert isinstance(trainer.stopwatch.total, float | int)
+    assert refused > 50
     assert not _refused_or_taken(trainer, whole)
 
 

@@ -263,7 +263,7 @@ def folder(tmp_path: Path) -> Path:
 def test_wrong_number_of_ranks_is_refused(folder: Path) -> None:
     message = refusal(lambda: read_manifest(folder, parts=4))
     assert "hold 2 parts, the run has 4 ranks" in message
-    assert message.endswith("launch/partition.py --parts 4")
+    assert message.endswith("ignn partition --parts 4")
 
 
 def test_other_data_are_refused(folder: Path) -> None:
@@ -275,7 +275,7 @@ def test_other_data_are_refused(folder: Path) -> None:
 def test_absent_shards_are_refused(tmp_path: Path) -> None:
     message = refusal(lambda: read_manifest(tmp_path / "nowhere"))
     assert "holds no shards" in message
-    assert "launch/partition.py" in message
+    assert "ignn partition" in message
 
 
 @pytest.mark.parametrize("part", [-1, 2])

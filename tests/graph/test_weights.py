@@ -151,7 +151,7 @@ def test_symmetry_of_values_does_not_depend_on_the_blocks() -> None:
     ids=["column", "integers", "half"],
 )
 def test_weights_of_any_real_type_and_one_column_are_taken(given: Tensor) -> None:
-    assert torch.equal(checked_weights(given, 2, "w"), torch.tensor([1.0, 2.0]).double())
+    assert torch.equal(checked_weights(given, 2, "w", "drop w"), torch.tensor([1.0, 2.0]).double())
 
 
 @pytest.mark.parametrize(
@@ -167,6 +167,6 @@ def test_weights_of_any_real_type_and_one_column_are_taken(given: Tensor) -> Non
 )
 def test_what_is_no_weight_is_refused_in_one_line(given: Tensor, words: str) -> None:
     with pytest.raises(UserError, match=words) as caught:
-        checked_weights(given, 3, "w")
+        checked_weights(given, 3, "w", "drop w")
     assert "\n" not in str(caught.value)
-    assert "--data.edge-weights ignore" in str(caught.value)
+    assert str(caught.value).endswith(", or drop w")

@@ -31,7 +31,7 @@ def _train_and_predict(comm: Communicator, folder: Path) -> dict[str, Any]:
     run_training(parse_args([*SMALL, "--output", str(folder / "two")]), comm)
     options = PredictOptions(folder / "two", folder / "two.parquet")
     solution = predict(options, comm)
-    return {"steps": solution.steps, "converged": solution.converged}
+    return {"steps": solution.evaluations, "converged": solution.converged}
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _predict(run: Path, out: Path, *arguments: str) -> dict[str, np.ndarray]:
-    options: Sequence[str] = ["--run", str(run), "--out", str(out), "--device", "cpu"]
+    options: Sequence[str] = ["--out", str(out), str(run), "--device", "cpu"]
     assert main([*options, *arguments]) == 0
     return _read(out)
 
@@ -123,7 +123,7 @@ def test_steps_are_exactly_so_many_evaluations(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], steps: int
 ) -> None:
     options = PredictOptions(folder / "one", tmp_path / "p.parquet", steps=steps)
-    assert predict(options, Communicator()).steps == steps
+    assert predict(options, Communicator()).evaluations == steps
     printed = capsys.readouterr().out
     assert "did not reach its tolerance" not in printed
 
@@ -135,7 +135,7 @@ def test_tolerance_decides_how_far_a_solve_goes(folder: Path, tmp_path: Path) ->
         solution = predict(options, Communicator())
         assert solution.converged
         assert solution.residual <= tolerance
-        steps.append(solution.steps)
+        steps.append(solution.evaluations)
     assert steps[0] < steps[1]
 
 
@@ -202,10 +202,12 @@ def test_a_folder_without_a_run_is_one_line(
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["--out", "p"], "--run"),
+        (["--out", "p"], "RUN is missing; name one, as in ignn predict runs/acm"),
         (["--run", "r", "--out", "p", "--steps", "0"], "--steps 0 must be at least 1"),
         (["--run", "r", "--out", "p", "--tolerance", "2"], "between 0 and 1"),
         (["--run", "r", "--out", "p", "--tolerance", "0.1", "--steps", "2"], "one of them"),
+        (["r", "--run", "s", "--out", "p"], "r and --run s name two of the same"),
+        (["r", "s", "--out", "p"], "unexpected argument 's'"),
         (["--run", "r", "--out", "p", "--stepz", "2"], "--steps"),
     ],
 )

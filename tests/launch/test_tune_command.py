@@ -116,7 +116,7 @@ def test_it_fits_again_and_shows_what_that_changed(
     """From a solver that has forgotten everything, in place and without a half-written file."""
     expected, metadata = _kept(run)
     _forget(run)
-    assert main(["--run", str(run), "--device", "cpu"]) == 0
+    assert main([str(run), "--device", "cpu"]) == 0
     printed = capsys.readouterr().out
     (row,) = re.findall(r"relative distance after 1 evaluation .*", printed)
     before, after = map(float, re.findall(r"\d\.\de[-+]\d+", row))
@@ -204,7 +204,7 @@ def _refused(run: Path) -> str:
     line = str(error.value)
     assert "\n" not in line
     assert str(run / KEPT_SOLVER) in line
-    assert f"python launch/tune_solver.py --run {run}" in line
+    assert f"ignn tune {run}" in line
     return line
 
 
@@ -237,7 +237,7 @@ def test_a_foreign_solver_is_one_line(run: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ([], "--run"),
+        ([], "RUN is missing; name one, as in ignn tune runs/acm"),
         (["--run", "nowhere"], "nowhere is not a run folder"),
         (["--run", "nowhere", "--steps", "-1"], "--steps -1 must be at least 0"),
         (["--run", "nowhere", "--stepz", "1"], "--steps"),

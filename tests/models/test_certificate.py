@@ -15,8 +15,8 @@ from distributed_ignn.graph.shard import GraphShard
 from distributed_ignn.models.certificate import Certificate, certify, settled_nodes
 from distributed_ignn.models.constraints import first_vector, growth_vector
 from distributed_ignn.models.implicit import SolvePlan
-from distributed_ignn.models.implicit_gnn import ImplicitGNN
 from distributed_ignn.models.maps import EquilibriumCell
+from distributed_ignn.models.shard_model import ShardModel
 from distributed_ignn.solvers.picard import Picard
 from distributed_ignn.solvers.solve import solve
 from tests.parity.cases import assign, make_data
@@ -32,6 +32,10 @@ CASES = (
     ("plain", {"cell": "mignn"}),
     ("plain", {"cell": "mignn", "skew": 0.0}),
     ("channels", {"cell": "mignn", "skew": 0.5}),
+    ("weights", {"cell": "ignn"}),
+    ("weights", {"cell": "mignn"}),
+    ("lopsided", {"cell": "ignn"}),
+    ("lopsided", {"cell": "eignn"}),
 )
 
 
@@ -40,7 +44,7 @@ def _model(comm: Communicator, case: str, settings: dict[str, Any], dtype: torch
     data = make_data(case)
     shard = list(build_shards(data, assign(case, comm.world_size), comm.world_size))[comm.rank]
     config = ModelConfig.model_validate({"hidden": 8, "kappa": 0.9, **settings})
-    model = ImplicitGNN(shard, comm, config, dtype, seed=0)
+    model = ShardModel(shard, comm, config, dtype, seed=0)
     generator = torch.Generator().manual_seed(4)
     with torch.no_grad():
         for parameter in model.cell_weights.parameters():
@@ -50,7 +54,7 @@ def _model(comm: Communicator, case: str, settings: dict[str, Any], dtype: torch
     return model, shard
 
 
-def _state(model: ImplicitGNN, steps: int) -> Tensor:
+def _state(model: ShardModel, steps: int) -> Tensor:
     start = torch.zeros_like(model.injection())
     plan = SolvePlan(Picard(), lambda cell, driver: start, 0.0, steps, lambda solution: None)
     return model.solve(plan).image
@@ -63,7 +67,7 @@ def _truth(cell: EquilibriumCell, comm: Communicator, start: Tensor) -> Tensor:
 
 
 def _compare(
-    model: ImplicitGNN, shard: GraphShard, certificate: Certificate, state: Tensor, truth: Tensor
+    model: ShardModel, shard: GraphShard, certificate: Certificate, state: Tensor, truth: Tensor
 ) -> dict[str, float]:
     """True distance in the certificate's norm, and the largest part of a row's bound."""
     comm = model.propagation.halo.comm

@@ -9,17 +9,17 @@ from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import ModelConfig
 from distributed_ignn.errors import UserError
 from distributed_ignn.models.cells.ignn import IgnnWeights
-from distributed_ignn.models.implicit_gnn import ImplicitGNN
+from distributed_ignn.models.shard_model import ShardModel
 from tests.parity.cases import make_data
 from tests.training.small_trainers import own_shard
 
 
-def _model(case: str, channels: str) -> ImplicitGNN:
+def _model(case: str, channels: str) -> ShardModel:
     config = ModelConfig.model_validate(
         {"hidden": 3, "init": "identity", "injection_channels": channels}
     )
     comm = Communicator()
-    return ImplicitGNN(own_shard(comm, make_data(case)), comm, config, torch.float64, 0)
+    return ShardModel(own_shard(comm, make_data(case)), comm, config, torch.float64, 0)
 
 
 @pytest.mark.parametrize(

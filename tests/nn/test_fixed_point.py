@@ -19,11 +19,12 @@ from distributed_ignn.errors import UserError
 from distributed_ignn.nn import FixedPoint, NotConvergedWarning
 from distributed_ignn.nn.bounding import linear_weights
 from distributed_ignn.solvers.anderson import Anderson
+from distributed_ignn.solvers.methods import METHODS
 from distributed_ignn.solvers.neural import NeuralSolver
 from distributed_ignn.solvers.predictors import NETWORKS, NeuralShape, build_predictor
 from tests.nn.small_maps import NODES, WIDTH, Mixed, edges, unrolled
 
-SOLVERS = ("picard", "anderson", "broyden")
+SOLVERS = tuple(name for name, method in METHODS.items() if not method.learned)
 
 
 @pytest.fixture(autouse=True)
@@ -247,6 +248,8 @@ def test_warm_start_saves_evaluations_and_follows_shape_and_format() -> None:
     assert cold.info.adjoint_evaluations > 5
     assert layer(x[:4]).shape == (4, WIDTH)
     assert layer.info.evaluations > 5
+    layer(x[:4], z0=torch.ones(4, WIDTH))  # what is given counts
+    assert layer.info.evaluations > 5
 
 
 def test_compiled_maps_give_the_same_gradient() -> None:
@@ -399,6 +402,7 @@ def test_a_solver_may_be_an_object() -> None:
     ("settings", "line"),
     [
         ({"solver": "neural"}, "solver = 'neural' has to be trained"),
+        ({"solver": "broyden", "beta": 0.5}, r"beta = 0\.5 makes no difference to broyden"),
         ({"solver": "newton"}, "solver = 'newton' must be"),
         ({"tolerance": 0.0}, "tolerance = 0.0 must be above 0"),
         ({"max_steps": 0}, "max_steps = 0 must be at least 1"),

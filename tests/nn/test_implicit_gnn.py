@@ -19,10 +19,10 @@ from distributed_ignn.config import ModelConfig
 from distributed_ignn.errors import UserError
 from distributed_ignn.graph.data import CSRMatrix, GraphData
 from distributed_ignn.graph.partitioning.sharding import build_shards
-from distributed_ignn.models import implicit_gnn
 from distributed_ignn.models.cells import IgnnWeights
 from distributed_ignn.models.implicit import Cell, SolvePlan
 from distributed_ignn.models.maps import EquilibriumCell
+from distributed_ignn.models.shard_model import ShardModel
 from distributed_ignn.nn import ImplicitGNN, NotConvergedWarning
 from distributed_ignn.nn import implicit_gnn as module
 from distributed_ignn.solvers.anderson import Anderson
@@ -80,7 +80,7 @@ def test_the_model_of_a_run_gives_the_same_numbers_and_gradients(
     data = make_data(case)
     config = ModelConfig(hidden=6, cell=cell, **settings)
     (shard,) = build_shards(data, torch.zeros(NODES, dtype=torch.int64), 1)
-    trained = implicit_gnn.ImplicitGNN(shard, Communicator(), config, DOUBLE, 0)
+    trained = ShardModel(shard, Communicator(), config, DOUBLE, 0)
     layer = ImplicitGNN(
         FEATURES, 6, CLASSES, cell=cell, channels=len(data.graphs), **TIGHT, **settings
     ).double()

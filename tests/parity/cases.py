@@ -19,8 +19,8 @@ from distributed_ignn.graph.data import CSRMatrix, GraphData, csr_from_edges, cs
 from distributed_ignn.graph.hashing import hash_uniform
 from distributed_ignn.graph.partitioning.sharding import build_shards
 from distributed_ignn.graph.shard import GraphShard
-from distributed_ignn.models.implicit_gnn import ImplicitGNN
 from distributed_ignn.models.maps import EquilibriumCell
+from distributed_ignn.models.shard_model import ShardModel
 from distributed_ignn.propagation.halo import HaloExchange
 from distributed_ignn.propagation.propagate import Propagation
 from distributed_ignn.propagation.row_sum import RowSum
@@ -317,8 +317,8 @@ def _gradients(
     shard: GraphShard, comm: Communicator, config: RunConfig, kind: torch.dtype
 ) -> dict[str, Tensor]:
     """Fixed point and gradient of every parameter."""
-    model = ImplicitGNN(shard, comm, config.model, kind, 0)
-    planner = SolvePlanner(config, None)
+    model = ShardModel(shard, comm, config.model, kind, 0)
+    planner = SolvePlanner(config, None, comm.device)
     Objective(shard, comm, "auto").loss(model(0, planner.train(), planner.adjoint())).backward()
     point = planner.states["evaluate" if config.model.fixed_injection else "train"]
     found = {"fixed point": spread(shard, point)}
@@ -335,7 +335,7 @@ def _learned_weights(
 ) -> dict[str, Tensor]:
     """alpha and beta of Anderson and of a learned solver whose heads are not zero."""
     sparsified = sparsify(shard, comm, "pri", config.solver.keep, kind)
-    model = ImplicitGNN(shard, comm, config.model, kind, 0, sparsified)
+    model = ShardModel(shard, comm, config.model, kind, 0, sparsified)
     injection = model.injection().detach()
     cell = model.layer.cell(injection, model.channel_weights())
     found: dict[str, Tensor] = {}

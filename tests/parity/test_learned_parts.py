@@ -9,7 +9,7 @@ from torch import Tensor
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.graph.partitioning.sharding import build_shards
 from distributed_ignn.graph.shard import GraphShard
-from distributed_ignn.models.implicit_gnn import ImplicitGNN
+from distributed_ignn.models.shard_model import ShardModel
 from distributed_ignn.propagation.sparsify import sparsify
 from distributed_ignn.solvers.anderson import Anderson
 from distributed_ignn.solvers.estimator import ErrorEstimator
@@ -48,7 +48,7 @@ def _parts(shard: GraphShard, comm: Communicator) -> dict[str, Tensor]:
     """Rows at their global ids, and numbers that all ranks have divided by their count."""
     kind, channels = torch.float64, len(shard.channels)
     thin = sparsify(shard, comm, "pri", 0.5, kind)
-    model = ImplicitGNN(shard, comm, config_for("float64").model, kind, 0, thin)
+    model = ShardModel(shard, comm, config_for("float64").model, kind, 0, thin)
     injection = model.injection().detach()
     cell = model.layer.cell(injection, model.channel_weights())
     start = torch.relu(injection)

@@ -12,8 +12,8 @@ from torch import Tensor
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.graph.data import csr_from_edges
 from distributed_ignn.graph.partitioning.sharding import build_shards
-from distributed_ignn.models.implicit_gnn import ImplicitGNN
 from distributed_ignn.models.maps import EquilibriumCell
+from distributed_ignn.models.shard_model import ShardModel
 from distributed_ignn.propagation.coarse import CoarseLevel
 from distributed_ignn.propagation.propagate import Propagation
 from distributed_ignn.solvers import estimator
@@ -106,7 +106,7 @@ def _cell(case: str, comm: Communicator) -> tuple[EquilibriumCell, Tensor]:
     data = make_data(case)
     shard = list(build_shards(data, assign(case, comm.world_size), comm.world_size))[comm.rank]
     config = config_for("float64").model
-    model = ImplicitGNN(shard, comm, config, torch.float64, 0).eval()
+    model = ShardModel(shard, comm, config, torch.float64, 0).eval()
     injection = model.injection().detach()
     return model.layer.cell(injection, model.channel_weights()), injection
 

@@ -214,6 +214,8 @@ def cell_report(comm: Communicator, kernel: str) -> dict[str, dict[str, Tensor]]
         "directed": CellForm(IDENTITY),
         "channels": CellForm(),
         "channels, mixed": CellForm(step=0.7, residual=0.2),
+        "weights": CellForm(),
+        "lopsided": CellForm(IDENTITY),
     }
     return {name: _cell(comm, name.partition(",")[0], form, kernel) for name, form in forms.items()}
 

@@ -126,6 +126,9 @@ def test_items_follow_the_settings() -> None:
     assert budget(SIZES, _run(), coded_halo=True)["halo codec state"] == 2 * 190 * 128 * 4
     directed = budget(replace(SIZES, symmetric=False), _run())
     assert directed["graph"] > 1.9 * plain["graph"]
+    weighted = budget(replace(SIZES, weighted=True), _run())
+    # one number for every entry of both blocks and of what is turned, rows that come home included
+    assert weighted["graph"] - plain["graph"] == 4 * (20_000 + 500 + 500 + 90)
 
 
 _KNOWN: list[tuple[str, dict[str, Any], dict[str, Any], dict[str, Any], dict[str, int]]] = [
@@ -317,6 +320,10 @@ def test_sizes_are_counted_from_a_part() -> None:
     assert sizes.owned_entries == sum(channel.owned.num_entries for channel in shard.channels)
     assert sizes.feature_entries is not None
     assert sizes.file > 8 * sizes.owned_entries
+    weighted = PartSizes.from_shard(own_shard(Communicator(), make_data("weights")))
+    assert (weighted.weighted, sizes.weighted) == (True, False)
+    first = make_data("weights").graphs[0].num_entries + 60  # of float64
+    assert weighted.file - 4 * (weighted.owned_entries - sizes.owned_entries) > 8 * first
 
 
 def test_what_does_not_fit_is_one_line_of_advice() -> None:

@@ -275,7 +275,7 @@ def test_nodes_of_another_graph_are_refused(tmp_path: Path) -> None:
 def test_state_is_readable_json_with_checksums(tmp_path: Path) -> None:
     path = _store(tmp_path).save(5, _snapshot(), NODES)
     state = json.loads((path / "state.json").read_text())
-    assert state["version"] == 2
+    assert state["version"] == 3
     assert state["world_size"] == 1
     assert set(state["sha256"]) == {"common.safetensors", "rank-00000-of-00001.safetensors"}
 

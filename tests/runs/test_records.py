@@ -12,7 +12,7 @@ from distributed_ignn.runs.output.records import RunRecorder, read_metrics
 from distributed_ignn.training.epoch_record import EpochRecord
 
 
-def _record(epoch: int, loss: float = 0.5) -> EpochRecord:
+def record_of(epoch: int, loss: float = 0.5) -> EpochRecord:
     return EpochRecord(
         epoch=epoch,
         loss=loss,
@@ -35,7 +35,7 @@ def _record(epoch: int, loss: float = 0.5) -> EpochRecord:
 def _write(folder: Path, epochs: range, done: int = 0) -> None:
     recorder = RunRecorder(folder, done)
     for epoch in epochs:
-        recorder.epoch(_record(epoch, loss=epoch + done / 100))
+        recorder.epoch(record_of(epoch, loss=epoch + done / 100))
     recorder.close()
 
 

@@ -7,11 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import RunConfig
+from distributed_ignn.errors import UserError
 from distributed_ignn.runs.checkpoints.checkpoint import CheckpointStore, load_checkpoint
-from distributed_ignn.runs.checkpoints.snapshot import restore, take_snapshot
+from distributed_ignn.runs.checkpoints.snapshot import restore, restore_best, take_snapshot
+from distributed_ignn.training.state import State, Stateful
 from distributed_ignn.training.trainer import Trainer
 from tests.training.small_trainers import (
     EPOCHS,
@@ -62,7 +65,7 @@ def test_a_resumed_run_continues_bit_for_bit(
         whole.best.epoch,
         whole.best.val_metric,
     )
-    assert resumed.stale_validations == whole.stale_validations
+    assert resumed.best.stale == whole.best.stale
 
 
 def test_the_closed_form_parts_resume_too(tmp_path: Path) -> None:
@@ -109,15 +112,65 @@ def test_a_lost_part_of_the_state_is_noticed(lost: str) -> None:
     assert [numbers(r) for r in found] != [numbers(r) for r in expected]
 
 
+class _Counting(Trainer):
+    """A trainer with one more part that has state."""
+
+    counter = 7
+
+    def parts(self) -> dict[str, Stateful]:
+        return super().parts() | {"counter": _Counter(self)}
+
+
+class _Counter:
+    def __init__(self, trainer: _Counting) -> None:
+        self._trainer = trainer
+
+    def state(self) -> State:
+        rows = torch.arange(self._trainer.shard.num_owned)[:, None]
+        return State({"count": self._trainer.counter}, {"twice": torch.tensor([14])}, {"r": rows})
+
+    def load_state(self, state: State) -> None:
+        assert state.common["twice"].tolist() == [14]
+        assert state.rows["r"].shape == (self._trainer.shard.num_owned, 1)
+        self._trainer.counter = state.values["count"] + 1
+
+
+def test_another_part_is_kept_without_a_word_to_the_checkpoint(tmp_path: Path) -> None:
+    config = small_config()
+    shard = small_trainer(Communicator(), config).shard
+    first, second = (_Counting(config, shard, Communicator()) for _ in range(2))
+    store = CheckpointStore(tmp_path, first.comm, keep=1)
+    path = store.save(0, take_snapshot(first), shard.owned_nodes)
+    restore(second, load_checkpoint(path, second.comm, shard.owned_nodes))
+    assert second.counter == 8
+
+
 def test_the_seconds_go_on(tmp_path: Path) -> None:
     config = small_config()
     whole = small_trainer(Communicator(), config)
     started = time.perf_counter() - 500
     first = Trainer(config, whole.shard, Communicator(), started)
-    assert 500 <= first.seconds_total < 560
+    assert 500 <= first.stopwatch.total < 560
     resumed = _reload(_reload(first, config, "plain", tmp_path), config, "plain", tmp_path)
-    assert 500 < resumed.seconds_total < 560
-    assert whole.seconds_total < 60
+    assert 500 < resumed.stopwatch.total < 560
+    assert whole.stopwatch.total < 60
+
+
+def test_the_best_weights_serve_another_graph() -> None:
+    """With the learned solver; nothing else of the run is taken over."""
+    config = small_config({"train": {"lr": 0.05}})
+    first = small_trainer(Communicator(), config)
+    train(first, 3)
+    assert first.best.epoch == 1
+    other = small_trainer(Communicator(), config, "lopsided")
+    restore_best(other, take_snapshot(first))
+    assert first.best.weights is not None
+    assert_equal(dict(other.model.state_dict()), first.best.weights)
+    assert other.learned is not None
+    assert other.learned.ready
+    assert (other.epoch, other.planner.states) == (0, {})
+    with pytest.raises(UserError, match=r"another graph \(0 channels with edge weights, here 1\)"):
+        restore(other, take_snapshot(first))
 
 
 def test_the_best_weights_survive(tmp_path: Path) -> None:
@@ -127,8 +180,8 @@ def test_the_best_weights_survive(tmp_path: Path) -> None:
     assert first.best.epoch == 1
     resumed = _reload(first, config, "plain", tmp_path)
     for trainer in (first, resumed):
-        trainer.use_best_weights()
-        trainer.planner.states.clear()
+        trainer.best.use()
+        trainer.planner.forget()
     assert_equal(dict(resumed.model.state_dict()), dict(first.model.state_dict()))
     splits = ("train", "val", "test")
     assert resumed.evaluate(splits) == first.evaluate(splits)

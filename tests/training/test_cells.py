@@ -56,7 +56,7 @@ def _chains(model: dict[str, Any]) -> Trainer:
 def test_a_cell_learns_to_carry_a_class_along_a_chain(model: dict[str, Any]) -> None:
     trainer = _chains(model)
     train(trainer, 40)
-    trainer.use_best_weights()
+    trainer.best.use()
     assert trainer.evaluate(("test",))["test"] > 0.95
     assert trainer.evaluate_at_zero(("test",))["test"] < 0.8
 

@@ -25,7 +25,7 @@ from distributed_ignn.errors import UserError
 from distributed_ignn.graph.data import GraphData, csr_from_edges
 from distributed_ignn.graph.partitioning.sharding import build_shards
 from distributed_ignn.models.cells import IgnnWeights
-from distributed_ignn.models.implicit_gnn import ImplicitGNN
+from distributed_ignn.models.shard_model import ShardModel
 from distributed_ignn.training.engines import deepspeed as deepspeed_engine
 from distributed_ignn.training.engines.deepspeed import DeepSpeedEngine
 from distributed_ignn.training.engines.deepspeed_settings import read_settings
@@ -33,6 +33,7 @@ from distributed_ignn.training.engines.torch import Engine, TorchEngine
 from distributed_ignn.training.losses.objective import Objective
 from distributed_ignn.training.numbers import NumbersError
 from distributed_ignn.training.plans import SolvePlanner
+from distributed_ignn.training.state import State
 from tests.ranks import run_ranks
 
 pytestmark = pytest.mark.deepspeed
@@ -43,10 +44,10 @@ needs_deepspeed = pytest.mark.skipif(
 NODES = 24
 STEPS = 4
 TensorDict = dict[str, Tensor]
-EngineMaker = Callable[[ImplicitGNN, RunConfig, Communicator], Engine]
+EngineMaker = Callable[[ShardModel, RunConfig, Communicator], Engine]
 
 
-def plain(model: ImplicitGNN, config: RunConfig, comm: Communicator) -> Engine:
+def plain(model: ShardModel, config: RunConfig, comm: Communicator) -> Engine:
     return TorchEngine(model, config.train, comm)
 
 
@@ -90,9 +91,9 @@ class Run:
     ) -> None:
         part = torch.arange(NODES) * comm.world_size // NODES
         shard = list(build_shards(data, part, comm.world_size))[comm.rank]
-        self.model = ImplicitGNN(shard, comm, config.model, torch.float32, seed=0)
+        self.model = ShardModel(shard, comm, config.model, torch.float32, seed=0)
         self.engine = make(self.model, config, comm)
-        self._planner = SolvePlanner(config, None)
+        self._planner = SolvePlanner(config, None, comm.device)
         self._objective = Objective(shard, comm, "auto")
         self._step = 0
 
@@ -115,15 +116,13 @@ class Run:
     def weights(self) -> TensorDict:
         return {k: v.detach().clone() for k, v in self.model.state_dict().items()}
 
-    def state(self) -> tuple[TensorDict, ...]:
-        """Weights and the engine's two parts, copied as a checkpoint would."""
-        engine = self.engine
-        parts = (self.weights(), engine.common_state(), engine.row_state())
-        return tuple({k: v.clone() for k, v in part.items()} for part in parts)
+    def state(self) -> tuple[TensorDict, State]:
+        """Weights and the engine's state, copied as a checkpoint would."""
+        return self.weights(), self.engine.state().copy()
 
-    def restore(self, state: tuple[TensorDict, ...]) -> None:
+    def restore(self, state: tuple[TensorDict, State]) -> None:
         self.model.load_state_dict(state[0])
-        self.engine.load_state(*state[1:])
+        self.engine.load_state(state[1])
 
 
 def assert_close(actual: TensorDict, expected: TensorDict) -> None:
@@ -191,7 +190,7 @@ def check_resume(comm: Communicator, data: GraphData) -> None:
     config = run_config()
     run = Run(comm, DeepSpeedEngine, data, config)
     untouched = run.state()
-    assert untouched[1] == {}
+    assert untouched[1].common == {}
     run.train(2)
     saved = run.state()
     expected = run.train(2)
@@ -200,8 +199,8 @@ def check_resume(comm: Communicator, data: GraphData) -> None:
         fresh.restore(saved)
         check(fresh.train(2), expected)
         again = fresh.state()
-        assert again[1].keys() == saved[1].keys()
-        assert again[2].keys() == saved[2].keys()
+        assert again[1].common.keys() == saved[1].common.keys()
+        assert again[1].rows.keys() == saved[1].rows.keys()
     # an engine that has stepped already takes a checkpoint as well, the other engine's included
     other = Run(comm, plain, data, config)
     other.train(2)
@@ -242,8 +241,8 @@ def check_infinite_gradient_on_one_rank(comm: Communicator) -> None:
     with pytest.raises(NumbersError, match="gradients are not finite"):
         run.engine.step((run.model.channel_weights()[0] * scale).sum())
     after = run.state()
-    for was, now in zip(before, after, strict=True):
-        assert_equal(now, was)
+    assert_equal(after[0], before[0])
+    assert_equal(after[1].tensors, before[1].tensors)
     # the step is left out, and the next one is as if it had not been tried
     other = Run(comm, plain, graph_data(), run_config())
     assert_close(run.train(2), other.train(2))
@@ -329,7 +328,7 @@ def test_unreadable_settings_are_named(tmp_path: Path) -> None:
 def test_double_precision_is_refused() -> None:
     shard = next(iter(build_shards(graph_data(), torch.zeros(NODES, dtype=torch.int64), 1)))
     comm, config = Communicator(), run_config(dtype="float64")
-    model = ImplicitGNN(shard, comm, config.model, torch.float64, seed=0)
+    model = ShardModel(shard, comm, config.model, torch.float64, seed=0)
     with pytest.raises(UserError, match=r"train.dtype = float64 .*--train.dtype float32"):
         DeepSpeedEngine(model, config, comm)
 
@@ -338,6 +337,6 @@ def test_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "deepspeed", None)
     shard = next(iter(build_shards(graph_data(), torch.zeros(NODES, dtype=torch.int64), 1)))
     comm, config = Communicator(), run_config()
-    model = ImplicitGNN(shard, comm, config.model, torch.float32, seed=0)
+    model = ShardModel(shard, comm, config.model, torch.float32, seed=0)
     with pytest.raises(UserError, match=r"pip install 'distributed-ignn\[deepspeed\]'"):
         DeepSpeedEngine(model, config, comm)

@@ -7,7 +7,7 @@ import torch
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.models.cells import IgnnWeights
 from distributed_ignn.models.constraints import largest_column_sum
-from distributed_ignn.models.implicit_gnn import ImplicitGNN
+from distributed_ignn.models.shard_model import ShardModel
 from distributed_ignn.training.engines.torch import TorchEngine
 from tests.training.small_trainers import small_config, small_trainer
 
@@ -15,7 +15,7 @@ from tests.training.small_trainers import small_config, small_trainer
 FAST = {"train": {"lr": 0.1, "weight_decay": 0.0}}
 
 
-def _weights(model: ImplicitGNN) -> IgnnWeights:
+def _weights(model: ShardModel) -> IgnnWeights:
     assert isinstance(model.cell_weights, IgnnWeights)
     return model.cell_weights
 

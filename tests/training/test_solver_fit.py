@@ -223,10 +223,10 @@ def test_a_learned_adjoint_gives_the_gradient_that_anderson_gives() -> None:
         trainer.planner._config = trainer.config.model_copy(update=sections)
         used = trainer.planner.method(ADJOINT)
         assert isinstance(used, NeuralSolver) == (method == "neural")
-        trainer.planner.states.clear()
+        trainer.planner.forget()
         trainer.planner.log.clear()
         trainer.model.zero_grad()
-        trainer._loss_share().backward()
+        trainer.loss.share(trainer.epoch, trainer.planner, {}).backward()
         found.append([p.grad.clone() for p in trainer.model.parameters() if p.grad is not None])
         steps.append(trainer.planner.log.steps(ADJOINT))
     assert len(found[0]) == len(found[1]) > 3

@@ -33,7 +33,7 @@ def _weights(trainer: Trainer) -> dict[str, Tensor]:
 
 
 def _solver_weights(trainer: Trainer) -> dict[str, Tensor]:
-    state = _solver_trainer(trainer).state()
+    state = _solver_trainer(trainer).state().common
     return {k: v.clone() for k, v in state.items() if k.startswith("weight|")}
 
 

@@ -75,7 +75,7 @@ def test_patience_ends_the_run_and_the_best_weights_return() -> None:
     assert trainer.finished
     assert trainer.best.epoch == 1
     assert trainer.best.weights is not None
-    trainer.use_best_weights()
+    trainer.best.use()
     assert_equal(dict(trainer.model.state_dict()), trainer.best.weights)
 
 

@@ -13,17 +13,26 @@ from pathlib import Path
 from distributed_ignn.config import DataConfig
 from distributed_ignn.config.dataset import FILE_SUFFIXES, OWN_FILE
 from distributed_ignn.errors import UserError
-from distributed_ignn.graph.data import GraphData
+from distributed_ignn.graph.data import GraphData, Task
 from distributed_ignn.graph.datasets.amazon import load_amazon
 from distributed_ignn.graph.datasets.amgcn import RELEASE, load_amgcn
+from distributed_ignn.graph.datasets.attributes import labelled_graph, no_labels, unlabelled_graph
 from distributed_ignn.graph.datasets.chains import make_chains
-from distributed_ignn.graph.datasets.checks import normalise_features, validate
+from distributed_ignn.graph.datasets.checks import normalise_features, validate, validate_graph
+from distributed_ignn.graph.datasets.in_memory import ORIGIN, fields_in_memory, is_in_memory
 from distributed_ignn.graph.datasets.knn import add_knn_channel
 from distributed_ignn.graph.datasets.pyg_ogb import OGB_NAMES, load_ogb, load_reddit
 from distributed_ignn.graph.datasets.synthetic import make_products
-from distributed_ignn.graph.datasets.user_file import load_user_file
+from distributed_ignn.graph.datasets.user_file import load_user_file, read_fields
 
-__all__ = ["DATASETS", "Loader", "load_dataset", "validate"]
+__all__ = [
+    "DATASETS",
+    "Loader",
+    "graph_in_memory",
+    "graph_to_predict",
+    "load_dataset",
+    "validate",
+]
 
 
 def _amgcn(name: str, data_root: Path, data: DataConfig) -> GraphData:
@@ -81,8 +90,54 @@ def load_dataset(name: str, data_root: Path, data: DataConfig) -> GraphData:
             f"dataset {name!r} is not known; choose one of {', '.join(DATASETS)}, or give the "
             "path of a PyG .pt file or of a .npz file"
         )
-    loaded = validate(loaded, name)
-    if data.knn and name not in RELEASE:
+    return _prepared(validate(loaded, name), data, knn=name not in RELEASE)
+
+
+def graph_in_memory(graph: object, data: DataConfig) -> GraphData:
+    """As ``load_dataset``, for a graph that is already in memory.
+
+    Args:
+        graph: see ``fields_in_memory``.
+        data: the ``data`` section of the configuration.
+
+    Raises:
+        UserError: an attribute is missing or breaks a rule.
+    """
+    fields = fields_in_memory(graph, data.edge_weights)
+    loaded = labelled_graph(fields, ORIGIN, data.edge_weights)
+    return _prepared(validate(loaded, str(ORIGIN)), data)
+
+
+def graph_to_predict(
+    source: object, data: DataConfig, num_classes: int, task: Task, data_root: Path = Path("data")
+) -> GraphData:
+    """A graph for a model that was trained on another, prepared as that one was.
+
+    Args:
+        source: a graph in memory, the path of a file, or a name of DATASETS. Labels and splits
+            are not read.
+        data: the ``data`` section of the run that trained the model.
+        num_classes, task: of the model.
+        data_root: where the files of a named dataset are.
+
+    Raises:
+        UserError: something is missing or breaks a rule.
+    """
+    if isinstance(source, str) and source in DATASETS:
+        found = load_dataset(source, data_root, data)
+        return dataclasses.replace(found, **no_labels(found.num_nodes, num_classes, task))
+    path = ORIGIN if is_in_memory(source) else Path(str(source))
+    if is_in_memory(source):
+        fields = fields_in_memory(source, data.edge_weights)
+    else:
+        fields = read_fields(path, data.edge_weights)
+    loaded = unlabelled_graph(fields, path, data.edge_weights, num_classes, task)
+    return _prepared(validate_graph(loaded, str(path)), data)
+
+
+def _prepared(loaded: GraphData, data: DataConfig, *, knn: bool = True) -> GraphData:
+    """With scaled features and, if ``knn`` and the settings ask for it, the neighbour channel."""
+    if data.knn and knn:
         loaded = add_knn_channel(loaded, data.knn)
     features = normalise_features(loaded.features, data.feature_norm)
     return dataclasses.replace(loaded, features=features)

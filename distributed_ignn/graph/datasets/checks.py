@@ -25,6 +25,14 @@ def validate(data: GraphData, origin: str) -> GraphData:
     Raises:
         UserError: the first broken rule, in one line.
     """
+    validate_graph(data, origin)
+    _check_labels(data, origin)
+    _check_splits(data, origin)
+    return data
+
+
+def validate_graph(data: GraphData, origin: str) -> GraphData:
+    """As ``validate``, of edges and features alone."""
     if data.num_nodes < 2:
         raise UserError(
             f"{origin}: {data.num_nodes} node(s); a graph needs at least two, give a larger one"
@@ -33,8 +41,6 @@ def validate(data: GraphData, origin: str) -> GraphData:
         _check_graph(graph, data.num_nodes, f"{origin}: graph {channel}")
     if data.features is not None:
         _check_features(data.features, data.num_nodes, origin)
-    _check_labels(data, origin)
-    _check_splits(data, origin)
     return data
 
 

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from distributed_ignn.graph.data import CSRMatrix
 
-#: What an edge of mean weight counts; lighter ones are told apart down to a hundredth of it.
-_MEAN = 100.0
+#: What an edge of median weight counts; lighter ones are told apart down to a hundredth of it.
+_MEDIAN = 100.0
 #: Edges heavier than so many of median weight are never cut where it can be helped, and count so
 #: much: a few enormous ones would else leave nothing to tell the others apart by.
 _HEAVIEST = 1000.0
@@ -52,8 +52,9 @@ def _matrix(graph: CSRMatrix) -> sp.csr_array:
 def _integers(weight: NDArray[np.float64]) -> NDArray[np.int32]:
     """Proportional to ``weight`` as far as whole numbers from 1 on go, and their sum in bounds."""
     weight = np.minimum(weight / np.median(weight), _HEAVIEST)
-    room = max(min(_MEAN * weight.size, _LARGEST_SUM - weight.size), 0.0)
-    return np.maximum(np.floor(weight * (room / weight.sum())), 1.0).astype(np.int32)
+    room = max(_LARGEST_SUM - weight.size, 0)
+    unit = min(_MEDIAN, room / weight.sum())
+    return np.maximum(np.floor(weight * unit), 1.0).astype(np.int32)
 
 
 def cut_weight(graphs: tuple[CSRMatrix, ...], part: Tensor) -> tuple[float, float]:

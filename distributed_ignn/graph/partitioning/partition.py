@@ -98,6 +98,11 @@ def assign_parts(graphs: tuple[CSRMatrix, ...], parts: int, config: PartitionCon
     if parts < 1:
         raise UserError(f"parts = {parts}: a graph is divided into at least 1 part")
     _check_edges(graphs)
+    if config.edge_weights and all(graph.value is None for graph in graphs):
+        raise UserError(
+            "partition.edge_weights = true needs weights of edges and the graph has none (or all "
+            "are 1); give some, or drop it"
+        )
     symmetric = tuple(is_symmetric(graph) for graph in graphs)
     logger.info("dividing %d nodes into %d parts with %s", graphs[0].num_rows, parts, config.method)
     started = time.perf_counter()
@@ -281,14 +286,7 @@ def _links(
     graphs: tuple[CSRMatrix, ...], config: PartitionConfig
 ) -> tuple[CSRMatrix, Tensor | None]:
     """What METIS divides, and what cutting each entry costs where weights are asked for."""
-    if not config.edge_weights:
-        return _union(graphs), None
-    if all(graph.value is None for graph in graphs):
-        raise UserError(
-            "partition.edge_weights = true needs weights of edges and the graph has none (or all "
-            "are 1); give some, or drop it"
-        )
-    return link_weights(graphs)
+    return link_weights(graphs) if config.edge_weights else (_union(graphs), None)
 
 
 def _check_edges(graphs: tuple[CSRMatrix, ...]) -> None:

@@ -25,7 +25,7 @@ FORMAT_VERSION: Literal[2] = 2
 WEIGHTED_VERSION: Literal[3] = 3
 """Of shards with weights of edges, which a reader of version 2 would take for ones."""
 MANIFEST = "manifest.json"
-COMMAND = "launch/partition.py"
+COMMAND = "ignn partition"
 
 
 class _Strict(BaseModel):

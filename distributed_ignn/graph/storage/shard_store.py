@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import JsonValue
 
 from distributed_ignn.config import DataConfig, PartitionConfig
@@ -28,8 +29,9 @@ from distributed_ignn.files import (
     temporary_sibling,
 )
 from distributed_ignn.graph.data import GraphData
+from distributed_ignn.graph.partitioning.merging import merge_shards
 from distributed_ignn.graph.partitioning.partition import Assignment, assign_clusters, assign_parts
-from distributed_ignn.graph.partitioning.sharding import build_shard
+from distributed_ignn.graph.partitioning.sharding import build_shard, plan_shards
 from distributed_ignn.graph.shard import GraphShard
 from distributed_ignn.graph.storage.manifest import (
     COMMAND,
@@ -61,7 +63,9 @@ __all__ = [
     "partition_request",
     "prepare_shards",
     "read_manifest",
+    "read_part",
     "read_shard",
+    "whole_graph",
     "write_shards",
 ]
 
@@ -286,6 +290,29 @@ def read_shard(folder: Path, part: int, *, verify: bool = True) -> GraphShard:
     if (shard.part, shard.parts) != (part, manifest.parts):
         raise _damaged(path, f"it is part {shard.part} of {shard.parts}")
     return shard
+
+
+def read_part(folder: Path, part: int, parts: int) -> GraphShard:
+    """One of ``parts`` shards: read, or cut from all of them merged where ``folder`` holds others.
+
+    Raises:
+        UserError: see ``read_shard``.
+    """
+    manifest = read_manifest(folder)
+    if manifest.parts == parts:
+        return read_shard(folder, part)
+    data = whole_graph(folder, manifest)
+    owner = torch.arange(data.num_nodes) * parts // data.num_nodes
+    return build_shard(data, plan_shards(data.graphs, owner, parts), part)
+
+
+def whole_graph(folder: Path, manifest: Manifest) -> GraphData:
+    """What the shards in a folder were cut from.
+
+    Raises:
+        UserError: one is damaged.
+    """
+    return merge_shards([read_shard(folder, part) for part in range(manifest.parts)])
 
 
 def _damaged(path: Path, reason: str) -> UserError:

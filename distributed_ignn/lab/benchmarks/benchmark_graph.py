@@ -1,7 +1,7 @@
 """The graph of a benchmark, cut into shards once, by one process, and read by every rank.
 
 A folder of shards holds one folder per number of parts (``DIR/1``, ``DIR/2``, ...), each as
-``launch/partition.py --parts N --out DIR/N`` writes it. What is missing is written there, by a
+``ignn partition --parts N --out DIR/N`` writes it. What is missing is written there, by a
 process of its own: a rank that generated the graph would carry that memory in its peak. The one
 part is for the baseline of a single process.
 """

@@ -190,7 +190,7 @@ def _cold_solve(trainer: Trainer) -> Callable[[], Solution]:
     injection, weights = model.injection(), model.channel_weights()
 
     def solve() -> Solution:
-        planner.states.clear()
+        planner.forget()
         model.propagation.reset_links()
         return model.layer.solve(injection, weights, planner.evaluate())
 

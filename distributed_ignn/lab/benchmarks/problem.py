@@ -17,8 +17,8 @@ from torch import Tensor
 
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.models.implicit import Cell, SolvePlan
-from distributed_ignn.models.implicit_gnn import ImplicitGNN
 from distributed_ignn.models.maps import EquilibriumCell
+from distributed_ignn.models.shard_model import ShardModel
 from distributed_ignn.runs.predict import load_run
 from distributed_ignn.solvers.anderson import Anderson
 from distributed_ignn.solvers.base import Solution
@@ -121,7 +121,7 @@ def _at_zero(cell: Cell, injection: Tensor) -> Tensor:
 def _solve_exactly(trainer: Trainer) -> Solution:
     """Z* of the same weights in float64."""
     config = trainer.config
-    model = ImplicitGNN(trainer.shard, trainer.comm, config.model, torch.float64, config.seed)
+    model = ShardModel(trainer.shard, trainer.comm, config.model, torch.float64, config.seed)
     model.load_state_dict(trainer.model.state_dict())
     model.eval()
     plan = SolvePlan(Anderson(), _at_zero, _TOLERANCE, _MAX_STEPS, lambda solution: None)

@@ -15,13 +15,12 @@ from typing import Any
 from torch import Tensor
 
 from distributed_ignn.comm.communicator import Communicator
-from distributed_ignn.config import RunConfig
 from distributed_ignn.lab.benchmarks.interleaving import finish_device
 from distributed_ignn.models.implicit import Cell, SolvePlan
 from distributed_ignn.solvers.base import Solution
 from distributed_ignn.training.engines.torch import Check, Engine, TorchEngine, require_usable
-from distributed_ignn.training.learned_solver import LearnedSolver
 from distributed_ignn.training.plans import SolvePlanner
+from distributed_ignn.training.state import State
 from distributed_ignn.training.trainer import Trainer
 
 PHASE, INJECTION, FORWARD, LOSS = "solver phase", "injection", "forward solve", "loss"
@@ -64,7 +63,7 @@ def watch(trainer: Trainer) -> StageClock:
             clock.switch(INJECTION)
 
     trainer.model.encoder.register_forward_pre_hook(injected)
-    trainer.planner = _WatchedPlanner(trainer.config, trainer.learned, clock)
+    trainer.planner = _WatchedPlanner(trainer, clock)
     if isinstance(trainer.engine, TorchEngine):
         trainer.engine.optimizer.register_step_pre_hook(lambda *_: clock.switch(OPTIMISER))
     trainer.engine = _WatchedEngine(trainer.engine, clock)
@@ -72,8 +71,8 @@ def watch(trainer: Trainer) -> StageClock:
 
 
 class _WatchedPlanner(SolvePlanner):
-    def __init__(self, config: RunConfig, learned: LearnedSolver | None, clock: StageClock) -> None:
-        super().__init__(config, learned)
+    def __init__(self, trainer: Trainer, clock: StageClock) -> None:
+        super().__init__(trainer.config, trainer.learned, trainer.comm.device)
         self._clock = clock
 
     def train(self) -> SolvePlan:
@@ -97,9 +96,8 @@ class _WatchedPlanner(SolvePlanner):
 class _WatchedEngine:
     def __init__(self, engine: Engine, clock: StageClock) -> None:
         self._engine, self._clock = engine, clock
-        self.common_state: Callable[[], dict[str, Tensor]] = engine.common_state
-        self.row_state: Callable[[], dict[str, Tensor]] = engine.row_state
-        self.load_state = engine.load_state
+        self.state: Callable[[], State] = engine.state
+        self.load_state: Callable[[State], None] = engine.load_state
         self.gradients: Callable[[], dict[str, Tensor]] = engine.gradients
         self.scale_lr: Callable[[float], None] = engine.scale_lr
 

@@ -170,7 +170,7 @@ def _profile(
 def _source(ranks: int, cores: int) -> str:
     cpu = _cpu_name() or platform.machine()
     return (
-        f"{cpu}, {cores} cores, torch {torch.__version__}; medians of launch/plan.py --calibrate, "
+        f"{cpu}, {cores} cores, torch {torch.__version__}; medians of ignn plan --calibrate, "
         f"one rank alone and {ranks} ranks at once, one thread each, gloo over the loopback"
     )
 

@@ -1,7 +1,7 @@
 """Hardware profiles: what a box and its links can do, as YAML.
 
 A profile is either a *specification* (data sheets, each figure with the factor by which we lower it
-and why) or *measured* on a machine by ``launch/plan.py --calibrate``. Units: bytes, seconds,
+and why) or *measured* on a machine by ``ignn plan --calibrate``. Units: bytes, seconds,
 operations; a rate is an amount per second. A *box* is one machine with several ranks.
 """
 

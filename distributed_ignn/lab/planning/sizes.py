@@ -43,7 +43,7 @@ class PartitionSizes:
 
 
 def read_sizes(folder: Path) -> PartitionSizes:
-    """The sizes in a folder that launch/partition.py wrote; only the manifest has to be there.
+    """The sizes in a folder that ignn partition wrote; only the manifest has to be there.
 
     Without the first shard the columns of the graph are taken to be scattered.
 

@@ -71,9 +71,8 @@ def _in_double(trainer: Trainer) -> Trainer:
     config = with_settings(trainer.config, {"train.dtype": "float64"})
     exact = Trainer(config, trainer.shard, trainer.comm)
     exact.model.load_state_dict(trainer.model.state_dict())
-    if trainer.learned and exact.learned and trainer.solver_trainer and exact.solver_trainer:
+    if trainer.solver_trainer and exact.solver_trainer:
         exact.solver_trainer.load_state(trainer.solver_trainer.state())
-        exact.learned.ready = trainer.learned.ready
     return exact
 
 

@@ -1,7 +1,7 @@
 """Checkpoints: everything a run needs to go on, as safetensors and JSON.
 
     checkpoints/epoch-000010/
-        state.json                      epoch, schedule position, best so far, checksums
+        state.json                      epoch, graph, values of every part, checksums
         common.safetensors              replicated parameters, optimisers, best weights, RNG
         rank-00000-of-00002.safetensors rows of this rank's nodes: warm starts, embeddings
 
@@ -38,7 +38,8 @@ from distributed_ignn.reading.plain_files import open_plain
 from distributed_ignn.reading.strict_json import read_json
 from distributed_ignn.reading.tensors import read_tensors
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+_READ_VERSIONS = (2, FORMAT_VERSION)
 NODES = "nodes"
 _STATE = "state.json"
 _OWN_SUM = "state_sha256"
@@ -59,7 +60,7 @@ TensorDict = dict[str, Tensor]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Snapshot:
-    """What is saved.
+    """Holds what a checkpoint saves.
 
     Args:
         state: JSON values.
@@ -72,7 +73,7 @@ class Snapshot:
     rows: TensorDict
 
     def apart(self) -> Snapshot:
-        """A copy in main memory, which later steps do not touch."""
+        """Return a copy in main memory, which later steps do not touch."""
         common, rows = (
             {key: value.detach().to("cpu", copy=True) for key, value in part.items()}
             for part in (self.common, self.rows)
@@ -82,7 +83,7 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Writing:
-    """A checkpoint on its way to the disk."""
+    """Holds a checkpoint on its way to the disk."""
 
     final: Path
     temporary: Path
@@ -177,7 +178,7 @@ class CheckpointStore:
         self._writer.shutdown(wait=True)
 
     def _begin(self, temporary: Path) -> None:
-        """An empty folder, beside no remains of a killed run."""
+        """Make an empty folder, and remove the remains of a killed run beside it."""
         self._folder.mkdir(parents=True, exist_ok=True)
         for path in self._folder.iterdir():
             if _REMAINS.fullmatch(path.name):
@@ -223,7 +224,7 @@ def _remove(path: Path) -> None:
 
 
 def _val_metric(path: Path) -> float | None:
-    """Of the model in a checkpoint; None where it cannot be told."""
+    """Return the metric of the model in a checkpoint; None where it cannot be told."""
     try:
         value = _read_state(path).get("val_metric")
     except UserError:
@@ -232,12 +233,12 @@ def _val_metric(path: Path) -> float | None:
 
 
 def checkpoint_name(epoch: int) -> str:
-    """Of the folder with the state after so many epochs."""
+    """Return the name of the folder with the state after so many epochs."""
     return f"epoch-{epoch:06d}"
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Complete checkpoints, oldest first."""
+    """List complete checkpoints, oldest first."""
     if not folder.is_dir():
         return []
     found = [path for path in folder.iterdir() if _NAME.fullmatch(path.name) and path.is_dir()]
@@ -245,7 +246,7 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def checkpoint_names(folder: Path, comm: Communicator) -> list[str]:
-    """Names of the checkpoints that rank 0 sees in a folder, oldest first; the same on every rank.
+    """Name the checkpoints that rank 0 sees in a folder, oldest first, on every rank.
 
     Raises:
         UserError: the folder cannot be read (on every rank).
@@ -259,7 +260,7 @@ def checkpoint_names(folder: Path, comm: Communicator) -> list[str]:
 
 
 def load_newest(folder: Path, comm: Communicator, nodes: Tensor) -> Snapshot | None:
-    """The newest checkpoint that is sound on every rank; None where there is none at all.
+    """Read the newest checkpoint that is sound on every rank; None where there is none at all.
 
     One that is damaged is passed over with a warning. Every rank calls it.
 
@@ -310,7 +311,7 @@ def load_checkpoint(path: Path, comm: Communicator, nodes: Tensor) -> Snapshot:
 
 
 def _gather_rows(path: Path, state: Mapping[str, Any], writers: int, nodes: Tensor) -> TensorDict:
-    """Rows of ``nodes`` from all writers' files."""
+    """Read the rows of ``nodes`` from all writers' files."""
     result: TensorDict = {}
     found = torch.zeros(nodes.numel(), dtype=torch.bool)
     order = torch.argsort(nodes)
@@ -343,7 +344,7 @@ def _rank_name(rank: int, world_size: int) -> str:
 def _write_rank(
     folder: Path, comm: Communicator, snapshot: Snapshot, nodes: Tensor
 ) -> dict[str, str]:
-    """Write this rank's files; their sha256 by name."""
+    """Write this rank's files; return their sha256 by name."""
     rows = {f"row/{key}": value for key, value in snapshot.rows.items()}
     files = {_rank_name(comm.rank, comm.world_size): {NODES: nodes, **rows}}
     if comm.is_main:
@@ -360,11 +361,11 @@ def _read_state(path: Path) -> dict[str, Any]:
         raise UserError(
             f"{path} is not a complete checkpoint ({_STATE} cannot be read); choose another one"
         ) from error
-    known = isinstance(state, dict) and state.get("version") == FORMAT_VERSION
+    known = isinstance(state, dict) and state.get("version") in _READ_VERSIONS
     if not known or not {"world_size", "sha256", "epoch"} <= state.keys():
         raise UserError(
-            f"{path} has an unknown format, this release reads version {FORMAT_VERSION}; choose "
-            "another checkpoint"
+            f"{path} has an unknown format, this release reads versions "
+            f"{' and '.join(map(str, _READ_VERSIONS))}; choose another checkpoint"
         )
     if sealed(state) != state:
         raise UserError(
@@ -378,14 +379,14 @@ def _read_state(path: Path) -> dict[str, Any]:
 
 
 def sealed(state: Mapping[str, Any]) -> dict[str, Any]:
-    """A state with the checksum of its other values."""
+    """Return a state with the checksum of its other values."""
     values = {key: value for key, value in state.items() if key != _OWN_SUM}
     digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
     return values | {_OWN_SUM: digest}
 
 
 def _read_rows(path: Path, state: Mapping[str, Any]) -> TensorDict:
-    """The tensors of one rank's file, each with one row for every node that it names."""
+    """Read one rank's file, whose tensors have one row for every node that it names."""
     tensors = _read_tensors(path, state)
     nodes = tensors.get(NODES)
     if (

@@ -1,10 +1,8 @@
-"""Whether a checkpoint belongs to the graph and the model that it is loaded into."""
+"""Whether a checkpoint belongs to the graph that it is loaded into."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-
-from torch import Tensor
 
 from distributed_ignn.errors import UserError
 from distributed_ignn.graph.shard import GraphShard
@@ -46,30 +44,3 @@ def check_graph(found: object, shard: GraphShard) -> None:
                 f"the checkpoint belongs to another graph ({found[name]} {name}, here {size}); "
                 "choose another checkpoint, or the dataset and settings that it was written with"
             )
-
-
-def check_shapes(found: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
-    """Refuse weights of another model.
-
-    Args:
-        found: tensors of the checkpoint by name.
-        own: those of the model.
-
-    Raises:
-        UserError: naming the first tensor that is missing, too many or of another shape.
-    """
-    problem = _difference(found, own)
-    if problem is not None:
-        raise UserError(
-            f"the checkpoint belongs to a model of another shape ({problem}); take the settings "
-            "that it was written with, which config.yaml of its run holds"
-        )
-
-
-def _difference(found: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str | None:
-    for name in own:
-        if name not in found:
-            return f"it lacks {name}"
-        if found[name].shape != own[name].shape:
-            return f"{name} is {list(found[name].shape)}, not {list(own[name].shape)}"
-    return next((f"it has {name}, this model has not" for name in found if name not in own), None)

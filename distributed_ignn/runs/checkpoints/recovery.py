@@ -12,13 +12,29 @@ from collections.abc import Callable
 from pathlib import Path
 
 from distributed_ignn.runs.checkpoints.checkpoint import (
+    Snapshot,
     checkpoint_name,
     checkpoint_names,
     load_newest,
 )
-from distributed_ignn.runs.checkpoints.snapshot import roll_back
+from distributed_ignn.runs.checkpoints.snapshot import restore
 from distributed_ignn.training.numbers import NumbersError
 from distributed_ignn.training.trainer import Trainer
+
+
+def roll_back(trainer: Trainer, fault: NumbersError, snapshot: Snapshot) -> None:
+    """Go back to ``snapshot`` and on from there with a smaller step.
+
+    Raises:
+        UserError: there were too many rollbacks; or see ``restore``.
+    """
+    factor = trainer.guard.roll_back(fault)
+    # rollbacks are counted, and the clock runs on
+    restore(trainer, snapshot, {"numbers": trainer.guard.go_back, "seconds": lambda state: None})
+    trainer.tighten(factor)
+    # as a run does that is resumed from here
+    trainer.model.propagation.reset_links()
+    trainer.guard.announce_rollback(fault, trainer.epoch)
 
 
 class Recovery:

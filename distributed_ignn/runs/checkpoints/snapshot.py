@@ -1,144 +1,114 @@
-"""What of a trainer goes into a checkpoint, and back."""
+"""A checkpoint's content: the sum of the states of a trainer's parts, and the way back.
+
+Tensors stand under ``part/name``, values under ``parts`` by part. What is in a state is the part's
+own business, and so is whether it can be taken back.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from distributed_ignn.errors import UserError
 from distributed_ignn.reading.plain_files import in_one_line
+from distributed_ignn.runs.checkpoints import version_2
 from distributed_ignn.runs.checkpoints.checkpoint import Snapshot
-from distributed_ignn.runs.checkpoints.match import check_graph, check_shapes, graph_sizes
-from distributed_ignn.runs.checkpoints.state import check_state
-from distributed_ignn.training.numbers import NumbersError
-from distributed_ignn.training.trainer import Best, Trainer
+from distributed_ignn.runs.checkpoints.match import check_graph, graph_sizes
+from distributed_ignn.training.state import State, TensorDict
+from distributed_ignn.training.trainer import Trainer
 
-TensorDict = dict[str, Tensor]
+_PARTS = "parts"
+#: What a trained model needs to serve.
+_SERVING = ("model", "best", "solver")
 
 
 def take_snapshot(trainer: Trainer) -> Snapshot:
-    """Everything that a resumed run needs to go on bit for bit."""
-    sharded = trainer.model.sharded_names()
-    weights = trainer.weights()
-    kept = {"model": weights, "best": trainer.best.weights or {}, "average": trainer.average.mean}
-    named = {f"{part}/{k}": v for part, found in kept.items() for k, v in found.items()}
-    own = {k: v for k, v in named.items() if k.partition("/")[2] in sharded}
-    common = {k: v for k, v in named.items() if k not in own}
-    common |= {f"optimizer/{k}": v for k, v in trainer.engine.common_state().items()}
-    common["rng/torch"] = torch.get_rng_state()
-    rows = {f"warm/{k}": v for k, v in trainer.planner.states.items()}
-    rows |= {f"optimizer/{k}": v for k, v in trainer.engine.row_state().items()}
-    rows |= own
-    state: dict[str, Any] = {
+    """Take everything that a resumed run needs to go on bit for bit."""
+    states = {name: part.state() for name, part in trainer.parts().items()}
+    head: dict[str, Any] = {
         "graph": graph_sizes(trainer.shard),
         "epoch": trainer.epoch,
-        "best_epoch": trainer.best.epoch,
-        "best_val": trainer.best.val_metric,
-        "stale_validations": trainer.stale_validations,
         "val_metric": trainer.val_metric,
-        "average_steps": trainer.average.steps,
-        "seconds_total": trainer.seconds_total,
-        "seconds_solver_training": trainer.seconds_solver_training,
-        "solver_steps_done": 0,
-        "solver_ready": False,
-        "numbers": trainer.guard.snapshot(),
+        _PARTS: {name: state.values for name, state in states.items() if state.values},
     }
-    if trainer.solver_trainer is not None and trainer.learned is not None:
-        common |= {f"solver/{k}": v for k, v in trainer.solver_trainer.state().items()}
-        state["solver_steps_done"] = trainer.solver_trainer.steps_done
-        state["solver_ready"] = trainer.learned.ready
-    return Snapshot(state, common, rows)
+    common, rows = (
+        {f"{name}/{key}": value for name, part in tensors.items() for key, value in part.items()}
+        for tensors in (
+            {name: state.common for name, state in states.items()},
+            {name: state.rows for name, state in states.items()},
+        )
+    )
+    return Snapshot(head, common, rows)
 
 
-def restore(trainer: Trainer, snapshot: Snapshot) -> None:
-    """Inverse of ``take_snapshot``.
+def _state_of(snapshot: Snapshot, part: str) -> State:
+    """Return the state of one part; an empty one where the snapshot has none.
 
     Raises:
-        UserError: the checkpoint is incomplete, or belongs to a model of another shape or
-            number format.
+        AttributeError, KeyError, ValueError: the snapshot is incomplete.
     """
+    old = snapshot.state.get("version") == version_2.VERSION
+    values = version_2.parts_of(snapshot.state) if old else snapshot.state[_PARTS]
+    return State(values.get(part, {}), _under(snapshot.common, part), _under(snapshot.rows, part))
+
+
+def restore(
+    trainer: Trainer,
+    snapshot: Snapshot,
+    instead: Mapping[str, Callable[[State], None]] | None = None,
+) -> None:
+    """Put a snapshot back: the inverse of ``take_snapshot``.
+
+    Args:
+        trainer: of any state.
+        snapshot: what it is to go on from.
+        instead: by part, what is done with its state where that is not to be loaded as it is.
+
+    Raises:
+        UserError: the checkpoint is incomplete, or belongs to another graph or to a model of
+            another shape or number format.
+    """
+    loads = {name: part.load_state for name, part in trainer.parts().items()} | dict(instead or {})
+    with _refusing():
+        check_graph(snapshot.state.get("graph"), trainer.shard)
+        for name, load in loads.items():
+            load(_state_of(snapshot, name))
+
+
+def restore_best(trainer: Trainer, snapshot: Snapshot) -> None:
+    """Put the weights that validation chose and the learned solver into a trainer of any graph.
+
+    Args:
+        trainer: of the same settings, on a graph with as many feature columns and classes.
+        snapshot: of a run whose model has no rows of its own, such as embeddings of nodes.
+
+    Raises:
+        UserError: see ``restore``; the sizes of the graph are not compared.
+    """
+    parts = trainer.parts()
+    with _refusing():
+        for name in _SERVING:
+            if name in parts:
+                parts[name].load_state(_state_of(snapshot, name))
+        trainer.best.use()
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """Say in one line what a part could not take."""
     try:
-        check_state(snapshot.state)
-        _put_back(trainer, snapshot)
-    except (KeyError, ValueError, TypeError, RuntimeError) as error:
-        # whatever a file can lack or hold instead: its checksums only say that it is whole
+        yield
+    except (AttributeError, KeyError, ValueError, TypeError, RuntimeError) as error:
         raise UserError(
             f"the checkpoint lacks a part of a run or holds something else "
             f"({in_one_line(error)}); choose another checkpoint"
         ) from error
 
 
-def roll_back(trainer: Trainer, fault: NumbersError, snapshot: Snapshot) -> None:
-    """Go back to ``snapshot`` and on from there with a smaller step; the clock runs on.
-
-    Raises:
-        UserError: there were too many rollbacks; or see ``restore``.
-    """
-    seconds = trainer.seconds_before, trainer.seconds_solver_training
-    kappa = trainer.guard.roll_back(fault)
-    now = trainer.guard.snapshot()
-    restore(trainer, snapshot)
-    trainer.seconds_before, trainer.seconds_solver_training = seconds
-    state = trainer.guard.state
-    kept = {"lowest_loss": state.lowest_loss, "skipped": state.skipped}
-    trainer.guard.restore(now | kept | {"skips": 0})
-    trainer.engine.scale_lr(trainer.guard.state.lr_scale)
-    if kappa < 1.0:
-        trainer.model.cell_weights.tighten(kappa)
-        trainer.model.project()
-    # as a run does that is resumed from here
-    trainer.model.propagation.reset_links()
-    trainer.guard.announce_rollback(fault, trainer.epoch)
-
-
-def _put_back(trainer: Trainer, snapshot: Snapshot) -> None:
-    """Inverse of ``take_snapshot``.
-
-    Raises:
-        UserError: another graph, shape or number format.
-        KeyError, ValueError, TypeError, RuntimeError: the snapshot lacks something, or holds
-            something else.
-    """
-    everything = snapshot.common | snapshot.rows
-    _load_weights(trainer, _under(everything, "model/"))
-    best = _under(everything, "best/")
-    state = snapshot.state
-    check_graph(state.get("graph"), trainer.shard)
-    trainer.best = Best(state["best_epoch"], state["best_val"], best or None)
-    trainer.average.load(_under(everything, "average/"), state.get("average_steps", 0))
-    trainer.engine.load_state(
-        _under(snapshot.common, "optimizer/"),
-        _under(snapshot.rows, "optimizer/"),
-    )
-    device = trainer.comm.device
-    trainer.planner.states = {k: v.to(device) for k, v in _under(snapshot.rows, "warm/").items()}
-    if trainer.solver_trainer is not None and trainer.learned is not None:
-        trainer.solver_trainer.load_state(_under(snapshot.common, "solver/"))
-        trainer.solver_trainer.steps_done = state["solver_steps_done"]
-        trainer.learned.ready = state["solver_ready"]
-    torch.set_rng_state(snapshot.common["rng/torch"])
-    trainer.epoch = state["epoch"]
-    trainer.stale_validations = state["stale_validations"]
-    trainer.val_metric = state.get("val_metric")
-    trainer.guard.restore(state.get("numbers", {}))
-    trainer.engine.scale_lr(trainer.guard.state.lr_scale)
-    trainer.seconds_before = state.get("seconds_total", 0.0)
-    trainer.seconds_solver_training = state["seconds_solver_training"]
-
-
-def _load_weights(trainer: Trainer, weights: TensorDict) -> None:
-    own = trainer.model.head.weight.dtype
-    found = weights.get("head.weight", trainer.model.head.weight).dtype
-    if own is not found:
-        raise UserError(
-            f"the checkpoint was written with train.dtype = {str(found)[6:]}, not "
-            f"{str(own)[6:]}; resume with that"
-        )
-    check_shapes(weights, trainer.model.state_dict())
-    trainer.model.load_state_dict(weights)
-
-
-def _under(tensors: TensorDict, prefix: str) -> TensorDict:
+def _under(tensors: Mapping[str, Tensor], part: str) -> TensorDict:
+    """Return tensors by their names within ``part``."""
+    prefix = f"{part}/"
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

@@ -86,8 +86,7 @@ def make_output(config: RunConfig) -> bool:
         OSError: it cannot be created.
     """
     if (config.output / SETTINGS).exists() and config.resume is None:
-        starter = job_starter()
-        if starter is not None and starter == _recorded_starter(config.output):
+        if is_earlier_attempt(config.output):
             return True
         raise UserError(
             f"output = {config.output} already holds a run; choose another --output, or continue "
@@ -95,6 +94,13 @@ def make_output(config: RunConfig) -> bool:
         )
     config.output.mkdir(parents=True, exist_ok=True)
     return False
+
+
+def is_earlier_attempt(output: Path) -> bool:
+    """Whether a folder holds a run of this very job, whose ranks have been started again."""
+    starter = job_starter()
+    known = starter is not None and starter == _recorded_starter(output)
+    return known and (output / SETTINGS).exists()
 
 
 def job_starter() -> str | None:

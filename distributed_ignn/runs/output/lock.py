@@ -3,6 +3,12 @@
 Rank 0 holds a lock (flock) on a file there. The kernel lets go of it whatever ends the process, so
 nothing has to be tidied up after ``kill -9``. Where a file system knows no locks, nobody is kept
 out.
+
+The package filelock, which torch brings along in any version, was tried (4.3.1). It keeps a second
+run out, waits, and is free after ``kill -9`` too, but loses three things: its file stays in the
+folder, which a run that was refused is to leave empty; it raises where locks are not supported
+(ENOLCK, ENOTSUP), so that such a folder could not be used at all; and where flock is missing
+(ENOSYS) it changes over to a file that marks the lock, which outlives ``kill -9``.
 """
 
 from __future__ import annotations

@@ -80,7 +80,7 @@ class Progress:
         if not self._enabled:
             return
         table = Table(title=f"{summary['dataset']}: finished", show_header=False)
-        for label, text in _rows(summary):
+        for label, text in summary_rows(summary):
             table.add_row(label, text)
         self._console.print(table)
         self._console.print(f"results: {_shown(output)}", soft_wrap=True)
@@ -103,7 +103,8 @@ def _describe(record: EpochRecord) -> str:
     return " ".join(parts)
 
 
-def _rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
+def summary_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
+    """Label and text of every line of the table at the end of a run."""
     metric = summary["metric"]
     parameters = summary["parameters"]
     share = summary["seconds_solver_training"] / max(summary["seconds_total"], 1e-9)

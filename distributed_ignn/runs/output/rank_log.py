@@ -48,6 +48,15 @@ class _File(logging.FileHandler):
         return
 
 
+class _Others(logging.Handler):
+    """Hands on to the program's own loggers what they would get without this file, and no more."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        root = logging.getLogger()
+        if root.handlers:  # without any, logging would print it
+            root.callHandlers(record)
+
+
 def log_path(output: Path, rank: int) -> Path:
     """Where a rank of the run in ``output`` logs."""
     return output / LOGS / f"rank-{rank:05d}.jsonl"
@@ -70,13 +79,18 @@ def rank_log(output: Path, comm: Communicator, level: str) -> Iterator[None]:
     handler = _File(path, encoding="utf-8")
     handler.setFormatter(_Lines(comm.rank, comm.activity))
     handler.setLevel(level.upper())
-    before = _LIBRARY.level
+    before, propagates = _LIBRARY.level, _LIBRARY.propagate
+    others = _Others(_LIBRARY.getEffectiveLevel() if propagates else logging.CRITICAL + 1)
     _LIBRARY.setLevel(min(handler.level, _LIBRARY.getEffectiveLevel()))
+    _LIBRARY.propagate = False
     _LIBRARY.addHandler(handler)
+    _LIBRARY.addHandler(others)
     try:
         yield
     finally:
+        _LIBRARY.removeHandler(others)
         _LIBRARY.removeHandler(handler)
         _LIBRARY.setLevel(before)
+        _LIBRARY.propagate = propagates
         with suppress(OSError):  # a full disk, see _File
             handler.close()

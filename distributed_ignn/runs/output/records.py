@@ -1,4 +1,4 @@
-"""What a run writes for people and programs: metrics.jsonl, TensorBoard events, summary.json."""
+"""What a run writes for people and programs: metrics.jsonl, summary.json, and its loggers."""
 
 from __future__ import annotations
 
@@ -6,19 +6,17 @@ import errno
 import json
 import math
 import os
-import threading
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from torch.utils.tensorboard import SummaryWriter
-
 from distributed_ignn.files import atomic_write_json, atomic_write_text
 from distributed_ignn.reading.strict_json import parse_json
+from distributed_ignn.runs.output.loggers import Loggers
 from distributed_ignn.training.epoch_record import EpochRecord
 
 METRICS = "metrics.jsonl"
+SUMMARY = "summary.json"
 
 
 class RunRecorder:
@@ -47,8 +45,7 @@ class RunRecorder:
         kept = [r for r in read_metrics(self._path) if r["epoch"] <= epochs_done]
         atomic_write_text(self._path, "".join(_line(record) for record in kept))
         self._file = os.open(self._path, os.O_WRONLY | os.O_APPEND)
-        threading.excepthook = _quiet_about_events
-        self._board = SummaryWriter(str(self._folder), purge_step=epochs_done + 1)
+        self._loggers = Loggers(self._folder, epochs_done)
 
     def rewind(self, epochs_done: int) -> None:
         """Drop the records after this epoch: the run has gone back and writes them again.
@@ -64,9 +61,8 @@ class RunRecorder:
         values = asdict(record)
         try:
             self._append(_line(values).encode())
-            for key, value in values.items():
-                if key != "epoch" and value is not None:
-                    self._board.add_scalar(key, value, record.epoch)
+            figures = {k: v for k, v in values.items() if k != "epoch" and v is not None}
+            self._loggers.log(record.epoch, figures)
         except OSError as error:
             self.problem = f"cannot write to {self._folder}: {error.strerror or error}"
 
@@ -76,7 +72,7 @@ class RunRecorder:
         Raises:
             OSError: it cannot be written.
         """
-        atomic_write_json(self._folder / "summary.json", {k: _finite(v) for k, v in values.items()})
+        atomic_write_json(self._folder / SUMMARY, {k: _finite(v) for k, v in values.items()})
 
     def _append(self, line: bytes) -> None:
         before = os.fstat(self._file).st_size
@@ -88,19 +84,11 @@ class RunRecorder:
     def close(self) -> None:
         """Flush everything."""
         os.close(self._file)
-        with suppress(OSError):  # TensorBoard's own thread met a full disk
-            self._board.close()
-
-
-def _quiet_about_events(args: threading.ExceptHookArgs) -> None:
-    """TensorBoard's own thread has met a full disk; the next record says so, see ``epoch``."""
-    of_events = type(args.thread).__name__ == "_AsyncWriterThread"
-    if not (of_events and isinstance(args.exc_value, OSError)):
-        threading.__excepthook__(args)
+        self._loggers.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Records of a metrics.jsonl; a line cut short by a machine's end ends the list."""
+    """Read the records of a metrics.jsonl; a line cut short by a machine's end ends the list."""
     records: list[dict[str, Any]] = []
     if not path.is_file():
         return records
@@ -116,7 +104,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def last_record(folder: Path) -> dict[str, Any] | None:
-    """The newest record of the run in a folder, if it has any that can be read."""
+    """Return the newest record of the run in a folder, if it has any that can be read."""
     try:
         records = read_metrics(folder / METRICS)
     except OSError:
@@ -129,5 +117,5 @@ def _line(values: dict[str, Any]) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no NaN."""
+    """Turn what JSON cannot hold, such as NaN, into null."""
     return None if isinstance(value, float) and not math.isfinite(value) else value

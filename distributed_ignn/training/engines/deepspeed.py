@@ -26,12 +26,11 @@ from torch.nn import Parameter
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import RunConfig, TrainConfig
 from distributed_ignn.errors import UserError
-from distributed_ignn.models.implicit_gnn import ImplicitGNN
+from distributed_ignn.models.shard_model import ShardModel
 from distributed_ignn.training.engines.deepspeed_settings import read_settings
 from distributed_ignn.training.engines.gradients import is_usable
 from distributed_ignn.training.engines.torch import Check, require_usable
-
-TensorDict = dict[str, Tensor]
+from distributed_ignn.training.state import State, TensorDict
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _STEP = "step"
@@ -58,7 +57,7 @@ class DeepSpeedEngine:
             model is not in float32 (on every rank).
     """
 
-    def __init__(self, model: ImplicitGNN, config: RunConfig, comm: Communicator) -> None:
+    def __init__(self, model: ShardModel, config: RunConfig, comm: Communicator) -> None:
         sharded = model.sharded_names()
         named = dict(model.named_parameters())
         self._model = model
@@ -141,27 +140,31 @@ class DeepSpeedEngine:
         for parameter in self._replicated.values():
             safe_set_full_fp32_param(parameter, parameter.detach())
 
-    def common_state(self) -> TensorDict:
-        """Adam's moments of whole replicated parameters, put together from all ranks, and steps.
+    def state(self) -> State:
+        """See ``Engine``; the moments of the replicated parameters are put together from all ranks.
 
         The names are those of ``TorchEngine``, so a checkpoint serves both engines and any number
-        of ranks. Every rank must call it.
+        of ranks.
         """
+        local = self._local_state()
+        rows = {name: value for name, value in local.items() if value.dim() > 0}
+        steps = {name: value for name, value in local.items() if value.dim() == 0}
+        return State(common=self._replicated_state() | steps, rows=rows)
+
+    def _replicated_state(self) -> TensorDict:
+        """Adam's moments of the replicated parameters, whole, and their steps."""
         from deepspeed.utils import safe_get_full_optimizer_state
 
-        state = self._adam.state.get(self._partition(), {})
+        kept = self._adam.state.get(self._partition(), {})
         result: TensorDict = {}
-        for name, parameter in self._replicated.items() if state else ():
-            result[f"{name}|{_STEP}"] = state[_STEP]
+        for name, parameter in self._replicated.items() if kept else ():
+            result[f"{name}|{_STEP}"] = kept[_STEP]
             for moment in _MOMENTS:
                 result[f"{name}|{moment}"] = safe_get_full_optimizer_state(parameter, moment)
-        return result | {k: v for k, v in self._local_state().items() if v.dim() == 0}
-
-    def row_state(self) -> TensorDict:
-        """Adam's moments of this rank's rows."""
-        return {k: v for k, v in self._local_state().items() if v.dim() > 0}
+        return result
 
     def _local_state(self) -> TensorDict:
+        """Adam's moments of this rank's rows, and their steps."""
         if self._local is None:
             return {}
         return {
@@ -170,13 +173,13 @@ class DeepSpeedEngine:
             for key, value in self._local.state.get(parameter, {}).items()
         }
 
-    def load_state(self, common: TensorDict, rows: TensorDict) -> None:
-        """See ``Engine``; the model must have its weights already."""
+    def load_state(self, state: State) -> None:
+        """See ``Engine``."""
         self._refresh_master_weights()
-        self._load_replicated(common)
+        self._load_replicated(state.common)
         if self._local is not None:
             self._local.state.clear()
-        for key, value in (common | rows).items():
+        for key, value in state.tensors.items():
             name, moment = key.rsplit("|", 1)
             if self._local is not None and name in self._sharded:
                 parameter = self._sharded[name]
@@ -194,10 +197,10 @@ class DeepSpeedEngine:
             for value in self._adam.state.get(partition, {}).values():
                 value.zero_()
             return
-        state = self._adam.state[partition]
-        state[_STEP] = steps[0].clone()
+        kept = self._adam.state[partition]
+        kept[_STEP] = steps[0].clone()
         for moment in _MOMENTS:
-            state[moment] = torch.zeros_like(partition)
+            kept[moment] = torch.zeros_like(partition)
         # Tells each parameter where its moments lie; DeepSpeed does it after the first step only.
         zero = self._engine.optimizer
         zero._hp_optimizer_states_linked = False
@@ -253,7 +256,7 @@ def _quiet_start(comm: Communicator) -> Iterator[None]:
         warnings.filterwarnings("ignore", r".*all_gather_into_tensor", FutureWarning)
 
 
-def _agreed_settings(model: ImplicitGNN, config: RunConfig, comm: Communicator) -> dict[str, Any]:
+def _agreed_settings(model: ShardModel, config: RunConfig, comm: Communicator) -> dict[str, Any]:
     """DeepSpeed's settings; what is wrong on one rank is reported on all."""
     problem, settings = None, {}
     try:
@@ -265,7 +268,7 @@ def _agreed_settings(model: ImplicitGNN, config: RunConfig, comm: Communicator) 
     return settings | _FIXED
 
 
-def _check_possible(model: ImplicitGNN) -> None:
+def _check_possible(model: ShardModel) -> None:
     dtype = model.head.weight.dtype
     if dtype != torch.float32:
         raise UserError(

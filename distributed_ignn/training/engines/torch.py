@@ -10,19 +10,17 @@ from torch import Tensor
 
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import TrainConfig
-from distributed_ignn.models.implicit_gnn import ImplicitGNN
+from distributed_ignn.models.shard_model import ShardModel
 from distributed_ignn.training.engines.gradients import sum_gradients
 from distributed_ignn.training.numbers import NumbersError
-
-TensorDict = dict[str, Tensor]
-
+from distributed_ignn.training.state import State, TensorDict
 
 Check = Callable[[bool], None]
 """Told whether the gradients of all ranks can be used, before the update; raises to prevent it."""
 
 
 def require_usable(usable: bool) -> None:
-    """The plainest ``Check``.
+    """Raise where the gradients are unusable: the plainest ``Check``.
 
     Raises:
         NumbersError: the gradients cannot be used.
@@ -32,38 +30,34 @@ def require_usable(usable: bool) -> None:
 
 
 class Engine(Protocol):
-    """One optimiser step of the model, and the optimiser's state as named tensors."""
+    """Takes the optimiser's step of the model, and knows the optimiser's state."""
 
     def step(self, loss_share: Tensor, check: Check = require_usable) -> None:
-        """Backward of this rank's share of the loss, sum over ranks, ``check``, update, constraint.
+        """Go backward from this rank's share of the loss, sum over ranks, check, update, project.
 
         Where ``check`` raises, weights and optimiser are as they were.
         """
         ...
 
     def gradients(self) -> TensorDict:
-        """This rank's own gradients by parameter, while ``check`` looks into unusable ones."""
+        """Return this rank's own gradients by name, while ``check`` looks into unusable ones."""
         ...
 
     def scale_lr(self, scale: float) -> None:
         """Step with ``scale`` times ``train.lr`` from now on."""
         ...
 
-    def common_state(self) -> TensorDict:
-        """Optimiser tensors that are the same on every rank."""
+    def state(self) -> State:
+        """See ``Stateful``: the optimiser's tensors as ``parameter|moment``; every rank calls."""
         ...
 
-    def row_state(self) -> TensorDict:
-        """Optimiser tensors [O, ...] whose rows belong to this rank's nodes."""
-        ...
-
-    def load_state(self, common: TensorDict, rows: TensorDict) -> None:
-        """Inverse of the two above."""
+    def load_state(self, state: State) -> None:
+        """See ``Stateful``; the model has its weights already."""
         ...
 
 
 class TorchEngine:
-    """Adam on every rank, replicated: after the gradient sum all ranks take the same step.
+    """Steps with Adam on every rank alike: after the gradient sum all take the same step.
 
     Args:
         model: whose parameters are stepped.
@@ -71,7 +65,7 @@ class TorchEngine:
         comm: sums gradients.
     """
 
-    def __init__(self, model: ImplicitGNN, config: TrainConfig, comm: Communicator) -> None:
+    def __init__(self, model: ShardModel, config: TrainConfig, comm: Communicator) -> None:
         self._model = model
         self._comm = comm
         self._lr = config.lr
@@ -100,29 +94,22 @@ class TorchEngine:
         for group in self.optimizer.param_groups:
             group["lr"] = self._lr * scale
 
-    def common_state(self) -> TensorDict:
-        """Adam's moments of the replicated parameters and all step counters."""
-        return {key: value for key, value in self._state().items() if not self._is_row(key, value)}
-
-    def row_state(self) -> TensorDict:
-        """Adam's moments of this rank's rows."""
-        return {key: value for key, value in self._state().items() if self._is_row(key, value)}
-
-    def _state(self) -> TensorDict:
-        """Adam's tensors as ``parameter|moment``."""
-        return {
+    def state(self) -> State:
+        """See ``Engine``; all step counters are common."""
+        tensors = {
             f"{name}|{key}": value
             for name, parameter in self._named.items()
             for key, value in self.optimizer.state.get(parameter, {}).items()
         }
+        return State.of(tensors, {k for k, value in tensors.items() if self._is_row(k, value)})
 
     def _is_row(self, key: str, value: Tensor) -> bool:
         return key.rsplit("|", 1)[0] in self._sharded and value.dim() > 0
 
-    def load_state(self, common: TensorDict, rows: TensorDict) -> None:
+    def load_state(self, state: State) -> None:
         """See ``Engine``."""
         self.optimizer.state.clear()
-        for key, value in (common | rows).items():
+        for key, value in state.tensors.items():
             name, moment = key.rsplit("|", 1)
             parameter = self._named[name]
             expected = torch.Size() if moment == "step" else parameter.shape

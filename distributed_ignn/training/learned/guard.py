@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 def guarded_phase(
     trainer: SolverTrainer, learned: LearnedSolver, action: Callable[[], float | None], epoch: int
 ) -> float | None:
-    """The loss of a phase; None where nothing was fitted or what was fitted is dropped.
+    """Carry out a phase, and undo it where its numbers are bad.
 
     What decides is the same on every rank: losses and fits follow from reduced numbers.
 
@@ -32,9 +32,11 @@ def guarded_phase(
         learned: what is trained.
         action: the phase.
         epoch: model steps done, for the message.
+
+    Returns:
+        The loss of the phase; None where nothing was fitted, or what was fitted is dropped.
     """
-    kept = {name: tensor.clone() for name, tensor in trainer.state().items()}
-    steps, ready = trainer.steps_done, learned.ready
+    kept = trainer.state().copy()
     try:
         loss = action()
         problem = _problem(learned, loss)
@@ -43,8 +45,7 @@ def guarded_phase(
     if problem is None:
         return loss
     trainer.load_state(kept)
-    trainer.steps_done, learned.ready = steps, ready
-    instead = "those of the last phase serve on" if ready else "Anderson's method serves on"
+    instead = "those of the last phase serve on" if learned.ready else "Anderson's method serves on"
     logger.warning(
         "epoch %d: solver training met bad numbers (%s); what it found is dropped, %s",
         epoch + 1,
@@ -55,7 +56,7 @@ def guarded_phase(
 
 
 def _problem(learned: LearnedSolver, loss: float | None) -> str | None:
-    """What is not finite, if anything."""
+    """Say what is not finite, if anything."""
     if loss is not None and not math.isfinite(loss):
         return f"its loss is {loss}"
     for name, parameter in learned.named_parameters().items():

@@ -27,8 +27,8 @@ from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import NeuralSolverConfig
 from distributed_ignn.errors import UserError
 from distributed_ignn.models.implicit import Cell
-from distributed_ignn.models.implicit_gnn import ImplicitGNN
 from distributed_ignn.models.maps import EquilibriumCell
+from distributed_ignn.models.shard_model import ShardModel
 from distributed_ignn.solvers.base import Outcome, Solution
 from distributed_ignn.solvers.blocks import square_sum
 from distributed_ignn.solvers.estimator import ErrorEstimator
@@ -41,6 +41,13 @@ from distributed_ignn.training.learned_solver import LearnedSolver
 from distributed_ignn.training.numbers import NumbersError
 from distributed_ignn.training.plans import EVALUATE, SolvePlanner
 from distributed_ignn.training.schedule import Schedule
+from distributed_ignn.training.state import Count, State, Values
+
+
+class _Done(Values):
+    steps: Count = 0
+    ready: bool = False
+
 
 _ESTIMATOR_NODES = 1000  # each brings D equations for a dozen coefficients
 
@@ -49,7 +56,7 @@ Incoming = Callable[[Tensor], Tensor]
 
 
 class SolverTrainer:
-    """Runs solver phases.
+    """Trains the learned solver, one phase at a time.
 
     Args:
         learned: what is trained.
@@ -85,7 +92,7 @@ class SolverTrainer:
         self.steps_done = 0
 
     def phase(
-        self, model: ImplicitGNN, planner: SolvePlanner, steps: int, incoming: Incoming | None
+        self, model: ShardModel, planner: SolvePlanner, steps: int, incoming: Incoming | None
     ) -> float | None:
         """Fit to one freshly solved Z*, then ``steps`` network steps.
 
@@ -109,9 +116,9 @@ class SolverTrainer:
         return loss
 
     def _phase_forward(
-        self, model: ImplicitGNN, planner: SolvePlanner, steps: int
+        self, model: ShardModel, planner: SolvePlanner, steps: int
     ) -> tuple[Tensor, float | None]:
-        """Everything that belongs to the forward solve; Z* and the loss."""
+        """Do everything that belongs to the forward solve; return Z* and the loss."""
         with torch.no_grad():
             injection = model.injection()
             cell = model.layer.cell(injection, model.channel_weights())
@@ -125,7 +132,7 @@ class SolverTrainer:
     def _fit_forward(
         self, cell: EquilibriumCell, injection: Tensor, target: Tensor
     ) -> tuple[Tensor, float | None]:
-        """The starting point of later solves, and how far the fitted steps lead."""
+        """Fit, and return the starting point of later solves and how far the fitted steps lead."""
         learned, activate = self._learned, cell.form.activate
         start = activate(injection)
         if learned.initialiser is not None:
@@ -140,7 +147,7 @@ class SolverTrainer:
 
     def _fit_adjoint(
         self,
-        model: ImplicitGNN,
+        model: ShardModel,
         beta: ErrorEstimator,
         target: Tensor,
         incoming: Incoming,
@@ -154,7 +161,7 @@ class SolverTrainer:
             self._fit.estimator(beta, cell, torch.zeros_like(found), found)
 
     def _target(self, cell: EquilibriumCell, injection: Tensor, planner: SolvePlanner) -> Tensor:
-        """Z* to a tight tolerance, from the last validation's state if it is kept."""
+        """Find Z* to a tight tolerance, from the last validation's state if it is kept."""
         planner.forget_unused()
         solver = self._learned.solver()
         if EVALUATE in planner.states:
@@ -176,27 +183,30 @@ class SolverTrainer:
             raise NumbersError("the solve that it learns from diverges")
         return found
 
-    def state(self) -> dict[str, Tensor]:
-        """Weights of all parts and Adam's moments, as named tensors."""
+    def state(self) -> State:
+        """See ``Stateful``: weights of all parts and Adam's moments, as ``kind|part.name``."""
         named = self._learned.named_parameters()
         tensors = {f"weight|{name}": parameter.detach() for name, parameter in named.items()}
         for name, parameter in named.items():
             moments = {} if self.optimizer is None else self.optimizer.state.get(parameter, {})
             for key, value in moments.items():
                 tensors[f"{key}|{name}"] = value
-        return tensors
+        done = _Done(steps=self.steps_done, ready=self._learned.ready)
+        return State(done.model_dump(), tensors)
 
     @torch.no_grad()
-    def load_state(self, tensors: dict[str, Tensor]) -> None:
-        """Inverse of ``state``.
+    def load_state(self, state: State) -> None:
+        """See ``Stateful``.
 
         Raises:
             UserError: the tensors belong to a solver of another shape.
         """
+        done = _Done.read(state)
+        self.steps_done, self._learned.ready = done.steps, done.ready
         named = self._learned.named_parameters()
         if self.optimizer is not None:
             self.optimizer.state.clear()
-        for key, value in tensors.items():
+        for key, value in state.common.items():
             kind, name = key.split("|", 1)
             if name not in named:
                 raise UserError(
@@ -217,7 +227,7 @@ class SolverTrainer:
                 self.optimizer.state[parameter][kind] = value.to(device)
 
     def _step(self, cell: EquilibriumCell, start: Tensor, target: Tensor) -> float:
-        """One gradient step of the network along a solve from ``start``; the loss."""
+        """Take one gradient step of the network along a solve from ``start``; return the loss."""
         if self.optimizer is None or self._learned.predictor is None:
             raise ValueError("there is no network to train")
         progress = self._schedule.solver_progress(self.steps_done)

@@ -20,7 +20,7 @@ from distributed_ignn.training.learned_solver import LearnedSolver
 
 
 class Rollout:
-    """One pass of K solver steps that collects the loss of every step."""
+    """Goes through K solver steps once and collects the loss of every step."""
 
     def __init__(
         self,
@@ -37,7 +37,7 @@ class Rollout:
         self._solver = learned.solver(lambda tensor: all_reduce_sum(tensor, comm))
 
     def loss(self, cell: EquilibriumCell, z: Tensor, progress: float) -> tuple[Tensor, float]:
-        """Loss to differentiate and its value; both are the same on every rank.
+        """Return the loss to differentiate and its value; both are the same on every rank.
 
         The steps are those of a solve, safeguard included; only learned ones enter the loss.
         """
@@ -63,7 +63,7 @@ class Rollout:
     def _step_loss(
         self, history: History, alpha: Tensor, beta: Tensor, point: Tensor, k: int, progress: float
     ) -> tuple[Tensor, float]:
-        """Loss of the step to ``point`` and its value."""
+        """Return the loss of the step to ``point`` and its value."""
         steps = self._config.steps
         weight = self._config.lambda1 * progress * 2.0 * (k + 1) / (steps * (steps + 1))
         fade = self._config.lambda3 * (1.0 - progress)
@@ -103,5 +103,5 @@ def _mixed_residual(gram: Tensor, alpha: Tensor) -> Tensor:
 
 
 def _detach_history(state: NeuralState) -> None:
-    """Later steps see earlier compressed residuals as constants."""
+    """Let later steps see earlier compressed residuals as constants."""
     state.own = [block.detach() for block in state.own]

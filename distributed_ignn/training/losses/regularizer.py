@@ -20,7 +20,7 @@ from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import TrainConfig
 from distributed_ignn.graph.shard import GraphShard
 from distributed_ignn.models.dropout import NodeDropout
-from distributed_ignn.models.implicit_gnn import ImplicitGNN
+from distributed_ignn.models.shard_model import ShardModel
 
 _NOISE_STREAM = 3
 _POWER_STEPS = 20
@@ -39,7 +39,7 @@ class Regularizer:
 
     def __init__(
         self,
-        model: ImplicitGNN,
+        model: ShardModel,
         config: TrainConfig,
         shard: GraphShard,
         comm: Communicator,

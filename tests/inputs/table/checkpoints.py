@@ -109,10 +109,12 @@ CHECKPOINTS = [
     Case(
         "a checkpoint whose state lacks a key",
         _RESUME,
-        value="best_epoch",
+        value="epoch: Field required",
         rule="lacks a part",
         way_out=_ANOTHER,
-        spoil=lambda place: _edit_state(place.checkpoint(), lambda state: state.pop("best_epoch")),
+        spoil=lambda place: _edit_state(
+            place.checkpoint(), lambda state: state["parts"]["best"].pop("epoch")
+        ),
     ),
     Case(
         "a checkpoint that lacks a weight",
@@ -225,7 +227,7 @@ CHECKPOINTS = [
         _PREDICT,
         value="run/solver.safetensors",
         rule="damaged",
-        way_out="launch/tune_solver.py",
+        way_out="ignn tune",
         spoil=lambda place: cut(place.run() / "solver.safetensors"),
     ),
 ]

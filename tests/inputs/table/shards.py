@@ -7,7 +7,7 @@ from tests.inputs.place import CHAINS, Place, cut, edit_json, flip
 from tests.inputs.place import SHARDS as FOLDER
 
 _TRAIN = f"train.py {CHAINS} --partition.dir {FOLDER} --output out"
-_AGAIN = "write it again with launch/partition.py"
+_AGAIN = "write it again with ignn partition"
 _MANIFEST = f"{FOLDER}/manifest.json"
 
 
@@ -47,14 +47,14 @@ SHARDS = [
         _TRAIN,
         value=FOLDER,
         rule="holds no shards",
-        way_out="write some with launch/partition.py",
+        way_out="write some with ignn partition",
     ),
     Case(
         "a file for the folder of shards",
         _TRAIN,
         value=FOLDER,
         rule="holds no shards",
-        way_out="write some with launch/partition.py",
+        way_out="write some with ignn partition",
         spoil=lambda place: place.write(FOLDER, "shards"),
     ),
     Case(
@@ -62,7 +62,7 @@ SHARDS = [
         _TRAIN,
         value="hold 2 parts",
         rule="the run has 1 rank",
-        way_out="launch/partition.py --parts 1",
+        way_out="ignn partition --parts 1",
         spoil=lambda place: place.shards(),
     ),
     Case(
@@ -102,7 +102,7 @@ SHARDS = [
         f"train.py --dataset mine.npz --device cpu --partition.dir {FOLDER} --output out",
         value="dataset = chains",
         rule="not ",
-        way_out="write new ones with launch/partition.py",
+        way_out="write new ones with ignn partition",
         spoil=lambda place: (place.graph(), place.shards()),
         ranks=2,
     ),

@@ -127,7 +127,7 @@ def test_a_point_that_takes_too_long_is_named(
     ("arguments", "message"),
     [
         (("strong", "--ranks", "0"), "must be at least 1"),
-        (("strong", "--rounds", "0"), "must be above 0"),
+        (("strong", "--rounds", "0"), "--rounds 0 must be at least 1"),
         (("strong", "--link", "fast", "--device", "cpu"), "200mbit"),
         (("strong", "--link", "1mbit", "--ranks", "1", "--device", "cpu"), "at least 2 ranks"),
         (("strong", "--comm.halo", "int4"), "--halo"),

@@ -304,12 +304,12 @@ def _refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ([], "study"),
-        (["figure6"], "invalid choice: 'figure6'"),
+        ([], "STUDY is missing; --help shows examples"),
+        (["figure6"], "STUDY figure6 must be 'figure3', 'figure4'"),
         (["figure3", "--dataset", "citeser"], "did you mean"),
-        (["figure3", "--seeds", "0,x"], "--seeds: '0,x' must be whole numbers from 0 on"),
+        (["figure3", "--seeds", "0,x"], "--seeds 0,x must be whole numbers from 0 on"),
         (["figure3", "--seeds", "-1"], "--seeds"),
-        (["figure3", "--seeds", "1,1"], "'1,1' names a number twice"),
+        (["figure3", "--seeds", "1,1"], "--seeds 1,1 names a number twice"),
         (["figure3", "--seeds", ""], "must be whole numbers"),
         (["figure3", "--seed", "1"], "it takes --seeds and --out"),
         (["figure3", "--output", "o"], "--output is set by the study"),

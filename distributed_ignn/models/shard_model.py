@@ -1,7 +1,7 @@
-"""ImplicitGNN: encode, solve, read out.
+"""ShardModel: encode, solve, read out.
 
 Z* = f(Z*) = phi(sum_c A_hat_c Z* W_c + b(X)); prediction = Linear(dropout(Z*)). phi and how the W_c
-are made is the cell's part (``models/weights``).
+are made is the cell's part (``models/cells``).
 Letters: O owned nodes, D hidden width, C classes.
 """
 
@@ -28,8 +28,10 @@ from distributed_ignn.solvers.base import Solution
 OUTPUT_STREAM = 2
 
 
-class ImplicitGNN(nn.Module):
-    """The model on this rank's rows; parameters are replicated unless named by ``sharded_names``.
+class ShardModel(nn.Module):
+    """The implicit model on this rank's rows.
+
+    Parameters are replicated unless named by ``sharded_names``.
 
     Args:
         shard: this rank's part of the graph.

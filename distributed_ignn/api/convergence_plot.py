@@ -1,0 +1,92 @@
+"""How a run went, as one figure: loss, metrics, map evaluations and residuals by epoch."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from distributed_ignn.config import RunConfig
+
+_Records = list[dict[str, Any]]
+
+
+class _Shown(Figure):
+    """A figure that a notebook shows, with whatever backend matplotlib has there."""
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png", dpi=100)
+        return buffer.getvalue()
+
+
+def draw(records: _Records, config: RunConfig) -> Figure:
+    """The figure; it needs no display and leaves pyplot alone.
+
+    Args:
+        records: of at least one epoch.
+        config: of the run.
+    """
+    figure = _Shown(figsize=(9.0, 6.0), layout="constrained")
+    axes = figure.subplots(2, 2, sharex=True)
+    _loss(axes[0, 0], records)
+    _metrics(axes[0, 1], records)
+    _evaluations(axes[1, 0], records)
+    _residuals(axes[1, 1], records, config.forward.tolerance)
+    for ax in axes[1]:
+        ax.set_xlabel("epoch")
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    for ax in axes.flat:
+        ax.grid(alpha=0.3)
+        ax.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def _line(ax: Axes, records: _Records, key: str, label: str) -> bool:
+    """One curve, without the epochs that have no value; whether there is any."""
+    points = [(r["epoch"], r[key]) for r in records if r.get(key) is not None]
+    if points:
+        marker = "." if len(points) < 40 else ""
+        ax.plot(*zip(*points, strict=True), marker=marker, label=label)
+    return bool(points)
+
+
+def _loss(ax: Axes, records: _Records) -> None:
+    _line(ax, records, "loss", "training")
+    ax.set_title("loss")
+
+
+def _metrics(ax: Axes, records: _Records) -> None:
+    _line(ax, records, "train_metric", "training")
+    if _line(ax, records, "val_metric", "validation"):
+        known = [r for r in records if r.get("val_metric") is not None]
+        best = max(known, key=lambda r: r["val_metric"])  # the first of equals, as training has it
+        text = f"best: {best['val_metric']:.4f} in epoch {best['epoch']}"
+        ax.plot(best["epoch"], best["val_metric"], "k*", markersize=10, label=text)
+        ax.legend()
+    ax.set_title("metric")
+
+
+def _evaluations(ax: Axes, records: _Records) -> None:
+    for name in ("forward", "validation", "adjoint"):
+        _line(ax, records, f"evaluations_{name}", name)
+    ax.set_ylim(bottom=0)
+    ax.set_title("map evaluations per solve")
+    _legend_below(ax)
+
+
+def _residuals(ax: Axes, records: _Records, tolerance: float) -> None:
+    _line(ax, records, "residual", "forward")
+    _line(ax, records, "residual_adjoint", "adjoint")
+    ax.axhline(tolerance, color="grey", linestyle="--", label=f"tolerance {tolerance:g}")
+    ax.set_yscale("log")
+    ax.set_title("relative residual")
+    _legend_below(ax)
+
+
+def _legend_below(ax: Axes) -> None:
+    """Where it covers no curve."""
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3, frameon=False)

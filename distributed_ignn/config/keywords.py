@@ -1,0 +1,117 @@
+"""Settings as a Python program gives them: long or short names, nested or not.
+
+``{"model.hidden": 64}``, ``{"model": {"hidden": 64}}`` and ``hidden=64`` mean the same. A short
+name is that of a key in ``model`` or ``train``, if there is one, and else has to be found in one
+section only.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel
+
+from distributed_ignn.config.parse import resolve_run
+from distributed_ignn.config.sections import RunConfig
+from distributed_ignn.config.suggest import suggest
+from distributed_ignn.errors import UserError
+
+_FIRST = ("model", "train")
+_FROM_DATA = ("dataset", "data.path")
+
+
+def run_from_settings(
+    dataset: str, given: Mapping[str, Any], config: Path | None = None
+) -> RunConfig:
+    """The run that settings from Python ask for.
+
+    Args:
+        dataset: what it trains on.
+        given: settings, see above; they win over those of ``config``.
+        config: YAML file; by default the one that comes with the dataset, if any.
+
+    Raises:
+        UserError: an unknown or ambiguous name, a wrong value, or see ``parse_args``.
+    """
+    values: dict[str, Any] = {}
+    for name, value in spelled_out(given).items():
+        *sections, key = name.split(".")
+        level = values
+        for section in sections:
+            level = level.setdefault(section, {})
+        level[key] = value
+    return resolve_run(values | {"dataset": dataset}, config)
+
+
+def spelled_out(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by their full names, as in ``model.hidden``.
+
+    Raises:
+        UserError: an unknown or ambiguous name, a setting that is given twice, or one that the data
+            decide.
+    """
+    found: dict[str, Any] = {}
+    for name, value in _leaves(given, ""):
+        if name in found:
+            raise UserError(f"{name} is given twice; drop one of them")
+        if name in _FROM_DATA:
+            raise UserError(f"{name} = {value}: the data are an argument of their own; drop it")
+        found[name] = value
+    return found
+
+
+def _leaves(given: Mapping[str, Any], section: str) -> Iterator[tuple[str, Any]]:
+    for key, value in given.items():
+        name = _full_name(str(key), section)
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{name}.")
+        else:
+            yield name, value.item() if isinstance(value, np.generic) else value
+
+
+def _full_name(key: str, section: str) -> str:
+    word = section + key.replace("-", "_")
+    places = _names()
+    if word in places["."]:
+        return word
+    found = places.get(word, ())
+    preferred = [name for name in found if name.partition(".")[0] in _FIRST]
+    chosen = preferred or list(found)
+    if len(chosen) == 1:
+        return chosen[0]
+    if chosen:
+        raise UserError(
+            f"{key!r} may be {' or '.join(chosen)}; write the whole name, as in "
+            f"{{{chosen[0]!r}: ...}}"
+        )
+    raise UserError(
+        f"unknown setting {section + key!r}{suggest(word, (*places, *places['.']))}; settings are "
+        "those of ignn train --help, as in hidden=64 or {'model.hidden': 64}"
+    )
+
+
+@functools.cache
+def _names() -> dict[str, tuple[str, ...]]:
+    """Full names by short name; all of them, sections included, under ``.``."""
+    found: dict[str, tuple[str, ...]] = {}
+    everything = tuple(_walk(RunConfig, ""))
+    for name, is_leaf in everything:
+        short = name.rpartition(".")[2]
+        if is_leaf and short != name:
+            found[short] = (*found.get(short, ()), name)
+    return found | {".": tuple(name for name, _ in everything)}
+
+
+def _walk(section: type[BaseModel], prefix: str) -> Iterator[tuple[str, bool]]:
+    """Full name of every key, and whether it is no section."""
+    for name, field in section.model_fields.items():
+        below = field.annotation
+        if isinstance(below, type) and issubclass(below, BaseModel):
+            yield prefix + name, False
+            yield from _walk(below, f"{prefix}{name}.")
+        else:
+            yield prefix + name, True

@@ -1,0 +1,206 @@
+"""What a model says about the nodes of a graph, as values; ``predict.py`` writes them down."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distributed_ignn.comm.communicator import Communicator
+from distributed_ignn.errors import UserError
+from distributed_ignn.graph.shard import GraphShard
+from distributed_ignn.models.certificate import NORMS, Certificate, certify, settled_nodes
+from distributed_ignn.solvers.base import Outcome, Solution
+from distributed_ignn.training.trainer import Trainer
+
+logger = logging.getLogger(__name__)
+
+_CERTIFIED = (
+    "certified_distance",
+    "certified_relative",
+    "norm",
+    "contraction",
+    "settled_nodes",
+)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prediction:
+    """What a model says about every node of a graph, and how far its solve has come.
+
+    Letters: n nodes, C classes, D hidden width. Row i is node i of the graph as it was given.
+
+    Args:
+        logits: [n, C], of the run's number format, on the CPU.
+        multilabel: whether a node may have several labels.
+        embeddings: [n, D], the equilibrium Z* that the logits are read from; None if not asked for.
+        epoch: whose weights these are; validation chose it.
+        evaluations: of the map.
+        residual: ||f(Z) - Z|| / ||f(Z)|| of the last evaluation, over all nodes.
+        tolerance: what it was to reach.
+        certified_distance: a bound on the distance of ``embeddings`` to the exact equilibrium, in
+            ``norm``; None where the map of these weights is no contraction.
+        certified_relative: the same in parts of the size of the embeddings.
+        norm: in words.
+        contraction: of the map, in that norm.
+        settled_nodes: nodes whose labels are certainly those of the exact equilibrium.
+    """
+
+    logits: Tensor
+    multilabel: bool
+    embeddings: Tensor | None
+    epoch: int
+    evaluations: int
+    residual: float
+    tolerance: float
+    certified_distance: float | None
+    certified_relative: float | None
+    norm: str | None
+    contraction: float | None
+    settled_nodes: int | None
+
+    @property
+    def converged(self) -> bool:
+        """Whether the solve has reached its tolerance."""
+        return self.residual <= self.tolerance
+
+    @property
+    def probabilities(self) -> Tensor:
+        """[n, C]; rows sum to 1, unless a node may have several labels."""
+        return torch.sigmoid(self.logits) if self.multilabel else torch.softmax(self.logits, dim=1)
+
+    @property
+    def labels(self) -> Tensor:
+        """The likeliest class, int64 [n]; or which classes are likelier than not, bool [n, C]."""
+        return self.logits > 0 if self.multilabel else self.logits.argmax(dim=1)
+
+    def quality(self) -> dict[str, Any]:
+        """How close the solve has come, as JSON values."""
+        names = ("epoch", "evaluations", "residual", "tolerance", "converged", *_CERTIFIED)
+        return {name: getattr(self, name) for name in names}
+
+    def __repr__(self) -> str:
+        nodes, classes = self.logits.shape
+        reached = "converged" if self.converged else "NOT CONVERGED"
+        return (
+            f"Prediction({nodes:,} nodes, {classes} classes, epoch {self.epoch}, relative residual "
+            f"{self.residual:.1e} after {self.evaluations} evaluations, {reached} to "
+            f"{self.tolerance:g})"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class SolveRequest:
+    """How far a solve for predictions is to go.
+
+    Args:
+        tolerance: relative residual to solve to; None takes the run's own.
+        steps: exactly so many evaluations instead, whatever the residual.
+        require_converged: whether a solve that misses its tolerance is an error.
+
+    Raises:
+        UserError: they contradict each other or are out of range.
+    """
+
+    tolerance: float | None = None
+    steps: int | None = None
+    require_converged: bool = False
+
+    def __post_init__(self) -> None:
+        if self.tolerance is not None and self.steps is not None:
+            raise UserError("tolerance and steps both say when to stop; give one of them")
+        if self.tolerance is not None and not 0 < self.tolerance < 1:
+            raise UserError(f"tolerance = {self.tolerance} must lie between 0 and 1, as in 1e-6")
+        if self.steps is not None and self.steps < 1:
+            raise UserError(f"steps = {self.steps} must be at least 1")
+
+
+@torch.no_grad()
+def solved(trainer: Trainer, run: Path, request: SolveRequest, *, embeddings: bool) -> Prediction:
+    """Solve from nothing kept and read out, with the rows of all ranks; every rank calls it.
+
+    Args:
+        trainer: of ``load_run`` or ``load_run_for``.
+        run: its output folder, for messages.
+        request: how far to go.
+        embeddings: whether the equilibrium itself is asked for.
+
+    Raises:
+        UserError: the solve diverges, or does not reach a tolerance that is required.
+    """
+    trainer.model.eval()
+    tolerance = 0.0 if request.steps is not None else request.tolerance
+    solution = trainer.model.solve(trainer.planner.evaluate(tolerance, request.steps))
+    _check(run, request, trainer, solution)
+    certificate = certify(trainer.model, trainer.shard, trainer.comm, solution.image)
+    logits = trainer.model.read_out(solution.image)
+    return Prediction(
+        logits=_gather_nodes(trainer.shard, logits, trainer.comm),
+        multilabel=trainer.shard.task == "multilabel",
+        embeddings=_gather_nodes(trainer.shard, solution.image, trainer.comm)
+        if embeddings
+        else None,
+        epoch=trainer.best.epoch,
+        evaluations=solution.steps,
+        residual=solution.residual,
+        tolerance=_tolerance(request, trainer),
+        **_describe(certificate, trainer, solution.image),
+    )
+
+
+def _tolerance(request: SolveRequest, trainer: Trainer) -> float:
+    own = trainer.config.forward.tolerance
+    return own if request.tolerance is None else request.tolerance
+
+
+def _check(run: Path, request: SolveRequest, trainer: Trainer, solution: Solution) -> None:
+    """Refuse a solve that has diverged, and tell of one that has not converged."""
+    if solution.outcome is Outcome.DIVERGED:
+        raise UserError(
+            f"the solve of {run} diverges (map evaluations {solution.steps}), there is "
+            "nothing to predict from; train with model.constraint projection"
+        )
+    tolerance = _tolerance(request, trainer)
+    if solution.residual <= tolerance:
+        return
+    what = (
+        f"relative residual {solution.residual:.1e} above {tolerance:g}, map evaluations "
+        f"{solution.steps}"
+    )
+    if request.require_converged:
+        raise UserError(
+            f"the solve of {run} has not converged ({what}) and --require-converged "
+            "is set; give it more with --steps N, or a looser --tolerance"
+        )
+    if trainer.comm.is_main:
+        logger.warning(
+            "the predictions come from a solve that did not reach its tolerance: %s; give it "
+            "more with --steps N",
+            what,
+        )
+
+
+def _describe(certificate: Certificate | None, trainer: Trainer, state: Tensor) -> dict[str, Any]:
+    """The certificate as values, None where there is none."""
+    if certificate is None:
+        return dict.fromkeys(_CERTIFIED)
+    multilabel = trainer.shard.task == "multilabel"
+    settled = settled_nodes(trainer.model, certificate, state, multilabel).sum().cpu().reshape(1)
+    return {
+        "certified_distance": certificate.distance,
+        "certified_relative": certificate.relative,
+        "norm": NORMS[certificate.norm],
+        "contraction": certificate.contraction,
+        "settled_nodes": int(trainer.comm.sum(settled)),
+    }
+
+
+def _gather_nodes(shard: GraphShard, rows: Tensor, comm: Communicator) -> Tensor:
+    """Rows of all ranks at their global ids, [n, C] on the CPU."""
+    whole = rows.new_zeros((shard.num_nodes, rows.shape[1]), device="cpu")
+    whole[shard.owned_nodes] = rows.detach().cpu()
+    return comm.sum(whole)

@@ -1,0 +1,8 @@
+"""The same as ``ignn search``."""
+
+import sys
+
+from distributed_ignn.commands.search import main
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,155 @@
+"""What a graph in memory may hold, what is refused, and how settings are named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch_geometric.data import Data, HeteroData
+
+import distributed_ignn as di
+from distributed_ignn.config import DataConfig, RunConfig, run_from_settings
+from distributed_ignn.config.keywords import spelled_out
+from distributed_ignn.graph.datasets import graph_in_memory, load_dataset
+from tests.api.small_data import QUICK, small_data
+
+DATA = small_data()
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def _with(**changes: Any) -> Data:
+    data = DATA.clone()
+    for name, value in changes.items():
+        setattr(data, name, value)
+    return data
+
+
+def _print(data: object, **settings: Any) -> str:
+    return graph_in_memory(data, DataConfig(**settings)).fingerprint()
+
+
+def test_memory_and_file_hold_the_same_graph() -> None:
+    weight = torch.rand(DATA.edge_index.shape[1])
+    for data in (DATA, _with(x=DATA.x.to_sparse()), _with(edge_weight=weight), _with(x=None)):
+        torch.save(data, "graph.pt")
+        assert _print(data) == load_dataset("graph.pt", Path("data"), DataConfig()).fingerprint()
+    assert _print(_with(edge_weight=weight)) != _print(DATA)
+    assert _print(_with(edge_weight=weight), edge_weights="ignore") == _print(DATA)
+
+
+def test_other_forms_of_the_same_graph() -> None:
+    arrays = {key: value.numpy() for key, value in DATA.to_dict().items()}
+    shown_twice = _with(y=DATA.y.float(), x=DATA.x.T.contiguous().T)
+    for data in (DATA.to_dict(), arrays, shown_twice, _with(x=DATA.x.requires_grad_())):
+        assert _print(data) == _print(DATA)
+    assert _print(DATA) == _print(DATA)  # nothing was written to
+    assert DATA.x.is_leaf
+
+
+@pytest.mark.parametrize(
+    ("data", "settings"),
+    [
+        (_with(x=None), {}),
+        (_with(x=DATA.x.abs().to_sparse()), {"feature_norm": "row", "knn": 3}),
+        (_with(y=torch.stack([DATA.y, 1 - DATA.y], dim=1)), {}),
+        (_with(edge_weight=torch.ones(DATA.edge_index.shape[1]) * 3), {"cell": "mignn"}),
+        (DATA, {"forward": {"method": "neural", "tolerance": 1e-8}, "clusters": 4}),
+    ],
+    ids=["embeddings", "sparse-scaled-knn", "multilabel", "weighted", "learned-solver"],
+)
+def test_every_kind_trains_and_predicts(data: Data, settings: dict[str, Any]) -> None:
+    schedule = {"warmup_epochs": 1, "warmup_solver_steps": 1}
+    run = di.fit(data, {**QUICK, **settings, "schedule": schedule}, epochs=4)
+    out = run.predict()
+    assert out.converged
+    assert out.labels.shape == data.y.shape
+    if data.x is None:
+        with pytest.raises(di.UserError, match="an embedding for each node of its own graph"):
+            run.predict(DATA)
+        return
+    same = run.predict(data)
+    assert torch.allclose(same.logits, out.logits, rtol=0, atol=1e-5)
+    small = run.predict(data.subgraph(torch.arange(40)))
+    assert small.logits.shape == (40, 2)
+    assert small.converged
+
+
+REFUSED: list[tuple[str, Callable[[], Any], str]] = [
+    ("several splits", lambda: _with(train_mask=torch.ones(60, 3)), r"3 splits; choose one"),
+    ("no split", lambda: _with(val_mask=None), "data: val nodes are missing"),
+    ("a number", lambda: 3, "data is a int; give a torch_geometric"),
+    ("kinds of nodes", HeteroData, "several kinds of nodes; give one kind"),
+    ("no such name", lambda: "citeser", r"no dataset \(did you mean 'citeseer'\?\)"),
+    ("a name without meaning here", lambda: "memory", "'memory' is no dataset"),
+    ("no such file", lambda: "nothing.pt", "nothing.pt does not exist"),
+    ("a list", lambda: _with(y=[0] * 60), "data: y is a list, a tensor is needed"),
+    ("no nodes", lambda: _with(edge_index=DATA.edge_index + 60), r"edges \(60 nodes by y\)"),
+    ("negative weights", lambda: _with(edge_weight=-DATA.edge_index[0].float()), "data: edge_w"),
+]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"), [case[1:] for case in REFUSED], ids=[case[0] for case in REFUSED]
+)
+def test_other_data_are_refused_in_one_line(make: Callable[[], Any], message: str) -> None:
+    with pytest.raises(di.UserError, match=message) as caught:
+        di.fit(make(), QUICK)
+    assert "\n" not in str(caught.value)
+    assert list(Path("runs").glob("*")) == []
+
+
+SETTINGS: list[tuple[dict[str, Any], str]] = [
+    ({"hiden": 3}, r"unknown setting 'hiden' \(did you mean 'hidden'\?\)"),
+    ({"model": {"kapa": 0.5}}, r"'model.kapa' \(did you mean 'model.kappa'\?\)"),
+    ({"tolerance": 1e-3}, "'tolerance' may be forward.tolerance or adjoint.tolerance"),
+    ({"hidden": -1}, "model.hidden = -1 must be at least 1"),
+    ({"hidden": 4, "model": {"hidden": 4}}, "model.hidden is given twice"),
+    ({"dataset": "acm"}, "the data are an argument of their own"),
+    ({"workers": 2}, "ranks=2 instead"),
+    ({"partition": {"dir": "shards"}}, "holds shards of a dataset, and this graph is in memory"),
+]
+
+
+@pytest.mark.parametrize(("settings", "message"), SETTINGS)
+def test_wrong_settings_are_told(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(di.UserError, match=message):
+        di.fit(DATA, settings)
+    for ranks, text in ((0, "ranks = 0 must be at least 1"),):
+        with pytest.raises(di.UserError, match=text):
+            di.fit(DATA, ranks=ranks)
+    assert list(Path("runs").glob("*")) == []
+
+
+def test_all_ways_to_name_a_setting() -> None:
+    expected = {"model.hidden": 64}
+    for given in ({"hidden": 64}, {"model": {"hidden": 64}}, {"model.hidden": 64}):
+        assert spelled_out(given) == expected
+    assert spelled_out({"train.weight-decay": 1}) == {"train.weight_decay": 1}
+    short = spelled_out({"lr": 1, "epochs": 2, "seed": 3, "knn": 4, "learn_kappa": True})
+    assert list(short) == ["train.lr", "train.epochs", "seed", "data.knn", "model.learn_kappa"]
+    torch_free = {"lr": torch.tensor(0.5).numpy().dtype.type(0.5)}  # a number of numpy
+    assert type(spelled_out(torch_free)["train.lr"]) is float
+
+
+def test_every_short_name_is_clear_or_refused() -> None:
+    """A key of both ``model`` and ``train`` would have to be refused: there is none."""
+    fields = RunConfig.model_fields
+    shared = set(fields["model"].annotation.model_fields) & set(  # type: ignore[union-attr]
+        fields["train"].annotation.model_fields  # type: ignore[union-attr]
+    )
+    assert shared == set()
+
+
+def test_settings_win_over_the_file_that_is_named() -> None:
+    Path("mine.yaml").write_text("model:\n  hidden: 4\n  kappa: 0.5\ndataset: acm\n")
+    run = run_from_settings("memory", {"hidden": 8}, Path("mine.yaml"))
+    assert (run.dataset, run.model.hidden, run.model.kappa) == ("memory", 8, 0.5)
+    shipped, plain = run_from_settings("citeseer", {}), RunConfig(dataset="citeseer")
+    assert shipped.train.weight_decay != plain.train.weight_decay
