@@ -58,6 +58,13 @@ SETTINGS = [
         way_out="the default is anderson",
     ),
     Case(
+        "a setting that the method does not read",
+        f"{_CHAINS} --forward.method broyden --forward.beta 0.5",
+        value="forward.beta = 0.5",
+        rule="has no effect with forward.method = broyden",
+        way_out="drop it",
+    ),
+    Case(
         "below its range",
         f"{_CHAINS} --model.hidden 0",
         value="model.hidden = '0'",
