@@ -126,6 +126,7 @@ def summary_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
             f"{summary['evaluations_adjoint_mean']:.1f} adjoint",
         ),
         ("relative residual at the end", _residual(summary)),
+        *_local_steps(summary),
         *_faults(summary),
         (
             "parameters",
@@ -145,6 +146,16 @@ def summary_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
 def _residual(summary: dict[str, Any]) -> str:
     text = f"{summary['residual_last']:.1e}"
     return text if summary["converged"] else f"{text}: NOT CONVERGED to {summary['tolerance']:g}"
+
+
+def _local_steps(summary: dict[str, Any]) -> list[tuple[str, str]]:
+    """What local steps came to, if there were any, and how exact the end of the run is."""
+    if "local_steps" not in summary:
+        return []
+    taken = f"{summary['local_steps']:,}, shrunk {summary['local_steps_shrunk']} times"
+    norm = summary["gradient_norm_last"]
+    found = [("local steps", taken)]
+    return found if norm is None else [*found, ("norm of the last exact gradient", f"{norm:.1e}")]
 
 
 def _faults(summary: dict[str, Any]) -> list[tuple[str, str]]:
