@@ -31,6 +31,8 @@ _PLACEHOLDERS = {
     "float": "X",
     "Path": "PATH",
     "{auto,Path}": "auto|PATH",
+    "{int,auto}": "N|auto",
+    "{float,auto}": "X|auto",
     "bool": "{true,false}",
 }
 _EMPTY_DEFAULTS = (" (default: None)", " (default: null)", " (default factory: _output_folder)")

@@ -177,9 +177,9 @@ class RunConfig(Section):
                 "switch the check off",
             ),
             (
-                self.train.local_lr > 0.0 and self.train.local_steps == 0,
-                f"train.local_lr = {self.train.local_lr:g} has no effect with train.local_steps = "
-                "0; add --train.local-steps 30 or drop it",
+                self.train.local_lr not in (0.0, "auto") and self.train.local_steps == 0,
+                f"train.local_lr = {self.train.local_lr} has no effect with train.local_steps = 0; "
+                "add --train.local-steps auto or drop it",
             ),
             *self._rollback_rules(),
             *self._unread("forward", self.forward, self.forward.method),

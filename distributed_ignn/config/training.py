@@ -16,14 +16,15 @@ class TrainConfig(Section):
 
     epochs: int = Field(100, ge=1, description="full-graph gradient steps")
     lr: float = Field(0.002, gt=0, description="learning rate of the model")
-    local_steps: int = Field(
+    local_steps: Annotated[int, Field(ge=0, le=4096)] | Literal["auto"] = Field(
         0,
-        ge=0,
-        le=4096,
         description="optimiser steps after each exact one, on the training rows with their "
-        "neighbours' states frozen; they fade out before the last epochs (0: none)",
+        "neighbours' states frozen; they fade out before the last epochs (0: none; auto: none on "
+        "small graphs, else 4 to 32, fewer where more nodes are for training)",
     )
-    local_lr: float = Field(0.0, ge=0, description="learning rate of local steps (0: train.lr)")
+    local_lr: Annotated[float, Field(ge=0)] | Literal["auto"] = Field(
+        0.0, description="learning rate of local steps (0: train.lr; auto: that, but at most 0.02)"
+    )
     weight_decay: float = Field(5e-4, ge=0, description="Adam's weight decay")
     jacobian_weight: float = Field(
         0.0, ge=0, description="weight of the squared Jacobian of the map at Z*, per entry"

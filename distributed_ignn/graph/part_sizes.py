@@ -25,6 +25,7 @@ class PartSizes:
         features: F.
         feature_entries: stored entries of sparse features; None where they are dense.
         train: owned training nodes.
+        nodes, train_nodes: of the whole graph.
         file: bytes of the shard, which stay mapped while the run lasts.
     """
 
@@ -40,6 +41,8 @@ class PartSizes:
     features: int = 0
     feature_entries: int | None = None
     train: int = 0
+    nodes: int = 0
+    train_nodes: int = 0
     file: int = 0
 
     @classmethod
@@ -60,5 +63,7 @@ class PartSizes:
             features=shard.num_features,
             feature_entries=features.num_entries if isinstance(features, CSRMatrix) else None,
             train=shard.train_index.numel(),
+            nodes=shard.num_nodes,
+            train_nodes=shard.split_sizes[0],
             file=shard.held_bytes,
         )

@@ -164,10 +164,19 @@ def _prepare(
     progress.status("building the model")
     with phase("building the model"):
         trainer = Trainer(config, shard, comm, started)
+    _log_choices(trainer)
     memory.return_freed_memory()
     with phase("reading a checkpoint"):
         _resume(config, trainer, progress)
     return _Prepared(trainer, shards, budget)
+
+
+def _log_choices(trainer: Trainer) -> None:
+    """Write down what the settings left open."""
+    plan = trainer.local_plan
+    if plan.automatic:
+        line = "local steps: auto is %d an epoch, at learning rate %g"
+        logger.info(line, plan.steps, plan.lr, extra=LOG_ONLY)
 
 
 def _load(config: RunConfig, comm: Communicator, progress: Progress) -> GraphData:

@@ -78,11 +78,17 @@ def summarise(trainer: Trainer) -> dict[str, Any]:
 
 def _local_figures(trainer: Trainer, records: list[dict[str, Any]]) -> dict[str, Any]:
     """Local steps of the run, and how far from zero the exact gradient is at its end."""
+    plan = trainer.local_plan
+    chosen = {
+        "local_steps_of_epoch": plan.steps,
+        "local_lr": plan.lr,
+        "local_steps_automatic": plan.automatic,
+    }
     if trainer.local is None:
-        return {}
+        return chosen if plan.automatic else {}
     kept = trainer.local.kept
     norms = [record.get("gradient_norm") for record in records]
-    return {
+    return chosen | {
         "local_steps": kept.taken,
         "local_steps_shrunk": kept.shrunk,
         "gradient_norm_last": norms[-1] if norms else None,

@@ -31,6 +31,7 @@ from distributed_ignn.training.epoch_record import EpochRecord
 from distributed_ignn.training.learned.guard import guarded_phase
 from distributed_ignn.training.learned.phases import SolverTrainer
 from distributed_ignn.training.learned_solver import LearnedSolver, build_learned_solver
+from distributed_ignn.training.local_plan import LocalPlan, local_plan
 from distributed_ignn.training.local_steps import LocalSteps
 from distributed_ignn.training.losses.consistency import Consistency
 from distributed_ignn.training.losses.local_loss import LocalLoss
@@ -140,12 +141,19 @@ class Trainer:
         multilabel = self.shard.task == "multilabel"
         return Consistency(self.config.train, self.shard.num_nodes, multilabel)
 
+    @property
+    def local_plan(self) -> LocalPlan:
+        """Say what local steps an epoch begins with, ``auto`` resolved."""
+        shard = self.shard
+        return local_plan(self.config.train, shard.num_nodes, shard.split_sizes[0])
+
     def _build_local_steps(self) -> LocalSteps | None:
-        if self.config.train.local_steps == 0:
+        plan = self.local_plan
+        if plan.steps == 0:
             return None
         terms = self.objective, self.regularizer, self.consistency
         loss = LocalLoss(self.model, self.shard, self.config, *terms)
-        return LocalSteps(loss, self.engine, self.config.train, self.comm)
+        return LocalSteps(plan, loss, self.engine, self.config.train, self.comm)
 
     def fit(
         self,

@@ -80,6 +80,8 @@ def _sizes(part: Part, work: Workload, mapped: bool) -> PartSizes:
         weighted=part.weighted,
         features=work.features,
         train=round(part.owned * work.train_share),
+        nodes=part.nodes,
+        train_nodes=round(part.nodes * work.train_share),
         file=round(file) if mapped else 0,
     )
 

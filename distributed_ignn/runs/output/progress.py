@@ -150,9 +150,16 @@ def _residual(summary: dict[str, Any]) -> str:
 
 def _local_steps(summary: dict[str, Any]) -> list[tuple[str, str]]:
     """What local steps came to, if there were any, and how exact the end of the run is."""
-    if "local_steps" not in summary:
+    if "local_steps_of_epoch" not in summary:
         return []
-    taken = f"{summary['local_steps']:,}, shrunk {summary['local_steps_shrunk']} times"
+    if "local_steps" not in summary:
+        return [("local steps", "none: auto finds the graph, or its training nodes, too few")]
+    count, lr = summary["local_steps_of_epoch"], summary["local_lr"]
+    chosen = " (auto)" if summary["local_steps_automatic"] else ""
+    taken = (
+        f"{summary['local_steps']:,}, from {count} an epoch{chosen} at lr {lr:g}, shrunk "
+        f"{summary['local_steps_shrunk']} times"
+    )
     norm = summary["gradient_norm_last"]
     found = [("local steps", taken)]
     return found if norm is None else [*found, ("norm of the last exact gradient", f"{norm:.1e}")]
