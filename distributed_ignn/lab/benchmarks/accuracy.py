@@ -59,8 +59,8 @@ class AccuracyOptions:
         only: keys of ``CONTENDERS``; all by default.
     """
 
-    target: float = 0.96
-    limits: Limits = Limits(10.0, 200, 20)
+    target: float
+    limits: Limits
     only: tuple[str, ...] = ()
 
 
@@ -131,22 +131,18 @@ def _builders(
     def full(recipe: peers.Recipe) -> _Built:
         return peers.FullBatch(recipe, workload), limits
 
-    def sampled(
-        recipe: peers.Recipe, batches: Callable[..., peers.Batches | str]
-    ) -> _Built:
+    def sampled(make: Callable[..., peers.Batches]) -> _Built:
         whole = peers.whole_graph(workload)
-        found = batches(workload, whole)
-        if isinstance(found, str):
-            return found
-        return peers.Sampled(recipe, workload, whole, found), limits
+        recipe = peers.Recipe("GraphSAGE", 0.003)
+        return peers.Sampled(recipe, workload, whole, make(workload, whole)), limits
 
     return {
         "local": lambda: _local(workload, limits),
         "exact": lambda: (_Implicit(workload, _exact_settings(workload.config, limits)), limits),
         "gcn": lambda: full(peers.Recipe("GCN", 0.01)),
         "sage": lambda: full(peers.Recipe("GraphSAGE", 0.01)),
-        "sampled": lambda: sampled(peers.Recipe("GraphSAGE", 0.003), peers.sampled_batches),
-        "clusters": lambda: sampled(peers.Recipe("GraphSAGE", 0.003), peers.cluster_batches),
+        "sampled": lambda: peers.missing_sampler() or sampled(peers.sampled_batches),
+        "clusters": lambda: sampled(peers.cluster_batches),
     }
 
 

@@ -34,9 +34,7 @@ def draw(courses: Sequence[Course], target: float, title: str) -> Figure:
     return figure
 
 
-def _draw_panel(
-    axes: Axes, courses: Sequence[Course], spent: Callable[[Point], float]
-) -> None:
+def _draw_panel(axes: Axes, courses: Sequence[Course], spent: Callable[[Point], float]) -> None:
     for number, course in enumerate(courses):
         color = f"C{number}"
         where = [spent(point) for point in course.points]

@@ -4,7 +4,7 @@ Trained on the full graph they are exact on every number of ranks (``models/expl
 samples, by PyTorch Geometric's own loaders, every rank holds the whole graph, takes its share of
 every batch, and the gradients are summed. Validation is exact on the full graph for all of them.
 
-Letters: n nodes, O owned nodes, F features, C classes, B nodes of a batch that carry loss, L layers.
+Letters: n nodes, O owned nodes, F features, C classes, B nodes of a batch that carry loss.
 """
 
 from __future__ import annotations
@@ -222,15 +222,20 @@ def whole_graph(workload: Workload) -> DistributedGraph:
     return DistributedGraph(workload.whole(), Communicator(), torch.float32)
 
 
-def sampled_batches(workload: Workload, whole: DistributedGraph) -> Batches | str:
-    """PyTorch Geometric's NeighborLoader, or one line that says why there is none."""
+def missing_sampler() -> str | None:
+    """One line that says why no neighbours can be sampled; None where they can."""
     import torch_geometric.typing as installed
 
-    if not (installed.WITH_PYG_LIB or installed.WITH_TORCH_SPARSE):
-        return (
-            "sampled GraphSAGE is left out: NeighborLoader needs pyg-lib or torch-sparse (pip "
-            "install --no-build-isolation torch-scatter torch-sparse builds the latter)"
-        )
+    if installed.WITH_PYG_LIB or installed.WITH_TORCH_SPARSE:
+        return None
+    return (
+        "sampled GraphSAGE is left out: NeighborLoader needs pyg-lib or torch-sparse (pip install "
+        "--no-build-isolation torch-scatter torch-sparse builds the latter)"
+    )
+
+
+def sampled_batches(workload: Workload, whole: DistributedGraph) -> Batches:
+    """PyTorch Geometric's NeighborLoader."""
     from torch_geometric.loader import NeighborLoader
 
     sampler = _share(range(whole.train_index.numel()), workload)
@@ -254,7 +259,7 @@ def sampled_batches(workload: Workload, whole: DistributedGraph) -> Batches | st
     return batches
 
 
-def cluster_batches(workload: Workload, whole: DistributedGraph) -> Batches | str:
+def cluster_batches(workload: Workload, whole: DistributedGraph) -> Batches:
     """PyTorch Geometric's ClusterLoader, on clusters that are found as parts of a graph are."""
     from torch_geometric.loader import ClusterData, ClusterLoader
 
