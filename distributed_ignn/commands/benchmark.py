@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Annotated, ClassVar, Self
 
@@ -198,8 +197,10 @@ def _measure(options: _Options, config: RunConfig, comm: Communicator) -> None:
             methods=options.methods,
             tell=tell,
         ) as workload:
-            on_graph = {_COURSE: partial(accuracy.run, options=options.course), **SUITE}
-            found = on_graph[options.name](workload)
+            if options.name == _COURSE:
+                found = accuracy.run(workload, options.course)
+            else:
+                found = SUITE[options.name](workload)
     comm.together(
         lambda: _write(options, found) if comm.is_main else None,
         doing="write the results",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -115,9 +116,8 @@ def test_the_chosen_steps_are_those_of_a_number_and_a_resumed_run_chooses_the_sa
 
 def test_the_budget_counts_them_where_there_are_any() -> None:
     config = RunConfig.model_validate({"dataset": "synthetic-products", "train": AUTO})
-    of_part = {"owned": 1000, "halo": 0, "sent": 0, "boundary": 0, "owned_entries": 5000}
-    of_part |= {"boundary_entries": 0, "features": 10, "train": 80}
-    large = PartSizes(**of_part, nodes=100_000, train_nodes=8_000)
-    small = PartSizes(**of_part, nodes=1_000, train_nodes=80)
+    part = PartSizes(1000, 0, 0, 0, 5000, 0, features=10, train=80)
+    large = replace(part, nodes=100_000, train_nodes=8_000)
+    small = replace(part, nodes=1_000, train_nodes=80)
     assert LocalLoss.held_bytes(small, config, 4) == (0, 0)
     assert LocalLoss.held_bytes(large, config, 4)[0] >= 80 * 128 * 4

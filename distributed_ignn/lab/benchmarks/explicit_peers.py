@@ -10,7 +10,7 @@ Letters: n nodes, O owned nodes, F features, C classes, B nodes of a batch that 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,7 +92,8 @@ class _Judge:
         self.objective = Objective(
             graph.shard, graph.comm, train.loss, smoothing=train.label_smoothing
         )
-        self._best, self._weights = -1.0, {}
+        self._best = -1.0
+        self._weights: dict[str, Tensor] = {}
 
     def logits(self) -> Tensor:
         """[O, C]; every rank calls it."""
@@ -266,7 +267,7 @@ def cluster_batches(workload: Workload, whole: DistributedGraph) -> Batches:
     count = min(max(2, whole.num_nodes // CLUSTER_NODES), whole.num_nodes)
     found = _clusters(workload, whole, count)
 
-    class Clusters(ClusterData):  # type: ignore[misc]
+    class Clusters(ClusterData):
         """Takes clusters that are there, where its own METIS needs another library."""
 
         def _metis(self, edge_index: Tensor, num_nodes: int) -> Tensor:
@@ -302,7 +303,7 @@ def _clusters(workload: Workload, whole: DistributedGraph, count: int) -> Tensor
     return comm.sum(torch.zeros(size, dtype=torch.int64) if found is None else found)
 
 
-def _share(items: Sequence[int], workload: Workload) -> Any:
+def _share(items: Any, workload: Workload) -> Any:
     """Draws this rank's items of every epoch, as many on every rank; all alike by the seed."""
     from torch.utils.data import DistributedSampler
 
