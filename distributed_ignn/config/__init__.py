@@ -20,6 +20,7 @@ from distributed_ignn.config.parse import (
 )
 from distributed_ignn.config.paths import absolute_paths
 from distributed_ignn.config.sections import RunConfig
+from distributed_ignn.config.left_open import decided
 from distributed_ignn.config.shipped import CONFIG_FOLDER
 from distributed_ignn.config.solvers import (
     AdjointConfig,
@@ -45,6 +46,7 @@ __all__ = [
     "SyntheticConfig",
     "TrainConfig",
     "absolute_paths",
+    "decided",
     "dataset_names",
     "dump_yaml",
     "load_yaml",

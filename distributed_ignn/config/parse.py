@@ -17,10 +17,10 @@ from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDic
 from distributed_ignn.config.check import validate_options, validate_run
 from distributed_ignn.config.choices import choice_at
 from distributed_ignn.config.command import CommandParser
-from distributed_ignn.config.dataset import OWN_FILE, dataset_names
+from distributed_ignn.config.dataset import FILE_SUFFIXES, IN_MEMORY, OWN_FILE, dataset_names
 from distributed_ignn.config.options import OptionsT, declare, given
 from distributed_ignn.config.sections import RunConfig
-from distributed_ignn.config.shipped import CONFIG_FOLDER
+from distributed_ignn.config.shipped import CONFIG_FOLDER, shipped_file
 from distributed_ignn.errors import UserError
 from distributed_ignn.reading.plain_files import in_one_line
 from distributed_ignn.reading.strict_yaml import read_yaml
@@ -166,18 +166,27 @@ def resolve_run(flags: dict[str, Any], config_file: Path | None) -> RunConfig:
 
     Args:
         flags: sections and keys, from a command line or a program.
-        config_file: the file; that of the dataset, if it has one, by default.
+        config_file: the file; that of the dataset, if it has one, by default. Under the settings
+            for a graph of one's own, those that were chosen for any graph come first.
 
     Raises:
         UserError: see ``parse_args``.
     """
     path = config_file or _shipped(flags.get("dataset"))
     if path is None:
-        return _check_files(validate_run(flags))
+        return _check_files(validate_run(_over_own_graph(flags)))
     if not path.is_file():
         problem = "is a folder" if path.is_dir() else "does not exist"
         raise UserError(f"config = {path} {problem}; name a YAML file with --config FILE")
-    return _check_files(validate_run(_merge(_read_yaml(path), flags), path, flags))
+    values = _over_own_graph(_merge(_read_yaml(path), flags))
+    return _check_files(validate_run(values, path, flags))
+
+
+def _over_own_graph(values: dict[str, Any]) -> dict[str, Any]:
+    """The settings over the defaults for a graph of one's own, if the dataset is one."""
+    dataset = values.get("dataset")
+    own = dataset in (OWN_FILE, IN_MEMORY) or str(dataset).endswith(FILE_SUFFIXES)
+    return _merge(_read_yaml(shipped_file("own-graph.yaml")), values) if own else values
 
 
 def _shipped(dataset: str | None) -> Path | None:

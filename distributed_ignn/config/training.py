@@ -25,7 +25,10 @@ class TrainConfig(Section):
     local_lr: Annotated[float, Field(ge=0)] | Literal["auto"] = Field(
         0.0, description="learning rate of local steps (0: train.lr; auto: that, but at most 0.02)"
     )
-    weight_decay: float = Field(5e-4, ge=0, description="Adam's weight decay")
+    weight_decay: Annotated[float, Field(ge=0)] | Literal["auto"] = Field(
+        5e-4, description="Adam's weight decay (auto: by the labels there are, as for graphs of "
+        "your own)"
+    )
     jacobian_weight: float = Field(
         0.0, ge=0, description="weight of the squared Jacobian of the map at Z*, per entry"
     )
@@ -35,8 +38,9 @@ class TrainConfig(Section):
     loss: Literal["auto", "cross_entropy", "bce"] = Field(
         "auto", description="auto: cross_entropy for one label a node, bce for several"
     )
-    label_smoothing: float = Field(
-        0.0, ge=0, lt=1, description="share of the label's weight spread over all classes"
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] | Literal["auto"] = Field(
+        0.0,
+        description="share of the label's weight spread over all classes (auto: by the labels)",
     )
     ema: float = Field(
         0.0,
@@ -44,11 +48,10 @@ class TrainConfig(Section):
         lt=1,
         description="decay of the running mean of the weights that is validated and kept (0: off)",
     )
-    consistency: float = Field(
+    consistency: Annotated[float, Field(ge=0)] | Literal["auto"] = Field(
         0.0,
-        ge=0,
         description="weight of the distance between the predictions of several dropout masks and "
-        "their sharpened mean, over all nodes (0: off)",
+        "their sharpened mean, over all nodes (0: off; auto: where labels are few)",
     )
     consistency_samples: int = Field(2, ge=1, description="dropout masks a step, a solve for each")
     consistency_temperature: float = Field(

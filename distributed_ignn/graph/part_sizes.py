@@ -25,7 +25,7 @@ class PartSizes:
         features: F.
         feature_entries: stored entries of sparse features; None where they are dense.
         train: owned training nodes.
-        nodes, train_nodes: of the whole graph.
+        nodes, train_nodes, classes: of the whole graph.
         file: bytes of the shard, which stay mapped while the run lasts.
     """
 
@@ -43,6 +43,7 @@ class PartSizes:
     train: int = 0
     nodes: int = 0
     train_nodes: int = 0
+    classes: int = 0
     file: int = 0
 
     @classmethod
@@ -65,5 +66,6 @@ class PartSizes:
             train=shard.train_index.numel(),
             nodes=shard.num_nodes,
             train_nodes=shard.split_sizes[0],
+            classes=shard.num_classes,
             file=shard.held_bytes,
         )

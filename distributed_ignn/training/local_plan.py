@@ -49,7 +49,7 @@ def local_plan(train: TrainConfig, nodes: int, trained: int) -> LocalPlan:
         nodes: n, of the whole graph.
         trained: T, likewise.
     """
-    rows = trained + (min(SAMPLED, nodes - trained) if train.consistency > 0.0 else 0)
+    rows = trained + (min(SAMPLED, nodes - trained) if float(train.consistency) > 0.0 else 0)
     asked = train.local_steps
     steps = automatic_steps(nodes, trained, rows) if asked == "auto" else asked
     lr = min(train.lr, LARGEST_LR) if train.local_lr == "auto" else train.local_lr

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.comm.traffic import Traffic
-from distributed_ignn.config import RunConfig
+from distributed_ignn.config import RunConfig, decided
 from distributed_ignn.errors import UserError
 from distributed_ignn.graph.shard import GraphShard
 from distributed_ignn.models.shard_model import ShardModel
@@ -56,7 +56,7 @@ class Trainer:
     """Trains one model on one graph; every rank builds one and calls it in step.
 
     Args:
-        config: the whole run.
+        config: the whole run; what it leaves to the graph is decided here.
         shard: this rank's part of the graph.
         comm: this rank's communicator.
         started: ``time.perf_counter()`` at the start of the run; now by default.
@@ -73,6 +73,7 @@ class Trainer:
         comm: Communicator,
         started: float | None = None,
     ) -> None:
+        config = decided(config, shard.split_sizes[0], shard.num_classes)
         self.config, self.shard, self.comm = config, shard, comm
         self.epoch = 0
         self.val_metric: float | None = None
@@ -84,7 +85,8 @@ class Trainer:
         self.planner = SolvePlanner(config, self.learned, comm.device)
         self.engine = self._build_engine()
         self.solver_trainer = self._build_solver_trainer()
-        self.objective = Objective(shard, comm, config.train.loss, config.train.label_smoothing)
+        smoothing = float(config.train.label_smoothing)
+        self.objective = Objective(shard, comm, config.train.loss, smoothing)
         self.regularizer = Regularizer(self.model, config.train, shard, comm, config.seed)
         self.consistency = self._build_consistency()
         self.loss = StepLoss(self.model, self.objective, self.regularizer, self.consistency)

@@ -17,7 +17,7 @@ from dataclasses import replace
 
 import torch
 
-from distributed_ignn.config import RunConfig
+from distributed_ignn.config import RunConfig, decided
 from distributed_ignn.graph.part_sizes import PartSizes
 from distributed_ignn.models import encoder
 from distributed_ignn.models.cells import CELLS
@@ -61,6 +61,7 @@ def budget(
         coded_halo: whether the halo exchange keeps what it sent and received last.
         shares_memory: whether ranks exchange rows through memory that both of them map.
     """
+    config = decided(config, sizes.train_nodes, sizes.classes)
     run = _Run(sizes, config)
     known = evaluations or {}
     moments = run.moments(known.get("forward"), known.get("adjoint"))
@@ -122,7 +123,7 @@ class _Run:
         item, channels = self.dtype.itemsize, self._sizes.channels
         each = ImplicitLayer.saved_bytes(self._state, item, channels, CELLS[model.cell].activation)
         each += self._state * int(encoder.keeps_rows(model))
-        return each * (train.consistency_samples if train.consistency > 0.0 else 1)
+        return each * (train.consistency_samples if float(train.consistency) > 0.0 else 1)
 
     def _solve(self, steps: int, products: int, *, adjoint: bool) -> dict[str, int]:
         """A solve after its last evaluation; ``products`` are what the map keeps."""

@@ -97,7 +97,7 @@ class LocalLoss:
         if local_plan(train, sizes.nodes, sizes.train_nodes).steps == 0:
             return 0, 0
         masks, rows = 1, sizes.train
-        if train.consistency > 0.0:
+        if float(train.consistency) > 0.0:
             masks = train.consistency_samples
             rows = min(sizes.owned, rows + SAMPLED)
         probes = int(train.jacobian_weight > 0.0)
