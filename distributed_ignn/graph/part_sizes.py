@@ -26,6 +26,7 @@ class PartSizes:
         feature_entries: stored entries of sparse features; None where they are dense.
         train: owned training nodes.
         file: bytes of the shard, which stay mapped while the run lasts.
+        graph_channels: channels that are the dataset's own graph.
     """
 
     owned: int
@@ -41,6 +42,7 @@ class PartSizes:
     feature_entries: int | None = None
     train: int = 0
     file: int = 0
+    graph_channels: int = 1
 
     @classmethod
     def from_shard(cls, shard: GraphShard) -> PartSizes:
@@ -61,4 +63,5 @@ class PartSizes:
             feature_entries=features.num_entries if isinstance(features, CSRMatrix) else None,
             train=shard.train_index.numel(),
             file=shard.held_bytes,
+            graph_channels=shard.graph_channels,
         )

@@ -72,7 +72,8 @@ class Trainer:
         comm: Communicator,
         started: float | None = None,
     ) -> None:
-        self.config, self.shard, self.comm = config, shard, comm
+        self.config, self.comm = config, comm
+        self.shard = shard.normalised(config.model.normalisation)
         self.epoch = 0
         self.val_metric: float | None = None
         self.stopwatch = Stopwatch(started)
