@@ -20,6 +20,7 @@ from distributed_ignn.graph.data import GraphData
 from distributed_ignn.graph.datasets import graph_in_memory, load_dataset
 from distributed_ignn.graph.part_sizes import PartSizes
 from distributed_ignn.graph.partitioning.partition import assign_parts
+from distributed_ignn.graph.partitioning.sharding import build_shards
 from distributed_ignn.graph.storage.manifest import MANIFEST, part_name
 from distributed_ignn.graph.storage.shard_store import (
     data_settings,
@@ -31,7 +32,6 @@ from distributed_ignn.graph.storage.shard_store import (
 )
 from distributed_ignn.propagation.propagate import Propagation
 from distributed_ignn.runs.memory.budget import budget
-from tests.training.small_trainers import own_shard
 
 N = 6
 EDGES = np.array([[0, 1, 1, 2, 3, 4, 4], [1, 0, 2, 3, 4, 3, 4]])  # one loop; two have no way back
@@ -160,7 +160,9 @@ def test_a_divided_graph_has_both_lists_of_edges() -> None:
 
 def test_a_channel_normalised_by_row_shares_its_columns_with_its_transpose() -> None:
     """Of symmetric entries; the bytes that are held say so."""
-    shard = own_shard(Communicator(), graph_in_memory(_fields(), DataConfig())).normalised("row")
+    data = graph_in_memory(_fields(), DataConfig())
+    (shard,) = build_shards(data, torch.zeros(N, dtype=torch.int64), 1)
+    shard = shard.normalised("row")
     propagation = Propagation(shard, Communicator(), torch.float32)
     there, back = propagation.channels[0].owned, propagation._transposes[0].owned
     assert there.parts[0].col.data_ptr() == back.parts[0].col.data_ptr()

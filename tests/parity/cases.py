@@ -263,8 +263,8 @@ def _rows(shard: GraphShard, width: int, kind: torch.dtype, seed: int) -> Tensor
 def _propagation(shard: GraphShard, comm: Communicator, kind: torch.dtype) -> dict[str, Tensor]:
     """Products and their transposes; names with "<" are zero in the sum over ranks."""
     propagation = Propagation(shard, comm, kind)
-    x = _rows(shard, 4, kind, 1).to(comm.device)
-    ys = [_rows(shard, 4, kind, 2 + c).to(comm.device) for c in range(propagation.num_channels)]
+    x = _rows(shard, 5, kind, 1).to(comm.device)
+    ys = [_rows(shard, 5, kind, 2 + c).to(comm.device) for c in range(propagation.num_channels)]
     forward = propagation.apply(x)
     back = _home(propagation, ys)
     found = {f"propagate {c}": spread(shard, f) for c, f in enumerate(forward)}
