@@ -60,6 +60,7 @@ def digits_to_int(value: Any) -> Any:
 
 
 EdgeWeights = Literal["auto", "use", "ignore"]
+Directions = Literal["undirected", "both", "auto"]
 DatasetName = Annotated[str, _DATASETS]
 LabelRate = Annotated[Literal[20, 40, 60], BeforeValidator(digits_to_int)]
 
@@ -142,6 +143,12 @@ class DataConfig(Section):
         description="weights of the edges of your own graph (edge_weight, or edge_attr of one "
         "column); auto: used where there are some; use: there must be some; ignore: every edge "
         "counts 1",
+    )
+    directions: Directions = Field(
+        "undirected",
+        description="of the edges of your own graph; undirected: every edge counts both ways; "
+        "both: in- and out-neighbours are two channels, each with weights of its own; auto: both "
+        "where more than 5 % of the edges have no way back",
     )
     chains: ChainsConfig = ChainsConfig()
     synthetic: SyntheticConfig = SyntheticConfig()

@@ -27,6 +27,7 @@ class PartSizes:
         train: owned training nodes.
         nodes, train_nodes, classes: of the whole graph.
         file: bytes of the shard, which stay mapped while the run lasts.
+        graph_channels: channels that are the dataset's own graph.
     """
 
     owned: int
@@ -45,6 +46,7 @@ class PartSizes:
     train_nodes: int = 0
     classes: int = 0
     file: int = 0
+    graph_channels: int = 1
 
     @classmethod
     def from_shard(cls, shard: GraphShard) -> PartSizes:
@@ -68,4 +70,5 @@ class PartSizes:
             train_nodes=shard.split_sizes[0],
             classes=shard.num_classes,
             file=shard.held_bytes,
+            graph_channels=shard.graph_channels,
         )

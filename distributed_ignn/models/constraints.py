@@ -8,9 +8,14 @@ max_ij |Z_ij| / w_i the map's Lipschitz constant is at most
 
 So the columns of the stacked weights are projected to sums of at most kappa / rho (Gu et al. 2020,
 section 3: projection on the l1 ball). For one normalised channel the Perron vector is sqrt(D~) and
-rho = 1, with or without weights of edges. For several channels no vector fits all of them exactly;
-w is found by the power method on the monotone map w -> max_c A_c w, and any positive w certifies
-its own rho = max_i max_c (A_c w)_i / w_i (Collatz-Wielandt).
+rho = 1, with or without weights of edges. For several symmetrically normalised channels no vector
+fits all of them exactly; w is found by the power method on the monotone map w -> max_c A_c w, and
+any positive w certifies its own rho = max_i max_c (A_c w)_i / w_i (Collatz-Wielandt).
+
+Channels that are normalised by row, A_c = D_c^-1 (A_c + I) with D_c the row sums, all keep the
+vector of ones: A_c 1 = 1, however many there are, directed or not, with weights or without. So
+w = 1 and rho = 1 exactly, and kappa is not shared with the graph: this is what the in- and the
+out-neighbours of a directed graph are propagated with (Dir-GNN, Rossi et al. 2023).
 """
 
 from __future__ import annotations
@@ -20,6 +25,7 @@ from torch import Tensor
 
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.graph.shard import GraphShard
+from distributed_ignn.propagation.operators import perron_vector
 from distributed_ignn.propagation.propagate import Propagation
 
 _POWER_STEPS = 200
@@ -52,21 +58,26 @@ def growth_factor(propagation: Propagation, start: Tensor, comm: Communicator) -
 
     Args:
         propagation: this rank's normalised channels.
-        start: positive [O]; the exact answer for one symmetric channel is sqrt(D~).
+        start: positive [O]; see ``first_vector``.
         comm: reduces the bound over ranks.
     """
     return growth_vector(propagation, start, comm)[0]
 
 
 def first_vector(shard: GraphShard, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """sqrt(D~) [O] of the dataset's own graph, where the search for w begins."""
-    return (shard.channels[0].degree_owned + 1).to(device, dtype).sqrt()
+    """The Perron vector [O] of the dataset's own graph, where the search for w begins.
+
+    It is the exact answer for one undirected channel, and for channels that are normalised by row.
+    """
+    return perron_vector(shard.channels[0], dtype, device)
 
 
 def growth_vector(
     propagation: Propagation, start: Tensor, comm: Communicator
 ) -> tuple[float, Tensor]:
     """rho and the w [O] that certifies it; see ``growth_factor``."""
+    if propagation.keeps_ones:
+        return 1.0, torch.ones_like(start)
     w, bound, stalled = start, float("inf"), 0
     best = start
     for _ in range(_POWER_STEPS):

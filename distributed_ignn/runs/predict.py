@@ -129,7 +129,10 @@ def load_run_for(run: Path, source: object, comm: Communicator) -> Trainer:
             f"{run} has learned an embedding for each node of its own graph, which nodes of "
             "another do not have; train on a graph with features x"
         )
-    data = graph_to_predict(source, config.data, shape.num_classes, shape.task, config.data_root)
+    # whatever auto has made of the other graph
+    directions = "both" if shape.graph_channels > 1 else "undirected"
+    settings = config.data.model_copy(update={"directions": directions})
+    data = graph_to_predict(source, settings, shape.num_classes, shape.task, config.data_root)
     if data.num_features != shape.num_features:
         raise UserError(
             f"{data.name} has {data.num_features} feature columns and {run} was trained on "

@@ -74,7 +74,8 @@ class Trainer:
         started: float | None = None,
     ) -> None:
         config = decided(config, shard.split_sizes[0], shard.num_classes)
-        self.config, self.shard, self.comm = config, shard, comm
+        self.config, self.comm = config, comm
+        self.shard = shard.normalised(config.model.normalisation)
         self.epoch = 0
         self.val_metric: float | None = None
         self.stopwatch = Stopwatch(started)

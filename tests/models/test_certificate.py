@@ -36,6 +36,9 @@ CASES = (
     ("weights", {"cell": "mignn"}),
     ("lopsided", {"cell": "ignn"}),
     ("lopsided", {"cell": "eignn"}),
+    ("both", {"cell": "ignn"}),
+    ("both", {"cell": "eignn", "residual": 0.2}),
+    ("channels", {"cell": "ignn", "normalisation": "row"}),
 )
 
 

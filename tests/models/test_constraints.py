@@ -8,7 +8,9 @@ import torch
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.graph.partitioning.sharding import build_shards
 from distributed_ignn.models.constraints import (
+    first_vector,
     growth_factor,
+    growth_vector,
     largest_column_sum,
     project_columns_l1,
 )
@@ -42,6 +44,17 @@ def test_projection_is_the_nearest_point_of_the_ball() -> None:
 def test_one_symmetric_channel_grows_by_one() -> None:
     propagation, start = _propagation("plain")
     assert growth_factor(propagation, start, Communicator()) == pytest.approx(1.0, abs=1e-12)
+
+
+@pytest.mark.parametrize("case", ["plain", "channels", "lopsided", "both"])
+def test_channels_normalised_by_row_all_keep_ones(case: str) -> None:
+    (shard,) = build_shards(make_data(case), assign(case, 1), 1)
+    shard, comm = shard.normalised("row"), Communicator()
+    propagation = Propagation(shard, comm, torch.float64)
+    rho, w = growth_vector(propagation, first_vector(shard, comm.device, torch.float64), comm)
+    assert (rho, set(w.tolist())) == (1.0, {1.0})
+    for product in propagation.apply(w[:, None]):
+        assert torch.allclose(product, w[:, None], rtol=1e-14)
 
 
 def test_several_channels_still_contract_at_the_certified_rate() -> None:

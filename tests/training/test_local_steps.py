@@ -42,6 +42,7 @@ CASES: dict[str, tuple[str, Mapping[str, Mapping[str, Any]]]] = {
     "several labels": ("multilabel", {"model": {"injection": "propagated"}}),
     "constant terms": ("dense", {"model": {"input_dropout": 0.0}}),
     "weights": ("weights", {"model": {"injection": "features"}}),
+    "both directions": ("both", {"model": {"injection_channels": "graph"}}),
     **{f"cell {name}": (name.split("/")[0], changes) for name, changes in CELLS.items()},
 }
 

@@ -42,7 +42,7 @@ def _amgcn(name: str, data_root: Path, data: DataConfig) -> GraphData:
 def _file(name: str, data_root: Path, data: DataConfig) -> GraphData:
     if data.path is None:
         raise UserError("data.path: dataset 'file' needs the path of a .pt or .npz file")
-    return load_user_file(Path(data.path), data.edge_weights)
+    return load_user_file(Path(data.path), data.edge_weights, data.directions)
 
 
 Loader = Callable[[str, Path, DataConfig], GraphData]
@@ -81,10 +81,14 @@ def load_dataset(name: str, data_root: Path, data: DataConfig) -> GraphData:
         raise UserError(
             f"data.edge_weights = use: the edges of {name} have no weights; drop the setting"
         )
+    if data.directions == "both" and loader not in (None, _file):
+        raise UserError(
+            f"data.directions = both: {name} is read as an undirected graph; drop the setting"
+        )
     if loader is not None:
         loaded = loader(name, data_root, data)
     elif name.endswith(FILE_SUFFIXES):
-        loaded = load_user_file(Path(name), data.edge_weights)
+        loaded = load_user_file(Path(name), data.edge_weights, data.directions)
     else:
         raise UserError(
             f"dataset {name!r} is not known; choose one of {', '.join(DATASETS)}, or give the "
@@ -104,7 +108,7 @@ def graph_in_memory(graph: object, data: DataConfig) -> GraphData:
         UserError: an attribute is missing or breaks a rule.
     """
     fields = fields_in_memory(graph, data.edge_weights)
-    loaded = labelled_graph(fields, ORIGIN, data.edge_weights)
+    loaded = labelled_graph(fields, ORIGIN, data.edge_weights, data.directions)
     return _prepared(validate(loaded, str(ORIGIN)), data)
 
 
@@ -131,7 +135,8 @@ def graph_to_predict(
         fields = fields_in_memory(source, data.edge_weights)
     else:
         fields = read_fields(path, data.edge_weights)
-    loaded = unlabelled_graph(fields, path, data.edge_weights, num_classes, task)
+    edges = data.edge_weights, num_classes, task, data.directions
+    loaded = unlabelled_graph(fields, path, *edges)
     return _prepared(validate_graph(loaded, str(path)), data)
 
 

@@ -46,10 +46,14 @@ class _Scalars(BaseModel):
 
 
 class _Stored(_Scalars):
-    """Besides, per channel; ``weighted`` is left out where no channel is."""
+    """Besides, per channel; ``weighted`` is left out where no channel is.
+
+    So is ``graph_channels`` where it is 1.
+    """
 
     symmetric: tuple[bool, ...]
     weighted: tuple[bool, ...] = ()
+    graph_channels: int = 1
 
 
 def write_shard_file(path: Path, shard: GraphShard) -> None:
@@ -75,6 +79,8 @@ def write_shard_file(path: Path, shard: GraphShard) -> None:
     weighted = [channel.weighted for channel in shard.channels]
     if any(weighted):
         scalars["weighted"] = weighted
+    if shard.graph_channels > 1:
+        scalars["graph_channels"] = shard.graph_channels
     # one key: the order of several changes from run to run
     write_tensors(path, tensors, {"shard": json.dumps(scalars)})
 

@@ -72,7 +72,7 @@ __all__ = [
 
 #: Settings that are younger than the format, and what shards were made with that do not name them.
 _YOUNGER: dict[str, dict[str, JsonValue]] = {
-    "data": {"edge_weights": "auto"},
+    "data": {"directions": "undirected", "edge_weights": "auto"},
     "partition": {"edge_weights": False},
 }
 

@@ -19,6 +19,7 @@ import torch
 
 from distributed_ignn.config import RunConfig, decided
 from distributed_ignn.graph.part_sizes import PartSizes
+from distributed_ignn.graph.shard import choose_normalisation
 from distributed_ignn.models import encoder
 from distributed_ignn.models.cells import CELLS
 from distributed_ignn.models.implicit import ImplicitLayer
@@ -67,10 +68,11 @@ def budget(
     moments = run.moments(known.get("forward"), known.get("adjoint"))
     largest = max(moments, key=lambda name: sum(moments[name].values()))
     where = run.dtype, run.device
+    normalised = choose_normalisation(config.model.normalisation, sizes.graph_channels)
     items = {
         "process": process + _WORKSPACE_BYTES,
         "shard file": sizes.file,
-        "graph": Propagation.held_bytes(sizes, config.train.kernel, *where),
+        "graph": Propagation.held_bytes(sizes, config.train.kernel, *where, normalised),
         **encoder.held_bytes(sizes, config.model, *where),
         **HaloExchange.held_bytes(sizes, run.row, coded=coded_halo, shared=shares_memory),
         "frozen rows of local steps": run.local[0],
