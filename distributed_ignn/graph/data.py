@@ -26,6 +26,7 @@ from distributed_ignn.graph.building import (
     row_ranges,
     slices,
 )
+from distributed_ignn.graph.scaling import FeatureScaling
 from distributed_ignn.graph.weights import (
     WeightedBlocks,
     Weights,
@@ -287,6 +288,8 @@ class GraphData:
         train_nodes, val_nodes, test_nodes: int64, ascending, disjoint node ids.
         clusters: int64 [n], the node's cluster of the coarse level, or None without one. Not part
             of the fingerprint: it follows from the graphs and the partition settings.
+        scaling: what was done to the features, where the settings alone do not say it; not part of
+            the fingerprint, which has the features.
     """
 
     name: str
@@ -299,6 +302,7 @@ class GraphData:
     val_nodes: Tensor
     test_nodes: Tensor
     clusters: Tensor | None = None
+    scaling: FeatureScaling | None = None
 
     @property
     def num_nodes(self) -> int:
