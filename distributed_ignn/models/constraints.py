@@ -8,11 +8,11 @@ max_ij |Z_ij| / w_i the map's Lipschitz constant is at most
 
 So the columns of the stacked weights are projected to sums of at most kappa / rho (Gu et al. 2020,
 section 3: projection on the l1 ball). For one normalised channel the Perron vector is sqrt(D~) and
-rho = 1, with or without weights of edges, directed or not: (A + I) 1 = D~ 1. For several channels no vector fits all of them exactly;
-w is found by the power method on the monotone map w -> max_c A_c w, and any positive w certifies
-its own rho = max_i max_c (A_c w)_i / w_i (Collatz-Wielandt). The search for w may be as rough as
-the run's number format; rho is computed from the w that it found, in float64. A row of a hub sums
-so many numbers that float32 would be off by parts in a hundred thousand.
+rho = 1, directed or not, with or without weights of edges, since (A + I) 1 = D~ 1. For several
+channels no vector fits all of them exactly; w is found by the power method on the monotone map
+w -> max_c A_c w, and any positive w certifies its own rho = max_i max_c (A_c w)_i / w_i
+(Collatz-Wielandt). The search may be as rough as the run's number format; rho is computed in
+float64, because float32 is off by parts in ten thousand where a hub's row sums as many numbers.
 """
 
 from __future__ import annotations
@@ -72,9 +72,7 @@ def certified_growth(
     return _growth_of(shard, propagation, comm, w), w
 
 
-def _growth_of(
-    shard: GraphShard, propagation: Propagation, comm: Communicator, w: Tensor
-) -> float:
+def _growth_of(shard: GraphShard, propagation: Propagation, comm: Communicator, w: Tensor) -> float:
     """max_i max_c (A_c w)_i / w_i over all ranks, from the stored entries; w is float64 [O]."""
     halo = propagation.halo.start(w[:, None].contiguous()).wait()[:, 0].cpu()
     own, found = w.cpu(), torch.zeros(1, dtype=torch.float64)

@@ -90,9 +90,10 @@ def test_sparse_columns_are_divided_and_keep_their_zeros(
         found = _dense(scale_features(_sparse(dense), "standard", "here")[0])
     assert caplog.messages[0].startswith("here: data.feature_norm = standard divides the columns")
     expected = dense[:, :4] / dense[:, :4].double().std(dim=0, correction=0).float()
-    assert torch.allclose(found[:, :4], expected, rtol=1e-6)
+    assert torch.allclose(found[:, :4].float(), expected, rtol=1e-6)
     assert not found[:, 4:].any()
-    ones = CSRMatrix(torch.tensor([0, 1, 1, 2, 2]), torch.tensor([0, 0], dtype=torch.int32), None, 1)
+    col = torch.zeros(2, dtype=torch.int32)
+    ones = CSRMatrix(torch.tensor([0, 1, 1, 2, 2]), col, None, 1)
     assert _dense(scale_features(ones, "standard", "here")[0]).flatten().tolist() == [2, 0, 2, 0]
 
 

@@ -1,4 +1,4 @@
-"""Metrics against libraries: F1 against scikit-learn's, the area under the ROC curve against both."""
+"""Metrics against libraries: F1 of scikit-learn, areas of scipy's rank statistic and of both."""
 
 from __future__ import annotations
 
@@ -109,9 +109,7 @@ def test_the_area_for_several_labels_is_a_mean_over_columns_with_both_values() -
 
 def test_the_order_of_nodes_does_not_change_a_bit_of_the_area() -> None:
     positive, negative = torch.randn(999).half().float(), torch.randn(501).half().float()
-    areas = {
-        _area(positive[torch.randperm(999)], negative[torch.randperm(501)]) for _ in range(5)
-    }
+    areas = {_area(positive[torch.randperm(999)], negative[torch.randperm(501)]) for _ in range(5)}
     assert len(areas) == 1
 
 

@@ -110,7 +110,7 @@ class CellWeights(nn.Module, ABC):
     def present_contraction(self) -> float:
         """Lipschitz constant of f in ``norm`` for the present W_c; 1 or more certifies nothing.
 
-        ``norm`` is max_ij |Z_ij| / w_i, max_i ||Z_i||_2 / w_i with the w of ``certified_growth``, or
+        ``norm`` is max_ij |Z_ij| / w_i, max_i ||Z_i||_2 / w_i with the w of ``vector``, or
         Frobenius's.
         """
 

@@ -21,7 +21,7 @@ class EignnWeights(CellWeights):
 
     Certified: the Frobenius norms of the g_c sum to less than 1, so f contracts by kappa. Where
     every channel is undirected, ||B_c||_2 <= 1 and the norm is Frobenius's. Otherwise the g_c are
-    divided by rho as well, and the norm is max_i ||Z_i||_2 / w_i with the w of ``certified_growth``:
+    divided by rho as well, and the norm is max_i ||Z_i||_2 / w_i, w that of ``certified_growth``:
     ||sum_c (B_c Z)_i W_c|| <= sum_c ||W_c||_2 (B_c w)_i max_k ||Z_k|| / w_k.
 
     Args:

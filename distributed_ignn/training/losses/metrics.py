@@ -229,35 +229,36 @@ class RocAuc(Measure):
         """The areas of the columns that this rank was dealt, float64 [K]; 0 for the others."""
         scores = torch.cat([self._scores(read(rows)) for rows in self.nodes.blocks(split)])
         areas = torch.zeros(self._width, dtype=torch.float64)
-        for column, parts in self._gathered(scores, split).items():
-            positive, negative = (torch.cat(part) for part in zip(*parts, strict=True))
-            areas[column] = _area(positive, negative)
+        for column, (positive, negative) in self._gathered(scores, split).items():
+            areas[column] = _area(torch.cat(positive), torch.cat(negative))
         return areas
 
-    def _gathered(self, scores: Tensor, split: str) -> dict[int, list[list[Tensor]]]:
-        """Of each column dealt to this rank, the scores of the positive and negative nodes by rank.
+    def _gathered(self, scores: Tensor, split: str) -> dict[int, tuple[list[Tensor], list[Tensor]]]:
+        """Of the columns dealt to this rank, the scores of positive and of negative nodes by rank.
 
         Args:
             scores: [R, K] of this rank.
             split: of the nodes.
         """
-        comm, counts = self.nodes.comm, self._counts[split]
-        dealt = [list(range(rank, self._width, comm.world_size)) for rank in range(comm.world_size)]
-        own = dealt[comm.rank]
-        parts = [self._halves(scores, split, columns) for columns in dealt]
-        kept, parts[comm.rank] = parts[comm.rank], []  # nothing is sent to oneself
-        sent = torch.cat([scores.new_empty(0), *(half for part in parts for half in part)])
-        received = [0 if rank == comm.rank else int(counts[rank, own].sum()) for rank in
-                    range(comm.world_size)]
-        send_counts = [sum(half.numel() for half in part) for part in parts]
-        arrived = comm.start_exchange(sent[:, None], send_counts, received).wait()[:, 0]
-        pieces: dict[int, list[list[Tensor]]] = {column: [] for column in own}
-        for rank, part in enumerate(arrived.split(received)):
-            sizes = counts[rank, own].reshape(-1).tolist()
-            halves = kept if rank == comm.rank else list(part.split(sizes))
-            for number, column in enumerate(own):
-                pieces[column].append(halves[2 * number : 2 * number + 2])
-        return pieces
+        comm = self.nodes.comm
+        dealt = [range(rank, self._width, comm.world_size) for rank in range(comm.world_size)]
+        halves = [self._halves(scores, split, columns) for columns in dealt]
+        own, kept = dealt[comm.rank], halves[comm.rank]
+        sizes = self._counts[split][:, list(own)].flatten(1)  # what each rank has of them
+        sizes[comm.rank], halves[comm.rank] = 0, []  # nothing is sent to oneself
+        sent = torch.cat([scores.new_empty(0), *(half for part in halves for half in part)])
+        send_counts = [sum(half.numel() for half in part) for part in halves]
+        recv_counts: list[int] = sizes.sum(dim=1).tolist()
+        arrived = comm.start_exchange(sent[:, None], send_counts, recv_counts).wait()[:, 0]
+        parts: list[Sequence[Tensor]] = [
+            part.split(own_sizes)
+            for part, own_sizes in zip(arrived.split(recv_counts), sizes.tolist(), strict=True)
+        ]
+        parts[comm.rank] = kept
+        return {
+            column: ([part[2 * i] for part in parts], [part[2 * i + 1] for part in parts])
+            for i, column in enumerate(own)
+        }
 
     def _halves(self, scores: Tensor, split: str, columns: Sequence[int]) -> list[Tensor]:
         """Of each column, the scores of the positive nodes, then those of the negative ones."""
