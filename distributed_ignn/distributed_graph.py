@@ -5,7 +5,9 @@ Letters: n nodes of the whole graph, O owned nodes, E edges into owned nodes, F 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
@@ -112,7 +114,8 @@ class DistributedGraph:
         """
 
         def cut(comm: Communicator) -> GraphShard:
-            whole = comm.together(lambda: _as_graph(data, directions))
+            with _told_by_one(comm):
+                whole = comm.together(lambda: _as_graph(data, directions))
             _check_alike(
                 comm,
                 whole.fingerprint(),
@@ -338,6 +341,19 @@ def _as_graph(data: object, directions: Directions) -> GraphData:
     if isinstance(data, GraphData):
         return data
     return graph_in_memory(data, DataConfig(directions=directions))
+
+
+@contextmanager
+def _told_by_one(comm: Communicator) -> Iterator[None]:
+    """What reading a graph has to say, every rank would say alike; let rank 0 say it."""
+    reading = logging.getLogger("distributed_ignn.graph.datasets")
+    before = reading.level
+    if not comm.is_main:
+        reading.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        reading.setLevel(before)
 
 
 def _check_alike(comm: Communicator, digest: str, otherwise: str) -> None:

@@ -130,8 +130,11 @@ class SyntheticConfig(Section):
 class DataConfig(Section):
     """What is read and how it is prepared."""
 
-    feature_norm: Literal["none", "row", "l2"] = Field(
-        "none", description="divide each node's features by their sum (row) or their length (l2)"
+    feature_norm: Literal["auto", "none", "row", "l2", "standard"] = Field(
+        "none",
+        description="row, l2: divide each node's features by their sum or their length; standard: "
+        "subtract the mean of each column and divide by its standard deviation (sparse features "
+        "are divided only); auto: by what the features are like",
     )
     knn: int = Field(
         0, ge=0, description="K of the feature nearest-neighbour graph as second channel (0: off)"

@@ -10,6 +10,8 @@ from distributed_ignn.config import choices
 from distributed_ignn.config.choices import Choice
 from distributed_ignn.config.section import Section
 
+Metric = Literal["auto", "accuracy", "roc_auc", "macro_f1", "micro_f1"]
+
 
 class TrainConfig(Section):
     """The training loop."""
@@ -37,6 +39,11 @@ class TrainConfig(Section):
     )
     loss: Literal["auto", "cross_entropy", "bce"] = Field(
         "auto", description="auto: cross_entropy for one label a node, bce for several"
+    )
+    metric: Metric = Field(
+        "auto",
+        description="what validation chooses by; auto: accuracy for one label a node, micro_f1 "
+        "for several; roc_auc: for two classes, or the mean over the columns of several labels",
     )
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] | Literal["auto"] = Field(
         0.0,

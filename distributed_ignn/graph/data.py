@@ -26,6 +26,7 @@ from distributed_ignn.graph.building import (
     row_ranges,
     slices,
 )
+from distributed_ignn.graph.scaling import FeatureScaling
 from distributed_ignn.graph.weights import (
     WeightedBlocks,
     Weights,
@@ -298,6 +299,8 @@ class GraphData:
         graph_channels: how many channels, from the first, are the dataset's own graph: 1, or 2
             where whom a node reads and who reads it have a channel each; the second is then the
             transpose of the first.
+        scaling: what was done to the features, where the settings alone do not say it; not part of
+            the fingerprint, which has the features.
     """
 
     name: str
@@ -311,6 +314,7 @@ class GraphData:
     test_nodes: Tensor
     clusters: Tensor | None = None
     graph_channels: int = 1
+    scaling: FeatureScaling | None = None
 
     @property
     def num_nodes(self) -> int:

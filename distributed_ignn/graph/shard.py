@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from distributed_ignn.graph.data import CSRMatrix, Task
+from distributed_ignn.graph.scaling import FeatureScaling
 
 Normalisation = Literal["symmetric", "row"]
 """How A_hat is made of A + I: D~^-1/2 (A + I) D~^-1/2, or D~^-1 (A + I)."""
@@ -92,6 +93,7 @@ class GraphShard:
         split_sizes: global numbers of train, validation and test nodes.
         clusters: int64 [O], the owned nodes' clusters of the coarse level, or None without one.
         graph_channels: as in GraphData.
+        scaling: what was done to the features, where the settings alone do not say it.
     """
 
     part: int
@@ -116,6 +118,7 @@ class GraphShard:
     split_sizes: tuple[int, int, int]
     clusters: Tensor | None = None
     graph_channels: int = 1
+    scaling: FeatureScaling | None = None
 
     def __post_init__(self) -> None:
         for rule, holds in _rules(self):
@@ -209,6 +212,7 @@ def _node_rules(shard: GraphShard, owned: int) -> Iterator[tuple[str, bool]]:
         yield "labels are a list of int64", labels.dim() == 1 and labels.dtype is torch.int64
         yield "labels are classes", _within(labels + 1, shard.num_classes + 1)
     width = shard.num_features
+    yield "scaling is that of the features", shard.scaling is None or shard.scaling.fits(width)
     if isinstance(features, CSRMatrix):
         yield "features are [O, F]", _is_block(features, owned, width)
     elif features is not None:

@@ -27,7 +27,6 @@ from torch import Tensor
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.graph.shard import ChannelShard, GraphShard
 from distributed_ignn.models.cells.base import CellWeights
-from distributed_ignn.models.constraints import first_vector, growth_vector
 from distributed_ignn.models.maps import CellForm
 from distributed_ignn.models.shard_model import ShardModel
 
@@ -41,7 +40,7 @@ NORMS = {
     "rows": "max_i ||Z_i||_2 / w_i",
     "frobenius": "Frobenius",
 }
-"""What the norms of ``CellWeights.norm`` are called; w is the vector of ``growth_vector``."""
+"""What the norms of ``CellWeights.norm`` are called; w is the vector of ``certified_growth``."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -82,19 +81,19 @@ def certify(
 
     Nor is there one where the activation does not promise what the bound on rounding counts on.
 
-    It costs two exchanges, the sweeps of one column and, where the norm has a vector, finding that
-    once. Every rank calls it.
+    It costs two exchanges and the sweeps of one column. Every rank calls it.
     """
     weights: CellWeights = model.cell_weights
     unit = _rounding(shard, comm, point)
-    contraction = weights.present_contraction() * (1.0 + unit)
+    # computed in float64, unlike the point
+    slack = unit * torch.finfo(torch.float64).eps / torch.finfo(point.dtype).eps
+    contraction = weights.present_contraction() * (1.0 + slack)
     certified = model.layer.form.activation.certified
     if not certified or not contraction < 1.0:  # or not a number
         return None
     scale = torch.ones(point.shape[0], dtype=torch.float64, device=point.device)
-    if weights.norm != "frobenius":
-        start = first_vector(shard, comm.device, point.dtype)
-        scale = growth_vector(model.propagation, start, comm)[1].double()
+    if weights.vector is not None:
+        scale = weights.vector
     sizes = torch.zeros(3, dtype=torch.float64)
     image, worst = _evaluate(model, point)
     left = torch.zeros_like(scale)

@@ -48,6 +48,9 @@ class Prediction:
         norm: in words.
         contraction: of the map, in that norm.
         settled_nodes: nodes whose labels are certainly those of the exact equilibrium.
+        metric: what ``scores`` are, as ``train.metric`` has it.
+        scores: of the predictions on the train, val and test nodes of the run's own graph; those of
+            another graph have no labels.
     """
 
     logits: Tensor
@@ -62,6 +65,8 @@ class Prediction:
     norm: str | None
     contraction: float | None
     settled_nodes: int | None
+    metric: str
+    scores: dict[str, float]
 
     @property
     def converged(self) -> bool:
@@ -79,8 +84,17 @@ class Prediction:
         return self.logits > 0 if self.multilabel else self.logits.argmax(dim=1)
 
     def quality(self) -> dict[str, Any]:
-        """How close the solve has come, as JSON values."""
-        names = ("epoch", "evaluations", "residual", "tolerance", "converged", *_CERTIFIED)
+        """How close the solve has come, and how good the predictions are, as JSON values."""
+        names = (
+            "epoch",
+            "evaluations",
+            "residual",
+            "tolerance",
+            "converged",
+            *_CERTIFIED,
+            "metric",
+            "scores",
+        )
         return {name: getattr(self, name) for name in names}
 
     def __repr__(self) -> str:
@@ -148,6 +162,8 @@ def solved(trainer: Trainer, run: Path, request: SolveRequest, *, embeddings: bo
         evaluations=solution.steps,
         residual=solution.residual,
         tolerance=_tolerance(request, trainer),
+        metric=trainer.objective.metric_name,
+        scores=trainer.objective.scores(logits),
         **_describe(certificate, trainer, solution.image),
     )
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.comm.traffic import Traffic
 from distributed_ignn.config import RunConfig, decided
+from distributed_ignn.config.training import Metric
 from distributed_ignn.errors import UserError
 from distributed_ignn.graph.shard import GraphShard
 from distributed_ignn.models.shard_model import ShardModel
@@ -50,6 +51,8 @@ from distributed_ignn.training.stopwatch import Stopwatch
 class _Position(Values):
     epoch: Count
     val_metric: Number | None = None
+    # where it is not the one that the labels suggest
+    metric: Metric | None = None
 
 
 class Trainer:
@@ -86,8 +89,9 @@ class Trainer:
         self.planner = SolvePlanner(config, self.learned, comm.device)
         self.engine = self._build_engine()
         self.solver_trainer = self._build_solver_trainer()
-        smoothing = float(config.train.label_smoothing)
-        self.objective = Objective(shard, comm, config.train.loss, smoothing)
+        train = config.train
+        smoothing = float(train.label_smoothing)
+        self.objective = Objective(shard, comm, train.loss, smoothing, train.metric)
         self.regularizer = Regularizer(self.model, config.train, shard, comm, config.seed)
         self.consistency = self._build_consistency()
         self.loss = StepLoss(self.model, self.objective, self.regularizer, self.consistency)
@@ -421,9 +425,21 @@ class Trainer:
 
     def state(self) -> State:
         """See ``Stateful``: how far the trainer itself has come."""
-        return State(_Position(epoch=self.epoch, val_metric=self.val_metric).model_dump())
+        position = _Position(
+            epoch=self.epoch, val_metric=self.val_metric, metric=self.objective.unusual_metric
+        )
+        return State(position.model_dump(exclude_defaults=True))
 
     def load_state(self, state: State) -> None:
-        """See ``Stateful``."""
-        position = _Position.read(state)
+        """See ``Stateful``.
+
+        Raises:
+            UserError: the epochs before were chosen by another metric.
+        """
+        position, own = _Position.read(state), self.objective.unusual_metric
+        if position.metric != own:
+            raise UserError(
+                f"the checkpoint was written with train.metric = {position.metric or 'auto'}, not "
+                f"{own or 'auto'}, so its best epoch cannot be compared; resume with that"
+            )
         self.epoch, self.val_metric = position.epoch, position.val_metric

@@ -7,7 +7,7 @@ so that both share every check. Letters: n nodes, E edges, F features, C classes
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from distributed_ignn.graph.data import (
 )
 from distributed_ignn.graph.datasets.checks import brief, check_ids
 from distributed_ignn.graph.weights import checked_weights
+from distributed_ignn.reading.plain_files import in_one_line
 from distributed_ignn.reading.torch_files import check_tensor
 
 logger = logging.getLogger(__name__)
@@ -47,6 +48,14 @@ _NAMES = (
     ),
     *(f"{split}_{kind}" for split in ("train", "val", "test") for kind in ("mask", "idx")),
 )
+#: Names that are not read where another is there, which says the same.
+_SECOND = {
+    "indptr": ("edge_index",),
+    "indices": ("edge_index",),
+    "x": ("x_indptr", "x_indices"),
+    **{f"{split}_mask": (f"{split}_idx",) for split in ("train", "val", "test")},
+}
+_SHOWN = 12  # names in a message
 
 _FEW = 0.05
 """Share of edges without a way back up to which ``directions = auto`` adds what is missing."""
@@ -141,13 +150,25 @@ def _feature_rows(fields: Fields, origin: Path) -> int:
 def wanted_names(
     present: Collection[str], edge_weights: EdgeWeights, origin: Path
 ) -> Iterable[str]:
-    """What to read of the names that are there: all that have a meaning, and one for weights."""
+    """What to read of the names that are there: all that have a meaning, and one for weights.
+
+    The others are named in one line of the log.
+    """
     csr = "indptr" in present and "edge_index" not in present
-    name = next((name for name in (_WEIGHTS if csr else _WEIGHTS[:2]) if name in present), None)
-    if name is not None and edge_weights == "ignore":
-        logger.info("%s: %s is ignored, every edge weighs 1", origin, name)
-        name = None
-    return _NAMES if name is None else (*_NAMES, name)
+    weights = next((name for name in (_WEIGHTS if csr else _WEIGHTS[:2]) if name in present), None)
+    if weights is not None and edge_weights == "ignore":
+        logger.info("%s: %s is ignored, every edge weighs 1", origin, weights)
+    wanted = [name for name in _NAMES if not any(o in present for o in _SECOND.get(name, ()))]
+    unread = sorted(str(name) for name in present if name not in (*wanted, weights))
+    if unread:
+        logger.info("%s: not read: %s", origin, in_one_line(_some(unread)))
+    return wanted if weights is None or edge_weights == "ignore" else (*wanted, weights)
+
+
+def _some(names: Sequence[str]) -> str:
+    """Names with commas between them, and how many more there are."""
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
 
 
 def _check_forms(fields: Fields, origin: Path) -> None:

@@ -39,6 +39,7 @@ def merge_shards(shards: Sequence[GraphShard]) -> GraphData:
         test_nodes=_merge_split(shards, "test_index"),
         clusters=_merge_clusters(shards),
         graph_channels=first.graph_channels,
+        scaling=first.scaling,
     )
 
 

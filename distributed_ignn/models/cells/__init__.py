@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import ModelConfig
@@ -14,7 +15,7 @@ from distributed_ignn.models.cells.base import CellWeights, Norm
 from distributed_ignn.models.cells.eignn import EignnWeights
 from distributed_ignn.models.cells.ignn import IgnnWeights
 from distributed_ignn.models.cells.mignn import MignnWeights
-from distributed_ignn.models.constraints import first_vector, growth_factor
+from distributed_ignn.models.constraints import certified_growth
 from distributed_ignn.propagation.propagate import Propagation
 
 __all__ = [
@@ -54,11 +55,13 @@ class GraphFit:
         growth: rho of the propagated channels, which divides the bound on the weights.
         norm: in which the weights' contraction is certified.
         graph_channels: how many channels, from the first, are the dataset's own graph.
+        vector: the w [O] of that norm, float64; None where it has none, or nobody asks for it.
     """
 
     growth: float
     norm: Norm
     graph_channels: int = 1
+    vector: Tensor | None = None
 
 
 def fit_to_graph(
@@ -81,10 +84,10 @@ def fit_to_graph(
         raise _needs_symmetry(config.cell, shard)
     if norm == "frobenius":
         return GraphFit(1.0, norm, shard.graph_channels)
-    growth = growth_factor(propagation, first_vector(shard, comm.device, dtype), comm)
+    growth, vector = certified_growth(shard, propagation, comm, dtype)
     # B w = (1 - r) A w + r w grows by at most this
     growth = (1.0 - config.residual) * growth + config.residual
-    return GraphFit(growth, norm, shard.graph_channels)
+    return GraphFit(growth, norm, shard.graph_channels, vector)
 
 
 def _needs_symmetry(cell: str, shard: GraphShard) -> UserError:
@@ -114,5 +117,5 @@ CELLS: dict[str, type[CellWeights]] = {
 def cell_weights(config: ModelConfig, channels: int, fit: GraphFit) -> CellWeights:
     """The weights of a cell for C = ``channels``, drawn from torch's generator."""
     weights = CELLS[config.cell](config, channels, fit.growth, fit.graph_channels)
-    weights.norm = fit.norm
+    weights.norm, weights.vector = fit.norm, fit.vector
     return weights

@@ -80,6 +80,7 @@ class CellWeights(nn.Module, ABC):
         projects: whether ``project`` keeps the bound, so that the weights can do without it.
         form: activation, step and residual of the map.
         growth: rho of the graph that the weights are used on, 1 where the norm is Frobenius's.
+        vector: the w [O] of ``norm``, float64; None in Frobenius's.
         kappa: what the weights are bounded by.
     """
 
@@ -95,6 +96,7 @@ class CellWeights(nn.Module, ABC):
         super().__init__()
         self.form = CellForm(self.activation, residual=config.residual)
         self.growth = growth
+        self.vector: Tensor | None = None
         self.kappa = Kappa(config.kappa, config.learn_kappa)
 
     @abstractmethod
@@ -112,7 +114,7 @@ class CellWeights(nn.Module, ABC):
     def present_contraction(self) -> float:
         """Lipschitz constant of f in ``norm`` for the present W_c; 1 or more certifies nothing.
 
-        ``norm`` is max_ij |Z_ij| / w_i, max_i ||Z_i||_2 / w_i with the w of ``growth_vector``, or
+        ``norm`` is max_ij |Z_ij| / w_i, max_i ||Z_i||_2 / w_i with the w of ``vector``, or
         Frobenius's.
         """
 

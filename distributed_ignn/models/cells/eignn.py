@@ -21,7 +21,7 @@ class EignnWeights(CellWeights):
 
     Certified: the Frobenius norms of the g_c sum to less than 1, so f contracts by kappa. Where
     every A_hat_c is symmetric, ||B_c||_2 <= 1 and the norm is Frobenius's. Otherwise the g_c are
-    divided by rho as well, and the norm is max_i ||Z_i||_2 / w_i with the w of ``growth_vector``
+    divided by rho as well, and the norm is max_i ||Z_i||_2 / w_i with the w of ``certified_growth``
     (rho = 1 and w = 1 for channels normalised by row):
     ||sum_c (B_c Z)_i W_c|| <= sum_c ||W_c||_2 (B_c w)_i max_k ||Z_k|| / w_k.
 

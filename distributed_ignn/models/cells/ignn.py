@@ -18,7 +18,7 @@ class IgnnWeights(CellWeights):
     which a projection does not have; then W = (kappa / rho) V and V is projected on columns of at
     most 1, so kappa scales every column that has reached its bound.
 
-    The certified norm is max_ij |Z_ij| / w_i with the vector w of ``growth_vector``.
+    The certified norm is max_ij |Z_ij| / w_i with the vector w of ``certified_growth``.
 
     Args:
         config: the model section.

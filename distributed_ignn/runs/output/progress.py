@@ -115,8 +115,8 @@ def summary_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
         ("ranks", f"{summary['world_size']} on {summary['device']}"),
         ("best epoch (by validation)", f"{summary['best_epoch']} of {summary['epochs']}"),
         (f"validation {metric}", f"{summary['best_val']:.4f}"),
-        (f"test {metric} at best validation", f"{summary['test_at_best_val']:.4f}"),
-        (f"test {metric} without equilibrium, f(0)", f"{summary['test_at_f0']:.4f}"),
+        (f"test {metric} at best validation", _figure(summary["test_at_best_val"])),
+        (f"test {metric} without equilibrium, f(0)", _figure(summary["test_at_f0"])),
         *start,
         ("spectral radius of W", f"{summary['spectral_radius']:.3f}"),
         (
@@ -141,6 +141,11 @@ def summary_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
         ),
         ("seconds", f"{summary['seconds_total']:.1f}, solver training {share:.1%}"),
     ]
+
+
+def _figure(value: float | None) -> str:
+    """A metric; there is none where all nodes are of one class and it compares classes."""
+    return "not defined" if value is None else f"{value:.4f}"
 
 
 def _residual(summary: dict[str, Any]) -> str:
