@@ -14,6 +14,7 @@ from rich.console import Console
 
 from distributed_ignn.cli import run_main
 from distributed_ignn.config import RunConfig, parse_options_and_run
+from distributed_ignn.config.keywords import setting_names
 from distributed_ignn.config.options import (
     Bare,
     Count,
@@ -24,7 +25,6 @@ from distributed_ignn.config.options import (
     Shown,
     check_outputs,
 )
-from distributed_ignn.config.keywords import setting_names
 from distributed_ignn.config.suggest import suggest
 from distributed_ignn.errors import UserError
 from distributed_ignn.lab.studies.outcome import spread
@@ -67,7 +67,8 @@ the end, and nothing else.
 
 Trials are trained one after the other in this process; under torchrun by its ranks; with --jobs by
 processes of this machine; and with --workers or --gpus (of all trials together), or where
-RAY_ADDRESS names a cluster, by Ray Tune. Test nodes are never evaluated: for that, train the result.
+RAY_ADDRESS names a cluster, by Ray Tune. Test nodes are never evaluated; training the result does
+that, once.
 
 In --out: {RECORD} (every trial, how often each value was tried), {BEST}, and runs/. The same
 command goes on where it was interrupted; one with a larger --budget or more --trials goes on too.
@@ -148,9 +149,7 @@ def _run(argv: Sequence[str]) -> None:
 
 def _space() -> str:
     """The space, a line for each setting."""
-    return "".join(
-        f"  {axis.name:<31}{', '.join(dict.fromkeys(axis.values))}\n" for axis in SPACE
-    )
+    return "".join(f"  {axis.name:<31}{', '.join(dict.fromkeys(axis.values))}\n" for axis in SPACE)
 
 
 def _check_own(given: Sequence[str], options: _Options) -> None:
@@ -230,17 +229,18 @@ def _check_started(options: _Options, config: RunConfig) -> None:
     """Processes are there already; another number would be ignored."""
     started = os.environ.get("WORLD_SIZE", "1")
     asked = {
-        "--jobs": options.jobs if options.jobs != 1 else None,
         "--ranks-per-trial": options.ranks_per_trial,
         "--workers": config.workers,
         "--gpus": config.gpus,
     }
-    for flag, number in asked.items():
-        if number is not None and str(number) != started or (flag == "--jobs" and number):
-            raise UserError(
-                f"{flag} {number} but {started} processes are started already, by torchrun, which "
-                f"train one trial after the other; leave out {flag}"
-            )
+    wrong = [(f, n) for f, n in asked.items() if n is not None and str(n) != started]
+    if options.jobs is not None:
+        wrong.append(("--jobs", options.jobs))
+    for flag, number in wrong:
+        raise UserError(
+            f"{flag} {number} but {started} processes are started already, by torchrun, and train "
+            f"one trial after the other; leave out {flag}"
+        )
 
 
 def _conclude(search: Search) -> None:

@@ -85,9 +85,7 @@ class Ledger:
         halving: the search.
     """
 
-    def __init__(
-        self, out: Path, base: RunConfig, axes: Sequence[Axis], halving: Halving
-    ) -> None:
+    def __init__(self, out: Path, base: RunConfig, axes: Sequence[Axis], halving: Halving) -> None:
         self._out, self._base, self._axes, self._halving = out, base, axes, halving
         self.metric = "metric"
 

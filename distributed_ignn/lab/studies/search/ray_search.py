@@ -110,7 +110,7 @@ def _search(request: Request, each: dict[str, float]) -> Search:
     from ray import tune
 
     driver = Driver(request)
-    suggestions = _make_suggestions(driver)
+    steps = Steps(driver)
     folder = request.out / _TUNE
     tuner = tune.Tuner(
         tune.with_resources(
@@ -118,7 +118,7 @@ def _search(request: Request, each: dict[str, float]) -> Search:
             tune.PlacementGroupFactory([each] * request.ranks),
         ),
         tune_config=tune.TuneConfig(
-            search_alg=suggestions,
+            search_alg=_make_algorithm(steps),
             num_samples=-1,
             max_concurrent_trials=request.slots,
             reuse_actors=True,
@@ -135,9 +135,9 @@ def _search(request: Request, each: dict[str, float]) -> Search:
     with driver.search.board.shown():
         tuner.fit()
     shutil.rmtree(folder, ignore_errors=True)
-    if suggestions.problem is not None:
-        raise suggestions.problem
-    if not suggestions.over:
+    if steps.problem is not None:
+        raise steps.problem
+    if not steps.over:
         raise Stopped(signal.SIGINT, "stopped by SIGINT; the same command goes on from here")
     return driver.search
 
@@ -146,46 +146,82 @@ def _step_name(step: Any) -> str:
     return f"step-{step.trial_id}"
 
 
-def _make_suggestions(driver: Driver) -> Any:
-    """The search algorithm that Tune asks; see the head of this file.
+class Steps:
+    """The steps of a search by the names that Tune has for them.
 
-    Its ``over`` says whether the search has come to its end, ``problem`` why it cannot go on.
+    Args:
+        driver: of the search.
+
+    Attributes:
+        over: whether the search has come to its end.
+        problem: why it cannot go on.
     """
+
+    def __init__(self, driver: Driver) -> None:
+        self.over = False
+        self.problem: UserError | None = None
+        self._driver = driver
+        self._jobs: dict[str, Job] = {}
+
+    def next(self, name: str) -> dict[str, str] | None:
+        """What Tune is to do under a name; None if nothing, at least until a step ends."""
+        step = None
+        if self.problem is None:
+            with self._noted():
+                step = self._driver.next()
+        if step is None:
+            self.over = not self._jobs and self.problem is None
+            return None
+        self._jobs[name], rung = step
+        return {"rung": json.dumps(rung.as_json())}
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing is left to wait for."""
+        return not self._jobs and (self.over or self.problem is not None)
+
+    def ended(self, name: str, result: Mapping[str, Any] | None, *, lost: bool) -> None:
+        """Take what became of a step.
+
+        Args:
+            name: of it.
+            result: what it returned; None, or without ``found``, where it was broken off.
+            lost: whether Tune has given it up.
+        """
+        job = self._jobs.pop(name, None)
+        found = (result or {}).get("found")
+        if lost:
+            found = {"failure": "its processes were lost more often than restarts allows"}
+        if job is not None and found is not None:
+            with self._noted():
+                self._driver.search.told(job, found)
+
+    @contextmanager
+    def _noted(self) -> Iterator[None]:
+        """Keep a mistake for the end, because Tune would take it for one of its own."""
+        try:
+            yield
+        except UserError as problem:
+            self.problem = problem
+
+
+def _make_algorithm(steps: Steps) -> Any:
+    """The search algorithm that Tune asks; see the head of this file."""
     from ray.tune.search import Searcher
 
-    class Suggestions(Searcher):
-        def __init__(self, source: Driver) -> None:
+    class Algorithm(Searcher):
+        def __init__(self, source: Steps) -> None:
             super().__init__()
-            self.over = False
-            self.problem: UserError | None = None
-            self._driver = source
-            self._jobs: dict[str, Job] = {}
+            self._steps = source
 
         def suggest(self, trial_id: str) -> Any:
-            try:
-                step = None if self.problem else self._driver.next()
-            except UserError as error:
-                step, self.problem = None, error
-            if step is None:
-                if self._jobs:
-                    return None  # until one of them ends
-                self.over = self.problem is None
-                return Searcher.FINISHED
-            self._jobs[trial_id], rung = step
-            return {"rung": json.dumps(rung.as_json())}
+            found = self._steps.next(trial_id)
+            return Searcher.FINISHED if self._steps.done else found
 
         def on_trial_complete(
             self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
         ) -> None:
-            lost = {"failure": "its processes were lost more often than restarts allows"}
-            found = lost if error or not result or "found" not in result else result["found"]
-            job = self._jobs.pop(trial_id, None)
-            if job is None or (found is lost and not error):  # it was stopped by Ctrl-C
-                return
-            try:
-                self._driver.told(job, found)
-            except UserError as problem:
-                self.problem = problem
+            self._steps.ended(trial_id, result, lost=error)
 
         def set_search_properties(self, *args: Any, **spec: Any) -> bool:
             return True
@@ -199,7 +235,7 @@ def _make_suggestions(driver: Driver) -> Any:
         def __getstate__(self) -> dict[str, Any]:
             return {}  # Tune keeps a copy for searches that it restores itself
 
-    return Suggestions(driver)
+    return Algorithm(steps)
 
 
 def _make_trainable(path: str, ranks: int, each: Mapping[str, float]) -> Any:

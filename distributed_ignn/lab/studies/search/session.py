@@ -15,6 +15,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
@@ -115,6 +116,7 @@ class Search:
         self.request = request
         axes = restricted(request.grid, request.pinned)
         exhaustive = request.is_exhaustive
+        self._configs: dict[tuple[tuple[str, str], ...], RunConfig] = {}
         self._space = Space(request.config, axes, graph, request.seeds[0])
         epochs = request.config.train.epochs
         rungs = (epochs,) if exhaustive else rungs_of(epochs)
@@ -138,7 +140,7 @@ class Search:
             kept = [self._config(settings) for _, settings in wanted]
             trials = [t for t in trials if self._config(t.settings) in kept]
         else:
-            known = self._space.known().items()
+            known = self._space.known.items()
             wanted = [("default", {}), *known]
             wanted = wanted[: self.request.trials]
         for origin, settings in wanted:
@@ -148,7 +150,10 @@ class Search:
         return trials
 
     def _config(self, settings: Settings) -> RunConfig:
-        return with_settings(self.request.config, settings)
+        key = tuple(sorted(settings.items()))
+        if key not in self._configs:
+            self._configs[key] = with_settings(self.request.config, settings)
+        return self._configs[key]
 
     def _draw(self, number: int, best: Any) -> Settings | None:
         trials = self.halving.trials
@@ -175,7 +180,7 @@ class Search:
         """Take what ``train_rung`` returned, write it down and show it.
 
         Raises:
-            OSError: the folder cannot be written.
+            UserError: the folder cannot be written.
         """
         outcome: Reached | str = found.get("failure") or ""
         if not outcome:
@@ -189,24 +194,42 @@ class Search:
                 over=found["finished"],
             )
         trial = self.halving.told(job, outcome)
-        self.ledger.write()
+        with writing_to(self.request.out):
+            self.ledger.write()
         self.board.ended(job, trial)
 
     def conclude(self) -> Trial:
         """Write best.yaml and the last state of search.json; the chosen trial.
 
         Raises:
-            UserError: every trial failed.
-            OSError: the folder cannot be written.
+            UserError: every trial failed, or the folder cannot be written.
         """
         chosen = self.halving.chosen()
-        self.ledger.write()
         if chosen is None:
             failed = [trial.failure for trial in self.halving.trials if trial.failure]
             first = failed[0] if failed else "no time was left for any"
             raise UserError(f"all {len(failed)} trials failed; the first: {first}")
-        self.ledger.write_best(chosen)
+        with writing_to(self.request.out):
+            self.ledger.write()
+            self.ledger.write_best(chosen)
         return chosen
+
+
+@contextmanager
+def writing_to(out: Path) -> Iterator[None]:
+    """Say what cannot be written.
+
+    Raises:
+        UserError: in the place of an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(
+            f"cannot write to --out {out}: {reason}; the same command goes on once that is mended, "
+            "or choose another --out"
+        ) from error
 
 
 def search_here(
@@ -238,11 +261,12 @@ def search_here(
         while (step := _next_for_all(search, comm)) is not None:
             rung, job = step
             found = _train_with_all(request, rung, comm, owns_process)
-            comm.together(
-                lambda: search.told(job, found) if search and job else None,  # noqa: B023
-                doing=f"write to --out {request.out}",
-            )
+            comm.together(partial(search.told, job, found) if search and job else _nothing)
     return search
+
+
+def _nothing() -> None:
+    """What the other ranks do while the first one writes."""
 
 
 def _next_for_all(search: Search | None, comm: Communicator) -> tuple[Rung, Job | None] | None:
@@ -306,16 +330,8 @@ class Driver:
         self.search = Search(request, read_manifest(shards).whole, budget)
 
     def _shards(self, config: RunConfig) -> Path:
-        try:
+        with writing_to(self._request.out):
             return shard_folder(config, self._request.ranks, self._request.out / _SHARDS)
-        except OSError as error:
-            raise self._unwritable(error) from error
-
-    def _unwritable(self, error: OSError) -> UserError:
-        reason = error.strerror or error
-        return UserError(
-            f"cannot write to --out {self._request.out}: {reason}; choose another --out"
-        )
 
     def next(self) -> tuple[Job, Rung] | None:
         """As ``Search.next``, with the run, whose shards are there."""
@@ -324,19 +340,8 @@ class Driver:
             try:
                 return job, _on(rung, self._shards(rung.run))
             except UserError as error:  # of this trial's data settings
-                self.told(job, {"failure": str(error)})
+                self.search.told(job, {"failure": str(error)})
         return None
-
-    def told(self, job: Job, found: Mapping[str, Any]) -> None:
-        """See ``Search.told``.
-
-        Raises:
-            UserError: the folder cannot be written.
-        """
-        try:
-            self.search.told(job, found)
-        except OSError as error:
-            raise self._unwritable(error) from error
 
 
 def search_locally(request: Request) -> Search:
@@ -363,7 +368,7 @@ def search_locally(request: Request) -> Search:
             busy -= 1
             if isinstance(found, BaseException):
                 raise found
-            driver.told(job, found)
+            driver.search.told(job, found)
 
 
 def _train_apart(

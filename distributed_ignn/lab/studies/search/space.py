@@ -12,6 +12,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -158,6 +159,7 @@ class Space:
             return {}
         return settings
 
+    @cached_property
     def known(self) -> dict[str, Settings]:
         """Settings that have served, by what they served: those of the shipped files."""
         names = {axis.name for axis in self._axes}
@@ -181,7 +183,7 @@ class Space:
             taken: whether a search has such a trial already.
         """
         random = np.random.default_rng((self._seed, number))
-        starts: list[Settings] = [{}, *self.known().values()]
+        starts: list[Settings] = [{}, *self.known.values()]
         for _ in range(_TRIES):
             takes_after = bool(best) and random.random() < 0.7
             parents = best if takes_after else starts
