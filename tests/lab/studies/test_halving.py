@@ -127,9 +127,16 @@ def test_the_budget_is_kept_and_the_best_is_finished(budget: float) -> None:
 
 def test_without_the_reserve_for_the_best_the_budget_would_not_be_kept() -> None:
     """So that the test above can fail."""
-    world = World(Plan(RUNGS), 143.0)
-    world.halving._reserve = lambda trial: 0.0  # type: ignore[method-assign]
-    assert world.run().now > 143.0
+
+    def spent(budget: float, reserve: bool) -> float:
+        world = World(Plan(RUNGS), budget)
+        if not reserve:
+            world.halving._reserve = lambda trial: 0.0  # type: ignore[method-assign]
+        return world.run().now
+
+    budgets = range(100, 300, 7)
+    assert all(spent(budget, True) <= budget for budget in budgets)
+    assert not all(spent(budget, False) <= budget for budget in budgets)
 
 
 def test_a_budget_that_is_too_short_still_gives_a_trained_default() -> None:

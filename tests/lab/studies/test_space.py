@@ -69,7 +69,7 @@ def test_the_fast_solver_is_not_forced_on_a_search_that_has_one() -> None:
     for settings in _draws(Space(given, SPACE, GRAPH, 0)):
         assert "forward.tolerance" not in settings
     # nor on one whose settings contradict it
-    other = with_settings(BASE, {"forward.memory": "7"})
+    other = with_settings(BASE, {"forward.beta": "0.5"})
     assert all("forward.method" not in s for s in _draws(Space(other, SPACE, GRAPH, 0)))
 
 
