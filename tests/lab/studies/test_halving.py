@@ -125,13 +125,17 @@ def test_the_budget_is_kept_and_the_best_is_finished(budget: float) -> None:
     assert world.now > budget - 40
 
 
+def _no_reserve(apart_from: Trial | None) -> float:
+    return 0.0
+
+
 def test_without_the_reserve_for_the_best_the_budget_would_not_be_kept() -> None:
     """So that the test above can fail."""
 
     def spent(budget: float, reserve: bool) -> float:
         world = World(Plan(RUNGS), budget)
         if not reserve:
-            world.halving._reserve = lambda trial: 0.0  # type: ignore[method-assign]
+            world.halving._reserve = _no_reserve  # type: ignore[method-assign]
         return world.run().now
 
     budgets = range(100, 300, 7)

@@ -151,11 +151,15 @@ def test_a_search_that_is_stopped_goes_on_with_the_same_epochs(
 
 def test_a_budget_ends_a_search(graph: Path, tmp_path: Path) -> None:
     out = tmp_path / "found"
-    assert main([str(graph), *QUICK, "--budget", "3s", "--out", str(out)]) == 0
+    assert main([str(graph), *QUICK, "--budget", "2s", "--out", str(out)]) == 0
     record = _record(out)
-    assert record["seconds"] < 6.0
-    assert len(record["trials"]) >= 2
-    assert record["trials"][0]["runs"]["0"][-1]["over"]
+    # nothing begins late: at most the best is trained on, of which an epoch takes .01 to .1 s
+    assert record["seconds"] < 8.0
+    best = record["trials"][record["chosen"]["trial"] - 1]
+    assert best["runs"]["0"][-1]["over"]
+    assert any(
+        not trial["runs"] or not trial["runs"]["0"][-1]["over"] for trial in record["trials"]
+    )
 
 
 def test_a_grid_alone_is_trained_whole_and_finished_runs_are_not_repeated(
@@ -176,7 +180,7 @@ def test_a_grid_alone_is_trained_whole_and_finished_runs_are_not_repeated(
     assert record["chosen"]["settings"]["train.lr"] == "0.02"
     assert sum(record["chosen"]["validation"]) / 2 == max(means) > min(means)
     assert sorted(map(len, _lines(out).values())) == [8] * 8
-    assert "trial 4 of 4, seed 0 (grid): model.hidden = 8, train.lr = 0.02" in shown.err
+    assert "trial 4 of 4, seed 0 (grid): hidden 8, lr 0.02" in shown.err
     config = parse_args(["--config", str(out / "best.yaml")])
     assert config.train.lr == 0.02
     assert config.data.chains.length == 5

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from distributed_ignn.lab.studies.outcome import spread
 from distributed_ignn.lab.studies.search.halving import Halving, Job, Trial
-from distributed_ignn.lab.studies.search.ledger import described, validation
+from distributed_ignn.lab.studies.search.ledger import brief, validation
 
 _SHOWN, _LISTED = 10, 30
 
@@ -48,7 +48,7 @@ class Board:
         trial = self._halving.trial(job.trial)
         if trial.last(job.seed) is None:
             seed = f", seed {job.seed}" if len(self._halving.plan.seeds) > 1 else ""
-            settings = described(trial.settings)
+            settings = brief(trial.settings) or "the settings as given"
             self._say(f"trial {trial.number}{self._of}{seed} ({trial.origin}): {settings}")
 
     def ended(self, job: Job, trial: Trial) -> None:
@@ -90,7 +90,7 @@ class Board:
         limit = "" if budget.seconds == float("inf") else f" of {budget.seconds:.0f}"
         ended = sum(trial.is_over(halving.plan.seeds[0]) for trial in halving.trials)
         return (
-            f"{len(halving.trials)} trials{self._of}, {ended} trained to the end, {failed} failed; "
+            f"{len(halving.begun)} trials{self._of}, {ended} trained to the end, {failed} failed; "
             f"{budget.spent:.0f}{limit} s"
         )
 
@@ -124,7 +124,7 @@ def _row(trial: Trial, job: Job | None, halving: Halving) -> tuple[str, ...]:
     mean, deviation = spread(found) if found else (0.0, 0.0)
     figures = f"{mean:.4f}" + (f" +- {deviation:.4f}" if len(found) > 1 else "") if found else "-"
     epochs = str(last.epochs if last else 0) + (f" -> {job.until}" if job else "")
-    settings = described(trial.settings) if trial.settings else trial.origin
+    settings = brief(trial.settings) or trial.origin
     return (
         str(trial.number),
         "failed" if trial.failure is not None else figures,

@@ -4,8 +4,9 @@ As in Li et al., A System for Massively Parallel Hyperparameter Tuning (2020), a
 that is among the best third of those which have come to a rung goes on to the next one, and where
 there is none a new trial begins. Nobody waits for a rung to fill. A trial goes on from where it was
 paused, so that no epoch is trained twice. What is more here: the first trial, which has the default
-settings, is always trained to the end; so is the best; and with a budget of time nothing begins
-that is not expected to end within it and to leave enough for that.
+settings, is trained to the end, unless that takes more than a quarter of the time; so is the best,
+whatever it takes; and with a budget of time nothing begins that is not expected to end within it
+and to leave enough for that.
 
 Nothing here trains, waits or writes.
 """
@@ -29,6 +30,7 @@ FINALISTS = 3
 """So many of the best trials are trained with the other seeds, where several are asked for."""
 
 _BEST_SHARE = 4  # new trials take after one of the best quarter
+_FIRST_SHARE = 4  # of the budget, so many of which the first trial is worth
 
 
 class _Kept(BaseModel):
@@ -211,6 +213,11 @@ class Halving:
         """The trial of that number."""
         return next(trial for trial in self.trials if trial.number == number)
 
+    @property
+    def begun(self) -> list[Trial]:
+        """Trials that have been trained, failed ones too."""
+        return [trial for trial in self.trials if trial.runs or trial.failure is not None]
+
     def ranked(self) -> list[Trial]:
         """Trials that have been validated and did not fail, the best first."""
         found = [(t, last) for t in self.trials if not t.failure and (last := t.last(self._seed))]
@@ -258,10 +265,15 @@ class Halving:
             there = [t for t in self.trials if not t.failure and t.at(self._seed, epochs)]
             there.sort(key=lambda trial: (-_validation(trial, self._seed, epochs), trial.number))
             kept = there[: len(there) // KEPT]
-            for trial in kept + [t for t in there if t.number == 1]:
+            for trial in kept + [t for t in there if self._is_spared(t)]:
                 stands = trial.last(self._seed)
                 if stands and stands.epochs <= epochs and self._may_go_on(trial, self._seed):
                     yield trial
+
+    def _is_spared(self, trial: Trial) -> bool:
+        """Whether a trial is trained to its end whatever it is worth: the first, if it is cheap."""
+        whole = self._per_epoch(trial) * self.plan.rungs[-1]
+        return trial.number == 1 and whole <= self.budget.seconds / _FIRST_SHARE
 
     def _waiting(self) -> Iterator[Trial]:
         """Trials before their first rung."""

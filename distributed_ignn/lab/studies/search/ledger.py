@@ -15,7 +15,7 @@ from distributed_ignn.config import RunConfig
 from distributed_ignn.errors import UserError
 from distributed_ignn.files import atomic_write_json, atomic_write_text
 from distributed_ignn.lab.studies.search.halving import Halving, Trial
-from distributed_ignn.lab.studies.search.space import Axis, identity
+from distributed_ignn.lab.studies.search.space import FAST, Axis, identity
 from distributed_ignn.lab.studies.study_runs import with_settings
 from distributed_ignn.reading.plain_files import in_one_line, read_plain
 
@@ -125,7 +125,7 @@ class Ledger:
         names = {axis.name for axis in self._axes}
         names |= {name for trial in self._halving.trials for name in trial.settings}
         return {
-            name: dict(Counter(t.settings.get(name, _GIVEN) for t in self._halving.trials))
+            name: dict(Counter(t.settings.get(name, _GIVEN) for t in self._halving.begun))
             for name in sorted(names)
         }
 
@@ -144,7 +144,7 @@ class Ledger:
 
     def _told(self, trial: Trial) -> list[str]:
         """How the settings were found."""
-        halving, trials = self._halving, self._halving.trials
+        halving, trials = self._halving, self._halving.begun
         seeds = halving.plan.seeds
         ended = sum(each.is_over(seeds[0]) for each in trials)
         last = trial.last(seeds[0])
@@ -165,6 +165,12 @@ class Ledger:
 def validation(trial: Trial, seeds: Sequence[int]) -> list[float]:
     """The best validation metric of each seed that is trained."""
     return [last.validation for seed in seeds if (last := trial.last(seed))]
+
+
+def brief(settings: Mapping[str, str]) -> str:
+    """Settings as short as they are still clear; without those that all trials but one have."""
+    shown = {name: value for name, value in settings.items() if FAST.get(name) != value}
+    return ", ".join(f"{name.rpartition('.')[2]} {value}" for name, value in shown.items())
 
 
 def described(settings: Mapping[str, str]) -> str:

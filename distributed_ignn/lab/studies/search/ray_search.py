@@ -363,9 +363,8 @@ def _start_rank(path: str, index: int, each: Mapping[str, float]) -> Any:
 
             train_as_rank(place, text)
 
-    where = PlacementGroupSchedulingStrategy(
-        ray.util.get_current_placement_group(), placement_group_bundle_index=index
-    )
+    group: Any = ray.util.get_current_placement_group()
+    where = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index)
     options = {"num_cpus": each["CPU"], "num_gpus": each.get("GPU", 0)}
     return ray.remote(Rank).options(scheduling_strategy=where, **options).remote()
 
