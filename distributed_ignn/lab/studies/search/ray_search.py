@@ -37,6 +37,7 @@ from distributed_ignn.launchers.this_rank import on_this_rank
 
 _TUNE = "ray"
 _QUIET = {
+    "RAY_AIR_NEW_OUTPUT": "0",  # the new one prints a little whatever it is told
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "0",  # we say ourselves what is waited for
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
@@ -129,6 +130,7 @@ def _search(request: Request, each: dict[str, float]) -> Search:
             storage_path=str(folder),
             name="steps",
             verbose=0,
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             failure_config=tune.FailureConfig(max_failures=request.config.restarts),
         ),
     )
@@ -188,11 +190,12 @@ class Steps:
             result: what it returned; None, or without ``found``, where it was broken off.
             lost: whether Tune has given it up.
         """
-        job = self._jobs.pop(name, None)
-        found = (result or {}).get("found")
+        job = self._jobs.pop(name)
+        text = (result or {}).get("found")
+        found = json.loads(text) if text else None
         if lost:
             found = {"failure": "its processes were lost more often than restarts allows"}
-        if job is not None and found is not None:
+        if found is not None:
             with self._noted():
                 self._driver.search.told(job, found)
 
@@ -257,7 +260,14 @@ def _make_trainable(path: str, ranks: int, each: Mapping[str, float]) -> Any:
             return True
 
         def step(self) -> dict[str, Any]:
-            return {"found": self._ranks.train(self._rung), "done": True}
+            # as text: Tune would flatten it
+            return {"found": json.dumps(self._ranks.train(self._rung)), "done": True}
+
+        def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
+            return {}  # the run has its own
+
+        def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
+            """See ``save_checkpoint``."""
 
     return Step
 
