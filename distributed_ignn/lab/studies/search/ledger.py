@@ -31,14 +31,22 @@ _LIMIT = 2**26
 _GIVEN = "as given"
 
 
-class _Record(BaseModel):
-    """What of search.json a later call reads."""
+class Record(BaseModel):
+    """What of search.json a later call reads.
+
+    Args:
+        identity: see ``search_identity``.
+        metric: by which the trials were validated.
+        seconds: that all calls before have taken.
+        trials: in the order in which they began.
+    """
 
     model_config = ConfigDict(extra="ignore")
 
     identity: str
-    seconds: float = Field(ge=0)
-    trials: list[Trial]
+    metric: str = "metric"
+    seconds: float = Field(0.0, ge=0)
+    trials: list[Trial] = Field(default_factory=list)
 
 
 def search_identity(base: RunConfig, rungs: Sequence[int]) -> str:
@@ -47,8 +55,8 @@ def search_identity(base: RunConfig, rungs: Sequence[int]) -> str:
     return f"{identity(base.model_copy(update=own))}-{'-'.join(map(str, rungs))}"
 
 
-def read_record(out: Path, name: str) -> tuple[list[Trial], float]:
-    """The trials of an earlier call in a folder, and the seconds that it has taken.
+def read_record(out: Path, name: str) -> Record:
+    """What an earlier call has left in a folder; an empty record if nothing.
 
     Args:
         out: the folder.
@@ -59,9 +67,9 @@ def read_record(out: Path, name: str) -> tuple[list[Trial], float]:
     """
     path = out / RECORD
     if not path.is_file():
-        return [], 0.0
+        return Record(identity=name)
     try:
-        found = _Record.model_validate_json(read_plain(path, _LIMIT))
+        found = Record.model_validate_json(read_plain(path, _LIMIT))
     except (OSError, ValidationError) as error:
         reason = in_one_line(str(error))
         raise UserError(
@@ -72,7 +80,7 @@ def read_record(out: Path, name: str) -> tuple[list[Trial], float]:
         raise UserError(
             f"--out {out} holds a search with other settings; choose another --out, or remove it"
         )
-    return found.trials, found.seconds
+    return found
 
 
 class Ledger:
@@ -83,11 +91,14 @@ class Ledger:
         base: settings as the search was given them.
         axes: what it may change.
         halving: the search.
+        metric: by which trials are validated, as far as it is known.
     """
 
-    def __init__(self, out: Path, base: RunConfig, axes: Sequence[Axis], halving: Halving) -> None:
+    def __init__(
+        self, out: Path, base: RunConfig, axes: Sequence[Axis], halving: Halving, metric: str
+    ) -> None:
         self._out, self._base, self._axes, self._halving = out, base, axes, halving
-        self.metric = "metric"
+        self.metric = metric
 
     def write(self) -> None:
         """Write down how the search stands.

@@ -120,9 +120,9 @@ class Search:
         self._space = Space(request.config, axes, graph, request.seeds[0])
         epochs = request.config.train.epochs
         rungs = (epochs,) if exhaustive else rungs_of(epochs)
-        name = search_identity(request.config, rungs)
-        trials, budget.before = read_record(request.out, name)
-        trials = self._begun(trials)
+        record = read_record(request.out, search_identity(request.config, rungs))
+        budget.before = record.seconds
+        trials = self._begun(record.trials)
         limit = request.trials
         if limit is None and budget.seconds == float("inf"):
             limit = len(trials) if exhaustive else TRIALS
@@ -130,7 +130,7 @@ class Search:
         plan = Plan(rungs, request.seeds, limit, finalists, request.slots)
         self.halving = Halving(plan, trials, budget, self._draw)
         used = axes[: len(request.grid)] if exhaustive else axes
-        self.ledger = Ledger(request.out, request.config, used, self.halving)
+        self.ledger = Ledger(request.out, request.config, used, self.halving, record.metric)
         self.board = Board(self.halving, enabled=enabled)
 
     def _begun(self, trials: list[Trial]) -> list[Trial]:
