@@ -1,4 +1,4 @@
-"""A search through Ray Tune: what the search algorithm tells Tune, and a whole search on a cluster."""
+"""A search through Ray Tune: what its search algorithm tells it, and one on a cluster."""
 
 from __future__ import annotations
 

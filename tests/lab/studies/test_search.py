@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from distributed_ignn.commands.search import main
 from distributed_ignn.config import RunConfig, parse_args
 from distributed_ignn.errors import Stopped, UserError
 from distributed_ignn.lab.studies.search import session
+from distributed_ignn.lab.studies.search.rung import Rung, train_rung
 from distributed_ignn.lab.studies.search.session import Request, search_here
 from distributed_ignn.training.trainer import Trainer
 from tests.api.small_data import small_data
@@ -160,6 +162,15 @@ def test_a_budget_ends_a_search(graph: Path, tmp_path: Path) -> None:
     assert any(
         not trial["runs"] or not trial["runs"]["0"][-1]["over"] for trial in record["trials"]
     )
+
+
+def test_a_trial_without_time_is_given_up_with_a_checkpoint(tmp_path: Path) -> None:
+    run = parse_args([*CHAINS, "--output", str(tmp_path / "run")])
+    found = train_rung(Communicator(), Rung(run, 4, 0.0))
+    assert set(found) == {"failure"}
+    assert re.fullmatch(r"given up after \d+ s, no time was left for it", found["failure"])
+    assert (run.output / "checkpoints" / "epoch-000001").is_dir()
+    assert train_rung(Communicator(), Rung(run, 4))["epochs"] == 4
 
 
 def test_a_grid_alone_is_trained_whole_and_finished_runs_are_not_repeated(
