@@ -46,7 +46,8 @@ def _records(output: Path) -> list[dict[str, Any]]:
 def test_a_run_may_pause_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     summary = _train(_run(whole))
-    measure, read = Trainer._metrics, []
+    measure = Trainer._metrics
+    read: list[str] = []
 
     def noted(self: Trainer, state: Any, splits: tuple[str, ...]) -> dict[str, float]:
         read.extend(splits)

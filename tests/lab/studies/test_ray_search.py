@@ -64,17 +64,17 @@ def test_tune_is_told_the_next_steps_and_tells_what_came_of_them() -> None:
     assert Rung.from_json(json.loads(first["rung"])) == Rung(RUN, 5)
     assert steps.next("b") is not None
     assert steps.next("c") is None
-    assert not steps.done  # two are being trained
+    assert not steps.are_done()  # two are being trained
     steps.ended("b", {"found": json.dumps({"epochs": 5})}, lost=False)
     assert steps.next("c") is None
-    assert not steps.done
+    assert not steps.are_done()
     steps.ended("a", None, lost=True)
     assert [(job.trial, found) for job, found in driver.heard] == [
         (2, {"epochs": 5}),
         (1, {"failure": "its processes were lost more often than restarts allows"}),
     ]
     assert steps.next("c") is None
-    assert steps.done
+    assert steps.are_done()
     assert steps.over
 
 
@@ -94,10 +94,10 @@ def test_what_cannot_go_on_ends_when_the_others_have() -> None:
     driver.broken = True
     steps.ended("a", {"found": "{}"}, lost=False)
     assert steps.next("c") is None
-    assert not steps.done
+    assert not steps.are_done()
     steps.ended("b", {"found": "{}"}, lost=False)
     assert steps.next("c") is None
-    assert steps.done
+    assert steps.are_done()
     assert not steps.over
     assert str(steps.problem) == "cannot write"
 

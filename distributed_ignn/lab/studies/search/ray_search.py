@@ -177,8 +177,7 @@ class Steps:
         self._jobs[name], rung = step
         return {"rung": json.dumps(rung.as_json())}
 
-    @property
-    def done(self) -> bool:
+    def are_done(self) -> bool:
         """Whether nothing is left to wait for."""
         return not self._jobs and (self.over or self.problem is not None)
 
@@ -219,7 +218,7 @@ def _make_algorithm(steps: Steps) -> Any:
 
         def suggest(self, trial_id: str) -> Any:
             found = self._steps.next(trial_id)
-            return Searcher.FINISHED if self._steps.done else found
+            return Searcher.FINISHED if self._steps.are_done() else found
 
         def on_trial_complete(
             self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
