@@ -287,7 +287,11 @@ def test_command_with_flags_of_its_own(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def parsed(line: str) -> tuple[_Own, RunConfig]:
-        words = {"name": "ignn divide", "about": "Divides.", "more": "examples: none"}
+        words: dict[str, Any] = {
+            "name": "ignn divide",
+            "about": "Divides.",
+            "more": "examples: none",
+        }
         return parse_options_and_run(_Own, line.split(), **words)
 
     values, run = parsed("--dataset chains --parts 4 --list_rows --partition.seed 5")

@@ -7,7 +7,7 @@ UserError of one line, raised before any process starts.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,13 +98,20 @@ def parse_options(
 
 
 def parse_options_and_run(
-    options: type[OptionsT], argv: Sequence[str], *, name: str, about: str, more: str
+    options: type[OptionsT],
+    argv: Sequence[str],
+    *,
+    name: str,
+    about: str,
+    more: str,
+    means: Callable[[OptionsT], Mapping[str, Any]] = lambda options: {},
 ) -> tuple[OptionsT, RunConfig]:
     """The flags of a command that takes the settings of a run besides, and the run.
 
     Args:
         options: its own flags; none of them may be named like a setting.
         argv, name, about, more: as for ``parse_options``.
+        means: settings of the run that the command's own flags stand for.
 
     Raises:
         UserError, SystemExit: as ``parse_args``.
@@ -115,7 +122,7 @@ def parse_options_and_run(
     parser.usage = f"{own} [--config FILE] [--SECTION.KEY VALUE ...]"
     found, flags = _read(parser, argv)
     values = validate_options(options, given(options, found))
-    return values, resolve_run(flags, found.config)
+    return values, resolve_run(_merge(flags, means(values)), found.config)
 
 
 def _read(parser: CommandParser, argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:

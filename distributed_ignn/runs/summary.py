@@ -76,6 +76,17 @@ def summarise(trainer: Trainer) -> dict[str, Any]:
     }
 
 
+def standing(trainer: Trainer) -> dict[str, Any]:
+    """How far a run that pauses has come, by validation alone; nothing is evaluated."""
+    return {
+        "metric": trainer.objective.metric_name,
+        "epochs": trainer.epoch,
+        "best_epoch": trainer.best.epoch,
+        "best_val": trainer.best.val_metric,
+        "finished": trainer.finished,
+    }
+
+
 def _local_figures(trainer: Trainer, records: list[dict[str, Any]]) -> dict[str, Any]:
     """Local steps of the run, and how far from zero the exact gradient is at its end."""
     plan = trainer.local_plan

@@ -166,6 +166,7 @@ class Trainer:
         self,
         on_epoch: Callable[[EpochRecord], None],
         on_fault: Callable[[NumbersError], None] | None = None,
+        until: int | None = None,
     ) -> None:
         """Go through the remaining epochs.
 
@@ -173,11 +174,12 @@ class Trainer:
             on_epoch: told each record, on every rank.
             on_fault: told why an epoch came to nothing where the policy is to go back; it puts the
                 trainer into an earlier state, on every rank. Without it such a run stops.
+            until: the epoch after which to pause; None for none.
 
         Raises:
             UserError: the numbers are bad and there is no going on.
         """
-        while not self.finished:
+        while not self.finished and (until is None or self.epoch < until):
             try:
                 record = self.train_epoch()
             except NumbersError as fault:
