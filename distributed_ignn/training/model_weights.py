@@ -60,6 +60,9 @@ class _Chosen(Values):
     epoch: Count
     val_metric: Number
     stale: Count
+    # not in checkpoints that were written before metrics were confirmed
+    confirmed: bool = True
+    tolerance: Number | None = None
 
 
 class Best:
@@ -67,19 +70,38 @@ class Best:
 
     Args:
         weights: of the model that is validated.
+
+    Attributes:
+        epoch: 0 before the first choice.
+        val_metric: of its validation.
+        confirmed: whether that is the metric of the equilibrium. An epoch for which that could not
+            be found out is kept only until there is one for which it could.
+        tolerance: relative residual of a solve from nothing kept that finds it; None if unknown.
+        stale: validations since.
+        weights: of that epoch.
     """
 
     def __init__(self, weights: Weights) -> None:
         self._of = weights
         self.epoch = 0
         self.val_metric = -1.0
-        self.stale = 0  # validations since
+        self.confirmed = False
+        self.tolerance: float | None = None
+        self.stale = 0
         self.weights: TensorDict | None = None
 
-    def offer(self, epoch: int, val_metric: float) -> None:
-        """Choose ``epoch``, with the model's present weights, if its metric beats all before it."""
-        if val_metric > self.val_metric:
+    def may_take(self, val_metric: float) -> bool:
+        """Say whether an epoch of this metric would be chosen if it were confirmed."""
+        return val_metric > self.val_metric or not self.confirmed
+
+    def offer(self, epoch: int, val_metric: float, confirmed: bool, tolerance: float) -> None:
+        """Choose ``epoch``, with the model's present weights, if it beats all before it.
+
+        What is confirmed beats all that is not, and after that the larger metric counts.
+        """
+        if (confirmed, val_metric) > (self.confirmed, self.val_metric):
             self.epoch, self.val_metric, self.stale = epoch, val_metric, 0
+            self.confirmed, self.tolerance = confirmed, tolerance
             self.weights = self._of.copy()
         else:
             self.stale += 1
@@ -91,13 +113,20 @@ class Best:
 
     def state(self) -> State:
         """See ``Stateful``."""
-        chosen = _Chosen(epoch=self.epoch, val_metric=self.val_metric, stale=self.stale)
+        chosen = _Chosen(
+            epoch=self.epoch,
+            val_metric=self.val_metric,
+            stale=self.stale,
+            confirmed=self.confirmed,
+            tolerance=self.tolerance,
+        )
         return State.of(self.weights or {}, self._of.sharded, chosen.model_dump())
 
     def load_state(self, state: State) -> None:
         """See ``Stateful``."""
         chosen = _Chosen.read(state)
         self.epoch, self.val_metric, self.stale = chosen.epoch, chosen.val_metric, chosen.stale
+        self.confirmed, self.tolerance = chosen.confirmed, chosen.tolerance
         self.weights = state.tensors or None
 
 

@@ -24,7 +24,9 @@ from distributed_ignn.models.shard_model import ShardModel
 from distributed_ignn.propagation.operators import ChannelOperator
 from distributed_ignn.propagation.propagate import PropagationOptions, choose_codec
 from distributed_ignn.propagation.sparsify import sparsify
+from distributed_ignn.solvers.base import Solution
 from distributed_ignn.training.averaging import WeightAverage
+from distributed_ignn.training.confirmation import SLACK, Confirmation, Finding
 from distributed_ignn.training.engines.torch import Engine, TorchEngine
 from distributed_ignn.training.epoch_record import EpochRecord
 from distributed_ignn.training.learned.guard import guarded_phase
@@ -36,7 +38,7 @@ from distributed_ignn.training.losses.regularizer import Regularizer
 from distributed_ignn.training.losses.step_loss import StepLoss
 from distributed_ignn.training.model_weights import Best, Weights
 from distributed_ignn.training.numbers import NumberGuard, NumbersError
-from distributed_ignn.training.plans import ADJOINT, EVALUATE, TRAIN, SolvePlanner
+from distributed_ignn.training.plans import ADJOINT, CONFIRM, EVALUATE, TRAIN, SolvePlanner
 from distributed_ignn.training.schedule import Schedule
 from distributed_ignn.training.state import Count, Number, RandomState, State, Stateful, Values
 from distributed_ignn.training.step_checks import StepChecks
@@ -85,6 +87,9 @@ class Trainer:
         self.loss = self._build_loss()
         self.average = WeightAverage(self.model, config.train.ema, self.weights.sharded)
         self.best = Best(self.weights)
+        self.confirmation = Confirmation(
+            config, self.model, shard, comm, self.objective, self.planner
+        )
         self.guard = NumberGuard(config, comm)
 
     @property
@@ -208,8 +213,8 @@ class Trainer:
         self.stopwatch.solver_training += seconds
         return loss, seconds
 
-    def _step_and_validate(self) -> tuple[float, dict[str, float], bool]:
-        """Return loss, metrics, and whether the step was left out because its numbers were bad."""
+    def _step_and_validate(self) -> tuple[float, Finding | None, bool]:
+        """Return loss, what validation found, and whether the step was left out for bad numbers."""
         step, loss, phase = self.epoch, float("nan"), self.comm.activity.phase
         checks = StepChecks(self.guard, self.model, self.planner, self.engine, step)
         try:
@@ -217,19 +222,19 @@ class Trainer:
                 loss = self.train_step(checks)
             self.epoch = step + 1
             with phase("validating"):
-                metrics = self._validate(checks)
+                found = self._validate(checks)
         except NumbersError as fault:
             self.guard.skip(fault)
         else:
             self.guard.passed()
-            return loss, metrics, False
+            return loss, found, False
         finally:
             checks.made.clear()
         taken, self.epoch = self.epoch > step, step + 1
         # what is kept for the next solves may be what is bad
         self.planner.forget()
         self.model.propagation.reset_links()
-        return loss, {}, not taken
+        return loss, None, not taken
 
     def train_step(self, checks: StepChecks) -> float:
         """Take one optimiser step; return the loss of all ranks before it.
@@ -263,27 +268,36 @@ class Trainer:
         with self.comm.activity.phase("backward solve and step"):
             self.engine.step(share, checks.gradients)
 
-    def _validate(self, checks: StepChecks) -> dict[str, float]:
+    def _validate(self, checks: StepChecks) -> Finding | None:
         """Validate when it is time, and keep the best weights; return both metrics by split."""
         last = self.epoch == self.config.train.epochs
         if self.epoch % self.config.train.eval_every and not last:
-            return {}
+            return None
         with self.average.in_use():
-            metrics = self.evaluate(("train", "val"))
+            solution = self._equilibrium()
             checks.solve(EVALUATE)
-            self.val_metric = metrics["val"]
-            self.best.offer(self.epoch, metrics["val"])
-        return metrics
+            found = self._confirmed(solution, self._metrics(solution.image, ("train", "val")))
+            self.val_metric = found.metrics["val"]
+            self.best.offer(self.epoch, self.val_metric, found.holds, found.tolerance)
+        return found
+
+    def _confirmed(self, solution: Solution, metrics: dict[str, float]) -> Finding:
+        """Confirm the metrics of a validation that may choose its epoch; leave others be."""
+        if self.best.may_take(metrics["val"]):
+            with self.comm.activity.phase("confirming the validation"):
+                return self.confirmation.judge(solution, metrics)
+        return Finding(metrics, holds=False, tolerance=self.config.forward.tolerance)
 
     def _record(
         self,
         started: float,
         traffic: Traffic,
         phase: tuple[int, float | None, float],
-        step: tuple[float, dict[str, float], bool],
+        step: tuple[float, Finding | None, bool],
     ) -> EpochRecord:
         """Say what the epoch came to; one reduction."""
-        (solver_steps, solver_loss, solver_seconds), (loss, metrics, skipped) = phase, step
+        (solver_steps, solver_loss, solver_seconds), (loss, found, skipped) = phase, step
+        metrics = found.metrics if found is not None else {}
         sent = self.comm.traffic.since(traffic)
         totals = self.comm.sum(
             torch.tensor([sent.exchange_bytes + sent.reduction_bytes], dtype=torch.int64)
@@ -298,6 +312,7 @@ class Trainer:
             evaluations_forward=log.steps(TRAIN),
             evaluations_adjoint=log.steps(ADJOINT),
             evaluations_validation=log.steps(EVALUATE),
+            evaluations_confirmation=log.steps(CONFIRM),
             residual=log.residual(EVALUATE if metrics else TRAIN),
             residual_adjoint=log.residual(ADJOINT),
             bytes_sent=int(totals[0]),
@@ -306,6 +321,7 @@ class Trainer:
             solver_loss=solver_loss,
             solver_seconds=solver_seconds,
             converged=log.converged(EVALUATE),
+            confirmed=found.holds if found is not None else None,
             converged_forward=log.converged(TRAIN),
             converged_adjoint=log.converged(ADJOINT),
             skipped=skipped,
@@ -315,13 +331,42 @@ class Trainer:
     @torch.no_grad()
     def evaluate(self, splits: tuple[str, ...]) -> dict[str, float]:
         """Measure the metric per split at the equilibrium of the current weights."""
+        return self._metrics(self._equilibrium().image, splits)
+
+    @torch.no_grad()
+    def evaluate_best(self, splits: tuple[str, ...]) -> tuple[Finding, Solution]:
+        """Measure the metric per split, ``val`` among them, as that of ``best`` was confirmed.
+
+        The model holds the best weights. Every rank calls it.
+
+        Returns:
+            The metrics, whether they are those of the equilibrium, and the solve.
+        """
         self.model.eval()
-        solution = self.model.solve(self.planner.evaluate())
-        return self._metrics(solution.image, splits)
+        tolerance, _ = limits = self.best_limits
+        solution = self.confirmation.solve(*limits)
+        metrics = self._metrics(solution.image, splits)
+        same = abs(metrics["val"] - self.best.val_metric) <= SLACK
+        known = self.best.confirmed and self.best.tolerance is not None
+        holds = known and same and solution.residual <= tolerance
+        return Finding(metrics, holds, tolerance), solution
+
+    @property
+    def best_limits(self) -> tuple[float, int]:
+        """Tolerance and evaluations of a solve that finds what the best epoch was chosen for."""
+        limits = self.config.forward
+        if self.best.tolerance is None:
+            return limits.tolerance, limits.max_steps
+        return self.best.tolerance, self.confirmation.max_steps
+
+    def _equilibrium(self) -> Solution:
+        """Solve without dropout for the current weights, from what is kept."""
+        self.model.eval()
+        return self.model.solve(self.planner.evaluate())
 
     def _metrics(self, state: Tensor, splits: tuple[str, ...]) -> dict[str, float]:
         """Measure the metric per split at a state [O, D]; no other nodes are read out."""
-        return self.objective.metrics_of(lambda rows: self.model.read_out(state, rows=rows), splits)
+        return self.confirmation.measure(state, splits)
 
     @torch.no_grad()
     def evaluate_at_zero(self, splits: tuple[str, ...]) -> dict[str, float]:

@@ -39,12 +39,12 @@ class Objective:
     ) -> None:
         device = comm.device
         self._comm = comm
-        self._multilabel = shard.task == "multilabel"
-        self._bce = loss == "bce" or self._multilabel
+        self.multilabel = shard.task == "multilabel"
+        self._bce = loss == "bce" or self.multilabel
         self._labels = shard.labels.to(device)
         self._classes = shard.num_classes
         self._smoothing = smoothing
-        self.metric_name = "micro_f1" if self._multilabel else "accuracy"
+        self.metric_name = "micro_f1" if self.multilabel else "accuracy"
         self._splits = {
             "train": shard.train_index.to(device),
             "val": shard.val_index.to(device),
@@ -73,15 +73,19 @@ class Objective:
                 chosen, labels, reduction="sum", label_smoothing=self._smoothing
             )
             return total / self._train_total
-        target = labels if self._multilabel else functional.one_hot(labels, self._classes)
+        target = labels if self.multilabel else functional.one_hot(labels, self._classes)
         smooth = target.to(chosen) * (1.0 - self._smoothing)
-        smooth += self._smoothing / (2 if self._multilabel else self._classes)
+        smooth += self._smoothing / (2 if self.multilabel else self._classes)
         total = functional.binary_cross_entropy_with_logits(chosen, smooth, reduction="sum")
         return total / (self._train_total * self._classes)
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Class probabilities of logits [O, C]: they sum to 1 for one label a node."""
-        return torch.sigmoid(logits) if self._multilabel else torch.softmax(logits, dim=1)
+        return torch.sigmoid(logits) if self.multilabel else torch.softmax(logits, dim=1)
+
+    def predictions(self, logits: Tensor) -> Tensor:
+        """Labels that logits [R, C] stand for: classes [R], or which of several, bool [R, C]."""
+        return logits > 0 if self.multilabel else logits.argmax(dim=1)
 
     @torch.no_grad()
     def metrics(self, logits: Tensor, splits: tuple[str, ...]) -> dict[str, float]:
@@ -110,11 +114,11 @@ class Objective:
 
     def _counts(self, chosen: Tensor, index: Tensor) -> Tensor:
         """Numerator and denominator of the metric."""
-        labels = self._labels[index]
-        if not self._multilabel:
-            hits = (chosen.argmax(dim=1) == labels).sum()
+        labels, predicted = self._labels[index], self.predictions(chosen)
+        if not self.multilabel:
+            hits = (predicted == labels).sum()
             return torch.stack([hits, hits.new_tensor(index.numel())]).cpu()
-        predicted, actual = chosen > 0, labels > 0.5
+        actual = labels > 0.5
         # micro-F1 = 2 TP / (2 TP + FP + FN)
         twice_hits = 2 * (predicted & actual).sum()
         return torch.stack([twice_hits, predicted.sum() + actual.sum()]).cpu()
