@@ -63,7 +63,8 @@ def _metrics(ax: Axes, records: _Records) -> None:
     _line(ax, records, "train_metric", "training")
     if _line(ax, records, "val_metric", "validation"):
         known = [r for r in records if r.get("val_metric") is not None]
-        best = max(known, key=lambda r: r["val_metric"])  # the first of equals, as training has it
+        # the first of equals, as training has it; what is confirmed before what is not
+        best = max(known, key=lambda r: (bool(r.get("confirmed")), r["val_metric"]))
         text = f"best: {best['val_metric']:.4f} in epoch {best['epoch']}"
         ax.plot(best["epoch"], best["val_metric"], "k*", markersize=10, label=text)
         ax.legend()
@@ -71,7 +72,7 @@ def _metrics(ax: Axes, records: _Records) -> None:
 
 
 def _evaluations(ax: Axes, records: _Records) -> None:
-    for name in ("forward", "validation", "adjoint"):
+    for name in ("forward", "validation", "confirmation", "adjoint"):
         _line(ax, records, f"evaluations_{name}", name)
     ax.set_ylim(bottom=0)
     ax.set_title("map evaluations per solve")
