@@ -163,8 +163,8 @@ class PartitionConfig(Section):
     )
     objective: Literal["volume", "cut"] = Field(
         "cut",
-        description="cut: fewest edges between parts; volume: fewest halo rows, some per cent fewer on "
-        "small graphs, but far slower on large ones",
+        description="cut: fewest edges between parts; volume: fewest halo rows, some per cent "
+        "fewer on small graphs, but far slower on large ones",
     )
     balance: Literal["nodes", "edges", "both"] = Field(
         "both", description="what every part gets an equal share of"

@@ -6,8 +6,9 @@ lie within that of each other, as on chains, whose nodes of one depth are all al
 out there is not that of the weights, however the solve began; a warm start is only as good as the
 tolerance it stops at. So before an epoch becomes the best one,
 
-1. the certificate of the state that validation found is asked first. Where it settles the labels of
-   all validation nodes but ``SLACK`` of them, the metric is proven and nothing is solved again;
+1. the certificate of the state that validation found is asked first, if its distance to Z* is small
+   enough that there is hope. Where it settles the labels of all validation nodes but ``SLACK`` of
+   them, the metric is proven and nothing is solved again;
 2. otherwise the map is solved anew, from no state that was kept, with exact halo rows, to a tenth
    and a hundredth of the tolerance, and further where labels still move: a metric is confirmed once
    two tolerances in a row give all validation nodes but a share of ``SLACK`` / 2 the same labels.
@@ -38,6 +39,7 @@ SLACK = 0.002
 
 _FLOOR = 16.0  # times eps: no smaller relative residual is sure to be reached
 _NEAR = 3.0  # times a tolerance that rounding keeps a solve from reaching
+_HOPEFUL = 3e-3  # distances of more than this part of the state hardly ever settle all labels
 _LEVELS = 3
 _PATIENCE = 2  # times forward.max_steps: evaluations that a confirmation may take
 
@@ -102,9 +104,16 @@ class Confirmation:
         if not solution.converged:
             return loose
         with self._model.propagation.exact_rows():
-            if self.unsettled(self.certificate(solution.image), solution.image) <= SLACK:
+            if self._proven(solution):
                 return Finding(metrics, holds=True, tolerance=self._levels()[0])
             return self._find_anew(loose, self._labels(solution.image))
+
+    def _proven(self, solution: Solution) -> bool:
+        """Say whether the certificate of a solve settles the labels of validation nodes."""
+        contraction = self._model.cell_weights.present_contraction()
+        if not solution.residual <= _HOPEFUL * (1.0 - contraction):
+            return False
+        return self.unsettled(self.certificate(solution.image), solution.image) <= SLACK
 
     def _find_anew(self, loose: Finding, labels: Tensor) -> Finding:
         """Solve ever more tightly from nothing kept until the validation labels stay.
@@ -152,8 +161,8 @@ class Confirmation:
         if certificate is None:
             return 1.0
         multilabel = self._objective.multilabel
-        settled = settled_nodes(self._model, certificate, state, multilabel)
-        return self._share(~settled[self._rows])
+        settled = settled_nodes(self._model, certificate, state, multilabel, self._rows)
+        return self._share(~settled)
 
     def _labels(self, state: Tensor) -> Tensor:
         """Return the labels that this rank's validation nodes get at a state [O, D]."""
