@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -183,6 +184,7 @@ def _fit_on_ranks(run: RunConfig, fresh: bool, graph: _Graph, ranks: int, verbos
             ranks,
             config,
             verbose,
+            sys.stdout.isatty(),
             device=config.device,
             comm=config.comm,
             threads=threads,
@@ -191,8 +193,10 @@ def _fit_on_ranks(run: RunConfig, fresh: bool, graph: _Graph, ranks: int, verbos
     return folder
 
 
-def _train_rank(comm: Communicator, config: RunConfig, verbose: bool) -> None:
+def _train_rank(comm: Communicator, config: RunConfig, verbose: bool, terminal: bool) -> None:
     """One of the processes that ``_fit_on_ranks`` starts; their threads are set by then."""
+    if not terminal:  # as in a notebook, which sets it for others
+        os.environ.pop("FORCE_COLOR", None)
     with shown_log() if verbose else nullcontext():
         run_training(config, comm, conduct=Conduct(shows=verbose, owns_process=False))
 

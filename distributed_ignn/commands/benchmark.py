@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -101,16 +101,8 @@ class _StudyOptions(Options):
 
 class _Options(_StudyOptions, _GraphOptions):
     name: Annotated[
-        Literal[
-            "propagate",
-            "exchange",
-            "iteration",
-            "epoch",
-            "memory",
-            "solver",
-            "sparsifier",
-            "codecs",
-        ],
+        str,
+        Choice("distributed_ignn.lab.benchmarks.suite:SUITE", _STUDIES),
         Bare("BENCHMARK", _EXAMPLE),
     ] = Field(description="what to measure, see below")
     json_file: OutputFile | None = Field(

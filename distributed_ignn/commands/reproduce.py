@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 from rich.console import Console
@@ -13,6 +13,7 @@ from rich.console import Console
 from distributed_ignn.cli import run_main
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import CONFIG_FOLDER, parse_options_and_run
+from distributed_ignn.config.choices import Choice
 from distributed_ignn.config.options import (
     Bare,
     NumberList,
@@ -64,7 +65,8 @@ _Lengths = Annotated[NumberList, BeforeValidator(whole_numbers(2))]
 
 class _Options(Options):
     study: Annotated[
-        Literal["figure3", "figure4", "figure5", "figure7", "figure8", "long-range"],
+        str,
+        Choice(f"{__name__}:STUDIES"),
         Bare("STUDY", _EXAMPLE),
     ] = Field(description="what to repeat, see below")
     seeds: Seeds = Field((0,), description="of the runs")

@@ -17,7 +17,7 @@ from distributed_ignn.models.maps import CellForm
 from distributed_ignn.propagation.propagate import Propagation
 from distributed_ignn.solvers.anderson import Anderson
 from distributed_ignn.solvers.broyden import Broyden
-from tests.models.tanh import Tanh
+from tests.additions.tanh_cell import Tanh
 from tests.parity.cases import NODES, assign, make_data, spread
 from tests.ranks import run_ranks
 

@@ -198,7 +198,7 @@ COMMANDS = [
         "benchmark: an unknown one",
         "benchmark.py everything",
         value="BENCHMARK everything",
-        rule="must be 'propagate', 'exchange'",
+        rule="'propagate', 'exchange'",
         way_out="--help shows examples",
     ),
     Case(

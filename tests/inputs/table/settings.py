@@ -54,8 +54,15 @@ SETTINGS = [
         "not a choice",
         f"{_CHAINS} --forward.method newton",
         value="forward.method = 'newton'",
-        rule="must be 'picard', 'anderson' or 'neural'",
+        rule="must be 'picard', 'anderson', 'broyden' or 'neural'",
         way_out="the default is anderson",
+    ),
+    Case(
+        "a setting that the method does not read",
+        f"{_CHAINS} --forward.method broyden --forward.beta 0.5",
+        value="forward.beta = 0.5",
+        rule="has no effect with forward.method = broyden",
+        way_out="drop it",
     ),
     Case(
         "below its range",

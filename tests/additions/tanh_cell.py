@@ -1,4 +1,4 @@
-"""A third activation, which the package does not have: all that it takes is here."""
+"""A cell with another activation: Z = tanh(sum_c B_c Z W_c + b), W as in IGNN."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from distributed_ignn.models.activations import Activation
+from distributed_ignn.models.cells.ignn import IgnnWeights
 
 
 class Tanh(Activation):
@@ -17,7 +18,16 @@ class Tanh(Activation):
         return torch.tanh(x)
 
     def slope(self, image: Tensor) -> Tensor:
+        """See ``Activation``."""
         return 1.0 - image.square()
 
     def slope_bytes(self, item: int) -> int:
+        """A number."""
         return item
+
+
+class TanhWeights(IgnnWeights):
+    """IGNN's weights under tanh."""
+
+    summary = "IGNN's weights under tanh"
+    activation = Tanh()
