@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -93,27 +93,28 @@ class Confirmation:
         return _PATIENCE * self._limits.max_steps
 
     @torch.no_grad()
-    def judge(self, solution: Solution, metrics: dict[str, float]) -> Finding:
+    def judge(self, state: Tensor, residual: float, metrics: dict[str, float]) -> Finding:
         """Confirm the metrics that a validation solve has led to, or find others.
 
         Args:
-            solution: of that solve.
-            metrics: of its image, by split.
+            state: where it ended [O, D].
+            residual: its relative residual there.
+            metrics: of the state, by split.
         """
         loose = Finding(metrics, holds=False, tolerance=self._limits.tolerance)
-        if not solution.converged:
+        if not residual <= self._limits.tolerance:
             return loose
         with self._model.propagation.exact_rows():
-            if self._proven(solution):
+            if self._proven(state, residual):
                 return Finding(metrics, holds=True, tolerance=self._levels()[0])
-            return self._find_anew(loose, self._labels(solution.image))
+            return self._find_anew(loose, self._labels(state))
 
-    def _proven(self, solution: Solution) -> bool:
-        """Say whether the certificate of a solve settles the labels of validation nodes."""
+    def _proven(self, state: Tensor, residual: float) -> bool:
+        """Say whether the certificate of a state settles the labels of validation nodes."""
         contraction = self._model.cell_weights.present_contraction()
-        if not solution.residual <= _HOPEFUL * (1.0 - contraction):
+        if not residual <= _HOPEFUL * (1.0 - contraction):
             return False
-        return self.unsettled(self.certificate(solution.image), solution.image) <= SLACK
+        return self.unsettled(self.certificate(state), state) <= SLACK
 
     def _find_anew(self, loose: Finding, labels: Tensor) -> Finding:
         """Solve ever more tightly from nothing kept until the validation labels stay.
@@ -122,21 +123,25 @@ class Confirmation:
             loose: what is taken for true if that fails.
             labels: of the loose solve, to compare with where there is room for one solve alone.
         """
-        levels, start, left = self._levels(), None, self.max_steps
+        levels, left = self._levels(), self.max_steps
+        start: list[Tensor] = []
         before = labels if len(levels) == 1 else None
+        found = loose
         for tolerance in levels:
             solution = self._solve(start, tolerance, left)
             if solution.outcome is Outcome.DIVERGED:
                 return loose
-            start, left = solution.image, left - solution.steps
-            now = self._labels(start)
+            now = self._labels(solution.image)
             reached = solution.residual <= _NEAR * tolerance
             holds = reached and before is not None and self._differ(now, before) <= SLACK / 2
-            if holds or not solution.converged or left < 1:
+            left -= solution.steps
+            found = Finding({}, holds, max(tolerance, solution.residual))
+            going_on = not holds and solution.converged and left > 0
+            start, before = [solution.image], now
+            del solution  # the next solve needs the memory
+            if not going_on:
                 break
-            before = now
-        metrics = self.measure(solution.image, tuple(loose.metrics))
-        return Finding(metrics, holds, max(tolerance, solution.residual))
+        return replace(found, metrics=self.measure(start.pop(), tuple(loose.metrics)))
 
     def measure(self, state: Tensor, splits: tuple[str, ...]) -> dict[str, float]:
         """Measure the metric per split at a state [O, D]; no other nodes are read out."""
@@ -147,9 +152,9 @@ class Confirmation:
     def solve(self, tolerance: float, max_steps: int) -> Solution:
         """Solve from nothing kept, with exact halo rows; nothing of it is kept."""
         with self._model.propagation.exact_rows():
-            return self._solve(None, tolerance, max_steps)
+            return self._solve([], tolerance, max_steps)
 
-    def _solve(self, start: Tensor | None, tolerance: float, max_steps: int) -> Solution:
+    def _solve(self, start: list[Tensor], tolerance: float, max_steps: int) -> Solution:
         return self._model.solve(self._planner.confirm(start, tolerance, max_steps))
 
     def certificate(self, state: Tensor) -> Certificate | None:

@@ -99,16 +99,17 @@ class SolvePlanner:
             max_steps=plan.max_steps if max_steps is None else max_steps,
         )
 
-    def confirm(self, start: Tensor | None, tolerance: float, max_steps: int) -> SolvePlan:
+    def confirm(self, start: list[Tensor], tolerance: float, max_steps: int) -> SolvePlan:
         """Plan a forward solve that begins at nothing kept, and of which nothing is kept.
 
         Args:
-            start: where it goes on from [O, D]; None for the first guess.
+            start: where it goes on from, one [O, D], which is taken out, so that the solve alone
+                holds it; empty for the first guess.
             tolerance, max_steps: see ``solve``.
         """
 
         def first(cell: Cell, driver: Tensor) -> Tensor:
-            return self.first_guess(cell, driver) if start is None else start
+            return start.pop() if start else self.first_guess(cell, driver)
 
         def done(solution: Solution) -> None:
             self.log.add(CONFIRM, solution)

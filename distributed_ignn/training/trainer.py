@@ -274,18 +274,19 @@ class Trainer:
         if self.epoch % self.config.train.eval_every and not last:
             return None
         with self.average.in_use():
-            solution = self._equilibrium()
+            state = self._equilibrium().image
             checks.solve(EVALUATE)
-            found = self._confirmed(solution, self._metrics(solution.image, ("train", "val")))
+            found = self._confirmed(state, self._metrics(state, ("train", "val")))
             self.val_metric = found.metrics["val"]
             self.best.offer(self.epoch, self.val_metric, found.holds, found.tolerance)
         return found
 
-    def _confirmed(self, solution: Solution, metrics: dict[str, float]) -> Finding:
+    def _confirmed(self, state: Tensor, metrics: dict[str, float]) -> Finding:
         """Confirm the metrics of a validation that may choose its epoch; leave others be."""
         if self.best.may_take(metrics["val"]):
+            residual = self.planner.log.residual(EVALUATE)
             with self.comm.activity.phase("confirming the validation"):
-                return self.confirmation.judge(solution, metrics)
+                return self.confirmation.judge(state, residual, metrics)
         return Finding(metrics, holds=False, tolerance=self.config.forward.tolerance)
 
     def _record(

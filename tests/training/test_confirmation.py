@@ -81,7 +81,7 @@ def test_what_chooses_an_epoch_is_the_metric_of_its_equilibrium() -> None:
     assert solution.residual < LOOSE / 5
 
 
-def _unconfirmed(self: Confirmation, solution: Any, metrics: dict[str, float]) -> Finding:
+def _unlooked(self: Confirmation, state: Any, residual: float, metrics: Any) -> Finding:
     return Finding(metrics, holds=True, tolerance=1.0)
 
 
@@ -89,7 +89,7 @@ def _course(comm: Communicator, confirmed: bool, halo: str) -> tuple[list[Any], 
     """Losses, adjoint evaluations and residuals of a run, and all tensors that it goes on from."""
     with pytest.MonkeyPatch.context() as patch:
         if not confirmed:
-            patch.setattr(Confirmation, "judge", _unconfirmed)
+            patch.setattr(Confirmation, "judge", _unlooked)
         trainer = _trainer(_config(comm={"halo": halo, "backend": "gloo"}), comm)
         records = train(trainer, EPOCHS)
     looked = sum(record.evaluations_confirmation for record in records)

@@ -89,7 +89,10 @@ def run(workload: Workload) -> Report:
 def _train(trainer: Trainer, epochs: int) -> dict[str, int]:
     """Run epochs; evaluations of the longest solve in each direction."""
     records = [trainer.train_epoch() for _ in range(epochs)]
-    forward = max(max(r.evaluations_forward, r.evaluations_validation) for r in records)
+    forward = max(
+        max(r.evaluations_forward, r.evaluations_validation, r.evaluations_confirmation)
+        for r in records
+    )
     return {"forward": forward, "adjoint": max(r.evaluations_adjoint for r in records)}
 
 
