@@ -182,7 +182,7 @@ def result(output: Path) -> dict[str, Any]:
     summary = json.loads((output / "summary.json").read_text())
     newest = list_checkpoints(output / "checkpoints")[-1]
     state = json.loads((newest / "state.json").read_text())
-    del state["sha256"], state["state_sha256"]
+    del state["sha256"], state["state_sha256"], state["parts"]["seconds"]
     return {
         "metrics": [_lasting(record) for record in records(output)],
         "summary": _lasting(summary),

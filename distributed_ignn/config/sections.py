@@ -176,6 +176,11 @@ class RunConfig(Section):
                 f"train.explode_factor = {self.train.explode_factor:g} must be above 1, or 0 to "
                 "switch the check off",
             ),
+            (
+                self.train.local_lr > 0.0 and self.train.local_steps == 0,
+                f"train.local_lr = {self.train.local_lr:g} has no effect with train.local_steps = "
+                "0; add --train.local-steps 30 or drop it",
+            ),
             *self._rollback_rules(),
             *self._unread("forward", self.forward, self.forward.method),
             *self._unread("adjoint", self.adjoint, self.adjoint_method),

@@ -16,6 +16,14 @@ class TrainConfig(Section):
 
     epochs: int = Field(100, ge=1, description="full-graph gradient steps")
     lr: float = Field(0.002, gt=0, description="learning rate of the model")
+    local_steps: int = Field(
+        0,
+        ge=0,
+        le=4096,
+        description="optimiser steps after each exact one, on the training rows with their "
+        "neighbours' states frozen; they fade out before the last epochs (0: none)",
+    )
+    local_lr: float = Field(0.0, ge=0, description="learning rate of local steps (0: train.lr)")
     weight_decay: float = Field(5e-4, ge=0, description="Adam's weight decay")
     jacobian_weight: float = Field(
         0.0, ge=0, description="weight of the squared Jacobian of the map at Z*, per entry"

@@ -7,6 +7,7 @@ normalised. Letters: O owned nodes, F features, D hidden width, E stored feature
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -159,6 +160,19 @@ class FeatureStore:
         return features
 
 
+class Spreads(Protocol):
+    """Who multiplies by A_hat_c; a shard's propagation does."""
+
+    @property
+    def num_channels(self) -> int:
+        """C."""
+        ...
+
+    def __call__(self, xs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """A_hat_c x_c for every channel, differentiable in every x_c [O, D_c]."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Source:
     """What b(X) is computed from: the features of one part of a graph, and its channels.
@@ -174,13 +188,16 @@ class Source:
         nodes: global ids of the owned nodes, int64 [O]; for the inner layer's dropout.
         seed: of that dropout.
         constant: X, if b reads it, and A_hat_c X of the injected channels; None where they vary.
+        rows: int64 [R], which rows of ``store`` b is asked for, if not all; the channels then
+            give those alone (``some_rows.py``).
     """
 
     store: FeatureStore
-    propagation: Propagation
+    propagation: Spreads
     nodes: Tensor
     seed: int
     constant: tuple[Tensor, ...] | None
+    rows: Tensor | None = None
 
     @classmethod
     @torch.no_grad()
@@ -193,7 +210,7 @@ class Source:
         seed: int,
     ) -> Source:
         """With the constant terms where ``config`` has any; then one exchange."""
-        chosen = _injected(config, propagation.num_channels)
+        chosen = injected_channels(config, propagation.num_channels)
         features, constant = store.dense, None
         if (
             features is not None
@@ -222,7 +239,7 @@ class Injection(nn.Module):
 
     def __init__(self, num_features: int, config: ModelConfig, channels: int) -> None:
         super().__init__()
-        self._channels = _injected(config, channels)
+        self._channels = injected_channels(config, channels)
         self._dropout = NodeDropout(config.dropout, _INNER_STREAM)
         width = config.hidden
         deep = config.injection_layers == 2
@@ -236,7 +253,7 @@ class Injection(nn.Module):
         self.norm = nn.LayerNorm(width) if config.injection_norm == "layer" else None
 
     def of(self, source: Source, step: int | None) -> Tensor:
-        """b [O, D]; ``step`` seeds the dropout, None switches it off."""
+        """b [O, D], or [R, D] of some rows; ``step`` seeds the dropout, None switches it off."""
         own = [] if self.own is None else [self.own]
         if source.constant is not None:
             total = sum_of_products(source.constant, [*own, *self.spread], self.bias)
@@ -244,7 +261,7 @@ class Injection(nn.Module):
         weights = torch.cat([*own, *self.spread], dim=1)
         joined = self._linear(source, weights, step)
         columns = joined.tensor_split(len(own) + len(self.spread), dim=1)
-        terms = list(columns[: len(own)])
+        terms = [_rows(column, source.rows) for column in columns[: len(own)]]
         if self._channels:
             terms += self._propagate(source.propagation, columns[len(own) :])
         total = terms[0]
@@ -261,7 +278,7 @@ class Injection(nn.Module):
         hidden = torch.relu(hidden if self.inner_bias is None else hidden + self.inner_bias)
         return self._dropout(hidden, source.seed, step, source.nodes) @ weights
 
-    def _propagate(self, propagation: Propagation, columns: tuple[Tensor, ...]) -> list[Tensor]:
+    def _propagate(self, propagation: Spreads, columns: tuple[Tensor, ...]) -> list[Tensor]:
         """A_hat_c of the injected channels; the others get no columns in the same exchange."""
         blocks = [columns[0][:, :0]] * propagation.num_channels
         for channel, block in zip(self._channels, columns, strict=True):
@@ -295,15 +312,15 @@ class FeatureEncoder(Injection):
         seed: int,
     ) -> None:
         super().__init__(num_features, config, propagation.num_channels)
-        self._source = Source.of(store, propagation, nodes, config, seed)
+        self.source = Source.of(store, propagation, nodes, config, seed)
 
     def forward(self, step: int | None) -> Tensor:
         """b [O, D]; ``step`` seeds the dropout, None switches it off."""
-        return self.of(self._source, step)
+        return self.of(self.source, step)
 
     def constants(self) -> list[tuple[str, Tensor]]:
         """What is not learned, by name."""
-        return [("features", self._source.store.stored)]
+        return [("features", self.source.store.stored)]
 
 
 def held_bytes(
@@ -317,13 +334,8 @@ def held_bytes(
         dtype, device: of the state.
     """
     item, rows = dtype.itemsize, sizes.owned
-    dense = sizes.features > 0 and sizes.feature_entries is None
-    injected = 0
-    if config.injection != "features":
-        injected = {"all": sizes.channels, "graph": 1, "knn": sizes.channels - 1}[
-            config.injection_channels
-        ]
-    kept = dense and keeps_constant_terms(config, sizes.features, injected)
+    injected = injected_count(config, sizes.channels)
+    kept = has_constant_terms(sizes, config)
     return {
         "features": FeatureStore.held_bytes(sizes, item, device.type == "cuda"),
         "propagated features": injected * sizes.features * item * rows if kept else 0,
@@ -332,12 +344,31 @@ def held_bytes(
     }
 
 
+def injected_count(config: ModelConfig, channels: int) -> int:
+    """How many of ``channels`` b(X) reads; 0 where the choice names none that there are."""
+    if config.injection == "features":
+        return 0
+    return {"all": channels, "graph": 1, "knn": channels - 1}[config.injection_channels]
+
+
+def has_constant_terms(sizes: PartSizes, config: ModelConfig) -> bool:
+    """Whether A_hat_c X is computed once, known before anything is built."""
+    dense = sizes.features > 0 and sizes.feature_entries is None
+    injected = injected_count(config, sizes.channels)
+    return dense and keeps_constant_terms(config, sizes.features, injected)
+
+
 def keeps_rows(config: ModelConfig) -> bool:
     """Whether the backward pass of b(X) needs an array of the size of b."""
     return config.injection_norm == "layer" or config.injection_layers == 2
 
 
-def _injected(config: ModelConfig, channels: int) -> tuple[int, ...]:
+def _rows(values: Tensor, rows: Tensor | None) -> Tensor:
+    """Those ``rows`` of ``values``; all by default."""
+    return values if rows is None else values.index_select(0, rows)
+
+
+def injected_channels(config: ModelConfig, channels: int) -> tuple[int, ...]:
     """The channels whose A_hat_c X is part of b."""
     chosen = chosen_channels(config.injection_channels, channels)
     return chosen if config.injection != "features" else ()

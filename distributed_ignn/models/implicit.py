@@ -43,6 +43,8 @@ class SolvePlan:
         start: from the map and b or m * g to the first point.
         tolerance, max_steps: see ``solve``.
         done: told the record of each solve (metrics, warm start).
+        products: told B_c Z* [O, D] per channel where the backward pass keeps them, if anybody
+            asks.
     """
 
     solver: AnySolver
@@ -50,6 +52,7 @@ class SolvePlan:
     tolerance: float
     max_steps: int
     done: Callable[[Solution], None]
+    products: Callable[[tuple[Tensor, ...]], None] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -151,6 +154,8 @@ class _Equilibrium(torch.autograd.Function):
         solution = layer._solve_cell(cell, injection, forward)
         ctx.layer, ctx.adjoint, ctx.form = layer, adjoint, cell.form
         products = cell.products_of(solution.best)
+        if forward.products is not None:
+            forward.products(products)
         ctx.save_for_backward(layer.form.slope(solution.image), *weights, *products)
         # another view of the array that warm start keeps: whoever gets it must not write into it
         return solution.image.detach()

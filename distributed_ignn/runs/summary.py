@@ -70,9 +70,23 @@ def summarise(trainer: Trainer) -> dict[str, Any]:
         "epochs_skipped": trainer.guard.tally.skipped,
         "rollbacks": trainer.guard.tally.rollbacks,
         "lr_last": config.train.lr * trainer.guard.tally.lr_scale,
+        **_local_figures(trainer, records),
         "halo_bytes_per_exchange": int(exchange),
         "peak_memory_bytes": int(peak),
         "parameters": _parameters(trainer),
+    }
+
+
+def _local_figures(trainer: Trainer, records: list[dict[str, Any]]) -> dict[str, Any]:
+    """Local steps of the run, and how far from zero the exact gradient is at its end."""
+    if trainer.local is None:
+        return {}
+    kept = trainer.local.kept
+    norms = [record.get("gradient_norm") for record in records]
+    return {
+        "local_steps": kept.taken,
+        "local_steps_shrunk": kept.shrunk,
+        "gradient_norm_last": norms[-1] if norms else None,
     }
 
 

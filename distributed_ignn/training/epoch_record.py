@@ -30,6 +30,10 @@ class EpochRecord:
         converged_forward, converged_adjoint: the same of the training step's solves.
         skipped: whether the step was left out because its numbers were bad; there is no loss then.
         rollbacks: of the run so far, because numbers were bad.
+        local_steps: taken after the exact step; None where ``train.local_steps`` is off.
+        local_loss: before the last of them, on the rows that they read; None without any.
+        local_shrunk: how often, in the run so far, the exact loss has risen after local steps.
+        gradient_norm: of the exact implicit gradient, over all ranks.
     """
 
     epoch: int
@@ -54,3 +58,7 @@ class EpochRecord:
     converged_adjoint: bool | None = None
     skipped: bool = False
     rollbacks: int = 0
+    local_steps: int | None = None
+    local_loss: float | None = None
+    local_shrunk: int | None = None
+    gradient_norm: float | None = None

@@ -85,10 +85,13 @@ class SolvePlanner:
         self._forward_state = EVALUATE if same_map else TRAIN
         self.states: dict[str, Tensor] = {}
         self.log = SolveLog()
+        #: Told B_c Z* of a training step's solves, where anybody asks.
+        self.products: Callable[[tuple[Tensor, ...]], None] | None = None
 
     def train(self) -> SolvePlan:
         """Plan the forward solve of a training step."""
-        return self._plan(TRAIN, self._config.forward, self.first_guess, self._forward_state)
+        plan = self._plan(TRAIN, self._config.forward, self.first_guess, self._forward_state)
+        return replace(plan, products=self.products)
 
     def evaluate(self, tolerance: float | None = None, max_steps: int | None = None) -> SolvePlan:
         """Plan the forward solve without dropout."""

@@ -1,9 +1,9 @@
 """Trainer: builds model, learned solver and optimiser in order, and goes through the epochs.
 
 One epoch: solver phase if the schedule says so, forward solve, loss, backward solve, one gradient
-sum, step, constraint, validation. Whatever decides a branch is a global number, so that every rank
-takes the same one. The trainer knows no file: what it must know to go on it says as the states of
-its ``parts``, and whoever keeps them can put them back.
+sum, step, constraint, local steps if there are any, validation. Whatever decides a branch is a
+global number, so that every rank takes the same one. The trainer knows no file: what it must know
+to go on it says as the states of its ``parts``, and whoever keeps them can put them back.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,7 +33,9 @@ from distributed_ignn.training.epoch_record import EpochRecord
 from distributed_ignn.training.learned.guard import guarded_phase
 from distributed_ignn.training.learned.phases import SolverTrainer
 from distributed_ignn.training.learned_solver import LearnedSolver, build_learned_solver
+from distributed_ignn.training.local_steps import LocalSteps
 from distributed_ignn.training.losses.consistency import Consistency
+from distributed_ignn.training.losses.local_loss import LocalLoss
 from distributed_ignn.training.losses.objective import Objective
 from distributed_ignn.training.losses.regularizer import Regularizer
 from distributed_ignn.training.losses.step_loss import StepLoss
@@ -84,7 +87,10 @@ class Trainer:
         self.solver_trainer = self._build_solver_trainer()
         self.objective = Objective(shard, comm, config.train.loss, config.train.label_smoothing)
         self.regularizer = Regularizer(self.model, config.train, shard, comm, config.seed)
-        self.loss = self._build_loss()
+        self.consistency = self._build_consistency()
+        self.loss = StepLoss(self.model, self.objective, self.regularizer, self.consistency)
+        self.local = self._build_local_steps()
+        self.gradient_norm: float | None = None
         self.average = WeightAverage(self.model, config.train.ema, self.weights.sharded)
         self.best = Best(self.weights)
         self.confirmation = Confirmation(
@@ -135,10 +141,16 @@ class Trainer:
             self.learned, self.config.solver, self.schedule, self.comm, self.shard.owned_nodes
         )
 
-    def _build_loss(self) -> StepLoss:
+    def _build_consistency(self) -> Consistency:
         multilabel = self.shard.task == "multilabel"
-        consistency = Consistency(self.config.train, self.shard.num_nodes, multilabel)
-        return StepLoss(self.model, self.objective, self.regularizer, consistency)
+        return Consistency(self.config.train, self.shard.num_nodes, multilabel)
+
+    def _build_local_steps(self) -> LocalSteps | None:
+        if self.config.train.local_steps == 0:
+            return None
+        terms = self.objective, self.regularizer, self.consistency
+        loss = LocalLoss(self.model, self.shard, self.config, *terms)
+        return LocalSteps(loss, self.engine, self.config.train, self.comm)
 
     def fit(
         self,
@@ -249,13 +261,21 @@ class Trainer:
         checks.loss(loss)
         self._backward_and_update(share, checks)
         checks.weights()
+        self._take_local_steps(loss, checks)
         self.average.update()
         return loss
 
     def _forward(self, checks: StepChecks) -> Tensor:
         """Solve and read out; return this rank's share of the loss."""
+        self.planner.products = self._frozen_by()
         with self.comm.activity.phase("forward solve"):
             return self.loss.share(self.epoch, self.planner, checks.made)
+
+    def _frozen_by(self) -> Callable[[tuple[Tensor, ...]], None] | None:
+        """Return who is told B_c Z* of this epoch: the local steps, if any are to come."""
+        if self.local is None or not self.local.listen(self.epoch, self.best.stale):
+            return None
+        return self.local.freeze
 
     def _sum(self, share: Tensor) -> float:
         """Sum the shares of all ranks."""
@@ -267,6 +287,16 @@ class Trainer:
         self.engine.scale_lr(self.guard.tally.lr_scale)
         with self.comm.activity.phase("backward solve and step"):
             self.engine.step(share, checks.gradients)
+
+    def _take_local_steps(self, loss: float, checks: StepChecks) -> None:
+        """Step on with the neighbours' states of this epoch's equilibrium, if that is asked for."""
+        if self.local is None:
+            return
+        self.gradient_norm = self.engine.gradient_norm()
+        with self.comm.activity.phase("local steps"):
+            scale = self.guard.tally.lr_scale
+            self.local.take(self.epoch, self.best.stale, loss, scale)
+        checks.weights()
 
     def _validate(self, checks: StepChecks) -> Finding | None:
         """Validate when it is time, and keep the best weights; return both metrics by split."""
@@ -327,7 +357,19 @@ class Trainer:
             converged_adjoint=log.converged(ADJOINT),
             skipped=skipped,
             rollbacks=self.guard.tally.rollbacks,
+            **self._local_figures(),
         )
+
+    def _local_figures(self) -> dict[str, Any]:
+        """Say what local steps came to, in the words of the record."""
+        if self.local is None:
+            return {}
+        return {
+            "local_steps": self.local.taken,
+            "local_loss": self.local.last_loss,
+            "local_shrunk": self.local.kept.shrunk,
+            "gradient_norm": self.gradient_norm,
+        }
 
     @torch.no_grad()
     def evaluate(self, splits: tuple[str, ...]) -> dict[str, float]:
@@ -406,7 +448,11 @@ class Trainer:
             "seconds": self.stopwatch,
             "epochs": self,
         }
-        return parts if self.solver_trainer is None else parts | {"solver": self.solver_trainer}
+        if self.solver_trainer is not None:
+            parts["solver"] = self.solver_trainer
+        if self.local is not None:
+            parts["local"] = self.local
+        return parts
 
     def state(self) -> State:
         """See ``Stateful``: how far the trainer itself has come."""

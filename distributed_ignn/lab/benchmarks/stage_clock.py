@@ -100,6 +100,7 @@ class _WatchedEngine:
         self.load_state: Callable[[State], None] = engine.load_state
         self.gradients: Callable[[], dict[str, Tensor]] = engine.gradients
         self.scale_lr: Callable[[float], None] = engine.scale_lr
+        self.gradient_norm: Callable[[], float] = engine.gradient_norm
 
     def step(self, loss_share: Tensor, check: Check = require_usable) -> None:
         self._clock.switch(BACKWARD)

@@ -28,6 +28,7 @@ from distributed_ignn.propagation.propagate import Propagation
 from distributed_ignn.solvers.base import SolveSizes
 from distributed_ignn.solvers.solve import held_bytes as solve_bytes
 from distributed_ignn.training.learned_solver import estimator_bytes
+from distributed_ignn.training.losses.local_loss import LocalLoss
 from distributed_ignn.training.plans import chosen_method
 
 PROCESS_BYTES = 300 * 2**20
@@ -71,6 +72,7 @@ def budget(
         "graph": Propagation.held_bytes(sizes, config.train.kernel, *where),
         **encoder.held_bytes(sizes, config.model, *where),
         **HaloExchange.held_bytes(sizes, run.row, coded=coded_halo, shared=shares_memory),
+        "frozen rows of local steps": run.local[0],
         **moments[largest],
     }
     return {name: value for name, value in items.items() if value}
@@ -86,6 +88,7 @@ class _Run:
         self.row = config.model.hidden * self.dtype.itemsize
         self._state = sizes.owned * self.row
         self._estimate = estimator_bytes(config, sizes, self.dtype.itemsize)
+        self.local = LocalLoss.held_bytes(sizes, config, self.dtype.itemsize)
 
     def moments(self, forward: int | None, adjoint: int | None) -> dict[str, dict[str, int]]:
         """The candidates for the largest moment of an epoch."""
@@ -110,6 +113,7 @@ class _Run:
                 **self._solve(adjoint or config.adjoint.max_steps, 0, adjoint=True),
                 "estimator": self._estimate if config.learns_adjoint else 0,
             },
+            "local steps": {"warm starts": 2 * state, "local step": self.local[1]},
         }
 
     def _saved(self) -> int:

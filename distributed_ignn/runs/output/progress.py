@@ -129,6 +129,7 @@ def summary_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
         ),
         ("relative residual at the end", _residual(summary)),
         ("these metrics are the equilibrium's", _confirmed(summary)),
+        *_local_steps(summary),
         *_faults(summary),
         (
             "parameters",
@@ -155,6 +156,16 @@ def _confirmed(summary: dict[str, Any]) -> str:
     text = "confirmed" if summary["confirmed"] else "NOT CONFIRMED"
     bound = summary["certified_relative"]
     return text if bound is None else f"{text}, certified within {bound:.1e} of the state"
+
+
+def _local_steps(summary: dict[str, Any]) -> list[tuple[str, str]]:
+    """What local steps came to, if there were any, and how exact the end of the run is."""
+    if "local_steps" not in summary:
+        return []
+    taken = f"{summary['local_steps']:,}, shrunk {summary['local_steps_shrunk']} times"
+    norm = summary["gradient_norm_last"]
+    found = [("local steps", taken)]
+    return found if norm is None else [*found, ("norm of the last exact gradient", f"{norm:.1e}")]
 
 
 def _faults(summary: dict[str, Any]) -> list[tuple[str, str]]:

@@ -28,7 +28,7 @@ from distributed_ignn.config import RunConfig, TrainConfig
 from distributed_ignn.errors import UserError
 from distributed_ignn.models.shard_model import ShardModel
 from distributed_ignn.training.engines.deepspeed_settings import read_settings
-from distributed_ignn.training.engines.gradients import is_usable
+from distributed_ignn.training.engines.gradients import is_usable, square_over_ranks
 from distributed_ignn.training.engines.torch import Check, require_usable
 from distributed_ignn.training.state import State, TensorDict
 
@@ -119,6 +119,12 @@ class DeepSpeedEngine:
     def gradients(self) -> TensorDict:
         """See ``Engine``."""
         return self._own
+
+    def gradient_norm(self) -> float:
+        """See ``Engine``; ZeRO knows the norm of what it has reduced."""
+        own = [p.grad for p in self._sharded.values() if p.grad is not None]
+        common = float(self._engine.get_global_grad_norm())
+        return (common**2 + square_over_ranks(own, self._sharded, self._comm)) ** 0.5
 
     def scale_lr(self, scale: float) -> None:
         """See ``Engine``; ZeRO steps with the groups of our Adam."""

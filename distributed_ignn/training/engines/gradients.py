@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import torch
 from torch import Tensor
@@ -50,6 +50,20 @@ def sum_gradients(
 def is_usable(tensor: Tensor) -> bool:
     """Whether every entry's square is finite: Adam keeps squares, and an infinite one for ever."""
     return bool(torch.isfinite(tensor.square()).all())
+
+
+def square_sum(tensors: Iterable[Tensor]) -> float:
+    """Sum of the squares of all entries."""
+    return sum(float(tensor.double().square().sum()) for tensor in tensors)
+
+
+def square_over_ranks(
+    tensors: Iterable[Tensor], names: Collection[str], comm: Communicator
+) -> float:
+    """The same of tensors of which each rank has its own rows; no reduction without ``names``."""
+    if not names:
+        return 0.0
+    return float(comm.sum(torch.tensor([square_sum(tensors)], dtype=torch.float64)))
 
 
 def _split_like(flat: Tensor, shapes: list[Tensor]) -> list[Tensor]:

@@ -11,7 +11,11 @@ from torch import Tensor
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import TrainConfig
 from distributed_ignn.models.shard_model import ShardModel
-from distributed_ignn.training.engines.gradients import sum_gradients
+from distributed_ignn.training.engines.gradients import (
+    square_over_ranks,
+    square_sum,
+    sum_gradients,
+)
 from distributed_ignn.training.numbers import NumbersError
 from distributed_ignn.training.state import State, TensorDict
 
@@ -41,6 +45,13 @@ class Engine(Protocol):
 
     def gradients(self) -> TensorDict:
         """Return this rank's own gradients by name, while ``check`` looks into unusable ones."""
+        ...
+
+    def gradient_norm(self) -> float:
+        """Return the Euclidean norm of the gradient of the last step, over all ranks.
+
+        Every rank calls it right after that step.
+        """
         ...
 
     def scale_lr(self, scale: float) -> None:
@@ -88,6 +99,13 @@ class TorchEngine:
     def gradients(self) -> TensorDict:
         """See ``Engine``."""
         return {k: p.grad for k, p in self._named.items() if p.grad is not None}
+
+    def gradient_norm(self) -> float:
+        """See ``Engine``."""
+        found = self.gradients()
+        own = [grad for name, grad in found.items() if name in self._sharded]
+        common = [grad for name, grad in found.items() if name not in self._sharded]
+        return (square_sum(common) + square_over_ranks(own, self._sharded, self._comm)) ** 0.5
 
     def scale_lr(self, scale: float) -> None:
         """See ``Engine``."""

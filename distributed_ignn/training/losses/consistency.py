@@ -45,18 +45,22 @@ class Consistency:
         """The weight in ``epoch``: it rises linearly during the warm-up."""
         return self._weight * min(1.0, (epoch + 1) / (self._warmup + 1))
 
-    def loss(self, probabilities: Sequence[Tensor], epoch: int) -> Tensor:
+    def loss(
+        self, probabilities: Sequence[Tensor], epoch: int, weight: Tensor | None = None
+    ) -> Tensor:
         """This rank's share of the loss; the shares of all ranks sum to it.
 
         Args:
-            probabilities: [O, C] of each mask.
+            probabilities: [O, C] of each mask, or [R, C] of a sample of the nodes.
             epoch: counted from 0.
+            weight: for how many nodes each row stands, [R]; 1 by default.
         """
         if self._weight == 0.0:
             return probabilities[0].new_zeros(())
         stacked = torch.stack(list(probabilities))
         target = self._sharpen(stacked.detach().mean(dim=0))
-        distance = (stacked - target).square().sum()
+        squares = (stacked - target).square()
+        distance = squares.sum() if weight is None else squares.sum(dim=(0, 2)) @ weight
         return distance * (self.weight(epoch) / (len(stacked) * self._num_nodes))
 
     def _sharpen(self, mean: Tensor) -> Tensor:

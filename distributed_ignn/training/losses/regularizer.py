@@ -13,6 +13,8 @@ Letters: n nodes, O owned nodes, D hidden width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -64,22 +66,64 @@ class Regularizer:
         if self._config.jacobian_weight > 0.0:
             total = total + self._config.jacobian_weight * self.jacobian(state, step)
         if self._config.spectral_weight > 0.0:
-            norms = [spectral_norm(weight) for weight in self._model.channel_weights()]
-            half = 0.5 * torch.stack(norms).square().sum()
-            total = total + self._config.spectral_weight * half / self._ranks
+            total = total + self._spectral(self._model.channel_weights())
         return total
+
+    def row_penalty(
+        self,
+        state: Tensor,
+        probes: Sequence[Tensor],
+        weights: Sequence[Tensor],
+        row_share: float,
+    ) -> Tensor | float:
+        """As ``penalty``, from some rows alone.
+
+        Args:
+            state: Z* of the rows, [R, D].
+            probes: ``probes`` of the step, their rows [R, D] per channel.
+            weights: W_c [D, D], differentiable.
+            row_share: 1 over the number of rows of all ranks.
+        """
+        total: Tensor | float = 0.0
+        if self._config.jacobian_weight > 0.0:
+            square = self._jacobian_square(state, probes, weights)
+            total = total + self._config.jacobian_weight * square * row_share / state.shape[1]
+        if self._config.spectral_weight > 0.0:
+            total = total + self._spectral(weights)
+        return total
+
+    def _spectral(self, weights: Sequence[Tensor]) -> Tensor:
+        """This rank's share of the weighted spectral penalty."""
+        half = 0.5 * torch.stack([spectral_norm(weight) for weight in weights]).square().sum()
+        return self._config.spectral_weight * half / self._ranks
 
     def jacobian(self, state: Tensor, step: int) -> Tensor:
         """This rank's share of ||J e||^2 / (n D), differentiable in the weights."""
-        layer = self._model.layer
-        coins = self._coins.mask(self._seed, step, self._nodes, state.shape[1])
-        products = layer.products(coins.to(state) * 2.0 - 1.0)
-        pairs = zip(products, self._model.channel_weights(), strict=True)
-        image = torch.stack([product @ weight for product, weight in pairs]).sum(dim=0)
-        slope = layer.form.slope(state.detach())
-        if slope is not None:
-            image = image * slope
-        return image.square().sum() / (self._num_nodes * state.shape[1])
+        weights = self._model.channel_weights()
+        square = self._jacobian_square(state, self._propagated_signs(step, weights[0]), weights)
+        return square / (self._num_nodes * state.shape[1])
+
+    def probes(self, step: int) -> list[Tensor]:
+        """B_c e [O, D] per channel for the random signs e of a step, by one exchange.
+
+        Nothing where no penalty asks for them.
+        """
+        if self._config.jacobian_weight == 0.0:
+            return []
+        return self._propagated_signs(step, self._model.channel_weights()[0])
+
+    def _propagated_signs(self, step: int, weight: Tensor) -> list[Tensor]:
+        coins = self._coins.mask(self._seed, step, self._nodes, weight.shape[0])
+        return self._model.layer.products(coins.to(weight) * 2.0 - 1.0)
+
+    def _jacobian_square(
+        self, state: Tensor, probes: Sequence[Tensor], weights: Sequence[Tensor]
+    ) -> Tensor:
+        """||J e||^2 of the rows at hand."""
+        pairs = zip(probes, weights, strict=True)
+        image = torch.stack([probe @ weight for probe, weight in pairs]).sum(dim=0)
+        slope = self._model.layer.form.slope(state.detach())
+        return (image if slope is None else image * slope).square().sum()
 
 
 def spectral_norm(weight: Tensor) -> Tensor:

@@ -1,0 +1,166 @@
+"""Local steps between equilibria: cheap optimiser steps on rows whose neighbours are frozen.
+
+An equilibrium costs several evaluations of the map on the whole graph; an optimiser step on the
+training rows, with B_c Z* of those rows held fixed, costs neither an exchange of rows nor a sparse
+product of states, but one gradient sum. So some of them follow the exact step of an epoch, and the
+next equilibrium is solved from the last. They are an accelerator, not another model: they fade out
+before the last epochs, which are exact, and the norm of the exact gradient is reported.
+
+The steps go through the engine of the exact step, so Adam's moments are shared. With moments of its
+own, an exact step would follow the momentum of gradients that are dozens of steps old (measured: it
+undoes much of what local steps have gained); shared, it is one more step on the same way. And there
+is nothing more to keep.
+
+Whether local steps help is measured: an exact loss above that of the epoch before says that they
+went too far, and there are fewer of them from then on.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+from torch import Tensor
+
+from distributed_ignn.comm.communicator import Communicator
+from distributed_ignn.config import TrainConfig
+from distributed_ignn.training.engines.torch import Engine
+from distributed_ignn.training.losses.local_loss import LocalLoss
+from distributed_ignn.training.numbers import NumbersError
+from distributed_ignn.training.state import Count, Number, State, Values
+
+FULL_UNTIL = 0.5
+"""Share of a run's epochs with all local steps."""
+
+EXACT_FROM = 0.8
+"""Share of a run's epochs after which there are none; between the two they fade out linearly."""
+
+_RISE = 1.05  # of the exact loss between epochs: what is below may be other dropout masks
+_SHRINK, _GROW = 0.5, 1.25
+_LEAST = 2.0**-10
+
+
+class _Kept(Values):
+    """Counts what a resumed run must know.
+
+    Args:
+        trust: what the number of local steps is multiplied by.
+        loss: the exact loss of the last epoch with local steps, before its steps; None without.
+        shrunk: how often the exact loss has risen after local steps, in the whole run.
+        taken: local steps of the whole run.
+    """
+
+    trust: Annotated[Number, Field(gt=0, le=1)] = 1.0
+    loss: Number | None = None
+    shrunk: Count = 0
+    taken: Count = 0
+
+
+class LocalSteps:
+    """Takes the local steps of a training.
+
+    Args:
+        loss: what they minimise.
+        engine: steps.
+        config: the train section.
+        comm: sums the last loss of an epoch.
+
+    Attributes:
+        kept: counts of the run so far.
+        taken: steps of this epoch.
+        last_loss: the local loss before the last step of this epoch; None without any.
+    """
+
+    taken: int
+    last_loss: float | None
+
+    def __init__(
+        self, loss: LocalLoss, engine: Engine, config: TrainConfig, comm: Communicator
+    ) -> None:
+        self._loss, self._engine, self._config, self._comm = loss, engine, config, comm
+        self.kept = _Kept()
+        self.taken, self.last_loss = 0, None
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the steps."""
+        return self._config.local_lr or self._config.lr
+
+    def wanted(self, epoch: int, stale: int) -> float:
+        """How many steps the schedule wants; 0 in the exact epochs at the end.
+
+        Args:
+            epoch: counted from 0.
+            stale: validations without a better one; where patience ends the run, it counts too.
+        """
+        done = (epoch + 1) / self._config.epochs
+        fade = (EXACT_FROM - done) / (EXACT_FROM - FULL_UNTIL)
+        if self._config.patience:
+            fade = min(fade, 1.0 - (stale + 1) / self._config.patience)
+        return self._config.local_steps * min(1.0, max(0.0, fade))
+
+    def listen(self, epoch: int, stale: int) -> bool:
+        """Begin an epoch; say whether the loss is to freeze what its exact solve finds."""
+        self._loss.forget()
+        self.taken, self.last_loss = 0, None
+        return self.wanted(epoch, stale) > 0.0
+
+    def freeze(self, products: tuple[Tensor, ...]) -> None:
+        """See ``LocalLoss``."""
+        self._loss.freeze(products)
+
+    def take(self, epoch: int, stale: int, exact_loss: float, lr_scale: float) -> None:
+        """Take this epoch's steps; every rank calls it after the exact step.
+
+        Args:
+            epoch, stale: see ``wanted``.
+            exact_loss: of all ranks, at this epoch's equilibrium.
+            lr_scale: what learning rates are multiplied by.
+        """
+        wanted = self.wanted(epoch, stale)
+        self._judge(exact_loss, wanted > 0.0)
+        if wanted == 0.0:
+            return
+        # less than one step is one of less length
+        trusted = wanted * self.kept.trust
+        self._engine.scale_lr(lr_scale * self.lr / self._config.lr * min(1.0, trusted))
+        self._loss.begin(epoch)
+        try:
+            self._walk(epoch, max(1, round(trusted)))
+        except NumbersError:
+            self._shrink()
+        self._loss.end()
+        self.kept.taken += self.taken
+
+    def _walk(self, epoch: int, count: int) -> None:
+        """Take ``count`` steps.
+
+        Raises:
+            NumbersError: gradients are not finite, on every rank; the steps before are taken.
+        """
+        for turn in range(count):
+            share = self._loss.share(epoch, turn)
+            self._engine.step(share)
+            self.taken += 1
+        self.last_loss = float(self._comm.sum(share.detach().double().cpu().reshape(1)))
+
+    def _judge(self, exact_loss: float, goes_on: bool) -> None:
+        """Trust local steps less where the exact loss has risen since those of the last epoch."""
+        kept = self.kept
+        if kept.loss is not None and exact_loss > kept.loss * _RISE:
+            self._shrink()
+        elif kept.loss is not None:
+            kept.trust = min(1.0, kept.trust * _GROW)
+        kept.loss = exact_loss if goes_on else None
+
+    def _shrink(self) -> None:
+        self.kept.trust = max(_LEAST, self.kept.trust * _SHRINK)
+        self.kept.shrunk += 1
+
+    def state(self) -> State:
+        """See ``Stateful``; moments are the engine's."""
+        return State(self.kept.model_dump())
+
+    def load_state(self, state: State) -> None:
+        """See ``Stateful``; a run that had no local steps before begins them anew."""
+        self.kept = _Kept.read(state)

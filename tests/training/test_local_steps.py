@@ -1,0 +1,189 @@
+"""Local steps: what they freeze, that every cut takes the same ones, and that they end."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from distributed_ignn.comm.communicator import Communicator
+from distributed_ignn.runs.checkpoints.snapshot import restore, take_snapshot
+from distributed_ignn.training.trainer import Trainer
+from tests.parity.cases import CELLS
+from tests.ranks import run_ranks
+from tests.training.small_trainers import (
+    assert_equal,
+    everything,
+    numbers,
+    small_config,
+    small_trainer,
+    train,
+)
+
+LOCAL = {"local_steps": 3, "local_lr": 0.02}
+TIGHT = {"tolerance": 1e-12, "max_steps": 200}
+DEEP = {"node_dropout": 0.3, "injection_layers": 2, "injection_norm": "layer"}
+CONSISTENT = {"consistency": 0.5, "ema": 0.6, "label_smoothing": 0.1}
+#: By name: the graph, and settings beside local steps. Together they have every option.
+CASES: dict[str, tuple[str, Mapping[str, Mapping[str, Any]]]] = {
+    "sparse": ("plain", {}),
+    "isolated and empty": ("awkward", {"model": {"cell": "mignn"}}),
+    "directed, two layers": ("directed", {"model": DEEP, "train": CONSISTENT}),
+    "channels, two layers": (
+        "channels",
+        {"model": DEEP | {"injection_channels": "knn"}, "train": CONSISTENT},
+    ),
+    "embedding": ("embedding", {}),
+    "several labels": ("multilabel", {"model": {"injection": "propagated"}}),
+    "constant terms": ("dense", {"model": {"input_dropout": 0.0}}),
+    "weights": ("weights", {"model": {"injection": "features"}}),
+    **{f"cell {name}": (name.split("/")[0], changes) for name, changes in CELLS.items()},
+}
+
+
+def _trainer(comm: Communicator, case: str, **train_section: Any) -> Trainer:
+    data, changes = CASES[case]
+    sections = {name: dict(keys) for name, keys in changes.items()}
+    sections["train"] = LOCAL | sections.get("train", {}) | train_section
+    return small_trainer(comm, small_config({"forward": TIGHT, "adjoint": TIGHT, **sections}), data)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_loss_is_the_exact_one_at_the_weights_of_the_exact_step(case: str) -> None:
+    """Consistency is asked of all nodes here; the Jacobian's penalty is estimated from others."""
+    trainer = _trainer(Communicator(), case, jacobian_weight=0.0)
+    local = trainer.local
+    assert local is not None
+    trainer.model.train()
+    loss = local._loss
+    trainer.planner.products = loss.freeze
+    exact = trainer.loss.share(0, trainer.planner, {})
+    loss.begin(0)
+    own, readout = loss._read_out, trainer.model.read_out
+
+    # the same masks of the readout, which local steps draw anew
+    def same_masks(image: Tensor, draw: int) -> Tensor:
+        whole = image.new_zeros(trainer.shard.num_owned, image.shape[1])
+        whole[loss.rows] = image
+        return readout(whole, draw // 4096)[loss.rows]
+
+    loss._read_out = same_masks  # type: ignore[method-assign]
+    assert loss.share(0, 0).item() == pytest.approx(exact.item(), rel=1e-9)
+    loss._read_out = own  # type: ignore[method-assign]
+    assert loss.share(0, 0).item() != loss.share(0, 1).item()
+
+
+def test_they_move_every_parameter_and_lower_the_loss() -> None:
+    trainer = _trainer(Communicator(), "constant terms", local_steps=40, epochs=20)
+    plain = _trainer(Communicator(), "constant terms", local_steps=0, local_lr=0.0, epochs=20)
+    records, without = train(trainer, 6), train(plain, 6)
+    assert [record.local_steps for record in records[:2]] == [40, 40]
+    assert all(record.local_steps is None for record in without)
+    assert records[-1].loss < 0.8 * without[-1].loss
+
+
+def test_they_fade_out_and_the_last_epochs_are_exact() -> None:
+    trainer = _trainer(Communicator(), "constant terms", local_steps=10, epochs=20)
+    local = trainer.local
+    assert local is not None
+    wanted = [local.wanted(epoch, stale=0) for epoch in range(20)]
+    assert wanted[:10] == [10.0] * 10
+    assert wanted[15:] == [0.0] * 5
+    assert all(a > b for a, b in pairwise(wanted[9:16]))
+    patient = _trainer(Communicator(), "constant terms", patience=4, epochs=20)
+    assert patient.local is not None
+    assert [patient.local.wanted(0, stale) for stale in range(4)] == pytest.approx(
+        [2.25, 1.5, 0.75, 0.0]
+    )
+
+
+def test_a_rise_of_the_exact_loss_is_counted_and_makes_them_fewer() -> None:
+    far_too_long = {"local_steps": 20, "local_lr": 0.3, "explode_factor": 0.0}
+    trainer = _trainer(Communicator(), "cell plain/eignn", epochs=20, **far_too_long)
+    records = train(trainer, 6)
+    assert records[-1].local_shrunk is not None
+    assert records[-1].local_shrunk > 0
+    steps = [record.local_steps or 0 for record in records]
+    assert min(steps) < steps[0]
+
+
+def test_the_gradient_norm_is_that_of_the_exact_step() -> None:
+    trainer = _trainer(Communicator(), "sparse", weight_decay=0.0)
+    other = _trainer(Communicator(), "sparse", local_steps=0, local_lr=0.0, weight_decay=0.0)
+    (record,) = train(trainer, 1)
+    other.model.train()
+    other.loss.share(0, other.planner, {}).backward()
+    squares = [p.grad.square().sum() for p in other.model.parameters() if p.grad is not None]
+    assert record.gradient_norm == pytest.approx(torch.stack(squares).sum().sqrt().item())
+
+
+def _course(comm: Communicator, case: str) -> dict[str, Any]:
+    """Figures of a run, whose last epoch comes out the same where it is resumed."""
+    trainer = _trainer(comm, case)
+    records = train(trainer, 2)
+    kept = take_snapshot(trainer).apart()
+    trainer.model.propagation.reset_links()
+    records += train(trainer, 1)
+    resumed = _trainer(comm, case)
+    restore(resumed, kept)
+    assert numbers(train(resumed, 1)[0]) == numbers(records[-1])
+    assert_equal(everything(resumed), everything(trainer))
+    names = ("loss", "val_metric", "local_steps", "local_loss", "local_shrunk", "gradient_norm")
+    return {name: [getattr(record, name) for record in records] for name in names}
+
+
+def _courses(comm: Communicator, cases: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+    return {case: _course(comm, case) for case in cases}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    ("ranks", "cases"),
+    [
+        (2, tuple(CASES)),
+        # one of the four has no nodes at all in the first of these
+        (4, ("isolated and empty", "channels, two layers", "embedding", "weights")),
+    ],
+)
+def test_every_cut_takes_the_same_steps_and_resumes_bit_for_bit(
+    ranks: int, cases: tuple[str, ...]
+) -> None:
+    expected = _courses(Communicator(), cases)
+    assert all(min(course["local_steps"]) > 0 for course in expected.values())
+    for found in run_ranks(_courses, ranks, cases, timeout=200):
+        for case, course in expected.items():
+            for name, values in course.items():
+                assert found[case][name] == pytest.approx(values, rel=1e-7), (case, name)
+
+
+def _with_engine(comm: Communicator) -> dict[str, list[list[float | None]]]:
+    """Figures of a short run with each engine, in float32."""
+    found = {}
+    for engine in ("torch", "deepspeed"):
+        changes = {"forward": {"tolerance": 1e-6}, "adjoint": {"tolerance": 1e-6}}
+        config = small_config(changes | {"train": LOCAL}, dtype="float32")
+        config = config.model_copy(update={"engine": engine})
+        records = [
+            record
+            for data in ("plain", "embedding")
+            for record in train(small_trainer(comm, config, data), 3)
+        ]
+        names = ("loss", "local_loss", "gradient_norm")
+        found[engine] = [[getattr(record, name) for record in records] for name in names]
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.deepspeed
+@pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="it is not installed")
+def test_both_engines_take_the_same_steps() -> None:
+    for found in run_ranks(_with_engine, 2, timeout=110):
+        for plain, deepspeed in zip(found["torch"], found["deepspeed"], strict=True):
+            assert deepspeed == pytest.approx(plain, rel=2e-3)
+            assert None not in plain
