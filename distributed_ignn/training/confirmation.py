@@ -39,7 +39,7 @@ SLACK = 0.002
 
 _FLOOR = 16.0  # times eps: no smaller relative residual is sure to be reached
 _NEAR = 3.0  # times a tolerance that rounding keeps a solve from reaching
-_HOPEFUL = 3e-3  # distances of more than this part of the state hardly ever settle all labels
+_HOPEFUL = 1e-3  # distances of more than this part of the state rarely settle all labels
 _LEVELS = 3
 _PATIENCE = 2  # times forward.max_steps: evaluations that a confirmation may take
 
