@@ -43,8 +43,12 @@ def test_a_larger_child_is_seen_and_a_smaller_one_is_not() -> None:
 
 
 _ALLOCATE = """
+from importlib import import_module
 from pathlib import Path
 from distributed_ignn.cli import run_main
+from distributed_ignn.commands.table import COMMANDS
+for module, _ in COMMANDS.values():  # no import may make a tensor, after which torch has decided
+    import_module(f"distributed_ignn.commands.{module}")
 def allocate():
     import torch
     block = torch.ones(2**24)

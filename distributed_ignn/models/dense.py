@@ -5,6 +5,8 @@ Letters: r rows, K and D columns.
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -40,17 +42,22 @@ def matmul(rows: Tensor, weight: Tensor) -> Tensor:
 
 def _suits_onednn(rows: Tensor, offset: Tensor) -> bool:
     return (
-        _ONEDNN
-        and rows.device.type == "cpu"
+        rows.device.type == "cpu"
         and rows.dtype is torch.float32
         and rows.shape[0] > 0
         and rows.is_contiguous()
         and offset.is_contiguous()
+        and _has_onednn()
     )
 
 
+@cache
 def _has_onednn() -> bool:
-    """Whether this build of torch has the operator, which is not part of its public interface."""
+    """Whether this build of torch has the operator, which is not part of its public interface.
+
+    Not asked while this module is imported: torch decides about huge pages when the first tensor is
+    made, and a command asks for them once it has been imported (``use_huge_pages``).
+    """
     if not torch.backends.mkldnn.is_available():
         return False
     try:
@@ -58,6 +65,3 @@ def _has_onednn() -> bool:
     except (AttributeError, RuntimeError):
         return False
     return True
-
-
-_ONEDNN = _has_onednn()

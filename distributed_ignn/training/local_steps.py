@@ -6,10 +6,9 @@ product of states, but one gradient sum. So some of them follow the exact step o
 next equilibrium is solved from the last. They are an accelerator, not another model: they fade out
 before the last epochs, which are exact, and the norm of the exact gradient is reported.
 
-The steps go through the engine of the exact step, so Adam's moments are shared. With moments of its
-own, an exact step would follow the momentum of gradients that are dozens of steps old (measured: it
-undoes much of what local steps have gained); shared, it is one more step on the same way. And there
-is nothing more to keep.
+The steps go through the engine of the exact step, so Adam's moments are shared and there is nothing
+more to keep. With moments of their own, the exact loss rose again when local steps faded out
+(docs/experiments.md), perhaps because exact steps then follow the momentum of old gradients.
 
 Whether local steps help is measured: an exact loss above that of the epoch before says that they
 went too far, and there are fewer of them from then on.

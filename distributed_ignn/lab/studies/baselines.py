@@ -14,11 +14,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch_geometric.nn import APPNP, GCN2Conv, GCNConv, SGConv
 
 from distributed_ignn.config import ModelConfig, TrainConfig
 from distributed_ignn.graph.data import CSRMatrix, GraphData
 
+# torch_geometric.nn is imported where it is used: it makes tensors, and then it is too late for a
+# command to ask for huge pages (``use_huge_pages``)
 _CLASSICAL_ALPHA = 0.1  # of the APPNP and GCNII papers
 _GCNII_THETA = 0.5  # of the GCNII paper
 MORE_EPOCHS = 2
@@ -29,6 +30,8 @@ class GCN(nn.Module):
     """Kipf & Welling (2017): ``depth`` layers relu(A_hat H W) and a linear readout."""
 
     def __init__(self, features: int, width: int, classes: int, depth: int) -> None:
+        from torch_geometric.nn import GCNConv
+
         super().__init__()
         sizes = itertools.pairwise([features, *[width] * depth])
         self.layers = nn.ModuleList(GCNConv(a, b, cached=True) for a, b in sizes)
@@ -46,6 +49,8 @@ class SGC(nn.Module):
     """Wu et al. (2019): a linear model on A_hat^depth X, which is computed once."""
 
     def __init__(self, features: int, classes: int, depth: int) -> None:
+        from torch_geometric.nn import SGConv
+
         super().__init__()
         self.layer = SGConv(features, classes, K=depth, cached=True)
 
@@ -59,6 +64,8 @@ class PersonalisedPropagation(nn.Module):
     """APPNP (Gasteiger et al. 2019): a two-layer MLP, then ``depth`` steps with teleport alpha."""
 
     def __init__(self, features: int, width: int, classes: int, depth: int, alpha: float) -> None:
+        from torch_geometric.nn import APPNP
+
         super().__init__()
         self.encode = nn.Sequential(
             nn.Linear(features, width), nn.ReLU(), nn.Linear(width, classes)
@@ -75,6 +82,8 @@ class GCNII(nn.Module):
     """Chen et al. (2020): ``depth`` layers with initial residual and identity mapping."""
 
     def __init__(self, features: int, width: int, classes: int, depth: int, alpha: float) -> None:
+        from torch_geometric.nn import GCN2Conv
+
         super().__init__()
         self.encode = nn.Linear(features, width)
         self.layers = nn.ModuleList(
