@@ -1,17 +1,14 @@
 """Confirmation: whether a validation metric is that of the equilibrium, before it chooses an epoch.
 
 A relative residual of r leaves the state up to r / (1 - c) away from Z*, c the contraction of the
-map: with kappa = .95 a tolerance of 1e-4 may mean 2e-3 of the state. Where the logits of many nodes
-lie within that of each other, as on chains, whose nodes of one depth are all alike, a metric read
-out there is not that of the weights, however the solve began; a warm start is only as good as the
-tolerance it stops at. So before an epoch becomes the best one,
-
-1. the certificate of the state that validation found is asked first, if its distance to Z* is small
-   enough that there is hope. Where it settles the labels of all validation nodes but ``SLACK`` of
-   them, the metric is proven and nothing is solved again;
-2. otherwise the map is solved anew, from no state that was kept, with exact halo rows, to a tenth
-   and a hundredth of the tolerance, and further where labels still move: a metric is confirmed once
-   two tolerances in a row give all validation nodes but a share of ``SLACK`` / 2 the same labels.
+map: with kappa = .95 a tolerance of 1e-4 may mean 2e-3 of the state. Where the logits of many
+nodes lie within that of each other, as on chains, whose nodes of one depth are all alike, a metric
+read out there is not that of the weights, however the solve began; a warm start is only as good as
+the tolerance it stops at. So before an epoch becomes the best one, the map is solved anew, from no
+state that was kept, with exact halo rows, to a tenth and a hundredth of the tolerance, and further
+where labels still move: a metric is confirmed once two tolerances in a row give all validation
+nodes but a share of ``SLACK`` / 2 the same labels. ``choosing.py`` says which epochs are looked
+into.
 
 Everything that training goes on from is as it was afterwards, warm starts and links included.
 """
@@ -39,7 +36,6 @@ SLACK = 0.002
 
 _FLOOR = 16.0  # times eps: no smaller relative residual is sure to be reached
 _NEAR = 3.0  # times a tolerance that rounding keeps a solve from reaching
-_HOPEFUL = 1e-3  # distances of more than this part of the state rarely settle all labels
 _LEVELS = 3
 _PATIENCE = 2  # times forward.max_steps: evaluations that a confirmation may take
 
@@ -67,6 +63,9 @@ class Confirmation:
         model, shard, comm: this rank's part.
         objective: measures.
         planner: plans the solves and counts their evaluations.
+
+    Attributes:
+        planner: see above.
     """
 
     def __init__(
@@ -83,7 +82,7 @@ class Confirmation:
         self._shard = shard
         self._comm = comm
         self._objective = objective
-        self._planner = planner
+        self.planner = planner
         self._rows = shard.val_index.to(comm.device)
         self._total = max(shard.split_sizes[1], 1)
 
@@ -92,42 +91,33 @@ class Confirmation:
         """Evaluations that a solve to a tight tolerance may take."""
         return _PATIENCE * self._limits.max_steps
 
+    def unconfirmed(self, metrics: dict[str, float]) -> Finding:
+        """Say that the metrics of a validation solve are not known to hold."""
+        return Finding(metrics, holds=False, tolerance=self._limits.tolerance)
+
     @torch.no_grad()
-    def judge(self, state: Tensor, residual: float, metrics: dict[str, float]) -> Finding:
-        """Confirm the metrics that a validation solve has led to, or find others.
+    def judge(self, metrics: dict[str, float]) -> Finding:
+        """Confirm the metrics of the model's present weights, or find others.
 
         Args:
-            state: where it ended [O, D].
-            residual: its relative residual there.
-            metrics: of the state, by split.
+            metrics: by split, ``val`` among them, as a validation solve found them; they are all
+                that there is where the map cannot be solved.
         """
-        loose = Finding(metrics, holds=False, tolerance=self._limits.tolerance)
-        if not residual <= self._limits.tolerance:
-            return loose
-        with self._model.propagation.exact_rows():
-            if self._proven(state, residual):
-                return Finding(metrics, holds=True, tolerance=self._levels()[0])
-            return self._find_anew(loose, self._labels(state))
+        self._model.eval()
+        doing = self._comm.activity.phase("confirming the validation")
+        with doing, self._model.propagation.exact_rows():
+            return self._find_anew(self.unconfirmed(metrics))
 
-    def _proven(self, state: Tensor, residual: float) -> bool:
-        """Say whether the certificate of a state settles the labels of validation nodes."""
-        contraction = self._model.cell_weights.present_contraction()
-        if not residual <= _HOPEFUL * (1.0 - contraction):
-            return False
-        return self.unsettled(self.certificate(state), state) <= SLACK
-
-    def _find_anew(self, loose: Finding, labels: Tensor) -> Finding:
+    def _find_anew(self, loose: Finding) -> Finding:
         """Solve ever more tightly from nothing kept until the validation labels stay.
 
         Args:
             loose: what is taken for true if that fails.
-            labels: of the loose solve, to compare with where there is room for one solve alone.
         """
-        levels, left = self._levels(), self.max_steps
+        left, found = self.max_steps, loose
         start: list[Tensor] = []
-        before = labels if len(levels) == 1 else None
-        found = loose
-        for tolerance in levels:
+        before: Tensor | None = None
+        for tolerance in self._levels():
             solution = self._solve(start, tolerance, left)
             if solution.outcome is Outcome.DIVERGED:
                 return loose
@@ -155,7 +145,7 @@ class Confirmation:
             return self._solve([], tolerance, max_steps)
 
     def _solve(self, start: list[Tensor], tolerance: float, max_steps: int) -> Solution:
-        return self._model.solve(self._planner.confirm(start, tolerance, max_steps))
+        return self._model.solve(self.planner.confirm(start, tolerance, max_steps))
 
     def certificate(self, state: Tensor) -> Certificate | None:
         """Return the certificate of a state [O, D], if there is one."""
@@ -182,19 +172,22 @@ class Confirmation:
         return float(self._comm.sum(marked.sum().cpu().reshape(1))) / self._total
 
     def _levels(self) -> list[float]:
-        """Return ever tighter tolerances, no two of them too close to tell anything apart."""
-        own = self._limits.tolerance
+        """Return ever tighter tolerances, at least two, none that rounding keeps out of reach."""
         floor = _FLOOR * torch.finfo(self._model.head.weight.dtype).eps
-        return list(_tighter(own, min(floor, own)))
+        return list(_tighter(self._limits.tolerance, floor))
 
 
 def _tighter(own: float, floor: float) -> Iterator[float]:
-    """Yield tolerances below ``own`` by decades, down to ``floor``; at least two if there is room.
+    """Yield tolerances below ``own`` by decades, down to ``floor``.
 
-    Where rounding leaves less than two decades, they are divided in equal parts.
+    Where rounding leaves less than two decades they are divided in equal parts, and where it leaves
+    none ``own`` is the last.
     """
+    if own <= floor:
+        yield from (10.0 * own, own)
+        return
     decades = min(math.log10(own / floor), float(_LEVELS))
-    count = max(2, math.floor(decades)) if decades > 0.0 else 1
-    step = (decades / count) if decades < 2.0 else 1.0
+    count = max(2, math.floor(decades))
+    step = 1.0 if decades >= count else decades / count
     for number in range(1, count + 1):
         yield own * 10.0 ** (-step * number)

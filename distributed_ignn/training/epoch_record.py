@@ -25,8 +25,9 @@ class EpochRecord:
         solver_seconds: spent on it.
         converged: whether the validation solve reached its tolerance; None without one.
         confirmed: whether ``val_metric`` is known to be that of the equilibrium, within
-            ``confirmation.SLACK``; False also where it would not have been chosen even so, and was
-            not looked into. None without validation.
+            ``confirmation.SLACK``; False also where it has not been looked into, because the epoch
+            would not have been chosen or waits for that. None without validation.
+        best_epoch, best_val: the epoch chosen so far and its metric; None before the first.
         converged_forward, converged_adjoint: the same of the training step's solves.
         skipped: whether the step was left out because its numbers were bad; there is no loss then.
         rollbacks: of the run so far, because numbers were bad.
@@ -54,6 +55,8 @@ class EpochRecord:
     evaluations_confirmation: int = 0
     converged: bool | None = None
     confirmed: bool | None = None
+    best_epoch: int | None = None
+    best_val: float | None = None
     converged_forward: bool | None = None
     converged_adjoint: bool | None = None
     skipped: bool = False

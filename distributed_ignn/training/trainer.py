@@ -27,6 +27,7 @@ from distributed_ignn.propagation.propagate import PropagationOptions, choose_co
 from distributed_ignn.propagation.sparsify import sparsify
 from distributed_ignn.solvers.base import Solution
 from distributed_ignn.training.averaging import WeightAverage
+from distributed_ignn.training.choosing import Chooser
 from distributed_ignn.training.confirmation import SLACK, Confirmation, Finding
 from distributed_ignn.training.engines.torch import Engine, TorchEngine
 from distributed_ignn.training.epoch_record import EpochRecord
@@ -92,11 +93,16 @@ class Trainer:
         self.local = self._build_local_steps()
         self.gradient_norm: float | None = None
         self.average = WeightAverage(self.model, config.train.ema, self.weights.sharded)
-        self.best = Best(self.weights)
         self.confirmation = Confirmation(
             config, self.model, shard, comm, self.objective, self.planner
         )
+        self.chooser = Chooser(self.weights, self.confirmation)
         self.guard = NumberGuard(config, comm)
+
+    @property
+    def best(self) -> Best:
+        """The epoch that validation has chosen so far."""
+        return self.chooser.best
 
     @property
     def _learns(self) -> bool:
@@ -157,7 +163,7 @@ class Trainer:
         on_epoch: Callable[[EpochRecord], None],
         on_fault: Callable[[NumbersError], None] | None = None,
     ) -> None:
-        """Go through the remaining epochs.
+        """Go through the remaining epochs, and confirm what then still waits for that.
 
         Args:
             on_epoch: told each record, on every rank.
@@ -176,12 +182,13 @@ class Trainer:
                 on_fault(fault)
                 continue
             on_epoch(record)
+        self.chooser.settle()
 
     @property
     def finished(self) -> bool:
         """Say whether all epochs are done, or validation has not improved for too long."""
         patience = self.config.train.patience
-        out_of_patience = patience > 0 and self.best.stale >= patience
+        out_of_patience = patience > 0 and self.chooser.stale >= patience
         return self.epoch >= self.config.train.epochs or out_of_patience
 
     def train_epoch(self) -> EpochRecord:
@@ -273,7 +280,7 @@ class Trainer:
 
     def _frozen_by(self) -> Callable[[tuple[Tensor, ...]], None] | None:
         """Return who is told B_c Z* of this epoch: the local steps, if any are to come."""
-        if self.local is None or not self.local.listen(self.epoch, self.best.stale):
+        if self.local is None or not self.local.listen(self.epoch, self.chooser.stale):
             return None
         return self.local.freeze
 
@@ -295,7 +302,7 @@ class Trainer:
         self.gradient_norm = self.engine.gradient_norm()
         with self.comm.activity.phase("local steps"):
             scale = self.guard.tally.lr_scale
-            self.local.take(self.epoch, self.best.stale, loss, scale)
+            self.local.take(self.epoch, self.chooser.stale, loss, scale)
         checks.weights()
 
     def _validate(self, checks: StepChecks) -> Finding | None:
@@ -304,20 +311,17 @@ class Trainer:
         if self.epoch % self.config.train.eval_every and not last:
             return None
         with self.average.in_use():
-            state = self._equilibrium().image
-            checks.solve(EVALUATE)
-            found = self._confirmed(state, self._metrics(state, ("train", "val")))
-            self.val_metric = found.metrics["val"]
-            self.best.offer(self.epoch, self.val_metric, found.holds, found.tolerance)
+            metrics = self._validation(checks)
+            converged = self.planner.log.residual(EVALUATE) <= self.config.forward.tolerance
+            found = self.chooser.consider(self.epoch, metrics, converged=converged, last=last)
+        self.val_metric = found.metrics["val"]
         return found
 
-    def _confirmed(self, state: Tensor, metrics: dict[str, float]) -> Finding:
-        """Confirm the metrics of a validation that may choose its epoch; leave others be."""
-        if self.best.may_take(metrics["val"]):
-            residual = self.planner.log.residual(EVALUATE)
-            with self.comm.activity.phase("confirming the validation"):
-                return self.confirmation.judge(state, residual, metrics)
-        return Finding(metrics, holds=False, tolerance=self.config.forward.tolerance)
+    def _validation(self, checks: StepChecks) -> dict[str, float]:
+        """Solve and measure; the state is let go of, as far as it is no warm start."""
+        state = self._equilibrium().image
+        checks.solve(EVALUATE)
+        return self._metrics(state, ("train", "val"))
 
     def _record(
         self,
@@ -353,6 +357,8 @@ class Trainer:
             solver_seconds=solver_seconds,
             converged=log.converged(EVALUATE),
             confirmed=found.holds if found is not None else None,
+            best_epoch=self.best.epoch or None,
+            best_val=self.best.val_metric if self.best.epoch else None,
             converged_forward=log.converged(TRAIN),
             converged_adjoint=log.converged(ADJOINT),
             skipped=skipped,
@@ -440,6 +446,7 @@ class Trainer:
         parts: dict[str, Stateful] = {
             "model": self.weights,
             "best": self.best,
+            "candidate": self.chooser.candidate,
             "average": self.average,
             "optimizer": self.engine,
             "warm": self.planner,
