@@ -168,11 +168,13 @@ class PartitionConfig(Section):
     )
     provider: Annotated[str, Choice(choices.METIS_PROVIDERS, ("auto",))] = Field(
         "auto",
-        description="METIS library; auto: pymetis, or pyg-lib where that is missing or where "
-        "objective cut, seed 0 and imbalance from 1.03 on ask for nothing that pyg-lib lacks",
+        description="METIS library; auto: pymetis, or pyg-lib where that is missing, which has the "
+        "cut objective alone and neither seed nor imbalance",
     )
     objective: Literal["volume", "cut"] = Field(
-        "volume", description="volume: fewest halo rows; cut: fewest edges between parts"
+        "cut",
+        description="cut: fewest edges between parts; volume: fewest halo rows, some per cent "
+        "fewer on small graphs, but far slower on large ones",
     )
     balance: Literal["nodes", "edges", "both"] = Field(
         "both", description="what every part gets an equal share of"

@@ -116,9 +116,13 @@ def certify(
 
 @torch.no_grad()
 def settled_nodes(
-    model: ShardModel, certificate: Certificate, state: Tensor, multilabel: bool
+    model: ShardModel,
+    certificate: Certificate,
+    state: Tensor,
+    multilabel: bool,
+    nodes: Tensor | None = None,
 ) -> Tensor:
-    """Nodes whose predicted label is certain to be that of the equilibrium, bool [O].
+    """Nodes whose predicted label is certain to be that of the equilibrium, bool [O], or [R].
 
     The difference of two logits moves by at most the bound on its node's row times the dual norm of
     the difference of their weights.
@@ -128,7 +132,11 @@ def settled_nodes(
         certificate: of ``state``.
         state: [O, D].
         multilabel: whether labels are signs of logits instead of the largest one.
+        nodes: owned ids [R] of the nodes asked for; None for all.
     """
+    bounds = certificate.rows
+    if nodes is not None:
+        state, bounds = state.index_select(0, nodes), bounds.index_select(0, nodes)
     weight = model.head.weight.double()
     order = 1.0 if certificate.norm == "max" else 2.0
     eps = (weight.shape[1] + _FEW) * torch.finfo(state.dtype).eps
@@ -137,7 +145,7 @@ def settled_nodes(
     for rows in _blocks(state):
         logits = model.read_out(state[rows]).double()
         slack = eps * (state[rows].double().abs() @ weight.abs().T + bias)
-        reach = certificate.rows[rows][:, None]
+        reach = bounds[rows][:, None]
         if multilabel:
             moves = reach * weight.norm(order, dim=1) + slack
             settled.append((logits.abs() > moves).all(dim=1))

@@ -348,8 +348,9 @@ def held_bytes(
     return {
         "features": FeatureStore.held_bytes(sizes, item, device.type == "cuda"),
         "propagated features": injected * sizes.features * item * rows if kept else 0,
-        # values, gradient, Adam's moments, the best so far
-        "embedding and its optimiser": 0 if sizes.features else 5 * rows * config.hidden * item,
+        # values, gradient, Adam's moments, the best so far, what is confirmed, and once more
+        # while that is done
+        "embedding and its optimiser": 0 if sizes.features else 7 * rows * config.hidden * item,
     }
 
 

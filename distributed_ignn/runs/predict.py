@@ -85,6 +85,7 @@ def load_run(run: Path, comm: Communicator, kept_solver: bool = True) -> Trainer
     if snapshot is None:
         raise _no_checkpoint(run)
     comm.together(lambda: restore(trainer, snapshot))
+    trainer.chooser.settle()  # a run that has not finished may have left a candidate
     trainer.best.use()
     if trainer.learned is not None and kept_solver:
         load_solver(run, trainer.learned, trainer.best.epoch, comm)

@@ -112,7 +112,8 @@ class SolveRequest:
     """How far a solve for predictions is to go.
 
     Args:
-        tolerance: relative residual to solve to; None takes the run's own.
+        tolerance: relative residual to solve to; None takes that which the run's own figures were
+            confirmed with.
         steps: exactly so many evaluations instead, whatever the residual.
         require_converged: whether a solve that misses its tolerance is an error.
 
@@ -147,8 +148,7 @@ def solved(trainer: Trainer, run: Path, request: SolveRequest, *, embeddings: bo
         UserError: the solve diverges, or does not reach a tolerance that is required.
     """
     trainer.model.eval()
-    tolerance = 0.0 if request.steps is not None else request.tolerance
-    solution = trainer.model.solve(trainer.planner.evaluate(tolerance, request.steps))
+    solution = _solve(trainer, request)
     _check(run, request, trainer, solution)
     certificate = certify(trainer.model, trainer.shard, trainer.comm, solution.image)
     logits = trainer.model.read_out(solution.image)
@@ -168,9 +168,16 @@ def solved(trainer: Trainer, run: Path, request: SolveRequest, *, embeddings: bo
     )
 
 
+def _solve(trainer: Trainer, request: SolveRequest) -> Solution:
+    """Go as far as asked; by default as far as validation needed for the figures it chose by."""
+    if request.tolerance is None and request.steps is None:
+        return trainer.confirmation.solve(*trainer.best_limits)
+    tolerance = 0.0 if request.steps is not None else request.tolerance
+    return trainer.model.solve(trainer.planner.evaluate(tolerance, request.steps))
+
+
 def _tolerance(request: SolveRequest, trainer: Trainer) -> float:
-    own = trainer.config.forward.tolerance
-    return own if request.tolerance is None else request.tolerance
+    return trainer.best_limits[0] if request.tolerance is None else request.tolerance
 
 
 def _check(run: Path, request: SolveRequest, trainer: Trainer, solution: Solution) -> None:

@@ -291,7 +291,7 @@ _KNOWN: list[tuple[str, dict[str, Any], dict[str, Any], dict[str, Any], dict[str
         {
             "shard file": 300_000,
             "graph": 16_760,
-            "embedding and its optimiser": 2_560_000,
+            "embedding and its optimiser": 3_584_000,
             "halo buffers": 97_280,
             "equilibrium and products": 1_152_000,
             "gradient": 588_800,

@@ -101,6 +101,7 @@ class _Run:
         config, state = self._config, self._state
         own_train = not config.model.fixed_injection or config.train.ema > 0.0
         warm = int(own_train and config.forward.warm_start)  # the other forward state
+        kept = int(config.forward.warm_start)  # which training goes on from after a confirmation
         # one that is learned starts from its own estimate, once the warm-up is over
         learned = config.learns_adjoint and config.schedule.warmup_epochs == 0
         backward = int(config.adjoint.warm_start and not learned)
@@ -118,6 +119,12 @@ class _Run:
                 "warm starts": state * warm,
                 **self._solve(adjoint, 0, adjoint=True),
                 "estimator": self._estimate if config.learns_adjoint else 0,
+            },
+            "confirmation": {
+                "injection": state * (1 + int(encoder.keeps_rows(config.model))),
+                "warm starts": state * (warm + kept + backward),
+                **self._solve(forward or config.forward.max_steps, 0, adjoint=False),
+                "estimator": self._estimate if config.learns_forward else 0,
             },
             "local steps": {"warm starts": 2 * state, "local step": self.local[1]},
         }

@@ -97,6 +97,7 @@ def _describe(record: EpochRecord) -> str:
     if record.val_metric is not None:
         parts.append(f"val {record.val_metric:.4f}")
     evaluations = record.evaluations_forward + record.evaluations_validation
+    evaluations += record.evaluations_confirmation
     parts.append(f"evals {evaluations}+{record.evaluations_adjoint}")
     parts.append(f"residual {record.residual:.0e}")
     parts.append(f"{record.seconds:.2f} s")
@@ -123,9 +124,11 @@ def summary_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
             "evaluations per epoch",
             f"{summary['evaluations_forward_mean']:.1f} forward, "
             f"{summary['evaluations_validation_mean']:.1f} validation, "
+            f"{summary['evaluations_confirmation_mean']:.1f} confirmation, "
             f"{summary['evaluations_adjoint_mean']:.1f} adjoint",
         ),
         ("relative residual at the end", _residual(summary)),
+        ("these metrics are the equilibrium's", _confirmed(summary)),
         *_local_steps(summary),
         *_faults(summary),
         (
@@ -151,6 +154,13 @@ def _figure(value: float | None) -> str:
 def _residual(summary: dict[str, Any]) -> str:
     text = f"{summary['residual_last']:.1e}"
     return text if summary["converged"] else f"{text}: NOT CONVERGED to {summary['tolerance']:g}"
+
+
+def _confirmed(summary: dict[str, Any]) -> str:
+    """Say whether the metrics hold, and how far from the equilibrium their state may be at most."""
+    text = "confirmed" if summary["confirmed"] else "NOT CONFIRMED"
+    bound = summary["certified_relative"]
+    return text if bound is None else f"{text}, certified within {bound:.1e} of the state"
 
 
 def _local_steps(summary: dict[str, Any]) -> list[tuple[str, str]]:
