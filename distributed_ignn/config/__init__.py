@@ -9,6 +9,7 @@ from distributed_ignn.config.dataset import (
     dataset_names,
 )
 from distributed_ignn.config.keywords import run_from_settings
+from distributed_ignn.config.left_open import decided
 from distributed_ignn.config.model import ModelConfig
 from distributed_ignn.config.parse import (
     dump_yaml,
@@ -20,7 +21,6 @@ from distributed_ignn.config.parse import (
 )
 from distributed_ignn.config.paths import absolute_paths
 from distributed_ignn.config.sections import RunConfig
-from distributed_ignn.config.left_open import decided
 from distributed_ignn.config.shipped import CONFIG_FOLDER
 from distributed_ignn.config.solvers import (
     AdjointConfig,
@@ -46,8 +46,8 @@ __all__ = [
     "SyntheticConfig",
     "TrainConfig",
     "absolute_paths",
-    "decided",
     "dataset_names",
+    "decided",
     "dump_yaml",
     "load_yaml",
     "parse_args",

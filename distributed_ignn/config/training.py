@@ -28,8 +28,9 @@ class TrainConfig(Section):
         0.0, description="learning rate of local steps (0: train.lr; auto: that, but at most 0.02)"
     )
     weight_decay: Annotated[float, Field(ge=0)] | Literal["auto"] = Field(
-        5e-4, description="Adam's weight decay (auto: by the labels there are, as for graphs of "
-        "your own)"
+        5e-4,
+        description="Adam's weight decay (auto: by the labels there are, as for graphs of "
+        "your own)",
     )
     jacobian_weight: float = Field(
         0.0, ge=0, description="weight of the squared Jacobian of the map at Z*, per entry"

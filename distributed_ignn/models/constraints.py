@@ -10,9 +10,9 @@ So the columns of the stacked weights are projected to sums of at most kappa / r
 section 3: projection on the l1 ball). For one normalised channel the Perron vector is sqrt(D~) and
 rho = 1, with or without weights of edges. For several symmetrically normalised channels no vector
 fits all of them exactly; w is found by the power method on the monotone map w -> max_c A_c w, and
-any positive w certifies its own rho = max_i max_c (A_c w)_i / w_i (Collatz-Wielandt). The search may be as rough as the run's number format; rho is
-computed in float64, because float32 is off by parts in ten thousand where a hub's row sums as many
-numbers.
+any positive w certifies its own rho = max_i max_c (A_c w)_i / w_i (Collatz-Wielandt). The search
+may be as rough as the run's number format; rho is computed in float64, because float32 is off by
+parts in ten thousand where a hub's row sums as many numbers.
 
 Channels that are normalised by row, A_c = D_c^-1 (A_c + I) with D_c the row sums, all keep the
 vector of ones: A_c 1 = 1, however many there are, directed or not, with weights or without. So

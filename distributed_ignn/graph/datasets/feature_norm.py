@@ -26,10 +26,10 @@ Features = CSRMatrix | Tensor
 Kind = Literal["sparse", "binary", "uneven", "even"]
 
 CHOSEN: dict[Kind, FeatureNorm] = {
-    "sparse": "none",
-    "binary": "none",
+    "sparse": "l2",
+    "binary": "l2",
     "uneven": "standard",
-    "even": "none",
+    "even": "standard",
 }
 """What ``data.feature_norm = auto`` takes, by the kind of the features."""
 

@@ -70,7 +70,7 @@ class Recipe:
 
     def optimiser(self, module: Module, workload: Workload) -> torch.optim.Optimizer:
         """Adam."""
-        decay = workload.config.train.weight_decay
+        decay = float(workload.config.train.weight_decay)
         return torch.optim.Adam(module.parameters(), self.lr, weight_decay=decay)
 
 
@@ -89,9 +89,8 @@ class _Judge:
         train = workload.config.train
         self.graph = graph
         self.network = exact(module, graph, seed=workload.config.seed)
-        self.objective = Objective(
-            graph.shard, graph.comm, train.loss, smoothing=train.label_smoothing
-        )
+        smoothing = float(train.label_smoothing)
+        self.objective = Objective(graph.shard, graph.comm, train.loss, smoothing)
         self._best = -1.0
         self._weights: dict[str, Tensor] = {}
 
