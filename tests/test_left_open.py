@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from distributed_ignn.config import decided, parse_args
+from distributed_ignn.config import decided, parse_args, what_was_decided
 from distributed_ignn.config.keywords import run_from_settings
 from distributed_ignn.errors import UserError
 
@@ -28,6 +28,10 @@ def test_few_labels_are_helped_by_the_unlabelled_nodes(own: Path) -> None:
     assert few.train.label_smoothing == 0.1
     assert many.train.label_smoothing == 0.0
     assert run.train.weight_decay == "auto"  # the run says what was asked for
+    assert what_was_decided(run, trained=140, classes=7) == (
+        "20 training nodes a class: train's auto is weight_decay 0.005, label_smoothing 0.1, "
+        "consistency 1"
+    )
 
 
 def test_a_number_that_is_given_stays(own: Path) -> None:
@@ -38,6 +42,7 @@ def test_a_number_that_is_given_stays(own: Path) -> None:
 def test_nothing_is_decided_where_nothing_is_open() -> None:
     run = parse_args(["--dataset", "chains"])
     assert decided(run, trained=10, classes=2) is run
+    assert what_was_decided(run, trained=10, classes=2) is None
 
 
 def test_the_defaults_of_own_graphs_lie_beneath_a_file_and_the_command_line(

@@ -35,9 +35,21 @@ def decided(config: RunConfig, trained: int, classes: int) -> RunConfig:
         trained: training nodes of the whole graph.
         classes: of the whole graph; 0 where they are not known, which counts as few classes.
     """
-    chosen = (_FEW if trained < FEW_LABELS * classes else _MANY)._asdict()
-    train = config.train
-    found = {name: value for name, value in chosen.items() if getattr(train, name) == "auto"}
+    found = _found(config, trained, classes)
     if not found:
         return config
-    return config.model_copy(update={"train": train.model_copy(update=found)})
+    return config.model_copy(update={"train": config.train.model_copy(update=found)})
+
+
+def what_was_decided(config: RunConfig, trained: int, classes: int) -> str | None:
+    """In a line, what ``decided`` puts in the place of ``auto``; None where nothing is open."""
+    found = _found(config, trained, classes)
+    if not found:
+        return None
+    values = ", ".join(f"{name} {value:g}" for name, value in found.items())
+    return f"{trained / max(classes, 1):,.0f} training nodes a class: train's auto is {values}"
+
+
+def _found(config: RunConfig, trained: int, classes: int) -> dict[str, float]:
+    chosen = (_FEW if trained < FEW_LABELS * classes else _MANY)._asdict()
+    return {name: value for name, value in chosen.items() if getattr(config.train, name) == "auto"}

@@ -20,7 +20,7 @@ import torch
 
 from distributed_ignn.cli import LOG_ONLY
 from distributed_ignn.comm.communicator import Communicator
-from distributed_ignn.config import RunConfig
+from distributed_ignn.config import RunConfig, what_was_decided
 from distributed_ignn.config.dataset import IN_MEMORY
 from distributed_ignn.errors import Stopped, UserError
 from distributed_ignn.graph.data import GraphData
@@ -169,15 +169,19 @@ def _prepare(
     progress.status("building the model")
     with phase("building the model"):
         trainer = Trainer(config, shard, comm, started)
-    _log_choices(trainer)
+    _log_choices(config, trainer)
     memory.return_freed_memory()
     with phase("reading a checkpoint"):
         _resume(config, trainer, progress)
     return _Prepared(trainer, shards, budget)
 
 
-def _log_choices(trainer: Trainer) -> None:
-    """Write down what the settings left open."""
+def _log_choices(config: RunConfig, trainer: Trainer) -> None:
+    """Write down what the settings left open; rank 0 says it, too."""
+    shard, shown = trainer.shard, None if trainer.comm.is_main else LOG_ONLY
+    chosen = what_was_decided(config, shard.split_sizes[0], shard.num_classes)
+    if chosen is not None:
+        logger.info("%s", chosen, extra=shown)
     plan = trainer.local_plan
     if plan.automatic:
         line = "local steps: auto is %d an epoch, at learning rate %g"
