@@ -26,7 +26,7 @@ from distributed_ignn.graph.building import (
     row_ranges,
     slices,
 )
-from distributed_ignn.graph.scaling import FeatureScaling
+from distributed_ignn.graph.feature_scaling import FeatureScaling
 from distributed_ignn.graph.weights import (
     WeightedBlocks,
     Weights,

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from distributed_ignn.graph.data import CSRMatrix, Task
-from distributed_ignn.graph.scaling import FeatureScaling
+from distributed_ignn.graph.feature_scaling import FeatureScaling
 
 Normalisation = Literal["symmetric", "row"]
 """How A_hat is made of A + I: D~^-1/2 (A + I) D~^-1/2, or D~^-1 (A + I)."""

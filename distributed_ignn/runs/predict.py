@@ -28,9 +28,9 @@ from distributed_ignn.config import RunConfig, load_yaml
 from distributed_ignn.errors import UserError
 from distributed_ignn.files import sync, temporary_sibling
 from distributed_ignn.graph.datasets import graph_to_predict
+from distributed_ignn.graph.feature_scaling import FeatureScaling
 from distributed_ignn.graph.partitioning.partition import assign_clusters
 from distributed_ignn.graph.partitioning.sharding import build_shards
-from distributed_ignn.graph.scaling import FeatureScaling
 from distributed_ignn.graph.shard import GraphShard
 from distributed_ignn.graph.storage.shard_store import read_part, read_shard
 from distributed_ignn.runs.checkpoints.checkpoint import checkpoint_names, load_newest

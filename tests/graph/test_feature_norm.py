@@ -22,9 +22,9 @@ from distributed_ignn.graph.datasets.feature_norm import (
     kind_of,
     scale_features,
 )
+from distributed_ignn.graph.feature_scaling import FeatureNorm, FeatureScaling
 from distributed_ignn.graph.partitioning.merging import merge_shards
 from distributed_ignn.graph.partitioning.sharding import build_shards
-from distributed_ignn.graph.scaling import FeatureNorm, FeatureScaling
 from distributed_ignn.graph.storage.shard_file import read_shard_file, write_shard_file
 
 

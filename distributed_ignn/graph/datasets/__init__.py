@@ -25,7 +25,7 @@ from distributed_ignn.graph.datasets.knn import add_knn_channel
 from distributed_ignn.graph.datasets.pyg_ogb import OGB_NAMES, load_ogb, load_reddit
 from distributed_ignn.graph.datasets.synthetic import make_products
 from distributed_ignn.graph.datasets.user_file import load_user_file, read_fields
-from distributed_ignn.graph.scaling import FeatureScaling
+from distributed_ignn.graph.feature_scaling import FeatureScaling
 
 __all__ = [
     "DATASETS",

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from distributed_ignn.errors import UserError
 from distributed_ignn.graph.data import CSRMatrix
-from distributed_ignn.graph.scaling import FeatureNorm, FeatureScaling
+from distributed_ignn.graph.feature_scaling import FeatureNorm, FeatureScaling
 
 logger = logging.getLogger(__name__)
 

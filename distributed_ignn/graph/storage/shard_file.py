@@ -12,7 +12,7 @@ from torch import Tensor
 
 from distributed_ignn.files import write_tensors
 from distributed_ignn.graph.data import CSRMatrix, Task
-from distributed_ignn.graph.scaling import FeatureNorm, FeatureScaling
+from distributed_ignn.graph.feature_scaling import FeatureNorm, FeatureScaling
 from distributed_ignn.graph.shard import ChannelShard, GraphShard
 from distributed_ignn.reading.plain_files import in_one_line
 from distributed_ignn.reading.tensors import read_tensors
