@@ -23,8 +23,8 @@ import torch
 
 from distributed_ignn.comm.communicator import start_communicator
 
-# Ranks are forked from a process that has imported these and started no thread: importing them costs
-# each rank two seconds otherwise.
+# Ranks are forked from a process that has imported these and started no thread; otherwise importing
+# them costs each rank two seconds.
 _PRELOADED = ["torch", "torch.distributed", "distributed_ignn.training.trainer", "pytest"]
 _POLL_SECONDS = 0.1
 # A rank that fails often takes its neighbours down with it a moment later, and theirs may be the
