@@ -90,8 +90,9 @@ def apply_scaling(features: Features | None, scaling: FeatureScaling, origin: st
     columns = scaling.columns
     if features is None or (columns is not None and columns[0].numel() != width):
         raise UserError(
-            f"{origin} has {width or 'no'} feature columns and the model was trained on others; "
-            "give the same features in the same order"
+            f"{origin} has {width or 'no'} feature columns and the model was trained on "
+            f"{'some' if columns is None else columns[0].numel()}; give the same features in the "
+            "same order"
         )
     if columns is None:
         return _by_rows(features, scaling.norm)
