@@ -109,6 +109,16 @@ def test_another_graph_is_solved_anew(one: di.Run, tmp_path: Path) -> None:
         one.predict(Data(edge_index=other.edge_index))
 
 
+def test_another_graph_gets_the_channels_that_were_trained(tmp_path: Path) -> None:
+    """Whatever ``auto`` would make of it: here every edge has its way back."""
+    one_way = DATA.clone()
+    one_way.edge_index = DATA.edge_index[:, DATA.edge_index[0] < DATA.edge_index[1]]
+    run = di.fit(one_way, {**QUICK, "data": {"directions": "auto"}}, output=tmp_path / "run")
+    assert run.predict(one_way).logits.shape == (60, 2)
+    assert torch.allclose(run.predict(one_way).logits, run.predict().logits, rtol=0, atol=1e-7)
+    assert run.predict(Data(x=DATA.x, edge_index=DATA.edge_index)).converged
+
+
 def test_the_same_cell_twice(elsewhere: Path, capfd: pytest.CaptureFixture[str]) -> None:
     runs = [di.fit(DATA, QUICK) for _ in range(2)]
     assert [run.path for run in runs] == [
