@@ -250,7 +250,8 @@ def _conclude(search: Search) -> None:
     shown.print(search.board.table(search.ledger.metric))
     mean, deviation = spread(validation(chosen, halving.plan.seeds))
     spreads = f" +- {deviation:.4f}" if len(halving.plan.seeds) > 1 else ""
-    shown.print(f"chosen: trial {chosen.number}, {described(chosen.settings)}", soft_wrap=True)
+    changes = described(chosen.settings) if chosen.settings else "the settings as given"
+    shown.print(f"chosen: trial {chosen.number}, {changes}", soft_wrap=True)
     shown.print(f"validation {search.ledger.metric} of the chosen: {mean:.4f}{spreads}")
     shown.print(f"written: {out}/{RECORD}, {BEST}", soft_wrap=True)
     shown.print(f"next: ignn train --config {out}/{BEST}", soft_wrap=True)

@@ -189,5 +189,5 @@ def test_a_search_on_a_cluster_with_two_ranks_a_trial(tmp_path: Path) -> None:
         *("best.yaml", "runs", "search.json", "shards")
     ]
     assert not list(tmp_path.rglob("summary.json"))
-    starts = list((tmp_path / "found" / "runs").glob("*/logs/rank-1.jsonl"))
+    starts = list((tmp_path / "found" / "runs").glob("*/logs/rank-00001.jsonl"))
     assert len(starts) == 3
