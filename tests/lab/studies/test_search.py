@@ -100,7 +100,7 @@ def test_a_search_finds_settings_by_validation_alone(
     assert "best first" in shown.out
     # what it leaves is a run
     text = (out / "best.yaml").read_text()
-    assert text.startswith("# Found by ignn search: trial ")
+    assert text.startswith("# Found by ignn search in ")
     config = parse_args(["--config", str(out / "best.yaml")])
     assert config.dataset == str(graph)
     assert (config.output, config.partition.dir) == (Path("runs/own-seed0"), None)
