@@ -83,7 +83,7 @@ def test_a_search_finds_settings_by_validation_alone(
         assert [step["epochs"] for step in trial["runs"]["0"]] in ([2], [2, 4], [2, 4, 8])
     epochs = sorted(map(len, _lines(out).values()))
     assert epochs == sorted(trial["runs"]["0"][-1]["epochs"] for trial in trials)
-    assert len(trials[0]["runs"]["0"]) == 3
+    assert all(trial["runs"]["0"][-1]["over"] for trial in trials[:5])  # those that are known
     assert all(line == list(range(1, len(line) + 1)) for line in _lines(out).values())
     # the best of those that are trained to the end, which the best of all is
     ends = {trial["number"]: trial["runs"]["0"][-1] for trial in trials}
