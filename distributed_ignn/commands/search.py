@@ -56,10 +56,10 @@ examples:
 The first trial has the settings as they are, the next have those that served a shipped dataset, and
 later ones are drawn, more and more of them near the best. A trial trains to {SHARES[0]:.0%} of
 train.epochs; of the trials that have come so far one in {KEPT} goes on to {SHARES[1]:.0%}, and one
-in {KEPT} of those to the end, each from its checkpoint. The first trial and the best are always
-trained to the end. With a --budget, nothing begins that is not expected to end within it. Without
---budget, --trials or --grid there are {TRIALS} trials. With several --seeds the {FINALISTS} best
-trials are trained with all of them, and their mean decides.
+in {KEPT} of those to the end, each from its checkpoint. The best, and the first trials as far as
+there is time, are trained to the end. With a --budget, nothing begins that is not expected to end
+within it. Without --budget, --trials or --grid there are {TRIALS} trials. With several --seeds the
+{FINALISTS} best trials are trained with all of them, and their mean decides.
 
 A setting that is given on the command line stays as it is; --grid restricts others to some values,
 or adds to them. --grid without --trials and --budget trains all its combinations with every seed to
@@ -250,7 +250,8 @@ def _conclude(search: Search) -> None:
     shown.print(search.board.table(search.ledger.metric))
     mean, deviation = spread(validation(chosen, halving.plan.seeds))
     spreads = f" +- {deviation:.4f}" if len(halving.plan.seeds) > 1 else ""
-    shown.print(f"chosen: trial {chosen.number}, {described(chosen.settings)}", soft_wrap=True)
+    changes = described(chosen.settings) if chosen.settings else "the settings as given"
+    shown.print(f"chosen: trial {chosen.number}, {changes}", soft_wrap=True)
     shown.print(f"validation {search.ledger.metric} of the chosen: {mean:.4f}{spreads}")
     shown.print(f"written: {out}/{RECORD}, {BEST}", soft_wrap=True)
     shown.print(f"next: ignn train --config {out}/{BEST}", soft_wrap=True)

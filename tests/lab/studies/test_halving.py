@@ -161,6 +161,22 @@ def test_other_seeds_decide_among_the_best_and_are_paid_from_the_budget() -> Non
     assert sum(job.seed == 7 for job in limited.trained) >= 2
 
 
+def test_known_trials_are_trained_to_the_end_where_time_allows() -> None:
+    known = [
+        Trial(
+            number=n, settings={"n": str(n)}, origin="default" if n == 1 else "acm"
+        ).model_dump_json()
+        for n in range(1, 6)
+    ]
+    free = World(Plan(RUNGS, most=30), trials=known).run()
+    assert all(free.halving.trial(number).is_over(0) for number in range(1, 6))
+    # 40 s are a quarter of 160 s, and more than a sixteenth
+    short = World(Plan(RUNGS), 160.0, trials=known).run()
+    ended = [number for number in range(1, 6) if short.halving.trial(number).is_over(0)]
+    assert 1 in ended
+    assert len(ended) < 5
+
+
 def test_failed_trials_are_left_and_the_search_goes_on() -> None:
     world = World(Plan(RUNGS, most=9), failing=(1, 3, 4)).run()
     failed = [trial.number for trial in world.halving.trials if trial.failure == "diverged"]

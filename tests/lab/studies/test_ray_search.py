@@ -17,9 +17,10 @@ import pytest
 from distributed_ignn.commands import search as command
 from distributed_ignn.config import RunConfig
 from distributed_ignn.errors import UserError
-from distributed_ignn.lab.studies.search import ray_search
+from distributed_ignn.lab.studies.search import ray_ranks, ray_search
 from distributed_ignn.lab.studies.search.halving import Job
-from distributed_ignn.lab.studies.search.ray_search import Ranks, Steps
+from distributed_ignn.lab.studies.search.ray_ranks import Ranks
+from distributed_ignn.lab.studies.search.ray_search import Steps
 from distributed_ignn.lab.studies.search.rung import Rung
 from tests.api.small_data import small_data
 
@@ -105,7 +106,7 @@ def test_what_cannot_go_on_ends_when_the_others_have() -> None:
 @pytest.mark.cheap
 def test_ranks_of_a_trial_have_the_places_that_torchrun_would_give() -> None:
     nodes = ["a", "a", "b"]
-    assert [ray_search._place(nodes, rank) for rank in range(3)] == [
+    assert [ray_ranks._place(nodes, rank) for rank in range(3)] == [
         {"RANK": "0", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"},
         {"RANK": "1", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"},
         {"RANK": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"},
@@ -189,5 +190,5 @@ def test_a_search_on_a_cluster_with_two_ranks_a_trial(tmp_path: Path) -> None:
         *("best.yaml", "runs", "search.json", "shards")
     ]
     assert not list(tmp_path.rglob("summary.json"))
-    starts = list((tmp_path / "found" / "runs").glob("*/logs/rank-1.jsonl"))
+    starts = list((tmp_path / "found" / "runs").glob("*/logs/rank-00001.jsonl"))
     assert len(starts) == 3

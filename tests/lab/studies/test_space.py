@@ -74,8 +74,11 @@ def test_the_fast_solver_is_not_forced_on_a_search_that_has_one() -> None:
 
 
 def test_settings_of_shipped_datasets_are_known_good() -> None:
-    known = Space(BASE, SPACE, GRAPH, 0).known
+    space = Space(BASE, SPACE, GRAPH, 0)
+    known = space.known
     assert list(known) == ["citeseer", "acm", "flickr", "chains"]
+    assert "train.lr" not in known["citeseer"]  # that of the search, .002
+    assert all(s["train.lr"] in ("0.005", "0.01", "0.02") for s in _draws(space, 20))
     assert known["citeseer"]["model.injection"] == "propagated"
     assert known["flickr"]["model.injection_channels"] == "knn"
     assert known["chains"]["model.init"] == "identity"

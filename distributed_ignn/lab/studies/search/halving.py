@@ -4,9 +4,10 @@ As in Li et al., A System for Massively Parallel Hyperparameter Tuning (2020), a
 that is among the best third of those which have come to a rung goes on to the next one, and where
 there is none a new trial begins. Nobody waits for a rung to fill. A trial goes on from where it was
 paused, so that no epoch is trained twice. What is more here: the first trial, which has the default
-settings, is trained to the end, unless that takes more than a quarter of the time; so is the best,
-whatever it takes; and with a budget of time nothing begins that is not expected to end within it
-and to leave enough for that.
+settings, is trained to the end, unless that takes more than a quarter of the time; so are those
+with known settings, some of which are slow starters, if each takes a sixteenth at most; so is the
+best, whatever it takes; and with a budget of time nothing begins that is not expected to end within
+it and to leave enough for that.
 
 Nothing here trains, waits or writes.
 """
@@ -30,7 +31,8 @@ FINALISTS = 3
 """So many of the best trials are trained with the other seeds, where several are asked for."""
 
 _BEST_SHARE = 4  # new trials take after one of the best quarter
-_FIRST_SHARE = 4  # of the budget, so many of which the first trial is worth
+_FIRST_SHARE, _KNOWN_SHARE = 1 / 4, 1 / 16  # of the budget, that such a trial is worth
+DRAWN = "drawn"
 
 
 class _Kept(BaseModel):
@@ -255,7 +257,7 @@ class Halving:
         if settings is None:
             self._drawn_out = True
             return None
-        trial = Trial(number=number, settings=dict(settings), origin="drawn")
+        trial = Trial(number=number, settings=dict(settings), origin=DRAWN)
         self.trials.append(trial)
         return self._step(trial)
 
@@ -271,9 +273,10 @@ class Halving:
                     yield trial
 
     def _is_spared(self, trial: Trial) -> bool:
-        """Whether a trial is trained to its end whatever it is worth: the first, if it is cheap."""
+        """Whether a trial is trained to its end whatever it is worth: one not drawn, if cheap."""
+        share = _FIRST_SHARE if trial.number == 1 else _KNOWN_SHARE
         whole = self._per_epoch(trial) * self.plan.rungs[-1]
-        return trial.number == 1 and whole <= self.budget.seconds / _FIRST_SHARE
+        return trial.origin != DRAWN and whole <= self.budget.seconds * share
 
     def _waiting(self) -> Iterator[Trial]:
         """Trials before their first rung."""

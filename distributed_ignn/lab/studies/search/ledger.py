@@ -161,16 +161,16 @@ class Ledger:
         last = trial.last(seeds[0])
         figures = ", ".join(f"{value:.4f}" for value in validation(trial, seeds))
         lines = [
-            f"Found by ignn search: trial {trial.number} ({trial.origin}) of {len(trials)}, of "
-            f"which {ended} were trained to the end, in {halving.budget.spent:.0f} s.",
+            f"Found by ignn search in {halving.budget.spent:.0f} s: trial {trial.number} "
+            f"({trial.origin}) of {len(trials)}; trained to the end: {ended}.",
             f"Validation {self.metric}: {figures} (seed {', '.join(map(str, seeds))}), "
-            f"epoch {last.best_epoch if last else 0}. {PROTOCOL}",
+            f"epoch {last.best_epoch if last else 0}.",
+            PROTOCOL,
         ]
         first = next((each for each in trials if each.number == 1), None)
         if first is not None and first is not trial and not math.isinf(halving.score(first)):
-            lines.append(f"The settings that the search was given: {halving.score(first):.4f}.")
-        changes = described(trial.settings)
-        return [*lines, f"Other than those: {changes}."]
+            lines.append(f"With the settings as given: {halving.score(first):.4f}.")
+        return [*lines, f"Other than the settings as given: {described(trial.settings)}."]
 
 
 def validation(trial: Trial, seeds: Sequence[int]) -> list[float]:

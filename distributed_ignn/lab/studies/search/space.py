@@ -13,7 +13,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -59,19 +59,21 @@ class Axis:
         name: dotted.
         values: to draw from, as on the command line; one that stands twice is drawn twice as often.
         when: whether it says anything, given the settings before it and the graph.
-        binding: whether a trial must have one of the values, also if the search was given another.
+        binding: which trials must have one of the values, also if the search was given another:
+            none of them, those that are drawn, or all but the first.
     """
 
     name: str
     values: tuple[str, ...]
     when: Callable[[Lookup, DatasetSize], bool] = _always
-    binding: bool = False
+    binding: Literal["none", "drawn", "all"] = "none"
 
 
 _IS_CONSISTENT = _on("train.consistency")
 
 SPACE: tuple[Axis, ...] = (
-    Axis("train.lr", ("0.002", "0.005", "0.01", "0.02")),
+    # what learns more slowly does not show at the first rung what it is worth
+    Axis("train.lr", ("0.005", "0.01", "0.02"), binding="drawn"),
     Axis("train.weight_decay", ("0", "5e-5", "5e-4", "5e-3", "1e-2")),
     Axis("train.label_smoothing", ("0", "0.1", "0.2")),
     Axis("train.ema", ("0", "0.9")),
@@ -79,9 +81,9 @@ SPACE: tuple[Axis, ...] = (
     Axis("train.consistency_samples", ("2", "4"), _IS_CONSISTENT),
     Axis("train.consistency_temperature", ("0.3", "0.5"), _IS_CONSISTENT),
     Axis("train.consistency_warmup", ("0", "20"), _IS_CONSISTENT),
-    Axis("model.hidden", ("64", "128", "256")),
+    Axis("model.hidden", ("32", "64", "128", "256")),
     Axis("model.cell", ("ignn", "ignn", "mignn", "eignn")),
-    Axis("model.kappa", ("0.5", "0.8", "0.9", "0.95", "0.98")),
+    Axis("model.kappa", ("0.5", "0.6", "0.8", "0.9", "0.95", "0.98")),
     Axis("model.init", ("glorot", "identity")),
     Axis("model.residual", ("0", "0", "0.3", "0.6")),
     Axis("model.dropout", ("0", "0.5", "0.7")),
@@ -113,7 +115,7 @@ def restricted(grid: Mapping[str, tuple[str, ...]], pinned: Sequence[str] = ()) 
         for axis in SPACE
         if axis.name not in grid and not any(_is_in(axis.name, name) for name in pinned)
     ]
-    return (*(Axis(name, values, binding=True) for name, values in grid.items()), *rest)
+    return (*(Axis(name, values, binding="all") for name, values in grid.items()), *rest)
 
 
 def _is_in(name: str, section: str) -> bool:
@@ -167,7 +169,8 @@ class Space:
         for dataset in KNOWN:
             shipped = leaves(read_yaml(CONFIG_FOLDER / f"{dataset}.yaml") or {})
             chosen = {name: str(value) for name, value in shipped if name in names}
-            settings = self._allowed(self._told(self._changed(chosen, 0.0, random)))
+            bound = self._changed(chosen, 0.0, random, binding=("all",))
+            settings = self._allowed(self._told(bound))
             if settings:
                 found[dataset] = settings
         return found
@@ -199,13 +202,25 @@ class Space:
         return None
 
     def _changed(
-        self, parent: Settings, share: float, random: np.random.Generator
+        self,
+        parent: Settings,
+        share: float,
+        random: np.random.Generator,
+        binding: Sequence[str] = ("drawn", "all"),
     ) -> dict[str, str]:
-        """The parent's settings, each drawn anew with a probability of ``share``."""
+        """The parent's settings, each drawn anew with a probability of ``share``.
+
+        Args:
+            parent: settings.
+            share: see above.
+            random: draws.
+            binding: see ``Axis``; those that are to be heeded.
+        """
         drawn = dict(parent)
         for axis in self._axes:
-            bound = axis.binding and drawn.get(axis.name) not in axis.values
-            if random.random() < share or bound:
+            own = drawn.get(axis.name, self._given.get(axis.name))
+            free = axis.binding not in binding or any(_same(v, own) for v in axis.values)
+            if random.random() < share or not free:
                 drawn[axis.name] = axis.values[int(random.integers(len(axis.values)))]
         return drawn
 
@@ -220,7 +235,7 @@ class Space:
             chosen = drawn.get(axis.name)
             if chosen is None or not axis.when(value, self._graph):
                 continue
-            if axis.binding or not _same(chosen, self._given.get(axis.name)):
+            if axis.binding == "all" or not _same(chosen, self._given.get(axis.name)):
                 told[axis.name] = chosen
         return told
 
