@@ -189,6 +189,7 @@ def _changed(section: type[BaseModel]) -> dict[str, Any]:
         # METIS alone reads weights
         "edge_weights": False if section is PartitionConfig else "ignore",
         "network": "gru",  # a table has no weights per node
+        "normalisation": "symmetric",  # the last cell has no use for rows
         "constraint": "projection",  # none contradicts the other cells and a learned kappa
     }
     if section is PartitionConfig:

@@ -193,3 +193,12 @@ def test_a_shard_with_half_a_scaling_is_refused() -> None:
     assert not FeatureScaling("standard", numbers, numbers.float()).fits(3)
     assert not FeatureScaling("standard", numbers, numbers / 0).fits(3)
     assert not FeatureScaling("standard", numbers, numbers).fits(4)
+
+
+@pytest.mark.parametrize("norm", ["row", "l2"])
+@pytest.mark.parametrize("sparse", [False, True])
+def test_rows_that_overflow_are_refused(norm: FeatureNorm, sparse: bool) -> None:
+    features = torch.ones(3, 4)
+    features[1] = 3e38
+    with pytest.raises(UserError, match=f"here: .* node 1 are too large .* = {norm}; divide"):
+        scale_features(_sparse(features) if sparse else features, norm, "here")

@@ -69,7 +69,7 @@ def scale_features(
         _warn_of_row(features, origin)
     if norm != "standard":
         known = FeatureScaling(norm) if asked == "auto" else None
-        return _by_rows(features, norm), known
+        return _by_rows(features, norm, origin), known
     scaling = FeatureScaling(norm, *column_statistics(features))
     if isinstance(features, CSRMatrix):
         logger.info(
@@ -95,7 +95,7 @@ def apply_scaling(features: Features | None, scaling: FeatureScaling, origin: st
             "same order"
         )
     if columns is None:
-        return _by_rows(features, scaling.norm)
+        return _by_rows(features, scaling.norm, origin)
     return _standardised(features, *columns)
 
 
@@ -149,19 +149,32 @@ def _warn_of_row(features: Features, origin: str) -> None:
         )
 
 
-def _by_rows(features: Features, norm: FeatureNorm) -> Features:
+def _by_rows(features: Features, norm: FeatureNorm, origin: str) -> Features:
     if norm == "none":
         return features
     if isinstance(features, Tensor):
-        return torch.nn.functional.normalize(features, p=1.0 if norm == "row" else 2.0, dim=1)
+        power = 1.0 if norm == "row" else 2.0
+        _check_lengths(torch.linalg.vector_norm(features, power, dim=1), norm, origin)
+        return torch.nn.functional.normalize(features, p=power, dim=1)
     rows = features.rows()
     value = torch.ones(features.num_entries) if features.value is None else features.value
     size = value.abs() if norm == "row" else value.square()
     length = torch.zeros(features.num_rows, dtype=value.dtype).index_add_(0, rows, size)
+    _check_lengths(length, norm, origin)
     if norm == "l2":
         length = length.sqrt()
     scaled = value / length.clamp_min(torch.finfo(value.dtype).tiny)[rows]
     return CSRMatrix(features.rowptr, features.col, scaled, features.num_cols)
+
+
+def _check_lengths(length: Tensor, norm: FeatureNorm, origin: str) -> None:
+    """Refuse rows [n] that are finite and whose sum or length is not: they would become 0."""
+    if not bool(torch.isfinite(length).all()):
+        node = int((~torch.isfinite(length)).nonzero()[0])
+        raise UserError(
+            f"{origin}: the features of node {node} are too large for data.feature_norm = {norm}; "
+            "divide them by a number, or correct them"
+        )
 
 
 def column_statistics(features: Features) -> tuple[Tensor, Tensor]:

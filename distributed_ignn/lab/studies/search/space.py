@@ -17,7 +17,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from distributed_ignn.config import CONFIG_FOLDER, RunConfig
+from distributed_ignn.config import CONFIG_FOLDER, RunConfig, choices
+from distributed_ignn.config.choices import Choice
+from distributed_ignn.config.dataset import FILE_SUFFIXES, OWN_FILE
 from distributed_ignn.errors import UserError
 from distributed_ignn.graph.storage.manifest import DatasetSize
 from distributed_ignn.lab.studies.study_runs import with_settings
@@ -48,7 +50,12 @@ def _compares_features(value: Lookup, graph: DatasetSize) -> bool:
 
 def _on(name: str) -> Callable[[Lookup, DatasetSize], bool]:
     """Whether another setting, which stands before, is not 0."""
-    return lambda value, graph: float(value(name)) > 0.0
+    return lambda value, graph: value(name) == "auto" or float(value(name)) > 0.0
+
+
+def _is_own(value: Lookup, graph: DatasetSize) -> bool:
+    dataset = value("dataset")
+    return dataset == OWN_FILE or dataset.endswith(FILE_SUFFIXES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +89,7 @@ SPACE: tuple[Axis, ...] = (
     Axis("train.consistency_temperature", ("0.3", "0.5"), _IS_CONSISTENT),
     Axis("train.consistency_warmup", ("0", "20"), _IS_CONSISTENT),
     Axis("model.hidden", ("32", "64", "128", "256")),
-    Axis("model.cell", ("ignn", "ignn", "mignn", "eignn")),
+    Axis("model.cell", Choice(choices.CELLS).names()),
     Axis("model.kappa", ("0.5", "0.6", "0.8", "0.9", "0.95", "0.98")),
     Axis("model.init", ("glorot", "identity")),
     Axis("model.residual", ("0", "0", "0.3", "0.6")),
@@ -91,7 +98,8 @@ SPACE: tuple[Axis, ...] = (
     Axis("model.node_dropout", ("0", "0.3", "0.5"), _has_features),
     Axis("model.injection", ("features", "propagated", "both"), _has_features),
     Axis("model.injection_layers", ("1", "2"), _has_features),
-    Axis("data.feature_norm", ("none", "row", "l2"), _has_features),
+    Axis("data.feature_norm", ("auto", "none", "row", "l2", "standard"), _has_features),
+    Axis("data.directions", ("auto", "undirected", "both"), _is_own),
     Axis("data.knn", ("0", "5", "10"), _compares_features),
     Axis("model.injection_channels", ("all", "graph", "knn"), _on("data.knn")),
 )
