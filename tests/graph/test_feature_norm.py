@@ -30,7 +30,7 @@ from distributed_ignn.graph.storage.shard_file import read_shard_file, write_sha
 
 def _sparse(dense: Tensor) -> CSRMatrix:
     row, col = dense.nonzero(as_tuple=True)
-    return csr_from_entries(row, col, *dense.shape, dense[row, col])
+    return csr_from_entries(row, col, dense.shape[0], dense.shape[1], dense[row, col])
 
 
 def _dense(features: CSRMatrix | Tensor | None) -> Tensor:

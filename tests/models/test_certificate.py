@@ -170,7 +170,8 @@ def test_a_hub_does_not_take_the_contraction_beyond_kappa() -> None:
     config = ModelConfig(hidden=32, kappa=0.95)
     model = ShardModel(shard, comm, config, torch.float32, seed=0)
     with torch.no_grad():
-        model.cell_weights.weight.mul_(10.0)
+        for parameter in model.cell_weights.parameters():
+            parameter.mul_(10.0)
     model.project()
     certificate = certify(model, shard, comm, _state(model, 3))
     assert certificate is not None

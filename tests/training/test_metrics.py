@@ -13,7 +13,7 @@ from torch import Tensor
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config.training import Metric
 from distributed_ignn.errors import UserError
-from distributed_ignn.graph.data import GraphData
+from distributed_ignn.graph.data import GraphData, Task
 from distributed_ignn.training.losses.metrics import _area
 from distributed_ignn.training.losses.objective import Objective
 from distributed_ignn.training.state import State
@@ -34,7 +34,7 @@ def _data(classes: int = CLASSES, *, several: bool = False) -> GraphData:
     labels: Tensor = torch.randint(0, classes, (NODES,), generator=generator)
     if several:
         labels = (torch.rand(NODES, classes, generator=generator) > 0.5).float()
-    task = "multilabel" if several else "multiclass"
+    task: Task = "multilabel" if several else "multiclass"
     return replace(make_data("plain"), labels=labels, num_classes=classes, task=task)
 
 
