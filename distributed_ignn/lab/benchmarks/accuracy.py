@@ -180,7 +180,7 @@ def _study(
     return Study(
         Report("accuracy", settings, figures, rows),
         rows,
-        (tabulate(courses, options.target, title),),
+        tabulate(courses, options.target, title),
         (*notes, _RULE),
         lambda: draw(courses, options.target, title),
     )
@@ -253,21 +253,32 @@ def _figures(courses: Sequence[Course], target: float) -> Iterator[Figure]:
                 yield from compare(values, "error", baseline, section)
 
 
-def tabulate(courses: Sequence[Course], target: float, title: str) -> Table:
-    """A row per contender: what the target has taken, how much sooner, and the best epoch."""
-    table = Table(title=f"{title}: validation {target:g}")
-    table.add_column("contender")
-    for name in ("seconds", "epochs", "evaluations", "MB sent"):
-        table.add_column(name, justify="right")
+def tabulate(courses: Sequence[Course], target: float, title: str) -> tuple[Table, ...]:
+    """What the target has taken, how many times sooner than the baselines, and the best epochs."""
+    taken = _table(f"{title}: to validation {target:g}", _TAKEN)
+    best = _table(f"{title}: the epoch that validation chose", _BEST)
+    for course in courses:
+        taken.add_row(course.name, *_reached(course, target))
+        best.add_row(course.name, *_chosen(course))
     known = {course.name: course for course in courses}
     against = [known[name] for name in BASELINES if name in known]
-    for base in against:
-        table.add_column(f"sooner than {base.name}", justify="right")
-    for name in ("best", "test there", "seconds in all"):
-        table.add_column(name, justify="right")
+    if not against:
+        return taken, best
+    ratios = _table(f"validation {target:g} so many times sooner than", [c.name for c in against])
     for course in courses:
-        ratios = (sooner(course, base, target) for base in against)
-        table.add_row(course.name, *_reached(course, target), *ratios, *_best(course))
+        ratios.add_row(course.name, *(sooner(course, base, target) for base in against))
+    return taken, ratios, best
+
+
+_TAKEN = ("seconds", "epochs", "evaluations", "MB sent")
+_BEST = ("validation", "test", "epoch", "of", "seconds in all")
+
+
+def _table(title: str, columns: Sequence[str]) -> Table:
+    table = Table(title=title)
+    table.add_column("contender", no_wrap=True)
+    for name in columns:
+        table.add_column(name, justify="right")
     return table
 
 
@@ -280,11 +291,12 @@ def _reached(course: Course, target: float) -> tuple[str, ...]:
     return f"{spent.seconds:.1f}", str(point.epoch), f"{spent.evaluations:.0f}", sent
 
 
-def _best(course: Course) -> tuple[str, ...]:
+def _chosen(course: Course) -> tuple[str, ...]:
     best = course.best
     if best is None:
-        return course.ended, "", ""
-    return f"{best.val:.4f} in {best.epoch}", f"{course.test:.4f}", f"{course.total:.1f}"
+        return course.ended, "", "", "", ""
+    counts = str(best.epoch), str(len(course.points))
+    return f"{best.val:.4f}", f"{course.test:.4f}", *counts, f"{course.total:.1f}"
 
 
 def sooner(course: Course, base: Course, target: float) -> str:

@@ -18,19 +18,28 @@ _PANELS: tuple[tuple[str, Callable[[Point], float]], ...] = (
 
 
 def draw(courses: Sequence[Course], target: float, title: str) -> Figure:
-    """Four panels with one vertical axis; a dot marks the epoch that validation chose."""
-    figure = Figure(figsize=(12, 7.5))
-    grid = figure.subplots(2, 2, sharey=True)
-    for axes, (name, spent) in zip(grid.flat, _PANELS, strict=True):
+    """A panel each with one vertical axis; a dot marks the epoch that validation chose.
+
+    What nobody has spent, such as bytes where there is one rank, has no panel.
+    """
+    points = [point for course in courses for point in course.points]
+    panels = [each for each in _PANELS if any(each[1](point) > 0.0 for point in points)]
+    panels = panels or list(_PANELS[:1])
+    lines = -(-len(panels) // 2)
+    figure = Figure(figsize=(12, 0.8 + 3.5 * lines), layout="constrained")
+    grid = figure.subplots(lines, 2, sharey=True, squeeze=False)
+    for axes, (name, spent) in zip(grid.flat, panels, strict=False):
         _draw_panel(axes, courses, spent)
         axes.axhline(target, color="grey", linestyle=":", linewidth=1.0)
         axes.set_xlabel(name)
         axes.set_ylabel("validation metric")
-        if any(spent(point) > 0.0 for course in courses for point in course.points):
+        if points:
             axes.set_xscale("log")
-    grid[0][0].legend(fontsize="small", loc="lower right")
+    for axes in grid.flat[len(panels) :]:
+        axes.set_axis_off()
+    handles, names = grid[0][0].get_legend_handles_labels()
+    figure.legend(handles, names, fontsize="small", loc="outside lower center", ncols=3)
     figure.suptitle(f"{title}; dotted: {target:g}")
-    figure.tight_layout()
     return figure
 
 
