@@ -13,7 +13,7 @@ import pytest
 
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.commands.search import main
-from distributed_ignn.config import RunConfig, parse_args
+from distributed_ignn.config import parse_args
 from distributed_ignn.errors import Stopped, UserError
 from distributed_ignn.lab.studies.search import session
 from distributed_ignn.lab.studies.search.halving import Budget
@@ -25,7 +25,15 @@ from tests.ranks import run_ranks
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
 
-QUICK = ["--device", "cpu", "--train.threads", "1", "--train.epochs", "8"]
+QUICK = [
+    *("--train.eval-every", "1"),
+    "--device",
+    "cpu",
+    "--train.threads",
+    "1",
+    "--train.epochs",
+    "8",
+]
 CHAINS = [
     *("--dataset", "chains", *QUICK, "--data.chains.length", "5"),
     *("--data.chains.chains-per-class", "8", "--forward.method", "anderson"),
@@ -250,9 +258,7 @@ def test_processes_of_this_machine_train_trials_side_by_side(
 
 
 def _search_on_ranks(comm: Communicator, graph: str, out: str) -> dict[str, Any]:
-    config = RunConfig.model_validate(
-        {"dataset": graph, "device": "cpu", "train": {"epochs": 4, "threads": 1}}
-    )
+    config = parse_args(["--dataset", graph, *QUICK, "--train.epochs", "4"])
     search = search_here(Request(config, trials=2, out=Path(out)), comm, shows=False)
     assert (search is not None) == comm.is_main
     return {} if search is None else {"trial": search.conclude().number}
