@@ -114,6 +114,10 @@ def test_auto_asks_how_many_edges_have_no_way_back(
     assert said in caplog.text
     same = np.concatenate([EDGES, EDGES[::-1]], axis=1)
     assert _load("auto", edge_index=same).graph_channels == 1
+    # a list that names each undirected edge once, its ends in one order
+    for once in (np.sort(EDGES, axis=0), np.sort(EDGES, axis=0)[::-1].copy()):
+        assert _load("auto", edge_index=once).graph_channels == 1
+        assert _load("both", edge_index=once).graph_channels == 2
 
 
 def test_named_datasets_are_undirected(tmp_path: Path) -> None:

@@ -250,7 +250,7 @@ def _graphs(
     graph = given if same else csr_from_edges(row, col, n, weight)
     # each edge without a way back has been given one
     one_way = (graph.num_entries - given.num_entries) / max(given.num_entries, 1)
-    if _takes_both(directions, one_way, origin):
+    if _takes_both(directions, one_way, _names_each_once(row, col), origin):
         return given, turned(given)
     if one_way > 0.0:
         logger.info("%s: the graph is directed; adding the missing directions", origin)
@@ -259,13 +259,26 @@ def _graphs(
     return (graph,)
 
 
-def _takes_both(directions: Directions, one_way: float, origin: Path) -> bool:
-    """Whether the directions of edges become two channels; the log says why."""
-    both = directions == "both" or (directions == "auto" and one_way > _FEW)
+def _names_each_once(row: Tensor, col: Tensor) -> bool:
+    """Whether all edges go up in ids, or all down: so undirected edges are listed once each."""
+    return bool((row <= col).all()) or bool((row >= col).all())
+
+
+def _takes_both(directions: Directions, one_way: float, once: bool, origin: Path) -> bool:
+    """Whether the directions of edges become two channels; the log says why.
+
+    Args:
+        directions: what was asked for.
+        one_way: share of the edges without a way back.
+        once: see ``_names_each_once``.
+        origin: the first word of the line.
+    """
+    both = directions == "both" or (directions == "auto" and one_way > _FEW and not once)
     if directions != "undirected":
-        text = "%s: %.1f %% of the edges have no way back; data.directions = %s: %s"
+        order = ", but all name their ends in one order, as undirected edges" if once else ""
+        text = "%s: %.1f %% of the edges have no way back%s; data.directions = %s: %s"
         made = "in- and out-neighbours are two channels" if both else "every edge counts both ways"
-        logger.info(text, origin, 100.0 * one_way, directions, made)
+        logger.info(text, origin, 100.0 * one_way, order, directions, made)
     return both
 
 
