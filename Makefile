@@ -37,11 +37,15 @@ train: $(TRAIN_READY)
 	OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node 2 launch/train.py \
 		--dataset chains --device cpu --output runs/quickstart-$$(date +%Y%m%d-%H%M%S)
 
-# First the tests of one process, side by side; then all others, one after the other, in any case.
+# Cheapest first, each in any case: the tests of one process, then those of a few ranks, both two files
+# at a time, then the slow ones, one after the other. Idle threads sleep, so that ranks share cores.
+test: export GOMP_SPINCOUNT = 0
+test: export OMP_WAIT_POLICY = passive
 test: $(DEV_READY)
 	@code=0; \
 	$(BIN)/python -m pytest -m cheap -n 2 --dist loadfile || code=$$?; \
-	$(BIN)/python -m pytest -m "not cheap" || code=$$?; \
+	$(BIN)/python -m pytest -m "not cheap and not slow" -n 2 --dist loadfile || code=$$?; \
+	$(BIN)/python -m pytest -m "not cheap and slow" || code=$$?; \
 	exit $$code
 
 long: $(DEV_READY)

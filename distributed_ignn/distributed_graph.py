@@ -5,7 +5,9 @@ Letters: n nodes of the whole graph, O owned nodes, E edges into owned nodes, F 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
@@ -18,6 +20,7 @@ from torch.nn import Module, Parameter
 from distributed_ignn.comm.collectives import sum_of_shares
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import DataConfig, PartitionConfig
+from distributed_ignn.config.dataset import Directions
 from distributed_ignn.errors import UserError
 from distributed_ignn.graph.data import CSRMatrix, GraphData
 from distributed_ignn.graph.datasets import graph_in_memory
@@ -34,7 +37,8 @@ class DistributedGraph:
 
     Every rank makes one, and calls its methods, alike. It is a context manager, which ends this
     rank's part in the job. The graph is the one that this package reads: without self-loops and
-    without repeated edges, undirected unless it was divided as a directed one.
+    without repeated edges, undirected unless it was divided with its directions: then
+    ``edge_indices`` are its edges, and its edges turned round.
 
     Args:
         shard: this rank's part, for as many ranks as there are.
@@ -88,6 +92,7 @@ class DistributedGraph:
         data: object,
         *,
         partition: PartitionConfig | None = None,
+        directions: Directions = "undirected",
         device: Literal["auto", "cpu", "cuda"] = "auto",
         dtype: torch.dtype | None = None,
     ) -> Self:
@@ -98,9 +103,9 @@ class DistributedGraph:
 
         Args:
             data: a ``torch_geometric.data.Data`` with labels and splits, a dictionary of its
-                attributes, or a GraphData; the same on every rank. Features stay as they are; a
-                graph with edges in one direction gets the other.
+                attributes, or a GraphData; the same on every rank. Features stay as they are.
             partition: how to divide; METIS if not given.
+            directions: see ``data.directions`` in ``--help``; a GraphData has its own already.
             device, dtype: as in ``open``.
 
         Raises:
@@ -109,7 +114,8 @@ class DistributedGraph:
         """
 
         def cut(comm: Communicator) -> GraphShard:
-            whole = comm.together(lambda: _as_graph(data))
+            with _told_by_one(comm):
+                whole = comm.together(lambda: _as_graph(data, directions))
             _check_alike(
                 comm,
                 whole.fingerprint(),
@@ -331,10 +337,23 @@ class DistributedGraph:
         )
 
 
-def _as_graph(data: object) -> GraphData:
+def _as_graph(data: object, directions: Directions) -> GraphData:
     if isinstance(data, GraphData):
         return data
-    return graph_in_memory(data, DataConfig())
+    return graph_in_memory(data, DataConfig(directions=directions))
+
+
+@contextmanager
+def _told_by_one(comm: Communicator) -> Iterator[None]:
+    """What reading a graph has to say, every rank would say alike; let rank 0 say it."""
+    reading = logging.getLogger("distributed_ignn.graph.datasets")
+    before = reading.level
+    if not comm.is_main:
+        reading.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        reading.setLevel(before)
 
 
 def _check_alike(comm: Communicator, digest: str, otherwise: str) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from distributed_ignn.config import RunConfig, parse_args
+from distributed_ignn.config import RunConfig, decided, parse_args
 from distributed_ignn.graph.data import CSRMatrix, GraphData
 from distributed_ignn.graph.datasets import load_dataset
 from distributed_ignn.nn import ImplicitGNN
@@ -68,12 +68,15 @@ def loss_of(draws: list[Tensor], data: GraphData, config: RunConfig) -> Tensor:
     """Cross-entropy on the training nodes, and consistency on all where it is asked for."""
     rows, train = data.train_nodes, config.train
     labelled = [
-        F.cross_entropy(logits[rows], data.labels[rows], label_smoothing=train.label_smoothing)
+        F.cross_entropy(
+            logits[rows], data.labels[rows], label_smoothing=float(train.label_smoothing)
+        )
         for logits in draws
     ]
     total = torch.stack(labelled).mean()
-    if train.consistency > 0.0:
-        total = total + train.consistency * consistency(draws, train.consistency_temperature)
+    weight = float(train.consistency)
+    if weight > 0.0:
+        total = total + weight * consistency(draws, train.consistency_temperature)
     return total
 
 
@@ -87,13 +90,13 @@ def main(argv: list[str]) -> None:
     config = parse_args(argv or SMALL)
     torch.manual_seed(config.seed)
     data = load_dataset(config.dataset, config.data_root, config.data)
+    config = decided(config, data.train_nodes.numel(), data.num_classes)
     x, edges = features(data), [edge_index(graph) for graph in data.graphs]
     model = build(data, config)
-    optimizer = torch.optim.Adam(
-        model.parameters(), lr=config.train.lr, weight_decay=config.train.weight_decay
-    )
+    decay = float(config.train.weight_decay)
+    optimizer = torch.optim.Adam(model.parameters(), lr=config.train.lr, weight_decay=decay)
     best, test, samples = 0.0, 0.0, 1
-    if config.train.consistency > 0.0:
+    if float(config.train.consistency) > 0.0:
         samples = config.train.consistency_samples
     for epoch in range(1, config.train.epochs + 1):
         model.train()

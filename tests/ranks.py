@@ -23,6 +23,9 @@ import torch
 
 from distributed_ignn.comm.communicator import start_communicator
 
+# Ranks are forked from a process that has imported these and started no thread; otherwise importing
+# them costs each rank two seconds.
+_PRELOADED = ["torch", "torch.distributed", "distributed_ignn.training.trainer", "pytest"]
 _POLL_SECONDS = 0.1
 # A rank that fails often takes its neighbours down with it a moment later, and theirs may be the
 # first report to arrive; waiting briefly lets the message name all of them.
@@ -52,7 +55,8 @@ def run_ranks(
     Raises:
         AssertionError: a rank raised (its stack trace is the message), died, or the time is up.
     """
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOADED)
     reports: Any = context.Queue()
     with tempfile.TemporaryDirectory() as folder:
         init_method = (Path(folder) / "rendezvous").as_uri()

@@ -22,7 +22,6 @@ SAME_MEANING = {
     "partition.py": {"commands", "graph/partitioning"},
     "predict.py": {"commands", "runs"},
     "scaling.py": {"commands", "lab/benchmarks"},
-    "search.py": {"commands", "lab/studies"},
     # the shards of a run, and what can be wrong with them
     "shards.py": {"runs", "tests/inputs/table"},
     # the cells, by themselves and in whole runs

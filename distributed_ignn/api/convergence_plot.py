@@ -62,16 +62,25 @@ def _loss(ax: Axes, records: _Records) -> None:
 def _metrics(ax: Axes, records: _Records) -> None:
     _line(ax, records, "train_metric", "training")
     if _line(ax, records, "val_metric", "validation"):
-        known = [r for r in records if r.get("val_metric") is not None]
-        best = max(known, key=lambda r: r["val_metric"])  # the first of equals, as training has it
-        text = f"best: {best['val_metric']:.4f} in epoch {best['epoch']}"
-        ax.plot(best["epoch"], best["val_metric"], "k*", markersize=10, label=text)
+        epoch, value = _best(records)
+        text = f"best: {value:.4f} in epoch {epoch}"
+        ax.plot(epoch, value, "k*", markersize=10, label=text)
         ax.legend()
     ax.set_title("metric")
 
 
+def _best(records: _Records) -> tuple[int, float]:
+    """The epoch chosen so far and its metric; where none is confirmed yet, the largest metric."""
+    newest = records[-1]
+    if newest.get("best_epoch") is not None:
+        return newest["best_epoch"], newest["best_val"]
+    known = [r for r in records if r.get("val_metric") is not None]
+    best = max(known, key=lambda r: r["val_metric"])  # the first of equals, as training has it
+    return best["epoch"], best["val_metric"]
+
+
 def _evaluations(ax: Axes, records: _Records) -> None:
-    for name in ("forward", "validation", "adjoint"):
+    for name in ("forward", "validation", "confirmation", "adjoint"):
         _line(ax, records, f"evaluations_{name}", name)
     ax.set_ylim(bottom=0)
     ax.set_title("map evaluations per solve")

@@ -20,12 +20,14 @@ from distributed_ignn.config.options import (
     Count,
     Options,
     OutputFile,
+    Share,
     Shares,
     Shown,
     check_outputs,
 )
-from distributed_ignn.lab.benchmarks import codec_study, solver, sparsifier
+from distributed_ignn.lab.benchmarks import accuracy, codec_study, solver, sparsifier
 from distributed_ignn.lab.benchmarks.benchmark_graph import open_workload
+from distributed_ignn.lab.benchmarks.courses import Limits
 from distributed_ignn.lab.benchmarks.interleaving import Report
 from distributed_ignn.lab.benchmarks.short_flags import SHORT_FLAGS, spelled_out
 from distributed_ignn.lab.benchmarks.study import Study, tell_nobody
@@ -33,6 +35,7 @@ from distributed_ignn.lab.benchmarks.suite import SUITE, WITH_SINGLE
 from distributed_ignn.launchers.this_rank import on_this_rank
 
 _STUDIES = ("solver", "sparsifier", "codecs")
+_COURSE = "accuracy"
 _EXAMPLE = "ignn benchmark propagate --json propagate.json"
 _STUDY = "ignn benchmark solver runs/acm --csv acm.csv --plot acm.png"
 _EXAMPLES = f"""\
@@ -43,6 +46,9 @@ benchmarks of a graph:
               and where its time goes
   epoch       a training epoch stage by stage, with the learned solver, Anderson and Picard
   memory      the memory budget of a run beside what it takes, item by item
+  accuracy    time to accuracy: validation over seconds, epochs, evaluations and bytes, with and
+              without local steps, against explicit networks on the full graph and on samples;
+              minutes for each of them (--minutes), one after the other
 
 studies of a trained run (RUN):
   solver      distance, residual, test metric and time of every solver after every evaluation;
@@ -56,6 +62,7 @@ examples:
   torchrun --standalone --nproc-per-node 2 -m distributed_ignn benchmark iteration --scale 0.04
   {_EXAMPLE}
   ignn benchmark propagate --dataset acm --data-root data --width 64
+  ignn benchmark accuracy --scale 0.02 --target 0.9 --only local exact sage --plot accuracy.png
   torchrun --standalone --nproc-per-node 2 -m distributed_ignn benchmark exchange --json out.json
   {_STUDY}
   torchrun --standalone --nproc-per-node 2 -m distributed_ignn benchmark codecs runs/acm
@@ -80,6 +87,20 @@ class _GraphOptions(Options):
     without_single: bool = Field(False, description="leave the baseline of one process out")
 
 
+class _CourseOptions(Options):
+    title: ClassVar[str] = "time to accuracy"
+
+    target: Share = Field(0.96, description="metric on the validation nodes (accuracy)")
+    minutes: float = Field(10.0, gt=0, description="of each training at most (accuracy)")
+    most_epochs: Count = Field(
+        200, description="of each training but that with local steps, which has train.epochs"
+    )
+    give_up: Count = Field(20, description="epochs without a better validation that end a training")
+    only: tuple[
+        Annotated[str, Choice("distributed_ignn.lab.benchmarks.accuracy:CONTENDERS")], ...
+    ] = Field((), description="what to train (accuracy); all by default")
+
+
 class _StudyOptions(Options):
     title: ClassVar[str] = "studies of a trained run"
 
@@ -99,10 +120,10 @@ class _StudyOptions(Options):
     )
 
 
-class _Options(_StudyOptions, _GraphOptions):
+class _Options(_CourseOptions, _StudyOptions, _GraphOptions):
     name: Annotated[
         str,
-        Choice("distributed_ignn.lab.benchmarks.suite:SUITE", _STUDIES),
+        Choice("distributed_ignn.lab.benchmarks.suite:SUITE", (_COURSE, *_STUDIES)),
         Bare("BENCHMARK", _EXAMPLE),
     ] = Field(description="what to measure, see below")
     json_file: OutputFile | None = Field(
@@ -120,7 +141,7 @@ class _Options(_StudyOptions, _GraphOptions):
                     f"benchmark {self.name} needs a trained run; name its folder, as in {_STUDY}"
                 )
             return self
-        for flag in ("csv", "plot", "run"):
+        for flag in ("run",) if self.name == _COURSE else ("csv", "plot", "run"):
             if getattr(self, flag) is not None:
                 raise ValueError(f"--{flag} is for studies of a trained run, not for {self.name}")
         return self
@@ -131,6 +152,19 @@ class _Options(_StudyOptions, _GraphOptions):
         if self.run is None:
             raise ValueError("no study of a run")
         return self.run
+
+    @property
+    def course(self) -> accuracy.AccuracyOptions:
+        """What to train to a target."""
+        limits = Limits(self.minutes, self.most_epochs, self.give_up)
+        return accuracy.AccuracyOptions(self.target, limits, self.only)
+
+    @property
+    def reads_whole_graph(self) -> bool:
+        """Whether some rank needs the graph as one part."""
+        if self.name == _COURSE:
+            return not self.only or bool(accuracy.ON_WHOLE_GRAPH & set(self.only))
+        return self.name in WITH_SINGLE and not self.without_single
 
 
 def main(argv: Sequence[str]) -> int:
@@ -150,23 +184,25 @@ def _run(argv: Sequence[str]) -> None:
 def _measure(options: _Options, config: RunConfig, comm: Communicator) -> None:
     console = Console(stderr=True, highlight=False)
     tell = console.print if comm.is_main else tell_nobody
-    study = None
+    found: Report | Study
     if options.name in _STUDIES:
-        study = _study(options, comm)
-        report = study.report
+        found = _study(options, comm)
     else:
         with open_workload(
             config,
             comm,
             rounds=options.rounds,
             shards=options.shards,
-            single=options.name in WITH_SINGLE and not options.without_single,
+            single=options.reads_whole_graph,
             methods=options.methods,
             tell=tell,
         ) as workload:
-            report = SUITE[options.name](workload)
+            if options.name == _COURSE:
+                found = accuracy.run(workload, options.course)
+            else:
+                found = SUITE[options.name](workload)
     comm.together(
-        lambda: _write(options, report, study) if comm.is_main else None,
+        lambda: _write(options, found) if comm.is_main else None,
         doing="write the results",
         way_out="choose other files",
     )
@@ -209,12 +245,12 @@ def _study(options: _Options, comm: Communicator) -> Study:
     )
 
 
-def _write(options: _Options, report: Report, study: Study | None) -> None:
-    shown = report if study is None else study
-    shown.show(Console(highlight=False))
+def _write(options: _Options, found: Report | Study) -> None:
+    found.show(Console(highlight=False))
+    report = found if isinstance(found, Report) else found.report
     if options.json_file is not None:
         report.write(options.json_file)
-    if study is not None and options.csv is not None:
-        study.write_csv(options.csv)
-    if study is not None and options.plot is not None:
-        study.write_plot(options.plot)
+    if isinstance(found, Study) and options.csv is not None:
+        found.write_csv(options.csv)
+    if isinstance(found, Study) and options.plot is not None:
+        found.write_plot(options.plot)

@@ -35,7 +35,7 @@ examples:
   ignn partition --dataset acm --parts 4 --out shards/acm-4
   torchrun --nproc-per-node 4 -m distributed_ignn train --dataset acm --partition.dir shards/acm-4
   ignn partition --dataset synthetic-products --data.synthetic.scale 1.0 --parts 2 \\
-    --partition.objective cut --out shards/products-2
+    --out shards/products-2
 
 In a checkout, launch/partition.py is the same command.
 """

@@ -187,7 +187,7 @@ def _forecast(options: _Options, console: Console) -> None:
     growth = _growth(options, known, nodes)
     work = _workload(options, known)
     ranks = options.ranks or tuple(count for count in _RANKS if count <= nodes)
-    part_of = _parts(growth, nodes, entries, known, options.neighbours)
+    part_of = _parts(growth, nodes, entries, known, options)
     for count in ranks:
         part_of(count)  # refuse what cannot be divided before anything is printed
     title = f"{nodes:,} nodes, {entries:,} entries, D {work.width}, {profile.name}"
@@ -255,16 +255,19 @@ def _parts(
     nodes: int,
     entries: int,
     known: list[PartitionSizes],
-    neighbours: int | None,
+    options: _Options,
 ) -> PartOf:
     """Measured sizes where there are shards of so many parts, else the law."""
     measured = {sizes.parts: sizes.largest for sizes in known}
-    weighted = any(part.weighted for part in measured.values())
+    like = next(iter(measured.values()), None)
 
     def part_of(parts: int) -> Part:
         if parts in measured:
             return measured[parts]
-        return replace(typical_part(growth, nodes, entries, parts, neighbours), weighted=weighted)
+        typical = typical_part(growth, nodes, entries, parts, options.neighbours)
+        if like is None:
+            return replace(typical, symmetric=not options.directed)
+        return typical.like(like)
 
     return part_of
 

@@ -4,7 +4,7 @@ COMMANDS = {
     "train": ("train", "train a model: alone, under torchrun or on a Ray cluster"),
     "predict": ("predict", "write the prediction of every node of a finished run"),
     "partition": ("partition", "divide a graph once, into shards that training reads"),
-    "search": ("search", "try settings from a grid and keep those that validate best"),
+    "search": ("search", "find settings for a graph by validation, in a given time"),
     "tune": ("tune_solver", "fit the learned solver of a finished run again, without labels"),
     "benchmark": ("benchmark", "measure products, exchanges, epochs, solvers and codecs"),
     "scaling": ("scaling", "measure how training speeds up with ranks and slow links"),

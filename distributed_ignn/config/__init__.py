@@ -9,6 +9,7 @@ from distributed_ignn.config.dataset import (
     dataset_names,
 )
 from distributed_ignn.config.keywords import run_from_settings
+from distributed_ignn.config.left_open import decided, what_was_decided
 from distributed_ignn.config.model import ModelConfig
 from distributed_ignn.config.parse import (
     dump_yaml,
@@ -46,6 +47,7 @@ __all__ = [
     "TrainConfig",
     "absolute_paths",
     "dataset_names",
+    "decided",
     "dump_yaml",
     "load_yaml",
     "parse_args",
@@ -53,4 +55,5 @@ __all__ = [
     "parse_options_and_run",
     "parse_run",
     "run_from_settings",
+    "what_was_decided",
 ]

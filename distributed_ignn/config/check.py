@@ -76,12 +76,25 @@ def validate_options(options: type[OptionsT], values: Mapping[str, Any]) -> Opti
 
 
 def _mistakes(error: ValidationError) -> list[ErrorDetails]:
-    """Without consequences: a default that depends on a wrong setting is not a second mistake."""
-    return [
-        detail
-        for detail in error.errors(include_url=False)
-        if detail["type"] != "default_factory_not_called"
-    ]
+    """Without consequences: a default that depends on a wrong setting is not a second mistake.
+
+    Nor is it one that a number which may be a word besides is not that word.
+    """
+    found: list[ErrorDetails] = []
+    for detail in error.errors(include_url=False):
+        if found and _is_other_member(detail, found[-1]):
+            context = {**found[-1].get("ctx", {}), "also": detail["ctx"]["expected"]}
+            found[-1] = ErrorDetails(**{**found[-1], "ctx": context})
+        elif detail["type"] != "default_factory_not_called":
+            found.append(detail)
+    return found
+
+
+def _is_other_member(detail: ErrorDetails, before: ErrorDetails) -> bool:
+    """Whether a mistake is that of a union's next member, a word, about the same value."""
+    same = detail["loc"][:-1] == before["loc"][:-1] and detail["input"] is before["input"]
+    words = str(detail["loc"][-1]).startswith("literal[")
+    return same and words and detail["type"] == "literal_error" != before["type"]
 
 
 def _told(message: str, count: int) -> UserError:
@@ -135,10 +148,17 @@ def _describe(detail: ErrorDetails, words: _Spelling) -> str:
         if isinstance(detail["input"], Mapping | BaseModel):
             return f"{location}: {reason}".removeprefix(": ")
         return f"{words.with_value(location, detail['input'], quoted=False)} {reason}"
-    reason = _RULES.get(detail["type"], detail["msg"].replace("Input should be", "must be"))
-    reason = reason.format(**detail.get("ctx", {}))
+    reason = _reason(detail)
     found = words.with_value(location, detail["input"], quoted=True)
     return f"{found} {reason}{_way_out(section, location)}"
+
+
+def _reason(detail: ErrorDetails) -> str:
+    """The rule that a value breaks; of a union, the rules of all members."""
+    rule = _RULES.get(detail["type"], detail["msg"].replace("Input should be", "must be"))
+    context = detail.get("ctx", {})
+    reason = rule.format(**context)
+    return f"{reason} or {context['also']}" if "also" in context else reason
 
 
 def _example(section: type[BaseModel], location: str) -> str:

@@ -60,6 +60,7 @@ def digits_to_int(value: Any) -> Any:
 
 
 EdgeWeights = Literal["auto", "use", "ignore"]
+Directions = Literal["undirected", "both", "auto"]
 DatasetName = Annotated[str, _DATASETS]
 LabelRate = Annotated[Literal[20, 40, 60], BeforeValidator(digits_to_int)]
 
@@ -129,8 +130,11 @@ class SyntheticConfig(Section):
 class DataConfig(Section):
     """What is read and how it is prepared."""
 
-    feature_norm: Literal["none", "row", "l2"] = Field(
-        "none", description="divide each node's features by their sum (row) or their length (l2)"
+    feature_norm: Literal["auto", "none", "row", "l2", "standard"] = Field(
+        "none",
+        description="row, l2: divide each node's features by their sum or their length; standard: "
+        "subtract the mean of each column and divide by its standard deviation (sparse features "
+        "are divided only); auto: by what the features are like",
     )
     knn: int = Field(
         0, ge=0, description="K of the feature nearest-neighbour graph as second channel (0: off)"
@@ -142,6 +146,12 @@ class DataConfig(Section):
         description="weights of the edges of your own graph (edge_weight, or edge_attr of one "
         "column); auto: used where there are some; use: there must be some; ignore: every edge "
         "counts 1",
+    )
+    directions: Directions = Field(
+        "undirected",
+        description="of the edges of your own graph; undirected: every edge counts both ways; "
+        "both: in- and out-neighbours are two channels, each with weights of its own; auto: both "
+        "where more than 5 % of the edges have no way back",
     )
     chains: ChainsConfig = ChainsConfig()
     synthetic: SyntheticConfig = SyntheticConfig()
@@ -158,11 +168,13 @@ class PartitionConfig(Section):
     )
     provider: Annotated[str, Choice(choices.METIS_PROVIDERS, ("auto",))] = Field(
         "auto",
-        description="METIS library; auto: pymetis, or pyg-lib where that is missing or where "
-        "objective cut, seed 0 and imbalance from 1.03 on ask for nothing that pyg-lib lacks",
+        description="METIS library; auto: pymetis, or pyg-lib where that is missing, which has the "
+        "cut objective alone and neither seed nor imbalance",
     )
     objective: Literal["volume", "cut"] = Field(
-        "volume", description="volume: fewest halo rows; cut: fewest edges between parts"
+        "cut",
+        description="cut: fewest edges between parts; volume: fewest halo rows, some per cent "
+        "fewer on small graphs, but far slower on large ones",
     )
     balance: Literal["nodes", "edges", "both"] = Field(
         "both", description="what every part gets an equal share of"

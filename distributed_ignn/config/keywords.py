@@ -94,6 +94,11 @@ def _full_name(key: str, section: str) -> str:
     )
 
 
+def setting_names() -> tuple[str, ...]:
+    """Full names of all settings."""
+    return tuple(name for name, is_leaf in _walk(RunConfig, "") if is_leaf)
+
+
 @functools.cache
 def _names() -> dict[str, tuple[str, ...]]:
     """Full names by short name; all of them, sections included, under ``.``."""

@@ -37,6 +37,12 @@ class ModelConfig(Section):
     residual: float = Field(
         0.0, ge=0, lt=1, description="share r of a node's own state: propagate (1 - r) A_hat + r I"
     )
+    normalisation: Literal["auto", "symmetric", "row"] = Field(
+        "auto",
+        description="A_hat: symmetric, D~^-1/2 (A + I) D~^-1/2, or row, D~^-1 (A + I), a mean over "
+        "neighbours, which leaves kappa whole however many channels there are; auto: row where "
+        "data.directions makes two of a directed graph",
+    )
     init: Literal["glorot", "identity"] = Field(
         "glorot",
         description="identity: W starts as a multiple of I in the channels of the injection, so "

@@ -8,6 +8,7 @@ in the help, under that title.
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import get_annotations
@@ -114,9 +115,29 @@ def whole_numbers(least: int) -> Callable[[Any], Any]:
     return parse
 
 
+_UNITS = {"s": 1.0, "min": 60.0, "h": 3600.0}
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(s|min|h)")
+
+
+def duration(text: Any) -> Any:
+    """Seconds of text such as ``90s``, ``10min``, ``2h`` or ``1h30min``."""
+    if not isinstance(text, str):
+        return text
+    parts = _DURATION.findall(text)
+    if not parts or "".join(map("".join, parts)) != text:
+        raise ValueError("must be a time with its unit, as in 90s, 10min or 2h")
+    seconds = sum(float(number) * _UNITS[unit] for number, unit in parts)
+    if seconds <= 0.0:
+        raise ValueError("must be above 0, as in 90s, 10min or 2h")
+    return seconds
+
+
 Count = Annotated[int, Field(ge=1)]
 Counts = Annotated[tuple[Count, ...], BeforeValidator(_split)]
 """Whole numbers from 1 on: ``--ranks 1 2 4`` or ``--ranks 1,2,4``."""
+
+Duration = Annotated[float, BeforeValidator(duration), Shown("TIME")]
+"""Seconds, given as ``90s``, ``10min`` or ``2h``."""
 
 Share = Annotated[float, Field(gt=0, le=1)]
 Shares = Annotated[tuple[Share, ...], BeforeValidator(_split)]

@@ -7,7 +7,7 @@ UserError of one line, raised before any process starts.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,10 @@ from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDic
 from distributed_ignn.config.check import validate_options, validate_run
 from distributed_ignn.config.choices import choice_at
 from distributed_ignn.config.command import CommandParser
-from distributed_ignn.config.dataset import OWN_FILE, dataset_names
+from distributed_ignn.config.dataset import FILE_SUFFIXES, IN_MEMORY, OWN_FILE, dataset_names
 from distributed_ignn.config.options import OptionsT, declare, given
 from distributed_ignn.config.sections import RunConfig
-from distributed_ignn.config.shipped import CONFIG_FOLDER
+from distributed_ignn.config.shipped import CONFIG_FOLDER, shipped_file
 from distributed_ignn.errors import UserError
 from distributed_ignn.reading.plain_files import in_one_line
 from distributed_ignn.reading.strict_yaml import read_yaml
@@ -31,6 +31,8 @@ _PLACEHOLDERS = {
     "float": "X",
     "Path": "PATH",
     "{auto,Path}": "auto|PATH",
+    "{int,auto}": "N|auto",
+    "{float,auto}": "X|auto",
     "bool": "{true,false}",
 }
 _EMPTY_DEFAULTS = (" (default: None)", " (default: null)", " (default factory: _output_folder)")
@@ -96,13 +98,20 @@ def parse_options(
 
 
 def parse_options_and_run(
-    options: type[OptionsT], argv: Sequence[str], *, name: str, about: str, more: str
+    options: type[OptionsT],
+    argv: Sequence[str],
+    *,
+    name: str,
+    about: str,
+    more: str,
+    means: Callable[[OptionsT], Mapping[str, Any]] = lambda options: {},
 ) -> tuple[OptionsT, RunConfig]:
     """The flags of a command that takes the settings of a run besides, and the run.
 
     Args:
         options: its own flags; none of them may be named like a setting.
         argv, name, about, more: as for ``parse_options``.
+        means: settings of the run that the command's own flags stand for.
 
     Raises:
         UserError, SystemExit: as ``parse_args``.
@@ -113,7 +122,7 @@ def parse_options_and_run(
     parser.usage = f"{own} [--config FILE] [--SECTION.KEY VALUE ...]"
     found, flags = _read(parser, argv)
     values = validate_options(options, given(options, found))
-    return values, resolve_run(flags, found.config)
+    return values, resolve_run(_merge(flags, means(values)), found.config)
 
 
 def _read(parser: CommandParser, argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
@@ -164,18 +173,27 @@ def resolve_run(flags: dict[str, Any], config_file: Path | None) -> RunConfig:
 
     Args:
         flags: sections and keys, from a command line or a program.
-        config_file: the file; that of the dataset, if it has one, by default.
+        config_file: the file; that of the dataset, if it has one, by default. Under the settings
+            for a graph of one's own, those that were chosen for any graph come first.
 
     Raises:
         UserError: see ``parse_args``.
     """
     path = config_file or _shipped(flags.get("dataset"))
     if path is None:
-        return _check_files(validate_run(flags))
+        return _check_files(validate_run(_over_own_graph(flags)))
     if not path.is_file():
         problem = "is a folder" if path.is_dir() else "does not exist"
         raise UserError(f"config = {path} {problem}; name a YAML file with --config FILE")
-    return _check_files(validate_run(_merge(_read_yaml(path), flags), path, flags))
+    values = _over_own_graph(_merge(_read_yaml(path), flags))
+    return _check_files(validate_run(values, path, flags))
+
+
+def _over_own_graph(values: dict[str, Any]) -> dict[str, Any]:
+    """The settings over the defaults for a graph of one's own, if the dataset is one."""
+    dataset = values.get("dataset")
+    own = dataset in (OWN_FILE, IN_MEMORY) or str(dataset).endswith(FILE_SUFFIXES)
+    return _merge(_read_yaml(shipped_file("own-graph.yaml")), values) if own else values
 
 
 def _shipped(dataset: str | None) -> Path | None:

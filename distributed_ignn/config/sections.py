@@ -161,6 +161,7 @@ class RunConfig(Section):
                 f"data.path = {self.data.path} is read only with dataset = file, "
                 f"not {self.dataset}",
             ),
+            *self._symmetry_rules(),
             (
                 self.model.constraint == "none" and not _CELLS.entry(self.model.cell).projects,
                 f"model.constraint = none has no effect with model.cell = {self.model.cell}, "
@@ -177,9 +178,9 @@ class RunConfig(Section):
                 "switch the check off",
             ),
             (
-                self.train.local_lr > 0.0 and self.train.local_steps == 0,
-                f"train.local_lr = {self.train.local_lr:g} has no effect with train.local_steps = "
-                "0; add --train.local-steps 30 or drop it",
+                self.train.local_lr not in (0.0, "auto") and self.train.local_steps == 0,
+                f"train.local_lr = {self.train.local_lr} has no effect with train.local_steps = 0; "
+                "add --train.local-steps auto or drop it",
             ),
             *self._rollback_rules(),
             *self._unread("forward", self.forward, self.forward.method),
@@ -200,6 +201,24 @@ class RunConfig(Section):
                 self.solver.network == "table" and self.solver.alpha == "node",
                 "solver.network = table has one weight per step and none per node; use "
                 "solver.alpha = global",
+            ),
+        ]
+
+    def _symmetry_rules(self) -> list[tuple[bool, str]]:
+        """As ``_rules``, about cells whose proof needs an A_hat that is its own transpose."""
+        cells, cell = _CELLS.listed(), self.model.cell
+        able = [name for name in cells if _CELLS.entry(name).directed_norm is not None]
+        others, needs = " or ".join(able), cell not in able
+        return [
+            (
+                needs and self.data.directions == "both",
+                f"data.directions = both gives model.cell = {cell} directed channels, and it is "
+                f"proved for undirected ones; use --model.cell {others}, or drop the setting",
+            ),
+            (
+                needs and self.model.normalisation == "row",
+                f"model.normalisation = row makes no symmetric A_hat, and model.cell = {cell} "
+                f"needs one; use --model.cell {others}, or drop the setting",
             ),
         ]
 

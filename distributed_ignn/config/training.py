@@ -10,21 +10,28 @@ from distributed_ignn.config import choices
 from distributed_ignn.config.choices import Choice
 from distributed_ignn.config.section import Section
 
+Metric = Literal["auto", "accuracy", "roc_auc", "macro_f1", "micro_f1"]
+
 
 class TrainConfig(Section):
     """The training loop."""
 
     epochs: int = Field(100, ge=1, description="full-graph gradient steps")
     lr: float = Field(0.002, gt=0, description="learning rate of the model")
-    local_steps: int = Field(
+    local_steps: Annotated[int, Field(ge=0, le=4096)] | Literal["auto"] = Field(
         0,
-        ge=0,
-        le=4096,
         description="optimiser steps after each exact one, on the training rows with their "
-        "neighbours' states frozen; they fade out before the last epochs (0: none)",
+        "neighbours' states frozen; they fade out before the last epochs (0: none; auto: none on "
+        "small graphs, else 4 to 32, fewer where more nodes are for training)",
     )
-    local_lr: float = Field(0.0, ge=0, description="learning rate of local steps (0: train.lr)")
-    weight_decay: float = Field(5e-4, ge=0, description="Adam's weight decay")
+    local_lr: Annotated[float, Field(ge=0)] | Literal["auto"] = Field(
+        0.0, description="learning rate of local steps (0: train.lr; auto: that, but at most 0.02)"
+    )
+    weight_decay: Annotated[float, Field(ge=0)] | Literal["auto"] = Field(
+        5e-4,
+        description="Adam's weight decay (auto: by the labels there are, as for graphs of "
+        "your own)",
+    )
     jacobian_weight: float = Field(
         0.0, ge=0, description="weight of the squared Jacobian of the map at Z*, per entry"
     )
@@ -34,8 +41,14 @@ class TrainConfig(Section):
     loss: Literal["auto", "cross_entropy", "bce"] = Field(
         "auto", description="auto: cross_entropy for one label a node, bce for several"
     )
-    label_smoothing: float = Field(
-        0.0, ge=0, lt=1, description="share of the label's weight spread over all classes"
+    metric: Metric = Field(
+        "auto",
+        description="what validation chooses by; auto: accuracy for one label a node, micro_f1 "
+        "for several; roc_auc: for two classes, or the mean over the columns of several labels",
+    )
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] | Literal["auto"] = Field(
+        0.0,
+        description="share of the label's weight spread over all classes (auto: by the labels)",
     )
     ema: float = Field(
         0.0,
@@ -43,11 +56,10 @@ class TrainConfig(Section):
         lt=1,
         description="decay of the running mean of the weights that is validated and kept (0: off)",
     )
-    consistency: float = Field(
+    consistency: Annotated[float, Field(ge=0)] | Literal["auto"] = Field(
         0.0,
-        ge=0,
         description="weight of the distance between the predictions of several dropout masks and "
-        "their sharpened mean, over all nodes (0: off)",
+        "their sharpened mean, over all nodes (0: off; auto: where labels are few)",
     )
     consistency_samples: int = Field(2, ge=1, description="dropout masks a step, a solve for each")
     consistency_temperature: float = Field(

@@ -26,6 +26,7 @@ from distributed_ignn.graph.building import (
     row_ranges,
     slices,
 )
+from distributed_ignn.graph.feature_scaling import FeatureScaling
 from distributed_ignn.graph.weights import (
     WeightedBlocks,
     Weights,
@@ -262,6 +263,13 @@ def transpose(matrix: CSRMatrix) -> tuple[CSRMatrix, Tensor]:
     return CSRMatrix(rowptr, col, None, matrix.num_rows), torch.from_numpy(flipped.data)
 
 
+def turned(matrix: CSRMatrix) -> CSRMatrix:
+    """The transpose, with its values."""
+    pattern, position = transpose(matrix)
+    value = None if matrix.value is None else matrix.value[position]
+    return CSRMatrix(pattern.rowptr, pattern.col, value, pattern.num_cols)
+
+
 def _flipped(entries: np.ndarray, matrix: CSRMatrix, first: int, last: int) -> sp.csc_array:
     """Rows [first, last) by column, each entry with its own of ``entries``."""
     rowptr = matrix.rowptr.numpy()[first : last + 1]
@@ -277,8 +285,9 @@ class GraphData:
 
     Args:
         name: dataset name.
-        graphs: one adjacency [n, n] per propagation channel, without self-loops; channel 0 is the
-            dataset's own graph. Values are weights, above 0; None: every edge weighs 1.
+        graphs: one adjacency [n, n] per propagation channel, without self-loops; the first
+            ``graph_channels`` are the dataset's own graph. Values are weights, above 0; None: every
+            edge weighs 1.
         features: CSRMatrix [n, F] or dense floating Tensor [n, F]; None means that the model
             learns an embedding per node.
         labels: int64 [n] for multiclass (-1: unlabelled), float32 [n, C] of 0 and 1 for multilabel.
@@ -287,6 +296,11 @@ class GraphData:
         train_nodes, val_nodes, test_nodes: int64, ascending, disjoint node ids.
         clusters: int64 [n], the node's cluster of the coarse level, or None without one. Not part
             of the fingerprint: it follows from the graphs and the partition settings.
+        graph_channels: how many channels, from the first, are the dataset's own graph: 1, or 2
+            where whom a node reads and who reads it have a channel each; the second is then the
+            transpose of the first.
+        scaling: what was done to the features, where the settings alone do not say it; not part of
+            the fingerprint, which has the features.
     """
 
     name: str
@@ -299,6 +313,8 @@ class GraphData:
     val_nodes: Tensor
     test_nodes: Tensor
     clusters: Tensor | None = None
+    graph_channels: int = 1
+    scaling: FeatureScaling | None = None
 
     @property
     def num_nodes(self) -> int:
@@ -324,6 +340,8 @@ class GraphData:
     def fingerprint(self) -> str:
         """sha256 over every array: shards of other data, or of other settings, do not match."""
         digest = hashlib.sha256(f"{self.task}:{self.num_classes}".encode())
+        if self.graph_channels > 1:
+            digest.update(f"graph channels {self.graph_channels}".encode())
         tensors: list[Tensor | None] = [
             self.labels,
             self.train_nodes,

@@ -25,7 +25,9 @@ class PartSizes:
         features: F.
         feature_entries: stored entries of sparse features; None where they are dense.
         train: owned training nodes.
+        nodes, train_nodes, classes: of the whole graph.
         file: bytes of the shard, which stay mapped while the run lasts.
+        graph_channels: channels that are the dataset's own graph.
     """
 
     owned: int
@@ -40,7 +42,11 @@ class PartSizes:
     features: int = 0
     feature_entries: int | None = None
     train: int = 0
+    nodes: int = 0
+    train_nodes: int = 0
+    classes: int = 0
     file: int = 0
+    graph_channels: int = 1
 
     @classmethod
     def from_shard(cls, shard: GraphShard) -> PartSizes:
@@ -60,5 +66,9 @@ class PartSizes:
             features=shard.num_features,
             feature_entries=features.num_entries if isinstance(features, CSRMatrix) else None,
             train=shard.train_index.numel(),
+            nodes=shard.num_nodes,
+            train_nodes=shard.split_sizes[0],
+            classes=shard.num_classes,
             file=shard.held_bytes,
+            graph_channels=shard.graph_channels,
         )

@@ -9,12 +9,30 @@ sent, F features, C classes.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from distributed_ignn.graph.data import CSRMatrix, Task
+from distributed_ignn.graph.feature_scaling import FeatureScaling
+
+Normalisation = Literal["symmetric", "row"]
+"""How A_hat is made of A + I: D~^-1/2 (A + I) D~^-1/2, or D~^-1 (A + I)."""
+
+
+def choose_normalisation(
+    choice: Literal["auto", "symmetric", "row"], graph_channels: int
+) -> Normalisation:
+    """What ``model.normalisation`` means on a graph with so many ``graph_channels``.
+
+    ``auto`` is ``row`` where both directions of a directed graph are channels: then no vector but
+    that of ones is kept by both.
+    """
+    if choice == "auto":
+        return "row" if graph_channels > 1 else "symmetric"
+    return choice
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -28,6 +46,7 @@ class ChannelShard:
         degree_owned, degree_halo: [O], [H], sum of the node's whole row *without* the self-loop
             (D~ = degree + 1): int64 without weights, else float64.
         symmetric: whether the whole adjacency is symmetric.
+        normalisation: how it is to be normalised; of the run, and not stored with the shard.
     """
 
     owned: CSRMatrix
@@ -35,10 +54,16 @@ class ChannelShard:
     degree_owned: Tensor
     degree_halo: Tensor
     symmetric: bool
+    normalisation: Normalisation = "symmetric"
 
     @property
     def weighted(self) -> bool:
         return self.owned.value is not None
+
+    @property
+    def self_adjoint(self) -> bool:
+        """Whether A_hat is its own transpose."""
+        return self.symmetric and self.normalisation == "symmetric"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -67,6 +92,8 @@ class GraphShard:
         num_features, num_classes, task, name: of the whole dataset.
         split_sizes: global numbers of train, validation and test nodes.
         clusters: int64 [O], the owned nodes' clusters of the coarse level, or None without one.
+        graph_channels: as in GraphData.
+        scaling: what was done to the features, where the settings alone do not say it.
     """
 
     part: int
@@ -90,6 +117,8 @@ class GraphShard:
     name: str
     split_sizes: tuple[int, int, int]
     clusters: Tensor | None = None
+    graph_channels: int = 1
+    scaling: FeatureScaling | None = None
 
     def __post_init__(self) -> None:
         for rule, holds in _rules(self):
@@ -103,6 +132,20 @@ class GraphShard:
     @property
     def num_halo(self) -> int:
         return self.halo_nodes.numel()
+
+    def turned(self, channel: int) -> CSRMatrix | None:
+        """The transpose of a channel's owned block, where another channel has it."""
+        pair = self.graph_channels == 2 and channel < 2
+        return self.channels[1 - channel].owned if pair else None
+
+    def normalised(self, choice: Literal["auto", "symmetric", "row"]) -> GraphShard:
+        """The same part with every channel to be normalised as ``model.normalisation`` says."""
+        how = choose_normalisation(choice, self.graph_channels)
+        if all(channel.normalisation == how for channel in self.channels):
+            return self
+        return replace(
+            self, channels=tuple(replace(channel, normalisation=how) for channel in self.channels)
+        )
 
     @property
     def held_bytes(self) -> int:
@@ -147,6 +190,8 @@ def _rules(shard: GraphShard) -> Iterator[tuple[str, bool]]:
     )
     yield "no rows to oneself", int((shard.send_counts + shard.recv_counts)[shard.part]) == 0
     yield "interior is part of owned", 0 <= shard.num_interior <= owned
+    most = min(len(shard.channels), 2)
+    yield "the graph has one channel or two", 1 <= shard.graph_channels <= most
     clusters = shard.clusters
     yield (
         "clusters cover owned nodes",
@@ -167,6 +212,7 @@ def _node_rules(shard: GraphShard, owned: int) -> Iterator[tuple[str, bool]]:
         yield "labels are a list of int64", labels.dim() == 1 and labels.dtype is torch.int64
         yield "labels are classes", _within(labels + 1, shard.num_classes + 1)
     width = shard.num_features
+    yield "scaling is that of the features", shard.scaling is None or shard.scaling.fits(width)
     if isinstance(features, CSRMatrix):
         yield "features are [O, F]", _is_block(features, owned, width)
     elif features is not None:

@@ -109,14 +109,24 @@ def _forget_reports(config: RunConfig) -> None:
 
 
 def _check_folder(config: RunConfig) -> None:
-    """Refuse to write results into the copy of a working folder that Ray removes after the job."""
+    """See ``check_lasting``."""
+    check_lasting("output", config.output)
+
+
+def check_lasting(flag: str, folder: Path) -> None:
+    """Refuse to write results into the copy of a working folder that Ray removes after the job.
+
+    Args:
+        flag: that named the folder, without its dashes.
+        folder: as the user wrote it.
+    """
     import ray
 
     copied = ray.get_runtime_context().runtime_env.get("working_dir")
-    if copied and not config.output.is_absolute():
+    if copied and not folder.is_absolute():
         raise UserError(
-            f"output = {config.output} is relative, and a job with a working folder runs in a "
-            "temporary copy of it; give an absolute --output"
+            f"{flag} = {folder} is relative, and a job with a working folder runs in a "
+            f"temporary copy of it; give an absolute --{flag}"
         )
 
 
@@ -173,13 +183,13 @@ def _trainer(config: RunConfig, each: dict[str, float], screen: messages.Screen,
             name=config.output.name,
             failure_config=FailureConfig(max_failures=config.restarts),
             checkpoint_config=CheckpointConfig(num_to_keep=None),  # we remove old ones ourselves
-            worker_runtime_env={"env_vars": {"PYTHONPATH": _search_path()}},
+            worker_runtime_env={"env_vars": {"PYTHONPATH": search_path()}},
             callbacks=[messages.make_failure_reporter(screen.lines)],
         ),
     )
 
 
-def _search_path() -> str:
+def search_path() -> str:
     """Where workers find this package when it runs from a folder that is not installed."""
     folders = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
     return os.pathsep.join(filter(None, folders))

@@ -27,7 +27,6 @@ from torch import Tensor
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.graph.shard import ChannelShard, GraphShard
 from distributed_ignn.models.cells.base import CellWeights
-from distributed_ignn.models.constraints import first_vector, growth_vector
 from distributed_ignn.models.maps import CellForm
 from distributed_ignn.models.shard_model import ShardModel
 
@@ -41,7 +40,7 @@ NORMS = {
     "rows": "max_i ||Z_i||_2 / w_i",
     "frobenius": "Frobenius",
 }
-"""What the norms of ``CellWeights.norm`` are called; w is the vector of ``growth_vector``."""
+"""What the norms of ``CellWeights.norm`` are called; w is the vector of ``certified_growth``."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -82,19 +81,19 @@ def certify(
 
     Nor is there one where the activation does not promise what the bound on rounding counts on.
 
-    It costs two exchanges, the sweeps of one column and, where the norm has a vector, finding that
-    once. Every rank calls it.
+    It costs two exchanges and the sweeps of one column. Every rank calls it.
     """
     weights: CellWeights = model.cell_weights
     unit = _rounding(shard, comm, point)
-    contraction = weights.present_contraction() * (1.0 + unit)
+    # computed in float64, unlike the point
+    slack = unit * torch.finfo(torch.float64).eps / torch.finfo(point.dtype).eps
+    contraction = weights.present_contraction() * (1.0 + slack)
     certified = model.layer.form.activation.certified
     if not certified or not contraction < 1.0:  # or not a number
         return None
     scale = torch.ones(point.shape[0], dtype=torch.float64, device=point.device)
-    if weights.norm != "frobenius":
-        start = first_vector(shard, comm.device, point.dtype)
-        scale = growth_vector(model.propagation, start, comm)[1].double()
+    if weights.vector is not None:
+        scale = weights.vector
     sizes = torch.zeros(3, dtype=torch.float64)
     image, worst = _evaluate(model, point)
     left = torch.zeros_like(scale)
@@ -117,9 +116,13 @@ def certify(
 
 @torch.no_grad()
 def settled_nodes(
-    model: ShardModel, certificate: Certificate, state: Tensor, multilabel: bool
+    model: ShardModel,
+    certificate: Certificate,
+    state: Tensor,
+    multilabel: bool,
+    nodes: Tensor | None = None,
 ) -> Tensor:
-    """Nodes whose predicted label is certain to be that of the equilibrium, bool [O].
+    """Nodes whose predicted label is certain to be that of the equilibrium, bool [O], or [R].
 
     The difference of two logits moves by at most the bound on its node's row times the dual norm of
     the difference of their weights.
@@ -129,7 +132,11 @@ def settled_nodes(
         certificate: of ``state``.
         state: [O, D].
         multilabel: whether labels are signs of logits instead of the largest one.
+        nodes: owned ids [R] of the nodes asked for; None for all.
     """
+    bounds = certificate.rows
+    if nodes is not None:
+        state, bounds = state.index_select(0, nodes), bounds.index_select(0, nodes)
     weight = model.head.weight.double()
     order = 1.0 if certificate.norm == "max" else 2.0
     eps = (weight.shape[1] + _FEW) * torch.finfo(state.dtype).eps
@@ -138,7 +145,7 @@ def settled_nodes(
     for rows in _blocks(state):
         logits = model.read_out(state[rows]).double()
         slack = eps * (state[rows].double().abs() @ weight.abs().T + bias)
-        reach = certificate.rows[rows][:, None]
+        reach = bounds[rows][:, None]
         if multilabel:
             moves = reach * weight.norm(order, dim=1) + slack
             settled.append((logits.abs() > moves).all(dim=1))

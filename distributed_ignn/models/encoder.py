@@ -168,6 +168,11 @@ class Spreads(Protocol):
         """C."""
         ...
 
+    @property
+    def graph_channels(self) -> int:
+        """How many of them, from the first, are the dataset's own graph."""
+        ...
+
     def __call__(self, xs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """A_hat_c x_c for every channel, differentiable in every x_c [O, D_c]."""
         ...
@@ -210,7 +215,7 @@ class Source:
         seed: int,
     ) -> Source:
         """With the constant terms where ``config`` has any; then one exchange."""
-        chosen = injected_channels(config, propagation.num_channels)
+        chosen = injected_channels(config, propagation.num_channels, propagation.graph_channels)
         features, constant = store.dense, None
         if (
             features is not None
@@ -232,14 +237,17 @@ class Injection(nn.Module):
         num_features: F.
         config: the model section.
         channels: C.
+        graph_channels: how many of them, from the first, are the dataset's own graph.
 
     Raises:
         UserError: ``injection_channels`` asks for a neighbour graph and there is none.
     """
 
-    def __init__(self, num_features: int, config: ModelConfig, channels: int) -> None:
+    def __init__(
+        self, num_features: int, config: ModelConfig, channels: int, graph_channels: int = 1
+    ) -> None:
         super().__init__()
-        self._channels = injected_channels(config, channels)
+        self._channels = injected_channels(config, channels, graph_channels)
         self._dropout = NodeDropout(config.dropout, _INNER_STREAM)
         width = config.hidden
         deep = config.injection_layers == 2
@@ -311,7 +319,8 @@ class FeatureEncoder(Injection):
         nodes: Tensor,
         seed: int,
     ) -> None:
-        super().__init__(num_features, config, propagation.num_channels)
+        channels = propagation.num_channels, propagation.graph_channels
+        super().__init__(num_features, config, *channels)
         self.source = Source.of(store, propagation, nodes, config, seed)
 
     def forward(self, step: int | None) -> Tensor:
@@ -334,27 +343,29 @@ def held_bytes(
         dtype, device: of the state.
     """
     item, rows = dtype.itemsize, sizes.owned
-    injected = injected_count(config, sizes.channels)
+    injected = injected_count(config, sizes)
     kept = has_constant_terms(sizes, config)
     return {
         "features": FeatureStore.held_bytes(sizes, item, device.type == "cuda"),
         "propagated features": injected * sizes.features * item * rows if kept else 0,
-        # values, gradient, Adam's moments, the best so far
-        "embedding and its optimiser": 0 if sizes.features else 5 * rows * config.hidden * item,
+        # values, gradient, Adam's moments, the best so far, what is confirmed, and once more
+        # while that is done
+        "embedding and its optimiser": 0 if sizes.features else 7 * rows * config.hidden * item,
     }
 
 
-def injected_count(config: ModelConfig, channels: int) -> int:
-    """How many of ``channels`` b(X) reads; 0 where the choice names none that there are."""
+def injected_count(config: ModelConfig, sizes: PartSizes) -> int:
+    """How many channels b(X) reads; 0 where the choice names none that there are."""
     if config.injection == "features":
         return 0
-    return {"all": channels, "graph": 1, "knn": channels - 1}[config.injection_channels]
+    graph, every = sizes.graph_channels, sizes.channels
+    return {"all": every, "graph": graph, "knn": every - graph}[config.injection_channels]
 
 
 def has_constant_terms(sizes: PartSizes, config: ModelConfig) -> bool:
     """Whether A_hat_c X is computed once, known before anything is built."""
     dense = sizes.features > 0 and sizes.feature_entries is None
-    injected = injected_count(config, sizes.channels)
+    injected = injected_count(config, sizes)
     return dense and keeps_constant_terms(config, sizes.features, injected)
 
 
@@ -368,9 +379,9 @@ def _rows(values: Tensor, rows: Tensor | None) -> Tensor:
     return values if rows is None else values.index_select(0, rows)
 
 
-def injected_channels(config: ModelConfig, channels: int) -> tuple[int, ...]:
+def injected_channels(config: ModelConfig, channels: int, graph_channels: int) -> tuple[int, ...]:
     """The channels whose A_hat_c X is part of b."""
-    chosen = chosen_channels(config.injection_channels, channels)
+    chosen = chosen_channels(config.injection_channels, channels, graph_channels)
     return chosen if config.injection != "features" else ()
 
 
@@ -386,13 +397,19 @@ def keeps_constant_terms(config: ModelConfig, features: int, channels: int) -> b
     return not varies and features * channels <= _KEPT_WIDTHS * config.hidden
 
 
-def chosen_channels(choice: Literal["all", "graph", "knn"], count: int) -> tuple[int, ...]:
+def chosen_channels(
+    choice: Literal["all", "graph", "knn"], count: int, graph_channels: int
+) -> tuple[int, ...]:
     """Which of ``count`` channels ``model.injection_channels`` names.
 
     Raises:
         UserError: the neighbour graph is named and there is none.
     """
-    chosen = {"all": range(count), "graph": range(1), "knn": range(1, count)}
+    chosen = {
+        "all": range(count),
+        "graph": range(graph_channels),
+        "knn": range(graph_channels, count),
+    }
     channels = tuple(chosen[choice])
     if not channels:
         raise UserError(

@@ -34,7 +34,7 @@ class ShardModel(nn.Module):
     Parameters are replicated unless named by ``sharded_names``.
 
     Args:
-        shard: this rank's part of the graph.
+        shard: this rank's part of the graph, which is normalised as ``config`` says.
         comm: this rank's communicator; every rank builds the model together.
         config: the model section.
         dtype: of parameters and state.
@@ -56,6 +56,7 @@ class ShardModel(nn.Module):
         super().__init__()
         self.config = config
         self._seed = seed
+        shard = shard.normalised(config.normalisation)
         self._nodes = shard.owned_nodes.to(comm.device)
         self.propagation = Propagation(shard, comm, dtype, options)
         torch.manual_seed(seed)

@@ -26,6 +26,7 @@ from distributed_ignn.models.encoder import (
     injected_channels,
     injected_count,
 )
+from distributed_ignn.propagation.operators import Scales, scaled
 from distributed_ignn.propagation.propagate import INDEX_BYTES, Propagation
 from distributed_ignn.propagation.sparse import SparseMatrix, sparse_linear
 
@@ -38,9 +39,11 @@ class RowPropagation:
 
     Args:
         matrices: [R, N] and its transpose, per channel.
+        graph_channels: how many of them, from the first, are the dataset's own graph.
     """
 
     matrices: tuple[tuple[SparseMatrix, SparseMatrix], ...]
+    graph_channels: int
 
     @property
     def num_channels(self) -> int:
@@ -72,7 +75,7 @@ def held_bytes(sizes: PartSizes, rows: int, config: ModelConfig, item: int) -> i
         config: the model section.
         item: bytes of a number.
     """
-    injected = injected_count(config, sizes.channels)
+    injected = injected_count(config, sizes)
     own = int(config.injection != "propagated")
     if has_constant_terms(sizes, config):
         return rows * sizes.features * (own + injected) * item
@@ -112,7 +115,7 @@ def source_of_rows(
     if source.constant is not None:
         kept = tuple(term.index_select(0, rows.to(device)) for term in source.constant)
         return Source(source.store, propagation, source.nodes[rows.to(device)], seed, kept)
-    channels = injected_channels(config, len(shard.channels))
+    channels = injected_channels(config, len(shard.channels), shard.graph_channels)
     rows = rows.cpu()
     columns = [_rows_of(channel, rows) for channel in shard.channels]
     read = torch.unique(torch.cat([rows, *(columns[c].col.long() for c in channels)]))
@@ -132,9 +135,8 @@ def source_of_rows(
     neighbours = _Neighbours(features, nodes, shard.name)
     drops = config.input_dropout, seed, config.node_dropout
     store = FeatureStore(neighbours, dtype, device, *drops)
-    return Source(
-        store, RowPropagation(ready), nodes.to(device), seed, None, rows=place[rows].to(device)
-    )
+    spreads = RowPropagation(ready, shard.graph_channels)
+    return Source(store, spreads, nodes.to(device), seed, None, rows=place[rows].to(device))
 
 
 def _rows_of(channel: ChannelShard, rows: Tensor) -> CSRMatrix:
@@ -161,13 +163,12 @@ def _normalised(
     dtype: torch.dtype,
 ) -> CSRMatrix:
     """[R, N] with the values of A_hat_c, from rows [R, O + H] of A + I."""
-    degree = torch.cat([channel.degree_owned.double(), channel.degree_halo.double()])
-    scale = (degree + 1).rsqrt()
-    col = matrix.col.long()
-    value = scale[rows][matrix.rows()] * scale[col]
-    if matrix.value is not None:
-        value *= matrix.value.double()
-    return CSRMatrix(matrix.rowptr, place[col].int(), value.to(dtype), read.numel())
+    scales = Scales.of(channel)
+    value = scaled(matrix, scales.rows[rows], scales.columns()).value
+    if value is None:
+        raise TypeError("a normalised matrix has values")
+    col = place[matrix.col.long()].int()
+    return CSRMatrix(matrix.rowptr, col, value.to(dtype), read.numel())
 
 
 def _features(

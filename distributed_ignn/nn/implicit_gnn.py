@@ -98,9 +98,9 @@ class ImplicitGNN(nn.Module):
             one converges again), ``raise``, or ``ignore``. Numbers that are not finite raise unless
             ignored.
         model: further keys of section ``model`` as in ``--help``: ``kappa``, ``learn_kappa``,
-            ``skew``, ``residual``, ``init``, ``constraint``, ``dropout``, ``input_dropout``,
-            ``node_dropout``, ``injection``, ``injection_channels``, ``injection_layers``,
-            ``injection_norm``, ``bias``.
+            ``skew``, ``residual``, ``normalisation``, ``init``, ``constraint``, ``dropout``,
+            ``input_dropout``, ``node_dropout``, ``injection``, ``injection_channels``,
+            ``injection_layers``, ``injection_norm``, ``bias``.
 
     Shapes:
         - **x:** :math:`(n, F)`, dense or sparse

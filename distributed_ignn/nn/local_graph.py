@@ -66,6 +66,7 @@ class LocalGraph:
             test_nodes=nobody,
         )
         (shard,) = build_shards(data, torch.zeros(n, dtype=torch.int64), 1)
+        shard = shard.normalised(config.normalisation)
         comm = Communicator(device=device)
         propagation = Propagation(shard, comm, dtype)
         fit = fit_to_graph(config, shard, propagation, comm, dtype)

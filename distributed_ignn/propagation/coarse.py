@@ -1,8 +1,9 @@
 """The coarse level: the graph of METIS clusters, on which information jumps.
 
 Two-level multigrid by aggregation (Vanek et al. 1996, without smoothing): P [n, N] has in row i one
-entry w_i / ||w over its cluster||, with w = sqrt(D~) the Perron vector of A_hat, so P has
-orthonormal columns and the slowest mode of A_hat is in its range. The coarse operators are
+entry w_i / ||w over its cluster||, with w the Perron vector of A_hat (sqrt(D~), or ones where rows
+are divided by their sums), so P has orthonormal columns and the slowest mode of A_hat is in its
+range. The coarse operators are
 P' B_c P with B_c = (1 - r) A_c + r I, what a cell with residual share r propagates with. They are
 small, so every rank holds all of them and solves on them alike, without exchange; only the
 restriction P' y is summed over ranks.
@@ -21,7 +22,7 @@ from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.graph.data import csr_from_entries
 from distributed_ignn.graph.shard import GraphShard
 from distributed_ignn.propagation.halo import HaloExchange
-from distributed_ignn.propagation.operators import normalised_blocks
+from distributed_ignn.propagation.operators import normalised_blocks, perron_vector
 from distributed_ignn.propagation.sparse import SparseMatrix
 
 
@@ -88,8 +89,8 @@ class CoarseLevel:
 def _perron_entries(
     shard: GraphShard, cluster: Tensor, comm: Communicator, clusters: int
 ) -> Tensor:
-    """float64 [O]: sqrt(D~) over its norm within the cluster."""
-    weight = (shard.channels[0].degree_owned + 1).double().sqrt()
+    """float64 [O]: the Perron vector over its norm within the cluster."""
+    weight = perron_vector(shard.channels[0], torch.float64)
     squares = torch.zeros(clusters, dtype=torch.float64)
     norms = comm.sum(squares.index_add_(0, cluster, weight.square())).sqrt()
     return weight / norms[cluster]

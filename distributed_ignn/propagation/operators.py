@@ -1,7 +1,8 @@
 """The matrices of one channel, ready to multiply, and the blocks of rows they come in.
 
-The values of A_hat = D~^-1/2 (A + I) D~^-1/2 are not stored where edges have no weights: rows and
-columns are scaled where they are multiplied. With weights every entry has a value of its own.
+The values of A_hat, which is D~^-1/2 (A + I) D~^-1/2 or D~^-1 (A + I), are not stored where edges
+have no weights: rows and columns are scaled where they are multiplied. With weights every entry has
+a value of its own.
 
 Letters: O owned nodes, I interior nodes, B boundary nodes, H halo nodes, D columns.
 """
@@ -35,7 +36,7 @@ class ChannelOperator:
         kernel: str = "auto",
     ) -> ChannelOperator:
         """The normalised matrices of ``channel``."""
-        owned, halo = _scales(channel)
+        scales = Scales.of(channel)
         interior = channel.owned.num_rows - channel.boundary.num_rows
         bounds = bounds or BlockBounds.of(channel, device)
         return cls(
@@ -43,7 +44,7 @@ class ChannelOperator:
                 channel.owned,
                 dtype,
                 device,
-                scales=(owned, owned),
+                scales=(scales.rows, scales.owned),
                 bounds=bounds.owned,
                 kernel=kernel,
             ),
@@ -51,7 +52,7 @@ class ChannelOperator:
                 channel.boundary,
                 dtype,
                 device,
-                scales=(owned[interior:], halo),
+                scales=(scales.rows[interior:], scales.halo),
                 bounds=bounds.boundary,
                 kernel=kernel,
             ),
@@ -80,21 +81,35 @@ class ChannelTranspose:
         device: torch.device,
         bounds: BlockBounds,
         kernel: str,
+        turned: CSRMatrix | None = None,
     ) -> ChannelTranspose:
-        """Transposes of the normalised matrices; ``owned`` is the first where that is symmetric."""
-        scale, halo = _scales(channel)
+        """Transposes of the normalised matrices.
+
+        Args:
+            owned: the first of them, where that is at hand.
+            turned: the transpose of the entries of the owned block, where that is; so it is where
+                they are symmetric.
+        """
+        scales = Scales.of(channel)
         interior = channel.owned.num_rows - channel.boundary.num_rows
         if owned is None:
-            owned = SparseMatrix.transposed(
-                channel.owned,
+            turned = channel.owned if channel.symmetric else turned
+            make = SparseMatrix.transposed if turned is None else SparseMatrix.from_csr
+            sides = scales.rows, scales.owned
+            owned = make(
+                turned or channel.owned,
                 dtype,
                 device,
-                scales=(scale, scale),
+                scales=sides if turned is None else sides[::-1],
                 bounds=bounds.owned,
                 kernel=kernel,
             )
         boundary = SparseMatrix.transposed(
-            channel.boundary, dtype, device, scales=(scale[interior:], halo), kernel=kernel
+            channel.boundary,
+            dtype,
+            device,
+            scales=(scales.rows[interior:], scales.halo),
+            kernel=kernel,
         )
         return cls(owned, boundary)
 
@@ -137,36 +152,71 @@ class BlockBounds:
         return len(self.owned) - 1
 
 
-def _scales(channel: ChannelShard) -> tuple[Tensor, Tensor]:
-    """D~^-1/2 of owned and halo nodes, float64."""
-    owned = (channel.degree_owned + 1).to(torch.float64).rsqrt()
-    return owned, (channel.degree_halo + 1).to(torch.float64).rsqrt()
+@dataclass(frozen=True, slots=True, eq=False)
+class Scales:
+    """What makes A_hat of the entries of A + I, float64.
+
+    Args:
+        rows: [O], by which owned rows are multiplied.
+        owned, halo: [O] and [H], by which columns are; None for ones.
+    """
+
+    rows: Tensor
+    owned: Tensor | None
+    halo: Tensor | None
+
+    @classmethod
+    def of(cls, channel: ChannelShard) -> Scales:
+        """D~^-1/2 on both sides, or D~^-1 of the rows."""
+        degree = (channel.degree_owned + 1).to(torch.float64)
+        if channel.normalisation == "row":
+            return cls(degree.reciprocal(), None, None)
+        owned = degree.rsqrt()
+        return cls(owned, owned, (channel.degree_halo + 1).to(torch.float64).rsqrt())
+
+    def columns(self) -> Tensor | None:
+        """[O + H], of owned and then of halo columns."""
+        if self.owned is None or self.halo is None:
+            return None
+        return torch.cat([self.owned, self.halo])
+
+
+def perron_vector(
+    channel: ChannelShard, dtype: torch.dtype, device: torch.device | None = None
+) -> Tensor:
+    """w [O] with A_hat w = w: sqrt(D~) for a symmetric A_hat, ones where rows sum to 1."""
+    degree = (channel.degree_owned + 1).to(device, dtype)
+    return torch.ones_like(degree) if channel.normalisation == "row" else degree.sqrt()
 
 
 def normalised_blocks(channel: ChannelShard) -> tuple[CSRMatrix, CSRMatrix]:
     """Owned and boundary blocks with the values of A_hat in float64."""
-    scale_owned, scale_halo = _scales(channel)
+    scales = Scales.of(channel)
     interior = channel.owned.num_rows - channel.boundary.num_rows
     return (
-        _scaled(channel.owned, scale_owned, scale_owned),
-        _scaled(channel.boundary, scale_owned[interior:], scale_halo),
+        scaled(channel.owned, scales.rows, scales.owned),
+        scaled(channel.boundary, scales.rows[interior:], scales.halo),
     )
 
 
 def square_between_parts(channel: ChannelShard) -> float:
     """Sum of the squares of the boundary block's values."""
-    owned, halo = _scales(channel)
-    squares = torch.zeros(channel.boundary.num_rows, dtype=torch.float64)
-    rows = channel.boundary.rows()
-    terms = halo.square()[channel.boundary.col]
-    if channel.boundary.value is not None:
-        terms *= channel.boundary.value.double().square()
-    squares.index_add_(0, rows, terms)
-    return float(squares @ owned[owned.numel() - squares.numel() :].square())
+    scales, between = Scales.of(channel), channel.boundary
+    squares = torch.zeros(between.num_rows, dtype=torch.float64)
+    terms = torch.ones(between.num_entries, dtype=torch.float64)
+    if scales.halo is not None:
+        terms = scales.halo.square()[between.col]
+    if between.value is not None:
+        terms *= between.value.double().square()
+    squares.index_add_(0, between.rows(), terms)
+    return float(squares @ scales.rows[scales.rows.numel() - squares.numel() :].square())
 
 
-def _scaled(matrix: CSRMatrix, rows: Tensor, cols: Tensor) -> CSRMatrix:
-    value = rows[matrix.rows()] * cols[matrix.col]
+def scaled(matrix: CSRMatrix, rows: Tensor, cols: Tensor | None) -> CSRMatrix:
+    """``matrix`` with its rows and columns multiplied, in float64; None for columns by ones."""
+    value = rows[matrix.rows()]
+    if cols is not None:
+        value *= cols[matrix.col]
     if matrix.value is not None:
         value *= matrix.value.double()
     return CSRMatrix(matrix.rowptr, matrix.col, value, matrix.num_cols)

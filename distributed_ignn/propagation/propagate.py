@@ -1,8 +1,8 @@
 """Propagation: the normalised sparse product over all channels, with one halo exchange.
 
-A_hat = D~^-1/2 (A + I) D~^-1/2 per channel; its values are not stored, rows and columns are scaled
-where they are multiplied. The rows of a shard split into A_oo, which is multiplied while the halo
-is in flight, and A_bh, which is added when it has arrived:
+A_hat = D~^-1/2 (A + I) D~^-1/2 or D~^-1 (A + I) per channel; its values are not stored, rows and
+columns are scaled where they are multiplied. The rows of a shard split into A_oo, which is
+multiplied while the halo is in flight, and A_bh, which is added when it has arrived:
 
     y = A_oo x_owned;   y[I:] += A_bh x_halo                     (forward)
     h = A_bh' y[I:] (sent home);   x = A_oo' y;   x += arrived   (transpose)
@@ -15,7 +15,8 @@ Letters: O owned nodes, I interior nodes, B boundary nodes, H halo nodes, S rows
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -27,7 +28,7 @@ from distributed_ignn.comm.codecs import quantiser
 from distributed_ignn.comm.communicator import Communicator, PendingRows
 from distributed_ignn.graph.data import csr_from_entries
 from distributed_ignn.graph.part_sizes import PartSizes
-from distributed_ignn.graph.shard import GraphShard
+from distributed_ignn.graph.shard import GraphShard, Normalisation
 from distributed_ignn.propagation.halo import HaloExchange, HaloLink, RoundedRows
 from distributed_ignn.propagation.kernels import KERNELS, choose_kernel
 from distributed_ignn.propagation.operators import (
@@ -76,10 +77,14 @@ class Propagation:
     """All channels of one shard behind one exchange.
 
     Args:
-        shard: this rank's part.
+        shard: this rank's part, whose channels say how they are normalised.
         comm: this rank's communicator.
         dtype: of the rows that are multiplied.
         options: how that is done.
+
+    Attributes:
+        graph_channels: how many channels, from the first, are the dataset's own graph.
+        keeps_ones: whether every A_hat_c 1 = 1, because all rows are divided by their sums.
     """
 
     def __init__(
@@ -91,6 +96,8 @@ class Propagation:
     ) -> None:
         self.halo = HaloExchange.from_shard(shard, comm)
         self.blocks = BlockBounds.of(shard.channels[0], comm.device)
+        self.graph_channels = shard.graph_channels
+        self.keeps_ones = all(channel.normalisation == "row" for channel in shard.channels)
         self._clock = comm.clock
         where = dtype, comm.device
         self.channels = tuple(
@@ -100,12 +107,13 @@ class Propagation:
         self._transposes = tuple(
             ChannelTranspose.from_shard(
                 channel,
-                op.owned if channel.symmetric else None,
+                op.owned if channel.self_adjoint else None,
                 *where,
                 self.blocks,
                 options.kernel,
+                shard.turned(number),
             )
-            for channel, op in zip(shard.channels, self.channels, strict=True)
+            for number, (channel, op) in enumerate(zip(shard.channels, self.channels, strict=True))
         )
         self._home = _home_matrix(shard, dtype, comm.device, self.blocks, options.kernel)
         link = HaloLink(self.halo, options.codec, transposed=False, stale=options.stale)
@@ -117,20 +125,30 @@ class Propagation:
         ]
 
     @staticmethod
-    def held_bytes(sizes: PartSizes, kernel: str, dtype: torch.dtype, device: torch.device) -> int:
+    def held_bytes(
+        sizes: PartSizes,
+        kernel: str,
+        dtype: torch.dtype,
+        device: torch.device,
+        normalisation: Normalisation = "symmetric",
+    ) -> int:
         """Bytes of both directions of the blocks, beside the ids that are used in place.
 
         The transposed boundary block and the rows that come home have ids of their own, and so has
-        a transposed owned block that differs. Most kernels store values, and all of them do where
-        edges have weights.
+        a transposed owned block that is not at hand; one that is, with other scales, has values of
+        its own. Most kernels store values, and all of them do where edges have weights.
         """
-        turned = sizes.boundary_entries + (0 if sizes.symmetric else sizes.owned_entries)
+        at_hand = sizes.symmetric or sizes.graph_channels > 1
+        turned = sizes.boundary_entries + (0 if at_hand else sizes.owned_entries)
         turned += sizes.sent
-        offsets = (2 if sizes.symmetric else 3) * sizes.owned + 2 * sizes.boundary + sizes.halo
+        same = sizes.symmetric and normalisation == "symmetric"
+        offsets = (2 if same else 3) * sizes.owned + 2 * sizes.boundary + sizes.halo
         scales = (sizes.owned + sizes.halo) * dtype.itemsize
         found = turned * INDEX_BYTES + sizes.channels * (offsets * INDEX_BYTES + scales)
         if sizes.weighted or KERNELS[choose_kernel(kernel, dtype, device)].stores_values:
-            found += (sizes.owned_entries + sizes.boundary_entries + turned) * dtype.itemsize
+            again = sizes.owned_entries if at_hand and not same else 0
+            entries = sizes.owned_entries + sizes.boundary_entries + turned + again
+            found += entries * dtype.itemsize
         return found
 
     @property
@@ -161,6 +179,22 @@ class Propagation:
         """
         self.link.reset()
         self.link_home.reset()
+
+    @contextmanager
+    def exact_rows(self) -> Iterator[None]:
+        """Let iterations inside exchange halo rows as they are, whatever the options say.
+
+        What the links know of the rows that were sent before is the same afterwards, so solves
+        inside leave those outside as they would have been. Every rank enters it together.
+        """
+        kept = self.link, self._coder
+        self.link.begin()  # nothing of another solve is on its way
+        self.link = HaloLink(self.halo, EXACT.codec, transposed=False, stale=EXACT.stale)
+        self._coder = None
+        try:
+            yield
+        finally:
+            self.link, self._coder = kept
 
     def iterate_sums(
         self, x: Tensor, finish: FinishSums, rider: Tensor | None = None

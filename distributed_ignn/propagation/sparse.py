@@ -20,6 +20,9 @@ from distributed_ignn.graph.data import CSRMatrix, transpose
 from distributed_ignn.propagation.entries import Entries, RowProduct
 from distributed_ignn.propagation.kernels import choose_kernel, row_product
 
+Sides = tuple[Tensor | None, Tensor | None]
+"""What rows and columns are multiplied by; None for ones."""
+
 BLOCK_ROWS = 4096  # of a CPU's block: 2 MiB of float32 at 128 columns
 _INT32_MAX = 2**31 - 1
 
@@ -51,7 +54,7 @@ class SparseMatrix:
         dtype: torch.dtype,
         device: torch.device,
         *,
-        scales: tuple[Tensor, Tensor] | None = None,
+        scales: Sides | None = None,
         bounds: Sequence[int] | None = None,
         kernel: str = "auto",
     ) -> SparseMatrix:
@@ -61,7 +64,8 @@ class SparseMatrix:
             matrix: 32-bit ids and 64-bit offsets suffice for any shard.
             dtype: of values and operands.
             scales: [num_rows] and [num_cols], by which rows and columns are multiplied: as they
-                are where the matrix has no values, else multiplied onto those in float64.
+                are where the matrix has no values, else multiplied onto those in float64. None
+                stands for ones.
             bounds: first row of each block, and num_rows; a sensible choice by default.
             kernel: how to multiply.
 
@@ -73,7 +77,9 @@ class SparseMatrix:
         _check_ids(matrix.num_cols, max((b - a for a, b in _pairs(starts)), default=0))
         if scales is not None and matrix.value is not None:
             matrix, scales = _with_scales(matrix, scales, dtype), None
-        left, right = (None, None) if scales is None else (s.to(device, dtype) for s in scales)
+        left, right = (
+            None if side is None else side.to(device, dtype) for side in scales or (None, None)
+        )
         col = matrix.col.to(device, torch.int32)
         value = None if matrix.value is None else matrix.value.to(device, dtype)
         parts = tuple(
@@ -110,7 +116,7 @@ class SparseMatrix:
         dtype: torch.dtype,
         device: torch.device,
         *,
-        scales: tuple[Tensor, Tensor] | None = None,
+        scales: Sides | None = None,
         bounds: Sequence[int] | None = None,
         kernel: str = "auto",
     ) -> SparseMatrix:
@@ -163,7 +169,7 @@ class SparseMatrix:
         return self @ torch.eye(self.num_cols, dtype=self.dtype, device=device)
 
 
-def _with_scales(matrix: CSRMatrix, scales: tuple[Tensor, Tensor], dtype: torch.dtype) -> CSRMatrix:
+def _with_scales(matrix: CSRMatrix, scales: Sides, dtype: torch.dtype) -> CSRMatrix:
     """Values times the scales of their row and column, a block of rows at a time."""
     left, right = scales
     value = torch.empty(matrix.num_entries, dtype=dtype)
@@ -171,9 +177,13 @@ def _with_scales(matrix: CSRMatrix, scales: tuple[Tensor, Tensor], dtype: torch.
         for first in range(0, matrix.num_rows, BLOCK_ROWS):
             offsets = matrix.rowptr[first : first + BLOCK_ROWS + 1]
             part = slice(int(offsets[0]), int(offsets[-1]))
-            rows = left[first : first + BLOCK_ROWS].repeat_interleave(offsets.diff())
             # the scales first: the product of a symmetric pair is then the same to the last bit
-            value[part] = rows * right[matrix.col[part]] * matrix.value[part].double()
+            factor = torch.ones((), dtype=torch.float64)
+            if left is not None:
+                factor = left[first : first + BLOCK_ROWS].repeat_interleave(offsets.diff())
+            if right is not None:
+                factor = factor * right[matrix.col[part]]
+            value[part] = factor * matrix.value[part].double()
     return CSRMatrix(matrix.rowptr, matrix.col, value, matrix.num_cols)
 
 

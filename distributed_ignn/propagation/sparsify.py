@@ -288,4 +288,5 @@ def _subgraph(
         degree_owned=degree,
         degree_halo=degree_halo,
         symmetric=shard.channels[0].symmetric,
+        normalisation=shard.channels[0].normalisation,
     )

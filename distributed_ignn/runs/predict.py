@@ -28,10 +28,11 @@ from distributed_ignn.config import RunConfig, load_yaml
 from distributed_ignn.errors import UserError
 from distributed_ignn.files import sync, temporary_sibling
 from distributed_ignn.graph.datasets import graph_to_predict
+from distributed_ignn.graph.feature_scaling import FeatureScaling
 from distributed_ignn.graph.partitioning.partition import assign_clusters
 from distributed_ignn.graph.partitioning.sharding import build_shards
 from distributed_ignn.graph.shard import GraphShard
-from distributed_ignn.graph.storage.shard_store import read_part
+from distributed_ignn.graph.storage.shard_store import read_part, read_shard
 from distributed_ignn.runs.checkpoints.checkpoint import checkpoint_names, load_newest
 from distributed_ignn.runs.checkpoints.snapshot import restore, restore_best
 from distributed_ignn.runs.kept_solver import load_solver
@@ -84,6 +85,7 @@ def load_run(run: Path, comm: Communicator, kept_solver: bool = True) -> Trainer
     if snapshot is None:
         raise _no_checkpoint(run)
     comm.together(lambda: restore(trainer, snapshot))
+    trainer.chooser.settle()  # a run that has not finished may have left a candidate
     trainer.best.use()
     if trainer.learned is not None and kept_solver:
         load_solver(run, trainer.learned, trainer.best.epoch, comm)
@@ -123,13 +125,18 @@ def load_run_for(run: Path, source: object, comm: Communicator) -> Trainer:
         UserError: see ``load_run`` and ``graph_to_predict``; or the model does not fit the graph.
     """
     config = load_run_config(run)
-    shape = open_shards(run)[1].whole
+    folder, manifest = open_shards(run)
+    shape = manifest.whole
     if shape.num_features == 0:
         raise UserError(
             f"{run} has learned an embedding for each node of its own graph, which nodes of "
             "another do not have; train on a graph with features x"
         )
-    data = graph_to_predict(source, config.data, shape.num_classes, shape.task, config.data_root)
+    # whatever auto has made of the other graph
+    directions = "both" if shape.graph_channels > 1 else "undirected"
+    settings = config.data.model_copy(update={"directions": directions})
+    of_model = shape.num_classes, shape.task, config.data_root, _scaling(config, folder)
+    data = graph_to_predict(source, settings, *of_model)
     if data.num_features != shape.num_features:
         raise UserError(
             f"{data.name} has {data.num_features} feature columns and {run} was trained on "
@@ -146,6 +153,13 @@ def load_run_for(run: Path, source: object, comm: Communicator) -> Trainer:
     if trainer.learned is not None:
         load_solver(run, trainer.learned, trainer.best.epoch, comm)
     return trainer
+
+
+def _scaling(config: RunConfig, folder: Path) -> FeatureScaling | None:
+    """What was done to the features of the run's graph, where the settings do not say it."""
+    if config.data.feature_norm not in ("auto", "standard"):
+        return None
+    return read_shard(folder, 0).scaling
 
 
 def _no_checkpoint(run: Path) -> UserError:
@@ -207,12 +221,20 @@ def _show(options: PredictOptions, found: Prediction, seconds: float) -> None:
     reached = "reached" if quality["converged"] else "NOT REACHED"
     table.add_row("relative residual", f"{quality['residual']:.1e}")
     table.add_row("tolerance", f"{quality['tolerance']:g}, {reached}")
-    for label, text in _certified(quality, nodes):
+    for label, text in [*_certified(quality, nodes), *_scores(found)]:
         table.add_row(label, text)
     table.add_row("seconds", f"{seconds:.1f}")
     console = Console(highlight=False)
     console.print(table)
     console.print(f"written: {options.out}", soft_wrap=True)
+
+
+def _scores(found: Prediction) -> list[tuple[str, str]]:
+    """The metric on every split that has labels."""
+    if not found.scores:
+        return []
+    figures = ", ".join(f"{split} {value:.4f}" for split, value in found.scores.items())
+    return [(found.metric, figures)]
 
 
 def _certified(quality: dict[str, Any], nodes: int) -> list[tuple[str, str]]:

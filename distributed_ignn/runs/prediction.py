@@ -48,6 +48,9 @@ class Prediction:
         norm: in words.
         contraction: of the map, in that norm.
         settled_nodes: nodes whose labels are certainly those of the exact equilibrium.
+        metric: what ``scores`` are, as ``train.metric`` has it.
+        scores: of the predictions on the train, val and test nodes of the run's own graph; those of
+            another graph have no labels.
     """
 
     logits: Tensor
@@ -62,6 +65,8 @@ class Prediction:
     norm: str | None
     contraction: float | None
     settled_nodes: int | None
+    metric: str
+    scores: dict[str, float]
 
     @property
     def converged(self) -> bool:
@@ -79,8 +84,17 @@ class Prediction:
         return self.logits > 0 if self.multilabel else self.logits.argmax(dim=1)
 
     def quality(self) -> dict[str, Any]:
-        """How close the solve has come, as JSON values."""
-        names = ("epoch", "evaluations", "residual", "tolerance", "converged", *_CERTIFIED)
+        """How close the solve has come, and how good the predictions are, as JSON values."""
+        names = (
+            "epoch",
+            "evaluations",
+            "residual",
+            "tolerance",
+            "converged",
+            *_CERTIFIED,
+            "metric",
+            "scores",
+        )
         return {name: getattr(self, name) for name in names}
 
     def __repr__(self) -> str:
@@ -98,7 +112,8 @@ class SolveRequest:
     """How far a solve for predictions is to go.
 
     Args:
-        tolerance: relative residual to solve to; None takes the run's own.
+        tolerance: relative residual to solve to; None takes that which the run's own figures were
+            confirmed with.
         steps: exactly so many evaluations instead, whatever the residual.
         require_converged: whether a solve that misses its tolerance is an error.
 
@@ -133,8 +148,7 @@ def solved(trainer: Trainer, run: Path, request: SolveRequest, *, embeddings: bo
         UserError: the solve diverges, or does not reach a tolerance that is required.
     """
     trainer.model.eval()
-    tolerance = 0.0 if request.steps is not None else request.tolerance
-    solution = trainer.model.solve(trainer.planner.evaluate(tolerance, request.steps))
+    solution = _solve(trainer, request)
     _check(run, request, trainer, solution)
     certificate = certify(trainer.model, trainer.shard, trainer.comm, solution.image)
     logits = trainer.model.read_out(solution.image)
@@ -148,13 +162,22 @@ def solved(trainer: Trainer, run: Path, request: SolveRequest, *, embeddings: bo
         evaluations=solution.steps,
         residual=solution.residual,
         tolerance=_tolerance(request, trainer),
+        metric=trainer.objective.metric_name,
+        scores=trainer.objective.scores(logits),
         **_describe(certificate, trainer, solution.image),
     )
 
 
+def _solve(trainer: Trainer, request: SolveRequest) -> Solution:
+    """Go as far as asked; by default as far as validation needed for the figures it chose by."""
+    if request.tolerance is None and request.steps is None:
+        return trainer.confirmation.solve(*trainer.best_limits)
+    tolerance = 0.0 if request.steps is not None else request.tolerance
+    return trainer.model.solve(trainer.planner.evaluate(tolerance, request.steps))
+
+
 def _tolerance(request: SolveRequest, trainer: Trainer) -> float:
-    own = trainer.config.forward.tolerance
-    return own if request.tolerance is None else request.tolerance
+    return trainer.best_limits[0] if request.tolerance is None else request.tolerance
 
 
 def _check(run: Path, request: SolveRequest, trainer: Trainer, solution: Solution) -> None:

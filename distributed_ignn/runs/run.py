@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import torch
 
 from distributed_ignn.cli import LOG_ONLY
 from distributed_ignn.comm.communicator import Communicator
-from distributed_ignn.config import RunConfig
+from distributed_ignn.config import RunConfig, what_was_decided
 from distributed_ignn.config.dataset import IN_MEMORY
 from distributed_ignn.errors import Stopped, UserError
 from distributed_ignn.graph.data import GraphData
@@ -41,7 +42,7 @@ from distributed_ignn.runs.output.rank_log import rank_log
 from distributed_ignn.runs.output.records import RunRecorder
 from distributed_ignn.runs.shards import ShardRecord, find_shards, store_graph, stored_graph
 from distributed_ignn.runs.stopping import StopPoll, StopRequest
-from distributed_ignn.runs.summary import summarise
+from distributed_ignn.runs.summary import standing, summarise
 from distributed_ignn.training.epoch_record import EpochRecord
 from distributed_ignn.training.numbers import warn_unconverged
 from distributed_ignn.training.trainer import Trainer
@@ -89,6 +90,7 @@ def run_training(
     *,
     graph: Callable[[], GraphData] | None = None,
     conduct: Conduct = _COMMAND,
+    until: int | None = None,
 ) -> dict[str, Any]:
     """Prepare shards, train, evaluate once on the test nodes, and write everything down.
 
@@ -101,9 +103,12 @@ def run_training(
         stop: asked after every epoch whether this rank is to stop, besides the signals it gets.
         graph: makes the graph where it is in memory; called by the first rank of a machine.
         conduct: towards the process.
+        until: the epoch at which to pause with a checkpoint, so that a later call goes on from it
+            (``resume: auto``); nothing is evaluated on the test nodes then, also after the last
+            epoch, and there is no summary.json.
 
     Returns:
-        The summary, on every rank.
+        The summary, on every rank; with ``until``, how far the run has come (``standing``).
 
     Raises:
         UserError: the same line on every rank.
@@ -134,11 +139,11 @@ def run_training(
             leave(config, comm)
             raise
         recorder = open_records(config, comm, run.shards, run.trainer.epoch, run.budget)
-        session = _Session(run, recorder, progress, hook)
+        session = _Session(run, recorder, progress, hook, until)
         try:
             with request.deferred(), comm.activity.phase("between epochs"):
                 session.fit([request, *([stop] if stop else [])])
-                return session.finish()
+                return session.finish() if until is None else standing(run.trainer)
         finally:
             session.close()
 
@@ -164,10 +169,23 @@ def _prepare(
     progress.status("building the model")
     with phase("building the model"):
         trainer = Trainer(config, shard, comm, started)
+    _log_choices(config, trainer)
     memory.return_freed_memory()
     with phase("reading a checkpoint"):
         _resume(config, trainer, progress)
     return _Prepared(trainer, shards, budget)
+
+
+def _log_choices(config: RunConfig, trainer: Trainer) -> None:
+    """Write down what the settings left open; rank 0 says it, too."""
+    shard, shown = trainer.shard, None if trainer.comm.is_main else LOG_ONLY
+    chosen = what_was_decided(config, shard.split_sizes[0], shard.num_classes)
+    if chosen is not None:
+        logger.info("%s", chosen, extra=shown)
+    plan = trainer.local_plan
+    if plan.automatic:
+        line = "local steps: auto is %d an epoch, at learning rate %g"
+        logger.info(line, plan.steps, plan.lr, extra=LOG_ONLY)
 
 
 def _load(config: RunConfig, comm: Communicator, progress: Progress) -> GraphData:
@@ -214,6 +232,7 @@ class _Session:
         recorder: of rank 0.
         progress: for people.
         hook: told every epoch, or None.
+        until: the epoch at which to pause; None for none.
     """
 
     def __init__(
@@ -222,8 +241,10 @@ class _Session:
         recorder: RunRecorder | None,
         progress: Progress,
         hook: EpochHook | None,
+        until: int | None = None,
     ) -> None:
         self._run = run
+        self._until = until
         self._trainer = run.trainer
         self._config = run.trainer.config
         self._comm = run.trainer.comm
@@ -238,7 +259,7 @@ class _Session:
         self._in_background = on_gpu if asked == "auto" else asked == "true"
 
     def fit(self, polls: list[StopPoll]) -> None:
-        """Train until the last epoch, or until some rank is asked to stop.
+        """Train until the last epoch or a pause, or until some rank is asked to stop.
 
         Raises:
             Stopped: it was, and a checkpoint is written.
@@ -251,7 +272,8 @@ class _Session:
             rewind=self._rewind,
         )
         recovery.begin()
-        self._trainer.fit(lambda record: self._after(record, polls), recovery.on_fault)
+        after = partial(self._after, polls=polls)
+        self._trainer.fit(after, recovery.on_fault, self._until)
 
     def _after(self, record: EpochRecord, polls: list[StopPoll]) -> None:
         """Write, show and decide what has to be after an epoch."""
@@ -267,7 +289,7 @@ class _Session:
         if self._hook is not None:
             self._hook(record, None)
         finished = self._trainer.finished
-        last = finished or bool(signum)
+        last = finished or bool(signum) or record.epoch == self._until
         if last or record.epoch % self._config.train.checkpoint_every == 0:
             self._save(record, wait=last or not self._in_background)
         if signum and not finished:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.graph.shard import GraphShard
@@ -12,7 +13,6 @@ from distributed_ignn.runs.kept_solver import save_solver
 from distributed_ignn.runs.memory import machine as memory
 from distributed_ignn.runs.output.records import METRICS, read_metrics
 from distributed_ignn.training.learned_solver import LearnedSolver
-from distributed_ignn.training.plans import EVALUATE
 from distributed_ignn.training.trainer import Trainer
 
 
@@ -24,13 +24,11 @@ def summarise(trainer: Trainer) -> dict[str, Any]:
     """
     config, comm, shard = trainer.config, trainer.comm, trainer.shard
     seconds = trainer.stopwatch.total
-    log = trainer.planner.log
-    log.clear()
     with trainer.average.in_use():
         last = trainer.evaluate(("test",))
     seconds += _keep_best(trainer)
-    best = trainer.evaluate(("val", "test"))
-    residual, converged = log.residual(EVALUATE), bool(log.converged(EVALUATE))
+    found, solution = trainer.evaluate_best(("val", "test"))
+    best = found.metrics
     at_zero = trainer.evaluate_at_zero(("val", "test"))
     at_start = trainer.evaluate_at_initialiser(("val", "test")) or {}
     records = read_metrics(config.output / METRICS) if comm.is_main else []
@@ -49,10 +47,12 @@ def summarise(trainer: Trainer) -> dict[str, Any]:
         "epochs": trainer.epoch,
         "best_epoch": trainer.best.epoch,
         "best_val": best["val"],
-        "test_at_best_val": best["test"],
-        "test_last": last["test"],
+        "test_at_best_val": best.get("test"),
+        "confirmed": found.holds,
+        **_certified(trainer, solution.image),
+        "test_last": last.get("test"),
         "val_at_f0": at_zero["val"],
-        "test_at_f0": at_zero["test"],
+        "test_at_f0": at_zero.get("test"),
         "val_at_initialiser": at_start.get("val"),
         "test_at_initialiser": at_start.get("test"),
         "spectral_radius": trainer.model.spectral_radius(),
@@ -62,9 +62,10 @@ def summarise(trainer: Trainer) -> dict[str, Any]:
         "evaluations_forward_mean": _mean(records, "evaluations_forward"),
         "evaluations_adjoint_mean": _mean(records, "evaluations_adjoint"),
         "evaluations_validation_mean": _mean(records, "evaluations_validation"),
-        "residual_last": residual,
-        "tolerance": config.forward.tolerance,
-        "converged": converged,
+        "evaluations_confirmation_mean": _mean(records, "evaluations_confirmation"),
+        "residual_last": solution.residual,
+        "tolerance": found.tolerance,
+        "converged": solution.residual <= found.tolerance,
         "epochs_unconverged": sum(r.get("converged") is False for r in records),
         "epochs_skipped": trainer.guard.tally.skipped,
         "rollbacks": trainer.guard.tally.rollbacks,
@@ -76,13 +77,30 @@ def summarise(trainer: Trainer) -> dict[str, Any]:
     }
 
 
+def standing(trainer: Trainer) -> dict[str, Any]:
+    """How far a run that pauses has come, by validation alone; nothing is evaluated."""
+    return {
+        "metric": trainer.objective.metric_name,
+        "epochs": trainer.epoch,
+        "best_epoch": trainer.best.epoch,
+        "best_val": trainer.best.val_metric,
+        "finished": trainer.finished,
+    }
+
+
 def _local_figures(trainer: Trainer, records: list[dict[str, Any]]) -> dict[str, Any]:
     """Local steps of the run, and how far from zero the exact gradient is at its end."""
+    plan = trainer.local_plan
+    chosen = {
+        "local_steps_of_epoch": plan.steps,
+        "local_lr": plan.lr,
+        "local_steps_automatic": plan.automatic,
+    }
     if trainer.local is None:
-        return {}
+        return chosen if plan.automatic else {}
     kept = trainer.local.kept
     norms = [record.get("gradient_norm") for record in records]
-    return {
+    return chosen | {
         "local_steps": kept.taken,
         "local_steps_shrunk": kept.shrunk,
         "gradient_norm_last": norms[-1] if norms else None,
@@ -101,6 +119,21 @@ def _keep_best(trainer: Trainer) -> float:
         output, epoch = trainer.config.output, trainer.best.epoch
         save_solver(output, trainer.learned, epoch, trainer.comm)
     return seconds
+
+
+def _certified(trainer: Trainer, state: Tensor) -> dict[str, float | None]:
+    """How far the state that the metrics were read from is from the equilibrium; see certificate.
+
+    Nulls where the map of these weights is no contraction.
+    """
+    certificate = trainer.confirmation.certificate(state)
+    if certificate is None:
+        return dict.fromkeys(("certified_distance", "certified_relative", "val_unsettled"))
+    return {
+        "certified_distance": certificate.distance,
+        "certified_relative": certificate.relative,
+        "val_unsettled": trainer.confirmation.unsettled(certificate, state),
+    }
 
 
 def _count_edges(shard: GraphShard, comm: Communicator) -> int:
@@ -132,5 +165,6 @@ def _count(learned: LearnedSolver | None, names: tuple[str, ...]) -> int:
 
 
 def _mean(records: list[dict[str, Any]], key: str) -> float:
-    values = [r[key] for r in records if r[key] is not None]
+    # a resumed run may have records of a time when this was not counted
+    values = [r[key] for r in records if r.get(key) is not None]
     return sum(values) / len(values) if values else 0.0

@@ -192,10 +192,16 @@ class SizedSolver(FixedPointSolver[State], Protocol):
 
 
 def relative_residual(residual_square: float, image_square: float) -> float:
-    """||g|| / ||f(z)|| from global sums of squares; 0 where both vanish, NaN kept."""
+    """||g|| / ||f(z)|| from global sums of squares; 0 where both vanish, NaN kept.
+
+    Where the image alone vanishes, as where all ReLUs have died, the residual is -z, and its norm
+    is counted relative to that of the point: it is 1, and the next point may well be the solution.
+    """
     if residual_square == 0.0:
         return 0.0
-    return math.sqrt(residual_square / image_square) if image_square != 0.0 else math.inf
+    if image_square == 0.0:
+        return 1.0 if math.isfinite(residual_square) else math.inf
+    return math.sqrt(residual_square / image_square)
 
 
 AnySolver = FixedPointSolver[Any]

@@ -15,8 +15,9 @@ from distributed_ignn.solvers.base import (
     SolveSizes,
     relative_residual,
 )
+from distributed_ignn.solvers.blocks import square_sum
 
-_PASSES = 6.0  # read point, image, residual twice and image again; write the residual
+_PASSES = 3.0  # read point and image, and the image again
 
 
 @dataclass(slots=True, eq=False)
@@ -41,8 +42,8 @@ class Picard:
         return PicardState(z0)
 
     def held_bytes(self, sizes: SolveSizes) -> dict[str, int]:
-        """The next point is the image, which the solve holds anyway."""
-        return {"solve": 0, "history": 0}
+        """Nothing where the next point is the image; else that, and the image before."""
+        return {"solve": 0 if self.beta == 1.0 else 2 * sizes.state, "history": 0}
 
     def moved_bytes(self, sizes: SolveSizes) -> float:
         """Residual and squares: what is read is written once by the map already."""
@@ -57,9 +58,9 @@ class Picard:
         if evaluation.squares is not None and self.beta == 1.0:
             state.point = image
             return relative_residual(*reduce(evaluation.squares.cpu()).tolist())
-        residual = image - z
-        sums = reduce(torch.stack([residual.square().sum(), image.square().sum()]).double().cpu())
-        state.point = image if self.beta == 1.0 else z + self.beta * residual
+        square = square_sum(z, lambda rows: image[rows] - z[rows])
+        state.point = image if self.beta == 1.0 else z.lerp(image, self.beta)
+        sums = reduce(torch.stack([square, square_sum(image)]).cpu())
         return relative_residual(*sums.tolist())
 
     def advance(self, state: PicardState, best: Iterate) -> Tensor:

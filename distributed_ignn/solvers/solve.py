@@ -54,7 +54,6 @@ class _Watch:
         return self._map is not None and self._map.settle()
 
 
-@torch.no_grad()
 def solve(
     fixed_point_map: FixedPointMap,
     z0: Tensor,
@@ -89,32 +88,34 @@ def solve(
     """
     if max_steps < 1:
         raise ValueError(f"max_steps is {max_steps}, a solve needs at least one evaluation")
-    watch = _Watch(fixed_point_map, reduce)
-    z, best = z0.detach(), None
-    del z0  # not kept in memory for the whole solve
-    state = solver.init(z, fixed_point_map)
-    residuals: list[float] = []
-    outcome = Outcome.MAX_STEPS
-    while True:
-        if len(residuals) == max_steps - 1 and watch.settle():
-            best = None
-        newest = fixed_point_map(z, solver.rider(state))
-        residual = watch.residual(solver, state, newest)
-        residuals.append(residual)
-        if best is None or residual < best.residual:
-            best = Iterate(newest, residual)
-        del newest  # what it lends or nobody needs any more is let go of
-        if not math.isfinite(residual):
-            outcome = Outcome.DIVERGED
-            break
-        was_old = residual <= tolerance and watch.settle()
-        if residual <= tolerance and not was_old:
-            outcome = Outcome.CONVERGED
-            break
-        if len(residuals) == max_steps:
-            break
-        best = Iterate(best.evaluation.lasting(), best.residual)
-        z = solver.advance(state, best)
-        if was_old:
-            best = None
-    return Solution(best.evaluation, outcome, len(residuals), best.residual, tuple(residuals))
+    # no decorator: it would hold the starting point, one of its arguments, for the whole solve
+    with torch.no_grad():
+        watch = _Watch(fixed_point_map, reduce)
+        z, best = z0.detach(), None
+        del z0  # not kept in memory for the whole solve
+        state = solver.init(z, fixed_point_map)
+        residuals: list[float] = []
+        outcome = Outcome.MAX_STEPS
+        while True:
+            if len(residuals) == max_steps - 1 and watch.settle():
+                best = None
+            newest = fixed_point_map(z, solver.rider(state))
+            residual = watch.residual(solver, state, newest)
+            residuals.append(residual)
+            if best is None or residual < best.residual:
+                best = Iterate(newest, residual)
+            del newest  # what it lends or nobody needs any more is let go of
+            if not math.isfinite(residual):
+                outcome = Outcome.DIVERGED
+                break
+            was_old = residual <= tolerance and watch.settle()
+            if residual <= tolerance and not was_old:
+                outcome = Outcome.CONVERGED
+                break
+            if len(residuals) == max_steps:
+                break
+            best = Iterate(best.evaluation.lasting(), best.residual)
+            z = solver.advance(state, best)
+            if was_old:
+                best = None
+        return Solution(best.evaluation, outcome, len(residuals), best.residual, tuple(residuals))

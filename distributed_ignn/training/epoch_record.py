@@ -16,6 +16,7 @@ class EpochRecord:
         seconds: of this epoch, solver phase included.
         evaluations_forward, evaluations_adjoint: map evaluations of the training step.
         evaluations_validation: map evaluations of the validation solve.
+        evaluations_confirmation: of the solves that confirm its metric before it is chosen.
         residual: relative residual of the last forward solve of the epoch.
         residual_adjoint: of the backward solve.
         bytes_sent: by all ranks, halo exchanges and reductions.
@@ -23,6 +24,10 @@ class EpochRecord:
         solver_steps, solver_loss: solver training in this epoch.
         solver_seconds: spent on it.
         converged: whether the validation solve reached its tolerance; None without one.
+        confirmed: whether ``val_metric`` is known to be that of the equilibrium, within
+            ``confirmation.SLACK``; False also where it has not been looked into, because the epoch
+            would not have been chosen or waits for that. None without validation.
+        best_epoch, best_val: the epoch chosen so far and its metric; None before the first.
         converged_forward, converged_adjoint: the same of the training step's solves.
         skipped: whether the step was left out because its numbers were bad; there is no loss then.
         rollbacks: of the run so far, because numbers were bad.
@@ -47,7 +52,11 @@ class EpochRecord:
     solver_steps: int
     solver_loss: float | None
     solver_seconds: float
+    evaluations_confirmation: int = 0
     converged: bool | None = None
+    confirmed: bool | None = None
+    best_epoch: int | None = None
+    best_val: float | None = None
     converged_forward: bool | None = None
     converged_adjoint: bool | None = None
     skipped: bool = False

@@ -24,6 +24,7 @@ from torch import Tensor
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import TrainConfig
 from distributed_ignn.training.engines.torch import Engine
+from distributed_ignn.training.local_plan import LocalPlan
 from distributed_ignn.training.losses.local_loss import LocalLoss
 from distributed_ignn.training.numbers import NumbersError
 from distributed_ignn.training.state import Count, Number, State, Values
@@ -59,12 +60,14 @@ class LocalSteps:
     """Takes the local steps of a training.
 
     Args:
+        plan: how many, and how long.
         loss: what they minimise.
         engine: steps.
         config: the train section.
         comm: sums the last loss of an epoch.
 
     Attributes:
+        plan: as given.
         kept: counts of the run so far.
         taken: steps of this epoch.
         last_loss: the local loss before the last step of this epoch; None without any.
@@ -74,16 +77,17 @@ class LocalSteps:
     last_loss: float | None
 
     def __init__(
-        self, loss: LocalLoss, engine: Engine, config: TrainConfig, comm: Communicator
+        self,
+        plan: LocalPlan,
+        loss: LocalLoss,
+        engine: Engine,
+        config: TrainConfig,
+        comm: Communicator,
     ) -> None:
+        self.plan = plan
         self._loss, self._engine, self._config, self._comm = loss, engine, config, comm
         self.kept = _Kept()
         self.taken, self.last_loss = 0, None
-
-    @property
-    def lr(self) -> float:
-        """The learning rate of the steps."""
-        return self._config.local_lr or self._config.lr
 
     def wanted(self, epoch: int, stale: int) -> float:
         """How many steps the schedule wants; 0 in the exact epochs at the end.
@@ -96,7 +100,7 @@ class LocalSteps:
         fade = (EXACT_FROM - done) / (EXACT_FROM - FULL_UNTIL)
         if self._config.patience:
             fade = min(fade, 1.0 - (stale + 1) / self._config.patience)
-        return self._config.local_steps * min(1.0, max(0.0, fade))
+        return self.plan.steps * min(1.0, max(0.0, fade))
 
     def listen(self, epoch: int, stale: int) -> bool:
         """Begin an epoch; say whether the loss is to freeze what its exact solve finds."""
@@ -122,7 +126,7 @@ class LocalSteps:
             return
         # less than one step is one of less length
         trusted = wanted * self.kept.trust
-        self._engine.scale_lr(lr_scale * self.lr / self._config.lr * min(1.0, trusted))
+        self._engine.scale_lr(lr_scale * self.plan.lr / self._config.lr * min(1.0, trusted))
         self._loss.begin(epoch)
         try:
             self._walk(epoch, max(1, round(trusted)))

@@ -1,8 +1,9 @@
-"""The weights of a model as they are kept: all of them, and those of the epoch that was best."""
+"""The weights of a model as they are kept: its own, the best epoch's, and the candidate's."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -30,6 +31,16 @@ class Weights:
     def use(self, weights: Mapping[str, Tensor]) -> None:
         """Put ``weights``, which ``copy`` gave, into the model."""
         self._model.load_state_dict(weights)
+
+    @contextmanager
+    def in_use(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
+        """Let the model hold ``weights`` inside, and its own again afterwards."""
+        own = self.copy()
+        self.use(weights)
+        try:
+            yield
+        finally:
+            self.use(own)
 
     def state(self) -> State:
         """See ``Stateful``."""
@@ -60,6 +71,9 @@ class _Chosen(Values):
     epoch: Count
     val_metric: Number
     stale: Count
+    # not in checkpoints that were written before metrics were confirmed
+    confirmed: bool = True
+    tolerance: Number | None = None
 
 
 class Best:
@@ -67,22 +81,47 @@ class Best:
 
     Args:
         weights: of the model that is validated.
+
+    Attributes:
+        epoch: 0 before the first choice.
+        val_metric: of its validation.
+        confirmed: whether that is the metric of the equilibrium. An epoch for which that could not
+            be found out is kept only until there is one for which it could.
+        tolerance: relative residual of a solve from nothing kept that finds it; None if unknown.
+        stale: validations since.
+        weights: of that epoch.
     """
 
     def __init__(self, weights: Weights) -> None:
         self._of = weights
         self.epoch = 0
         self.val_metric = -1.0
-        self.stale = 0  # validations since
+        self.confirmed = False
+        self.tolerance: float | None = None
+        self.stale = 0
         self.weights: TensorDict | None = None
 
-    def offer(self, epoch: int, val_metric: float) -> None:
-        """Choose ``epoch``, with the model's present weights, if its metric beats all before it."""
-        if val_metric > self.val_metric:
-            self.epoch, self.val_metric, self.stale = epoch, val_metric, 0
-            self.weights = self._of.copy()
-        else:
-            self.stale += 1
+    def beaten_by(self, val_metric: float, confirmed: bool) -> bool:
+        """Say whether such an epoch is better.
+
+        What is confirmed beats all that is not, and after that the larger metric counts.
+        """
+        return (confirmed, val_metric) > (self.confirmed, self.val_metric)
+
+    def take(
+        self,
+        epoch: int,
+        val_metric: float,
+        weights: TensorDict,
+        *,
+        confirmed: bool,
+        tolerance: float,
+        stale: int = 0,
+    ) -> None:
+        """Choose ``epoch`` and keep its ``weights``, which nobody else may change."""
+        self.epoch, self.val_metric, self.stale = epoch, val_metric, stale
+        self.confirmed, self.tolerance = confirmed, tolerance
+        self.weights = weights
 
     def use(self) -> None:
         """Put the chosen weights into the model; it keeps its own where none was chosen yet."""
@@ -91,14 +130,67 @@ class Best:
 
     def state(self) -> State:
         """See ``Stateful``."""
-        chosen = _Chosen(epoch=self.epoch, val_metric=self.val_metric, stale=self.stale)
+        chosen = _Chosen(
+            epoch=self.epoch,
+            val_metric=self.val_metric,
+            stale=self.stale,
+            confirmed=self.confirmed,
+            tolerance=self.tolerance,
+        )
         return State.of(self.weights or {}, self._of.sharded, chosen.model_dump())
 
     def load_state(self, state: State) -> None:
         """See ``Stateful``."""
         chosen = _Chosen.read(state)
         self.epoch, self.val_metric, self.stale = chosen.epoch, chosen.val_metric, chosen.stale
+        self.confirmed, self.tolerance = chosen.confirmed, chosen.tolerance
         self.weights = state.tensors or None
+
+
+class _Waiting(Values):
+    epoch: Count = 0
+    val_metric: Number = 0.0
+    trusted: bool = True
+
+
+class Candidate:
+    """Keeps the epoch whose metric waits to be confirmed, with its weights.
+
+    Args:
+        weights: of the model that is validated.
+
+    Attributes:
+        epoch: 0 where nothing waits.
+        val_metric: as validation found it.
+        weights: of that epoch; None where nothing waits.
+        trusted: whether the last confirmation, if any, found the metric that validation had found.
+    """
+
+    def __init__(self, weights: Weights) -> None:
+        self._of = weights
+        self.epoch = 0
+        self.val_metric = 0.0
+        self.weights: TensorDict | None = None
+        self.trusted = True
+
+    def take(self, epoch: int, val_metric: float) -> None:
+        """Let ``epoch`` wait, with the model's present weights, in the place of any before it."""
+        self.epoch, self.val_metric, self.weights = epoch, val_metric, self._of.copy()
+
+    def drop(self) -> None:
+        """Let nothing wait any more."""
+        self.epoch, self.val_metric, self.weights = 0, 0.0, None
+
+    def state(self) -> State:
+        """See ``Stateful``."""
+        waiting = _Waiting(epoch=self.epoch, val_metric=self.val_metric, trusted=self.trusted)
+        return State.of(self.weights or {}, self._of.sharded, waiting.model_dump())
+
+    def load_state(self, state: State) -> None:
+        """See ``Stateful``; a checkpoint that knows of none has none."""
+        waiting = _Waiting.read(state)
+        self.epoch, self.val_metric = waiting.epoch, waiting.val_metric
+        self.trusted, self.weights = waiting.trusted, state.tensors or None
 
 
 def _check_shapes(found: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:

@@ -231,7 +231,10 @@ def warn_unconverged(summary: dict[str, Any], config: RunConfig) -> None:
     forward, epochs = config.forward, summary["epochs_unconverged"]
     what = []
     if not summary["converged"]:
-        what.append(f"the final metrics (relative residual {summary['residual_last']:.1e})")
+        what.append(
+            f"the final metrics (relative residual {summary['residual_last']:.1e} above "
+            f"{summary['tolerance']:.1e})"
+        )
     if epochs:
         what.append(f"the validation of {_count(epochs, 'epoch')}")
     if what:
@@ -239,6 +242,16 @@ def warn_unconverged(summary: dict[str, Any], config: RunConfig) -> None:
             "%s came from solves that did not reach forward.tolerance = %g; raise "
             "forward.max_steps = %d, or the tolerance",
             " and ".join(what),
+            forward.tolerance,
+            forward.max_steps,
+        )
+    elif not summary["confirmed"]:
+        logger.warning(
+            "nobody has confirmed that the metrics are those of the equilibrium: a solve from "
+            "nothing kept to a tolerance of %.1e gives validation %.4f; lower forward.tolerance = "
+            "%g, or raise forward.max_steps = %d",
+            summary["tolerance"],
+            summary["best_val"],
             forward.tolerance,
             forward.max_steps,
         )

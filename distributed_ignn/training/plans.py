@@ -22,7 +22,7 @@ from distributed_ignn.solvers.methods import METHODS, Method, SolverSettings
 from distributed_ignn.training.learned_solver import LearnedSolver, storage_format
 from distributed_ignn.training.state import State
 
-TRAIN, EVALUATE, ADJOINT = "train", "evaluate", "adjoint"
+TRAIN, EVALUATE, ADJOINT, CONFIRM = "train", "evaluate", "adjoint", "confirm"
 
 
 @dataclass(slots=True)
@@ -101,6 +101,23 @@ class SolvePlanner:
             tolerance=plan.tolerance if tolerance is None else tolerance,
             max_steps=plan.max_steps if max_steps is None else max_steps,
         )
+
+    def confirm(self, start: list[Tensor], tolerance: float, max_steps: int) -> SolvePlan:
+        """Plan a forward solve that begins at nothing kept, and of which nothing is kept.
+
+        Args:
+            start: where it goes on from, one [O, D], which is taken out, so that the solve alone
+                holds it; empty for the first guess.
+            tolerance, max_steps: see ``solve``.
+        """
+
+        def first(cell: Cell, driver: Tensor) -> Tensor:
+            return start.pop() if start else self.first_guess(cell, driver)
+
+        def done(solution: Solution) -> None:
+            self.log.add(CONFIRM, solution)
+
+        return SolvePlan(self.method(), first, tolerance, max_steps, done)
 
     def adjoint(self) -> SolvePlan:
         """Plan the backward solve; it starts from m * g, or from what is learned of it."""

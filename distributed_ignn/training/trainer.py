@@ -18,19 +18,24 @@ from torch import Tensor
 
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.comm.traffic import Traffic
-from distributed_ignn.config import RunConfig
+from distributed_ignn.config import RunConfig, decided
+from distributed_ignn.config.training import Metric
 from distributed_ignn.errors import UserError
 from distributed_ignn.graph.shard import GraphShard
 from distributed_ignn.models.shard_model import ShardModel
 from distributed_ignn.propagation.operators import ChannelOperator
 from distributed_ignn.propagation.propagate import PropagationOptions, choose_codec
 from distributed_ignn.propagation.sparsify import sparsify
+from distributed_ignn.solvers.base import Solution
 from distributed_ignn.training.averaging import WeightAverage
+from distributed_ignn.training.choosing import Chooser
+from distributed_ignn.training.confirmation import SLACK, Confirmation, Finding
 from distributed_ignn.training.engines.torch import Engine, TorchEngine
 from distributed_ignn.training.epoch_record import EpochRecord
 from distributed_ignn.training.learned.guard import guarded_phase
 from distributed_ignn.training.learned.phases import SolverTrainer
 from distributed_ignn.training.learned_solver import LearnedSolver, build_learned_solver
+from distributed_ignn.training.local_plan import LocalPlan, local_plan
 from distributed_ignn.training.local_steps import LocalSteps
 from distributed_ignn.training.losses.consistency import Consistency
 from distributed_ignn.training.losses.local_loss import LocalLoss
@@ -39,7 +44,7 @@ from distributed_ignn.training.losses.regularizer import Regularizer
 from distributed_ignn.training.losses.step_loss import StepLoss
 from distributed_ignn.training.model_weights import Best, Weights
 from distributed_ignn.training.numbers import NumberGuard, NumbersError
-from distributed_ignn.training.plans import ADJOINT, EVALUATE, TRAIN, SolvePlanner
+from distributed_ignn.training.plans import ADJOINT, CONFIRM, EVALUATE, TRAIN, SolvePlanner
 from distributed_ignn.training.schedule import Schedule
 from distributed_ignn.training.state import Count, Number, RandomState, State, Stateful, Values
 from distributed_ignn.training.step_checks import StepChecks
@@ -49,13 +54,15 @@ from distributed_ignn.training.stopwatch import Stopwatch
 class _Position(Values):
     epoch: Count
     val_metric: Number | None = None
+    # where it is not the one that the labels suggest
+    metric: Metric | None = None
 
 
 class Trainer:
     """Trains one model on one graph; every rank builds one and calls it in step.
 
     Args:
-        config: the whole run.
+        config: the whole run; what it leaves to the graph is decided here.
         shard: this rank's part of the graph.
         comm: this rank's communicator.
         started: ``time.perf_counter()`` at the start of the run; now by default.
@@ -72,7 +79,9 @@ class Trainer:
         comm: Communicator,
         started: float | None = None,
     ) -> None:
-        self.config, self.shard, self.comm = config, shard, comm
+        config = decided(config, shard.split_sizes[0], shard.num_classes)
+        self.config, self.comm = config, comm
+        self.shard = shard.normalised(config.model.normalisation)
         self.epoch = 0
         self.val_metric: float | None = None
         self.stopwatch = Stopwatch(started)
@@ -83,15 +92,25 @@ class Trainer:
         self.planner = SolvePlanner(config, self.learned, comm.device)
         self.engine = self._build_engine()
         self.solver_trainer = self._build_solver_trainer()
-        self.objective = Objective(shard, comm, config.train.loss, config.train.label_smoothing)
+        train = config.train
+        smoothing = float(train.label_smoothing)
+        self.objective = Objective(shard, comm, train.loss, smoothing, train.metric)
         self.regularizer = Regularizer(self.model, config.train, shard, comm, config.seed)
         self.consistency = self._build_consistency()
         self.loss = StepLoss(self.model, self.objective, self.regularizer, self.consistency)
         self.local = self._build_local_steps()
         self.gradient_norm: float | None = None
         self.average = WeightAverage(self.model, config.train.ema, self.weights.sharded)
-        self.best = Best(self.weights)
+        self.confirmation = Confirmation(
+            config, self.model, shard, comm, self.objective, self.planner
+        )
+        self.chooser = Chooser(self.weights, self.confirmation)
         self.guard = NumberGuard(config, comm)
+
+    @property
+    def best(self) -> Best:
+        """The epoch that validation has chosen so far."""
+        return self.chooser.best
 
     @property
     def _learns(self) -> bool:
@@ -140,29 +159,38 @@ class Trainer:
         multilabel = self.shard.task == "multilabel"
         return Consistency(self.config.train, self.shard.num_nodes, multilabel)
 
+    @property
+    def local_plan(self) -> LocalPlan:
+        """Say what local steps an epoch begins with, ``auto`` resolved."""
+        shard = self.shard
+        return local_plan(self.config.train, shard.num_nodes, shard.split_sizes[0])
+
     def _build_local_steps(self) -> LocalSteps | None:
-        if self.config.train.local_steps == 0:
+        plan = self.local_plan
+        if plan.steps == 0:
             return None
         terms = self.objective, self.regularizer, self.consistency
         loss = LocalLoss(self.model, self.shard, self.config, *terms)
-        return LocalSteps(loss, self.engine, self.config.train, self.comm)
+        return LocalSteps(plan, loss, self.engine, self.config.train, self.comm)
 
     def fit(
         self,
         on_epoch: Callable[[EpochRecord], None],
         on_fault: Callable[[NumbersError], None] | None = None,
+        until: int | None = None,
     ) -> None:
-        """Go through the remaining epochs.
+        """Go through the remaining epochs, and confirm what then still waits for that.
 
         Args:
             on_epoch: told each record, on every rank.
             on_fault: told why an epoch came to nothing where the policy is to go back; it puts the
                 trainer into an earlier state, on every rank. Without it such a run stops.
+            until: the epoch after which to pause; None for none.
 
         Raises:
             UserError: the numbers are bad and there is no going on.
         """
-        while not self.finished:
+        while not self.finished and (until is None or self.epoch < until):
             try:
                 record = self.train_epoch()
             except NumbersError as fault:
@@ -171,12 +199,13 @@ class Trainer:
                 on_fault(fault)
                 continue
             on_epoch(record)
+        self.chooser.settle()
 
     @property
     def finished(self) -> bool:
         """Say whether all epochs are done, or validation has not improved for too long."""
         patience = self.config.train.patience
-        out_of_patience = patience > 0 and self.best.stale >= patience
+        out_of_patience = patience > 0 and self.chooser.stale >= patience
         return self.epoch >= self.config.train.epochs or out_of_patience
 
     def train_epoch(self) -> EpochRecord:
@@ -220,8 +249,8 @@ class Trainer:
         self.stopwatch.solver_training += seconds
         return loss, seconds
 
-    def _step_and_validate(self) -> tuple[float, dict[str, float], bool]:
-        """Return loss, metrics, and whether the step was left out because its numbers were bad."""
+    def _step_and_validate(self) -> tuple[float, Finding | None, bool]:
+        """Return loss, what validation found, and whether the step was left out for bad numbers."""
         step, loss, phase = self.epoch, float("nan"), self.comm.activity.phase
         checks = StepChecks(self.guard, self.model, self.planner, self.engine, step)
         try:
@@ -229,19 +258,19 @@ class Trainer:
                 loss = self.train_step(checks)
             self.epoch = step + 1
             with phase("validating"):
-                metrics = self._validate(checks)
+                found = self._validate(checks)
         except NumbersError as fault:
             self.guard.skip(fault)
         else:
             self.guard.passed()
-            return loss, metrics, False
+            return loss, found, False
         finally:
             checks.made.clear()
         taken, self.epoch = self.epoch > step, step + 1
         # what is kept for the next solves may be what is bad
         self.planner.forget()
         self.model.propagation.reset_links()
-        return loss, {}, not taken
+        return loss, None, not taken
 
     def train_step(self, checks: StepChecks) -> float:
         """Take one optimiser step; return the loss of all ranks before it.
@@ -268,7 +297,7 @@ class Trainer:
 
     def _frozen_by(self) -> Callable[[tuple[Tensor, ...]], None] | None:
         """Return who is told B_c Z* of this epoch: the local steps, if any are to come."""
-        if self.local is None or not self.local.listen(self.epoch, self.best.stale):
+        if self.local is None or not self.local.listen(self.epoch, self.chooser.stale):
             return None
         return self.local.freeze
 
@@ -290,30 +319,37 @@ class Trainer:
         self.gradient_norm = self.engine.gradient_norm()
         with self.comm.activity.phase("local steps"):
             scale = self.guard.tally.lr_scale
-            self.local.take(self.epoch, self.best.stale, loss, scale)
+            self.local.take(self.epoch, self.chooser.stale, loss, scale)
         checks.weights()
 
-    def _validate(self, checks: StepChecks) -> dict[str, float]:
+    def _validate(self, checks: StepChecks) -> Finding | None:
         """Validate when it is time, and keep the best weights; return both metrics by split."""
         last = self.epoch == self.config.train.epochs
         if self.epoch % self.config.train.eval_every and not last:
-            return {}
+            return None
         with self.average.in_use():
-            metrics = self.evaluate(("train", "val"))
-            checks.solve(EVALUATE)
-            self.val_metric = metrics["val"]
-            self.best.offer(self.epoch, metrics["val"])
-        return metrics
+            metrics = self._validation(checks)
+            converged = self.planner.log.residual(EVALUATE) <= self.config.forward.tolerance
+            found = self.chooser.consider(self.epoch, metrics, converged=converged, last=last)
+        self.val_metric = found.metrics["val"]
+        return found
+
+    def _validation(self, checks: StepChecks) -> dict[str, float]:
+        """Solve and measure; the state is let go of, as far as it is no warm start."""
+        state = self._equilibrium().image
+        checks.solve(EVALUATE)
+        return self._metrics(state, ("train", "val"))
 
     def _record(
         self,
         started: float,
         traffic: Traffic,
         phase: tuple[int, float | None, float],
-        step: tuple[float, dict[str, float], bool],
+        step: tuple[float, Finding | None, bool],
     ) -> EpochRecord:
         """Say what the epoch came to; one reduction."""
-        (solver_steps, solver_loss, solver_seconds), (loss, metrics, skipped) = phase, step
+        (solver_steps, solver_loss, solver_seconds), (loss, found, skipped) = phase, step
+        metrics = found.metrics if found is not None else {}
         sent = self.comm.traffic.since(traffic)
         totals = self.comm.sum(
             torch.tensor([sent.exchange_bytes + sent.reduction_bytes], dtype=torch.int64)
@@ -328,6 +364,7 @@ class Trainer:
             evaluations_forward=log.steps(TRAIN),
             evaluations_adjoint=log.steps(ADJOINT),
             evaluations_validation=log.steps(EVALUATE),
+            evaluations_confirmation=log.steps(CONFIRM),
             residual=log.residual(EVALUATE if metrics else TRAIN),
             residual_adjoint=log.residual(ADJOINT),
             bytes_sent=int(totals[0]),
@@ -336,6 +373,9 @@ class Trainer:
             solver_loss=solver_loss,
             solver_seconds=solver_seconds,
             converged=log.converged(EVALUATE),
+            confirmed=found.holds if found is not None else None,
+            best_epoch=self.best.epoch or None,
+            best_val=self.best.val_metric if self.best.epoch else None,
             converged_forward=log.converged(TRAIN),
             converged_adjoint=log.converged(ADJOINT),
             skipped=skipped,
@@ -357,13 +397,42 @@ class Trainer:
     @torch.no_grad()
     def evaluate(self, splits: tuple[str, ...]) -> dict[str, float]:
         """Measure the metric per split at the equilibrium of the current weights."""
+        return self._metrics(self._equilibrium().image, splits)
+
+    @torch.no_grad()
+    def evaluate_best(self, splits: tuple[str, ...]) -> tuple[Finding, Solution]:
+        """Measure the metric per split, ``val`` among them, as that of ``best`` was confirmed.
+
+        The model holds the best weights. Every rank calls it.
+
+        Returns:
+            The metrics, whether they are those of the equilibrium, and the solve.
+        """
         self.model.eval()
-        solution = self.model.solve(self.planner.evaluate())
-        return self._metrics(solution.image, splits)
+        tolerance, _ = limits = self.best_limits
+        solution = self.confirmation.solve(*limits)
+        metrics = self._metrics(solution.image, splits)
+        same = abs(metrics["val"] - self.best.val_metric) <= SLACK
+        known = self.best.confirmed and self.best.tolerance is not None
+        holds = known and same and solution.residual <= tolerance
+        return Finding(metrics, holds, tolerance), solution
+
+    @property
+    def best_limits(self) -> tuple[float, int]:
+        """Tolerance and evaluations of a solve that finds what the best epoch was chosen for."""
+        limits = self.config.forward
+        if self.best.tolerance is None:
+            return limits.tolerance, limits.max_steps
+        return self.best.tolerance, self.confirmation.max_steps
+
+    def _equilibrium(self) -> Solution:
+        """Solve without dropout for the current weights, from what is kept."""
+        self.model.eval()
+        return self.model.solve(self.planner.evaluate())
 
     def _metrics(self, state: Tensor, splits: tuple[str, ...]) -> dict[str, float]:
         """Measure the metric per split at a state [O, D]; no other nodes are read out."""
-        return self.objective.metrics_of(lambda rows: self.model.read_out(state, rows=rows), splits)
+        return self.confirmation.measure(state, splits)
 
     @torch.no_grad()
     def evaluate_at_zero(self, splits: tuple[str, ...]) -> dict[str, float]:
@@ -394,6 +463,7 @@ class Trainer:
         parts: dict[str, Stateful] = {
             "model": self.weights,
             "best": self.best,
+            "candidate": self.chooser.candidate,
             "average": self.average,
             "optimizer": self.engine,
             "warm": self.planner,
@@ -410,9 +480,21 @@ class Trainer:
 
     def state(self) -> State:
         """See ``Stateful``: how far the trainer itself has come."""
-        return State(_Position(epoch=self.epoch, val_metric=self.val_metric).model_dump())
+        position = _Position(
+            epoch=self.epoch, val_metric=self.val_metric, metric=self.objective.unusual_metric
+        )
+        return State(position.model_dump(exclude_defaults=True))
 
     def load_state(self, state: State) -> None:
-        """See ``Stateful``."""
-        position = _Position.read(state)
+        """See ``Stateful``.
+
+        Raises:
+            UserError: the epochs before were chosen by another metric.
+        """
+        position, own = _Position.read(state), self.objective.unusual_metric
+        if position.metric != own:
+            raise UserError(
+                f"the checkpoint was written with train.metric = {position.metric or 'auto'}, not "
+                f"{own or 'auto'}, so its best epoch cannot be compared; resume with that"
+            )
         self.epoch, self.val_metric = position.epoch, position.val_metric

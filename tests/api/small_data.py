@@ -12,6 +12,7 @@ QUICK: dict[str, Any] = {
     "epochs": 6,
     "lr": 0.02,
     "checkpoint_every": 3,
+    "eval_every": 1,
     "dtype": "float64",
     "forward": {"tolerance": 1e-10},
     "adjoint": {"tolerance": 1e-10},

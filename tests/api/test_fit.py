@@ -70,7 +70,7 @@ def test_a_prediction_is_whole_and_says_how_far_it_has_come(one: di.Run) -> None
     test = float((out.labels == DATA.y)[DATA.test_mask].float().mean())
     assert test == pytest.approx(one.summary["test_at_best_val"])
     assert out.converged
-    assert out.residual <= out.tolerance == 1e-10
+    assert out.residual <= out.tolerance == one.summary["tolerance"] <= 1e-10
     assert out.certified_distance is not None
     assert 0 < out.certified_distance < 1e-6
     loose = one.predict(tolerance=1e-2)
@@ -107,6 +107,16 @@ def test_another_graph_is_solved_anew(one: di.Run, tmp_path: Path) -> None:
         one.predict(Data(x=other.x[:, :1], edge_index=other.edge_index))
     with pytest.raises(di.UserError, match=r"data: features are missing; give x \[nodes"):
         one.predict(Data(edge_index=other.edge_index))
+
+
+def test_another_graph_gets_the_channels_that_were_trained(tmp_path: Path) -> None:
+    """Whatever ``auto`` would make of it: here every edge has its way back."""
+    one_way = DATA.clone()
+    one_way.edge_index = DATA.edge_index[:, DATA.edge_index[0] < DATA.edge_index[1]]
+    run = di.fit(one_way, {**QUICK, "data": {"directions": "auto"}}, output=tmp_path / "run")
+    assert run.predict(one_way).logits.shape == (60, 2)
+    assert torch.allclose(run.predict(one_way).logits, run.predict().logits, rtol=0, atol=1e-7)
+    assert run.predict(Data(x=DATA.x, edge_index=DATA.edge_index)).converged
 
 
 def test_the_same_cell_twice(elsewhere: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -17,6 +17,7 @@ from tests.faults.victim import ray
 from tests.jobs import Job, differences, records, send
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_random_kills_lose_nothing(tmp_path: Path) -> None:

@@ -94,7 +94,10 @@ def _state(pid: int) -> str:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("signum", "code"),
+    [pytest.param(signal.SIGTERM, 143, marks=pytest.mark.long), (signal.SIGINT, 130)],
+)
 def test_a_signal_ends_the_run_after_a_checkpoint(
     tmp_path: Path, signum: signal.Signals, code: int
 ) -> None:
@@ -110,6 +113,7 @@ def test_a_signal_ends_the_run_after_a_checkpoint(
     assert f"after epoch {done} " in job.text
 
 
+@pytest.mark.long
 def test_a_second_signal_ends_at_once_and_the_grace_time_is_kept(tmp_path: Path) -> None:
     """Where an epoch takes longer than anybody waits."""
     slow = ["--schedule.warmup-solver-steps", "100000000"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import torch
 from distributed_ignn.config import DataConfig
 from distributed_ignn.errors import UserError
 from distributed_ignn.graph.data import CSRMatrix, GraphData, csr_from_edges
-from distributed_ignn.graph.datasets import DATASETS, load_dataset, validate
+from distributed_ignn.graph.datasets import DATASETS, graph_in_memory, load_dataset, validate
 
 # PyTorch Geometric compiles a class on import in a way that newer torch versions deprecate.
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
@@ -262,3 +263,33 @@ def test_validate_checks_every_channel(tmp_path: Path) -> None:
         validate(dataclasses.replace(data, graphs=(*data.graphs, other)), "here")
     with pytest.raises(UserError, match="here: 4 labels for 5 nodes"):
         validate(dataclasses.replace(data, labels=data.labels[:4]), "here")
+
+
+@pytest.mark.parametrize(
+    ("more", "unread"),
+    [
+        ({}, None),
+        ({"train_idx": np.array([0])}, "train_mask"),
+        ({"names": np.array([1]), "edge_weights": np.ones(6)}, "edge_weights, names"),
+        ({"edge_weight": np.ones(6), "edge_attr": np.ones((6, 1))}, "edge_attr"),
+        ({"indptr": np.zeros(6, int), "data": np.ones(6)}, "data, indptr"),
+        ({f"z{i:02}": np.ones(1) for i in range(14)}, "z00, .*, z11 and 2 more"),
+        ({"new\nline": np.ones(1)}, "new line"),
+    ],
+)
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_names_that_are_not_read_are_told_in_one_line(
+    more: dict[str, Any],
+    unread: str | None,
+    in_memory: bool,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level(logging.INFO):
+        if in_memory:
+            graph_in_memory(_arrays(**more), DataConfig())
+        else:
+            _load_npz(tmp_path, **more)
+    told = [text for text in caplog.messages if "not read" in text]
+    assert len(told) == (unread is not None)
+    assert unread is None or re.fullmatch(f"(data|.*/mine.npz): not read: {unread}", told[0])

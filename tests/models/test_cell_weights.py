@@ -34,6 +34,7 @@ class _Setup:
     def __init__(self, case: str, **model: Any) -> None:
         self.config = ModelConfig.model_validate({"hidden": WIDTH, "kappa": 0.9} | model)
         shard: GraphShard = next(iter(build_shards(make_data(case), assign(case, 1), 1)))
+        shard = shard.normalised(self.config.normalisation)
         comm = Communicator()
         self.propagation = Propagation(shard, comm, torch.float64)
         torch.manual_seed(0)
@@ -82,6 +83,8 @@ EIGNN = [
     ("channels", {}),
     ("plain", {"residual": 0.3}),
     ("channels", {"learn_kappa": True}),
+    ("both", {"residual": 0.2}),
+    ("plain", {"normalisation": "row"}),
 ]
 
 
@@ -138,6 +141,38 @@ def test_eignn_on_a_directed_graph_contracts_in_the_certified_norm() -> None:
             distances.append(float((points[0] - points[1]).abs().max()))
             points = [cell(z, None).image for z in points]
     assert distances[60] <= 50 * 0.9**60 * distances[0]
+
+
+@pytest.mark.parametrize("cell", ["ignn", "eignn"])
+@pytest.mark.parametrize(("case", "model"), [("both", {}), ("channels", {"normalisation": "row"})])
+def test_rows_that_sum_to_one_leave_kappa_to_the_weights(
+    case: str, model: dict[str, Any], cell: str
+) -> None:
+    """Every single step contracts by kappa in the norm of w = 1."""
+    setup = _Setup(case, cell=cell, init="identity", **model)
+    assert setup.weights.growth == 1.0
+    assert setup.weights.norm == ("max" if cell == "ignn" else "rows")
+    measure = _largest_entry if cell == "ignn" else _longest_row
+    for _ in range(5):
+        setup.roughen()
+        fixed, (a, b) = setup.cell(), (torch.randn_like(setup.injection) for _ in range(2))
+        with torch.no_grad():
+            after = measure(fixed(a, None).image - fixed(b, None).image)
+        assert after <= 0.9 * measure(a - b) * (1 + 1e-12)
+    ones = torch.full_like(setup.injection, 1.0)
+    products = setup.propagation.apply(ones)
+    assert all(torch.allclose(product, ones, rtol=1e-14) for product in products)
+    if cell == "ignn":
+        weights = torch.cat(setup.weights()).detach()
+        assert largest_column_sum(weights) == pytest.approx(0.9)
+
+
+def _largest_entry(rows: Tensor) -> float:
+    return float(rows.abs().max())
+
+
+def _longest_row(rows: Tensor) -> float:
+    return float(rows.norm(dim=1).max())
 
 
 MIGNN = [
@@ -230,6 +265,10 @@ def test_mignn_refuses_a_directed_graph() -> None:
     with pytest.raises(UserError, match=r"model.cell = mignn needs undirected graphs") as error:
         _Setup("directed", cell="mignn")
     assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match=r"use ignn or eignn, or data.directions = undirected"):
+        _Setup("both", cell="mignn")
+    with pytest.raises(UserError, match=r"model.normalisation = row .*; use symmetric, or "):
+        _Setup("plain", cell="mignn", normalisation="row")
 
 
 ALL = [

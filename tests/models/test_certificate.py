@@ -19,6 +19,7 @@ from distributed_ignn.models.maps import EquilibriumCell
 from distributed_ignn.models.shard_model import ShardModel
 from distributed_ignn.solvers.picard import Picard
 from distributed_ignn.solvers.solve import solve
+from tests.hub_graph import hub_data
 from tests.parity.cases import assign, make_data
 from tests.ranks import run_ranks
 
@@ -36,6 +37,9 @@ CASES = (
     ("weights", {"cell": "mignn"}),
     ("lopsided", {"cell": "ignn"}),
     ("lopsided", {"cell": "eignn"}),
+    ("both", {"cell": "ignn"}),
+    ("both", {"cell": "eignn", "residual": 0.2}),
+    ("channels", {"cell": "ignn", "normalisation": "row"}),
 )
 
 
@@ -156,6 +160,22 @@ def test_the_present_weights_count_and_not_their_bound() -> None:
     assert after is not None
     assert after.contraction == pytest.approx(0.5 * before.contraction)
     assert model.cell_weights.contraction() == 0.9
+
+
+def test_a_hub_does_not_take_the_contraction_beyond_kappa() -> None:
+    """A row of 5,000 numbers is what rounding the evaluation depends on, and not c."""
+    nodes = 6_000
+    (shard,) = build_shards(hub_data(nodes, 5_000), torch.zeros(nodes, dtype=torch.int64), 1)
+    comm = Communicator()
+    config = ModelConfig(hidden=32, kappa=0.95)
+    model = ShardModel(shard, comm, config, torch.float32, seed=0)
+    with torch.no_grad():
+        for parameter in model.cell_weights.parameters():
+            parameter.mul_(10.0)
+    model.project()
+    certificate = certify(model, shard, comm, _state(model, 3))
+    assert certificate is not None
+    assert 0.95 * (1 - 1e-6) < certificate.contraction < 0.95 * (1 + 1e-6)
 
 
 def test_weights_that_do_not_contract_certify_nothing() -> None:

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.graph.partitioning.sharding import build_shards
+from distributed_ignn.graph.shard import GraphShard
 from distributed_ignn.models.constraints import (
-    growth_factor,
+    certified_growth,
+    first_vector,
+    growth_vector,
     largest_column_sum,
     project_columns_l1,
 )
 from distributed_ignn.propagation.propagate import Propagation
+from tests.hub_graph import hub_data
 from tests.parity.cases import assign, make_data
 
+DOUBLE = torch.float64
 
-def _propagation(case: str) -> tuple[Propagation, torch.Tensor]:
+
+def _propagation(case: str) -> tuple[GraphShard, Propagation, torch.Tensor]:
     shard = next(iter(build_shards(make_data(case), assign(case, 1), 1)))
     start = (shard.channels[0].degree_owned + 1).double().sqrt()
-    return Propagation(shard, Communicator(), torch.float64), start
+    return shard, Propagation(shard, Communicator(), DOUBLE), start
 
 
 def test_projection_reaches_the_bound_and_leaves_small_columns_alone() -> None:
@@ -39,15 +47,48 @@ def test_projection_is_the_nearest_point_of_the_ball() -> None:
         assert (other - weight).norm() >= distance - 1e-12
 
 
-def test_one_symmetric_channel_grows_by_one() -> None:
-    propagation, start = _propagation("plain")
-    assert growth_factor(propagation, start, Communicator()) == pytest.approx(1.0, abs=1e-12)
+@pytest.mark.parametrize("case", ["plain", "directed", "weights", "lopsided"])
+def test_one_channel_grows_by_one(case: str) -> None:
+    """Exactly, and the vector is kept by it: nothing has to be searched for."""
+    data = make_data(case)
+    data = replace(data, graphs=data.graphs[:1])
+    (shard,) = build_shards(data, torch.zeros(data.num_nodes, dtype=torch.int64), 1)
+    propagation = Propagation(shard, Communicator(), DOUBLE)
+    rho, w = certified_growth(shard, propagation, Communicator(), DOUBLE)
+    assert rho == 1.0
+    assert torch.allclose(propagation.apply(w[:, None])[0][:, 0], w, rtol=1e-13)
+
+
+def test_the_factor_is_exact_where_float32_sums_a_hubs_row() -> None:
+    data = hub_data(4000, 3000, channels=2)
+    (shard,) = build_shards(data, torch.zeros(4000, dtype=torch.int64), 1)
+    comm = Communicator()
+    single = Propagation(shard, comm, torch.float32)
+    rho, w = certified_growth(shard, single, comm, torch.float32)
+    assert w.dtype is DOUBLE
+    images = torch.cat(Propagation(shard, comm, DOUBLE).apply(w[:, None]), dim=1)
+    assert rho == pytest.approx(float((images / w[:, None]).max()), rel=1e-13)
+    start = (shard.channels[0].degree_owned + 1).float().sqrt()
+    rough, _ = growth_vector(single, start, comm)
+    assert rough == pytest.approx(rho, rel=1e-3)
+    assert rough != pytest.approx(rho, rel=1e-9)
+
+
+@pytest.mark.parametrize("case", ["plain", "channels", "lopsided", "both"])
+def test_channels_normalised_by_row_all_keep_ones(case: str) -> None:
+    (shard,) = build_shards(make_data(case), assign(case, 1), 1)
+    shard, comm = shard.normalised("row"), Communicator()
+    propagation = Propagation(shard, comm, torch.float64)
+    rho, w = growth_vector(propagation, first_vector(shard, comm.device, torch.float64), comm)
+    assert (rho, set(w.tolist())) == (1.0, {1.0})
+    for product in propagation.apply(w[:, None]):
+        assert torch.allclose(product, w[:, None], rtol=1e-14)
 
 
 def test_several_channels_still_contract_at_the_certified_rate() -> None:
     """Distances shrink by kappa in the weighted norm that the factor was computed for."""
-    propagation, start = _propagation("channels")
-    rho = growth_factor(propagation, start, Communicator())
+    shard, propagation, start = _propagation("channels")
+    rho, _ = certified_growth(shard, propagation, Communicator(), DOUBLE)
     assert rho >= 1.0
     kappa = 0.9
     stacked = project_columns_l1(torch.randn(10, 5, dtype=torch.float64) * 3, kappa / rho)
@@ -68,8 +109,8 @@ def test_several_channels_still_contract_at_the_certified_rate() -> None:
 
 def test_the_factor_is_the_joint_growth_of_the_channels() -> None:
     """A long power iteration of w -> max_c A_c w neither exceeds it nor stays far below."""
-    propagation, start = _propagation("channels")
-    rho = growth_factor(propagation, start, Communicator())
+    shard, propagation, start = _propagation("channels")
+    rho, _ = certified_growth(shard, propagation, Communicator(), DOUBLE)
     w, growth = start, 0.0
     for _ in range(400):
         image = torch.stack(propagation.apply(w[:, None])).amax(dim=0)[:, 0]

@@ -181,7 +181,11 @@ def _command(example: Path) -> list[str]:
 
 
 @pytest.mark.skipif(not EXAMPLES, reason="there is no folder examples/")
-@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "example",
+    [pytest.param(path, marks=pytest.mark.long if "ray" in path.stem else ()) for path in EXAMPLES],
+    ids=lambda path: path.stem,
+)
 def test_an_example_runs_as_it_says(installed: Installed, example: Path) -> None:
     if "import ray" in example.read_text():
         pytest.importorskip("ray")

@@ -15,7 +15,13 @@ from torch import Tensor
 
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import RunConfig
-from distributed_ignn.graph.data import CSRMatrix, GraphData, csr_from_edges, csr_from_entries
+from distributed_ignn.graph.data import (
+    CSRMatrix,
+    GraphData,
+    csr_from_edges,
+    csr_from_entries,
+    turned,
+)
 from distributed_ignn.graph.hashing import hash_uniform
 from distributed_ignn.graph.partitioning.sharding import build_shards
 from distributed_ignn.graph.shard import GraphShard
@@ -44,6 +50,7 @@ _VARIANTS = (
 CASES = (
     *("plain", "awkward", "directed", "channels", "embedding", "multilabel", "dense"),
     *("weights", "lopsided"),  # the directions of an edge weigh the same, or not
+    "both",  # in- and out-neighbours of a directed graph with weights, and one more channel
 )
 # every cell on one channel and, with all options of cells and penalties, on two
 _ALL_ON = {
@@ -75,6 +82,11 @@ _PARTS: dict[str, dict[str, dict[str, Any]]] = {
         "adjoint": {"method": "neural"},
     },
     "lopsided": {"solver": {"network": "graph", "sparsifier": "degree"}},
+    "both": {
+        "model": {"injection_channels": "graph"},
+        "solver": {"network": "graph", "sparsifier": "pri"},
+        "adjoint": {"method": "neural"},
+    },
 }
 
 
@@ -88,10 +100,14 @@ def make_data(case: str) -> GraphData:
     if case != "awkward":
         linked = torch.arange(45, 50)
         source, target = torch.cat([source, linked]), torch.cat([target, linked - 40])
-    graphs = [csr_from_edges(source, target, NODES, symmetric=case != "directed")]
-    if case in ("weights", "lopsided"):
+    undirected = case not in ("directed", "both")
+    graphs = [csr_from_edges(source, target, NODES, symmetric=undirected)]
+    if case in ("weights", "lopsided", "both"):
         graphs[0] = weighed(graphs[0], symmetric=case == "weights")
-    if case in ("channels", "weights"):  # the second channel has no weights
+    if case == "both":
+        graphs.append(turned(graphs[0]))
+    graph_channels = len(graphs)
+    if case in ("channels", "weights", "both"):  # the last channel has no weights
         other = torch.randint(0, NODES, (2, 80), generator=generator)
         graphs.append(csr_from_edges(other[0], other[1], NODES))
     order = torch.randperm(NODES, generator=generator)
@@ -110,6 +126,7 @@ def make_data(case: str) -> GraphData:
         val_nodes=order[20:40].sort().values,
         test_nodes=order[40:].sort().values,
         clusters=_clusters(generator) if case in ("awkward", "channels", "weights") else None,
+        graph_channels=graph_channels,
     )
 
 
@@ -187,6 +204,7 @@ def report(comm: Communicator, case: str, dtype: str) -> dict[str, Tensor]:
     data = make_data(case)
     shard = list(build_shards(data, assign(case, comm.world_size), comm.world_size))[comm.rank]
     config = _config_of(case, dtype)
+    shard = shard.normalised(config.model.normalisation)
     kind = getattr(torch, dtype)
     found = _propagation(shard, comm, kind)
     found |= _gradients(shard, comm, config, kind)
@@ -245,8 +263,8 @@ def _rows(shard: GraphShard, width: int, kind: torch.dtype, seed: int) -> Tensor
 def _propagation(shard: GraphShard, comm: Communicator, kind: torch.dtype) -> dict[str, Tensor]:
     """Products and their transposes; names with "<" are zero in the sum over ranks."""
     propagation = Propagation(shard, comm, kind)
-    x = _rows(shard, 4, kind, 1).to(comm.device)
-    ys = [_rows(shard, 4, kind, 2 + c).to(comm.device) for c in range(propagation.num_channels)]
+    x = _rows(shard, 5, kind, 1).to(comm.device)
+    ys = [_rows(shard, 5, kind, 2 + c).to(comm.device) for c in range(propagation.num_channels)]
     forward = propagation.apply(x)
     back = _home(propagation, ys)
     found = {f"propagate {c}": spread(shard, f) for c, f in enumerate(forward)}

@@ -12,7 +12,7 @@ from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.graph.data import CSRMatrix, GraphData
 from distributed_ignn.graph.partitioning.sharding import build_shards
 from distributed_ignn.graph.shard import GraphShard
-from distributed_ignn.models.constraints import first_vector, growth_vector
+from distributed_ignn.models.constraints import certified_growth
 from distributed_ignn.propagation import sparse
 from distributed_ignn.propagation.operators import normalised_blocks, square_between_parts
 from distributed_ignn.propagation.propagate import Propagation, PropagationOptions
@@ -21,7 +21,6 @@ from tests.parity.cases import NODES, assign, make_data
 
 CASES = ("weights", "lopsided")
 KERNELS: tuple[str, ...] = ("auto", "bag", "reduce", "csr")
-CPU = torch.device("cpu")
 
 
 def _a_hat(graph: CSRMatrix) -> Tensor:
@@ -131,10 +130,9 @@ def test_roots_of_weighted_degrees_certify_a_growth_of_one(case: str) -> None:
     shard = next(iter(build_shards(alone, torch.zeros(NODES, dtype=torch.int64), 1)))
     comm = Communicator()
     propagation = Propagation(shard, comm, torch.float64)
-    start = first_vector(shard, CPU, torch.float64)
-    rho, vector = growth_vector(propagation, start, comm)
-    assert rho == pytest.approx(1.0, abs=1e-12)
-    assert torch.equal(vector, start)
+    rho, vector = certified_growth(shard, propagation, comm, torch.float64)
+    assert rho == 1.0
+    assert torch.allclose(propagation.apply(vector[:, None])[0][:, 0], vector, rtol=1e-12)
     radius = float(torch.linalg.eigvals(_a_hat(data.graphs[0])).abs().max())
     assert radius == pytest.approx(1.0, abs=1e-10)
 

@@ -90,6 +90,31 @@ def test_the_budget_is_near_the_measured_peak(method: str, settings: dict[str, A
         adjoint={"method": "auto" if method == "neural" else method, **solve},
         schedule={"warmup_epochs": 1},
     )
+    found = _measured(config)
+    total = sum(found["items"].values())
+    assert found["items"]["history"] > 0.1 * total  # what is compared is not the process alone
+    assert 0.8 < total / found["peak"] < 1.2
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(200)
+def test_the_budget_of_local_steps_is_near_the_measured_peak() -> None:
+    """Consistency has them read all nodes of this graph: they are the largest moment then."""
+    config = _run(
+        data={"synthetic": {"scale": 0.008}},
+        model={"hidden": 256},
+        forward={"method": "picard", "tolerance": 0.2},
+        adjoint={"method": "picard", "tolerance": 0.2},
+        train={"local_steps": 2, "consistency": 1.0},
+    )
+    found = _measured(config)
+    items, total = found["items"], sum(found["items"].values())
+    assert items["local step"] + items["frozen rows of local steps"] > 0.3 * total
+    assert 0.8 < total / found["peak"] < 1.2
+
+
+def _measured(config: RunConfig) -> dict[str, Any]:
+    """The peak of a process that trains two epochs, and the budget's items."""
     done = subprocess.run(
         [sys.executable, "-c", _MEASURE, config.model_dump_json()],
         cwd=ROOT,
@@ -100,17 +125,15 @@ def test_the_budget_is_near_the_measured_peak(method: str, settings: dict[str, A
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    total = sum(found["items"].values())
-    assert found["items"]["history"] > 0.1 * total  # what is compared is not the process alone
-    assert 0.8 < total / found["peak"] < 1.2
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
 
 
 def test_items_follow_the_settings() -> None:
     state = 1000 * 128 * 4
     plain = budget(SIZES, _run(), process=0)
     assert plain["history"] == 2 * 5 * state
-    assert plain["solve"] == 5 * state
+    assert plain["solve"] == 6 * state  # nobody knows that the best point is the last one
     assert plain["equilibrium and products"] == 2 * state + state // 4
     assert plain["propagated features"] == 1000 * 10 * 4
     assert "halo codec state" not in plain
@@ -144,7 +167,7 @@ _KNOWN: list[tuple[str, dict[str, Any], dict[str, Any], dict[str, Any], dict[str
             "halo buffers": 97_280,
             "equilibrium and products": 1_152_000,
             "gradient": 588_800,
-            "solve": 2_560_000,
+            "solve": 3_072_000,
             "history": 5_120_000,
         },
     ),
@@ -176,7 +199,7 @@ _KNOWN: list[tuple[str, dict[str, Any], dict[str, Any], dict[str, Any], dict[str
             "halo buffers": 97_280,
             "equilibrium and products": 1_152_000,
             "gradient": 588_800,
-            "solve": 1_536_000,
+            "solve": 2_048_000,
         },
     ),
     (
@@ -213,7 +236,7 @@ _KNOWN: list[tuple[str, dict[str, Any], dict[str, Any], dict[str, Any], dict[str
             "halo buffers": 97_280,
             "injection": 512_000,
             "warm starts": 512_000,
-            "solve": 3_072_000,
+            "solve": 3_584_000,
             "history": 5_120_000,
             "estimator": 64_000,
         },
@@ -235,7 +258,7 @@ _KNOWN: list[tuple[str, dict[str, Any], dict[str, Any], dict[str, Any], dict[str
             "shared halo rows": 389_120,
             "equilibrium and products": 3_072_000,
             "gradient": 1_177_600,
-            "solve": 5_120_000,
+            "solve": 6_144_000,
             "history": 10_240_000,
         },
     ),
@@ -256,7 +279,7 @@ _KNOWN: list[tuple[str, dict[str, Any], dict[str, Any], dict[str, Any], dict[str
             "equilibrium and products": 6_528_000,
             "gradient": 588_800,
             "warm starts": 512_000,
-            "solve": 2_560_000,
+            "solve": 3_072_000,
             "history": 5_120_000,
         },
     ),
@@ -268,12 +291,12 @@ _KNOWN: list[tuple[str, dict[str, Any], dict[str, Any], dict[str, Any], dict[str
         {
             "shard file": 300_000,
             "graph": 16_760,
-            "embedding and its optimiser": 2_560_000,
+            "embedding and its optimiser": 3_584_000,
             "halo buffers": 97_280,
             "equilibrium and products": 1_152_000,
             "gradient": 588_800,
             "warm starts": 512_000,
-            "solve": 2_560_000,
+            "solve": 3_072_000,
             "history": 5_120_000,
         },
     ),

@@ -65,7 +65,7 @@ def test_a_resumed_run_continues_bit_for_bit(
         whole.best.epoch,
         whole.best.val_metric,
     )
-    assert resumed.best.stale == whole.best.stale
+    assert resumed.chooser.stale == whole.chooser.stale
 
 
 def test_the_closed_form_parts_resume_too(tmp_path: Path) -> None:

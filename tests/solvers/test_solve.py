@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -9,8 +10,16 @@ import torch
 from torch import Tensor
 
 from distributed_ignn.solvers.anderson import Anderson, anderson_weights
-from distributed_ignn.solvers.base import AnySolver, Evaluation, Iterate, Outcome, Solution
+from distributed_ignn.solvers.base import (
+    AnySolver,
+    Evaluation,
+    Iterate,
+    Outcome,
+    Solution,
+    relative_residual,
+)
 from distributed_ignn.solvers.broyden import Broyden
+from distributed_ignn.solvers.methods import METHODS, SolverSettings
 from distributed_ignn.solvers.picard import Picard
 from distributed_ignn.solvers.solve import solve
 
@@ -222,3 +231,34 @@ def test_what_a_map_lends_comes_with_the_best_point_or_not_at_all() -> None:
     first = _run(LendingMap([-1.5, -1.5]), Picard(), max_steps=5)
     assert first.residual < first.residuals[-1]
     assert first.best.products is None
+
+
+class _DeadMap(AffineMap):
+    """relu(z S - 1): zero wherever z is small enough, and so its fixed point."""
+
+    def __call__(self, z: Tensor, rider: Tensor | None) -> Evaluation:
+        self.evaluations += 1
+        return Evaluation(z, (z @ self.slope - 10.0).clamp_min(0.0))
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize("start", [0.0, 1.0])
+def test_a_map_that_is_zero_has_the_fixed_point_zero(method: str, start: float) -> None:
+    """Where all ReLUs have died, ||f(z) - z|| / ||f(z)|| is 0 / 0 at the solution."""
+    dead = _DeadMap(SLOW)
+    first = torch.full_like(dead.offset, start)
+    solver = METHODS[method].solver(SolverSettings())
+    solution = solve(dead, first, solver, lambda sums: sums, tolerance=1e-6, max_steps=20)
+    assert solution.outcome is Outcome.CONVERGED
+    assert not solution.image.any()
+    assert solution.residual == 0.0
+    assert solution.steps == (1 if start == 0.0 else 2)
+
+
+@pytest.mark.parametrize(
+    ("residual", "image", "expected"),
+    [(0.0, 0.0, 0.0), (4.0, 1.0, 2.0), (4.0, 0.0, 1.0), (math.inf, 0.0, math.inf)],
+)
+def test_relative_residuals(residual: float, image: float, expected: float) -> None:
+    assert relative_residual(residual, image) == expected
+    assert not math.isfinite(relative_residual(math.nan, image))

@@ -48,7 +48,7 @@ def test_a_step_is_adam_and_then_the_projection() -> None:
     model, config = trainer.model, trainer.config.train
     assert isinstance(trainer.engine, TorchEngine)
     twins = {name: p.detach().clone().requires_grad_() for name, p in model.named_parameters()}
-    adam = torch.optim.Adam(twins.values(), lr=config.lr, weight_decay=config.weight_decay)
+    adam = torch.optim.Adam(twins.values(), lr=config.lr, weight_decay=float(config.weight_decay))
     for step in range(4):
         logits = model(step, trainer.planner.train(), trainer.planner.adjoint())
         trainer.engine.step(trainer.objective.loss(logits))

@@ -122,7 +122,7 @@ def test_micro_f1_is_computed_over_all_entries() -> None:
 def test_blocks_of_nodes_count_as_all_at_once(
     several: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("distributed_ignn.training.losses.objective._BLOCK_ROWS", 7)
+    monkeypatch.setattr("distributed_ignn.training.losses.metrics._BLOCK_ROWS", 7)
     objective = _objective(_multilabel() if several else make_data("plain"))
     logits = torch.randn(NODES, CLASSES)
     asked: list[int] = []

@@ -130,3 +130,19 @@ def test_warm_starts_save_evaluations() -> None:
     assert counts[0][0] == 1
     assert counts[1][0] > 4
     assert counts[0][1] < counts[1][1]
+
+
+@pytest.mark.parametrize("method", ["anderson", "picard", "broyden", "neural"])
+def test_a_model_whose_relus_have_died_is_trained_on(method: str) -> None:
+    """Z* is zero then, and 0 = 0 is an equilibrium; warm starts are not zero yet."""
+    config = small_config({"forward": {"method": method}, "adjoint": {"method": "auto"}})
+    trainer = small_trainer(Communicator(), config)
+    train(trainer, 1)
+    for parameter in trainer.model.encoder.parameters():
+        parameter.data.fill_(-10.0)  # features are not negative
+    (record,) = train(trainer, 1)
+    assert record.converged
+    assert record.converged_forward
+    assert record.residual == 0.0
+    assert record.loss == pytest.approx(record.loss)
+    assert not record.skipped

@@ -48,6 +48,7 @@ from tests.training.small_trainers import (
 )
 
 CASES = ("plain", "embedding")
+SPLITS = ("train", "val", "test")
 CUT = 3
 # the number format's own rounding, amplified by Adam, and tight solves
 TIGHT = {
@@ -125,7 +126,11 @@ def _objective(comm: Communicator) -> list[Any]:
         share = objective.loss(own)
         share.backward()
         loss = float(comm.sum(share.detach().double().reshape(1)))
-        results.append([loss, objective.metrics(own, ("train", "val", "test"))])
+        found = {"auto": objective.metrics(own, SPLITS)}
+        tied = own.detach().mul(2.0).round()
+        for metric in ("macro_f1", "roc_auc") if multilabel else ("macro_f1",):
+            found[metric] = Objective(shard, comm, "auto", metric=metric).metrics(tied, SPLITS)
+        results.append([loss, found])
     return results
 
 
@@ -242,6 +247,8 @@ def test_loss_and_metrics_are_those_of_the_whole(reports: list[dict[str, Any]]) 
     """Although rank 1 has neither training nor validation nodes."""
     expected = _objective(Communicator())
     assert expected[0][1] != expected[1][1]
+    areas = expected[1][1]["roc_auc"]
+    assert len(set(areas.values()) - {0.0, 0.5, 1.0}) == len(SPLITS)
     for report in reports:
         for (loss, metrics), (whole, whole_metrics) in zip(
             report["objective"], expected, strict=True

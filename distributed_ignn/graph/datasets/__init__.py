@@ -18,12 +18,14 @@ from distributed_ignn.graph.datasets.amazon import load_amazon
 from distributed_ignn.graph.datasets.amgcn import RELEASE, load_amgcn
 from distributed_ignn.graph.datasets.attributes import labelled_graph, no_labels, unlabelled_graph
 from distributed_ignn.graph.datasets.chains import make_chains
-from distributed_ignn.graph.datasets.checks import normalise_features, validate, validate_graph
+from distributed_ignn.graph.datasets.checks import validate, validate_graph
+from distributed_ignn.graph.datasets.feature_norm import apply_scaling, scale_features
 from distributed_ignn.graph.datasets.in_memory import ORIGIN, fields_in_memory, is_in_memory
 from distributed_ignn.graph.datasets.knn import add_knn_channel
 from distributed_ignn.graph.datasets.pyg_ogb import OGB_NAMES, load_ogb, load_reddit
 from distributed_ignn.graph.datasets.synthetic import make_products
 from distributed_ignn.graph.datasets.user_file import load_user_file, read_fields
+from distributed_ignn.graph.feature_scaling import FeatureScaling
 
 __all__ = [
     "DATASETS",
@@ -42,7 +44,7 @@ def _amgcn(name: str, data_root: Path, data: DataConfig) -> GraphData:
 def _file(name: str, data_root: Path, data: DataConfig) -> GraphData:
     if data.path is None:
         raise UserError("data.path: dataset 'file' needs the path of a .pt or .npz file")
-    return load_user_file(Path(data.path), data.edge_weights)
+    return load_user_file(Path(data.path), data.edge_weights, data.directions)
 
 
 Loader = Callable[[str, Path, DataConfig], GraphData]
@@ -61,13 +63,16 @@ DATASETS: dict[str, Loader] = {
 ``configs/NAME.yaml``."""
 
 
-def load_dataset(name: str, data_root: Path, data: DataConfig) -> GraphData:
+def load_dataset(
+    name: str, data_root: Path, data: DataConfig, scaling: FeatureScaling | None = None
+) -> GraphData:
     """Load, scale and validate one dataset.
 
     Args:
         name: a key of ``DATASETS``, or the path of the user's own ``.pt`` or ``.npz`` file.
         data_root: folder of the datasets' files; missing files are downloaded into it.
         data: the ``data`` section of the configuration.
+        scaling: of the features, where it is known from another graph.
 
     Returns:
         The graph with features normalised as ``data.feature_norm`` says and, where ``data.knn`` is
@@ -81,16 +86,20 @@ def load_dataset(name: str, data_root: Path, data: DataConfig) -> GraphData:
         raise UserError(
             f"data.edge_weights = use: the edges of {name} have no weights; drop the setting"
         )
+    if data.directions == "both" and loader not in (None, _file):
+        raise UserError(
+            f"data.directions = both: {name} is read as an undirected graph; drop the setting"
+        )
     if loader is not None:
         loaded = loader(name, data_root, data)
     elif name.endswith(FILE_SUFFIXES):
-        loaded = load_user_file(Path(name), data.edge_weights)
+        loaded = load_user_file(Path(name), data.edge_weights, data.directions)
     else:
         raise UserError(
             f"dataset {name!r} is not known; choose one of {', '.join(DATASETS)}, or give the "
             "path of a PyG .pt file or of a .npz file"
         )
-    return _prepared(validate(loaded, name), data, knn=name not in RELEASE)
+    return _prepared(validate(loaded, name), data, scaling, knn=name not in RELEASE)
 
 
 def graph_in_memory(graph: object, data: DataConfig) -> GraphData:
@@ -104,12 +113,17 @@ def graph_in_memory(graph: object, data: DataConfig) -> GraphData:
         UserError: an attribute is missing or breaks a rule.
     """
     fields = fields_in_memory(graph, data.edge_weights)
-    loaded = labelled_graph(fields, ORIGIN, data.edge_weights)
+    loaded = labelled_graph(fields, ORIGIN, data.edge_weights, data.directions)
     return _prepared(validate(loaded, str(ORIGIN)), data)
 
 
 def graph_to_predict(
-    source: object, data: DataConfig, num_classes: int, task: Task, data_root: Path = Path("data")
+    source: object,
+    data: DataConfig,
+    num_classes: int,
+    task: Task,
+    data_root: Path = Path("data"),
+    scaling: FeatureScaling | None = None,
 ) -> GraphData:
     """A graph for a model that was trained on another, prepared as that one was.
 
@@ -119,25 +133,37 @@ def graph_to_predict(
         data: the ``data`` section of the run that trained the model.
         num_classes, task: of the model.
         data_root: where the files of a named dataset are.
+        scaling: of the features that the model was trained on, if ``data`` alone does not say it.
 
     Raises:
         UserError: something is missing or breaks a rule.
     """
     if isinstance(source, str) and source in DATASETS:
-        found = load_dataset(source, data_root, data)
+        found = load_dataset(source, data_root, data, scaling)
         return dataclasses.replace(found, **no_labels(found.num_nodes, num_classes, task))
     path = ORIGIN if is_in_memory(source) else Path(str(source))
     if is_in_memory(source):
         fields = fields_in_memory(source, data.edge_weights)
     else:
         fields = read_fields(path, data.edge_weights)
-    loaded = unlabelled_graph(fields, path, data.edge_weights, num_classes, task)
-    return _prepared(validate_graph(loaded, str(path)), data)
+    edges = data.edge_weights, num_classes, task, data.directions
+    loaded = unlabelled_graph(fields, path, *edges)
+    return _prepared(validate_graph(loaded, str(path)), data, scaling)
 
 
-def _prepared(loaded: GraphData, data: DataConfig, *, knn: bool = True) -> GraphData:
+def _prepared(
+    loaded: GraphData,
+    data: DataConfig,
+    scaling: FeatureScaling | None = None,
+    *,
+    knn: bool = True,
+) -> GraphData:
     """With scaled features and, if ``knn`` and the settings ask for it, the neighbour channel."""
     if data.knn and knn:
         loaded = add_knn_channel(loaded, data.knn)
-    features = normalise_features(loaded.features, data.feature_norm)
-    return dataclasses.replace(loaded, features=features)
+    features = loaded.features
+    if scaling is None:
+        features, scaling = scale_features(features, data.feature_norm, loaded.name)
+    else:
+        features = apply_scaling(features, scaling, loaded.name)
+    return dataclasses.replace(loaded, features=features, scaling=scaling)

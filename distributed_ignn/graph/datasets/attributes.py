@@ -7,7 +7,7 @@ so that both share every check. Letters: n nodes, E edges, F features, C classes
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,20 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
-from distributed_ignn.config.dataset import EdgeWeights
+from distributed_ignn.config.dataset import Directions, EdgeWeights
 from distributed_ignn.errors import UserError
 from distributed_ignn.graph.building import check_id_space
-from distributed_ignn.graph.data import CSRMatrix, GraphData, Task, csr_from_edges, is_symmetric
+from distributed_ignn.graph.data import (
+    CSRMatrix,
+    GraphData,
+    Task,
+    csr_from_edges,
+    is_symmetric,
+    turned,
+)
 from distributed_ignn.graph.datasets.checks import brief, check_ids
 from distributed_ignn.graph.weights import checked_weights
+from distributed_ignn.reading.plain_files import in_one_line
 from distributed_ignn.reading.torch_files import check_tensor
 
 logger = logging.getLogger(__name__)
@@ -40,6 +48,17 @@ _NAMES = (
     ),
     *(f"{split}_{kind}" for split in ("train", "val", "test") for kind in ("mask", "idx")),
 )
+#: Names that are not read where another is there, which says the same.
+_SECOND = {
+    "indptr": ("edge_index",),
+    "indices": ("edge_index",),
+    "x": ("x_indptr", "x_indices"),
+    **{f"{split}_mask": (f"{split}_idx",) for split in ("train", "val", "test")},
+}
+_SHOWN = 12  # names in a message
+
+_FEW = 0.05
+"""Share of edges without a way back up to which ``directions = auto`` adds what is missing."""
 
 _WITHOUT = "go without them: --data.edge-weights ignore"
 _WEIGHTS = ("edge_weight", "edge_attr", "data")
@@ -48,13 +67,18 @@ Fields = dict[str, Tensor]
 _NO_NODES = torch.empty(0, dtype=torch.int64)
 
 
-def labelled_graph(fields: Fields, origin: Path, edge_weights: EdgeWeights) -> GraphData:
+def labelled_graph(
+    fields: Fields,
+    origin: Path,
+    edge_weights: EdgeWeights,
+    directions: Directions = "undirected",
+) -> GraphData:
     """A graph to train on; what its fields may be, ``load_user_file`` says.
 
     Args:
         fields: by name.
         origin: where they come from, the first word of any message.
-        edge_weights: see ``DataConfig``.
+        edge_weights, directions: see ``DataConfig``.
 
     Raises:
         UserError: something is missing or breaks a rule.
@@ -62,9 +86,11 @@ def labelled_graph(fields: Fields, origin: Path, edge_weights: EdgeWeights) -> G
     _check_forms(fields, origin)
     labels, num_classes, task = _labels(fields, origin)
     n = labels.shape[0]
+    graphs = _graphs(fields, n, origin, edge_weights, directions)
     return GraphData(
         name=origin.stem,
-        graphs=(_graph(fields, n, origin, edge_weights),),
+        graphs=graphs,
+        graph_channels=len(graphs),
         features=_features(fields, n, origin),
         labels=labels,
         num_classes=num_classes,
@@ -76,12 +102,17 @@ def labelled_graph(fields: Fields, origin: Path, edge_weights: EdgeWeights) -> G
 
 
 def unlabelled_graph(
-    fields: Fields, origin: Path, edge_weights: EdgeWeights, num_classes: int, task: Task
+    fields: Fields,
+    origin: Path,
+    edge_weights: EdgeWeights,
+    num_classes: int,
+    task: Task,
+    directions: Directions = "undirected",
 ) -> GraphData:
     """A graph to predict on: edges and features; labels and splits that are there are not read.
 
     Args:
-        fields, origin, edge_weights: as in ``labelled_graph``.
+        fields, origin, edge_weights, directions: as in ``labelled_graph``.
         num_classes, task: of the model.
 
     Raises:
@@ -89,9 +120,11 @@ def unlabelled_graph(
     """
     _check_forms(fields, origin)
     n = _feature_rows(fields, origin)
+    graphs = _graphs(fields, n, origin, edge_weights, directions)
     return GraphData(
         name=origin.stem,
-        graphs=(_graph(fields, n, origin, edge_weights),),
+        graphs=graphs,
+        graph_channels=len(graphs),
         features=_features(fields, n, origin),
         **no_labels(n, num_classes, task),
     )
@@ -117,13 +150,25 @@ def _feature_rows(fields: Fields, origin: Path) -> int:
 def wanted_names(
     present: Collection[str], edge_weights: EdgeWeights, origin: Path
 ) -> Iterable[str]:
-    """What to read of the names that are there: all that have a meaning, and one for weights."""
+    """What to read of the names that are there: all that have a meaning, and one for weights.
+
+    The others are named in one line of the log.
+    """
     csr = "indptr" in present and "edge_index" not in present
-    name = next((name for name in (_WEIGHTS if csr else _WEIGHTS[:2]) if name in present), None)
-    if name is not None and edge_weights == "ignore":
-        logger.info("%s: %s is ignored, every edge weighs 1", origin, name)
-        name = None
-    return _NAMES if name is None else (*_NAMES, name)
+    weights = next((name for name in (_WEIGHTS if csr else _WEIGHTS[:2]) if name in present), None)
+    if weights is not None and edge_weights == "ignore":
+        logger.info("%s: %s is ignored, every edge weighs 1", origin, weights)
+    wanted = [name for name in _NAMES if not any(o in present for o in _SECOND.get(name, ()))]
+    unread = sorted(str(name) for name in present if name not in (*wanted, weights))
+    if unread:
+        logger.info("%s: not read: %s", origin, in_one_line(_some(unread)))
+    return wanted if weights is None or edge_weights == "ignore" else (*wanted, weights)
+
+
+def _some(names: Sequence[str]) -> str:
+    """Names with commas between them, and how many more there are."""
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
 
 
 def _check_forms(fields: Fields, origin: Path) -> None:
@@ -189,7 +234,10 @@ def _row_pointer(fields: Fields, key: str, n: int, entries: int, origin: Path) -
     return pointer
 
 
-def _graph(fields: Fields, n: int, origin: Path, edge_weights: EdgeWeights) -> CSRMatrix:
+def _graphs(
+    fields: Fields, n: int, origin: Path, edge_weights: EdgeWeights, directions: Directions
+) -> tuple[CSRMatrix, ...]:
+    """The undirected graph, or who each node reads and who reads it."""
     row, col = _entries(fields, n, origin)
     source = "y" if "y" in fields else "x"
     for ends in (row, col):
@@ -197,15 +245,41 @@ def _graph(fields: Fields, n: int, origin: Path, edge_weights: EdgeWeights) -> C
     weight = _weights(fields, row.numel(), origin, edge_weights)
     if weight is not None:
         _tell_what_is_left_out(weight, row == col, origin)
-    graph = csr_from_edges(row, col, n, weight, symmetric=False)
-    if is_symmetric(graph):
-        return graph
-    if not is_symmetric(graph.pattern()):
+    given = csr_from_edges(row, col, n, weight, symmetric=False)
+    same = is_symmetric(given)
+    graph = given if same else csr_from_edges(row, col, n, weight)
+    # each edge without a way back has been given one
+    one_way = (graph.num_entries - given.num_entries) / max(given.num_entries, 1)
+    if _takes_both(directions, one_way, _names_each_once(row, col), origin):
+        return given, turned(given)
+    if one_way > 0.0:
         logger.info("%s: the graph is directed; adding the missing directions", origin)
-    graph = csr_from_edges(row, col, n, weight)
-    if graph.value is not None and not is_symmetric(graph):
+    if not same and graph.value is not None and not is_symmetric(graph):
         logger.info("%s: some edges have two directions of different weight; both are kept", origin)
-    return graph
+    return (graph,)
+
+
+def _names_each_once(row: Tensor, col: Tensor) -> bool:
+    """Whether all edges go up in ids, or all down: so undirected edges are listed once each."""
+    return bool((row <= col).all()) or bool((row >= col).all())
+
+
+def _takes_both(directions: Directions, one_way: float, once: bool, origin: Path) -> bool:
+    """Whether the directions of edges become two channels; the log says why.
+
+    Args:
+        directions: what was asked for.
+        one_way: share of the edges without a way back.
+        once: see ``_names_each_once``.
+        origin: the first word of the line.
+    """
+    both = directions == "both" or (directions == "auto" and one_way > _FEW and not once)
+    if directions != "undirected":
+        order = ", but all name their ends in one order, as undirected edges" if once else ""
+        text = "%s: %.1f %% of the edges have no way back%s; data.directions = %s: %s"
+        made = "in- and out-neighbours are two channels" if both else "every edge counts both ways"
+        logger.info(text, origin, 100.0 * one_way, order, directions, made)
+    return both
 
 
 def _entries(fields: Fields, n: int, origin: Path) -> tuple[Tensor, Tensor]:

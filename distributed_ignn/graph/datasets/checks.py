@@ -1,4 +1,4 @@
-"""What every loader shares at its end: feature scaling, split sets and the final validation.
+"""What every loader shares at its end: split sets and the final validation.
 
 Letters: n nodes, F features, C classes, E stored entries.
 """
@@ -171,25 +171,3 @@ def _check_splits(data: GraphData, origin: str) -> None:
                 f"{origin}: node {node} of the {name} split has no label; label it, or take it out "
                 "of the split"
             )
-
-
-def normalise_features(features: CSRMatrix | Tensor | None, how: str) -> CSRMatrix | Tensor | None:
-    """Scale feature rows.
-
-    Args:
-        features: [n, F], or None.
-        how: "row" divides each row by its L1 norm, "l2" by its L2 norm (rows of zeros stay), "none"
-            changes nothing.
-    """
-    if features is None or how == "none":
-        return features
-    if isinstance(features, Tensor):
-        return torch.nn.functional.normalize(features, p=1.0 if how == "row" else 2.0, dim=1)
-    rows = features.rows()
-    value = torch.ones(features.num_entries) if features.value is None else features.value
-    size = value.abs() if how == "row" else value.square()
-    norm = torch.zeros(features.num_rows, dtype=value.dtype).index_add_(0, rows, size)
-    if how == "l2":
-        norm = norm.sqrt()
-    scaled = value / norm.clamp_min(torch.finfo(value.dtype).tiny)[rows]
-    return CSRMatrix(features.rowptr, features.col, scaled, features.num_cols)

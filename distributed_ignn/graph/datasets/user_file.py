@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distributed_ignn.config.dataset import FILE_SUFFIXES, EdgeWeights
+from distributed_ignn.config.dataset import FILE_SUFFIXES, Directions, EdgeWeights
 from distributed_ignn.errors import UserError
 from distributed_ignn.graph.data import GraphData
 from distributed_ignn.graph.datasets.attributes import (
@@ -30,8 +30,10 @@ _Wanted = Callable[[Collection[str]], Iterable[str]]
 """What to read of the names that a file holds."""
 
 
-def load_user_file(path: Path, edge_weights: EdgeWeights = "auto") -> GraphData:
-    """Read a graph from ``path``; a directed graph gets the missing directions.
+def load_user_file(
+    path: Path, edge_weights: EdgeWeights = "auto", directions: Directions = "undirected"
+) -> GraphData:
+    """Read a graph from ``path``; ``directions`` says what becomes of a directed one.
 
     A ``.pt`` file holds a ``torch_geometric.data.Data`` or a dictionary of tensors, a ``.npz`` file
     named arrays. Keys: ``edge_index`` [2, E], or in an npz ``indptr`` [n + 1] and ``indices`` [E];
@@ -47,12 +49,12 @@ def load_user_file(path: Path, edge_weights: EdgeWeights = "auto") -> GraphData:
 
     Args:
         path: the file.
-        edge_weights: see ``DataConfig``.
+        edge_weights, directions: see ``DataConfig``.
 
     Raises:
         UserError: the file cannot be read or breaks a rule.
     """
-    return labelled_graph(read_fields(path, edge_weights), path, edge_weights)
+    return labelled_graph(read_fields(path, edge_weights), path, edge_weights, directions)
 
 
 def read_fields(path: Path, edge_weights: EdgeWeights) -> Fields:

@@ -30,7 +30,7 @@ def link_weights(graphs: tuple[CSRMatrix, ...]) -> tuple[CSRMatrix, Tensor]:
     result is symmetric.
 
     Args:
-        graphs: adjacencies [n, n] of symmetric pattern.
+        graphs: adjacencies [n, n].
     """
     total = sp.csr_array((graphs[0].num_rows, graphs[0].num_rows), dtype=np.float64)
     for graph in graphs:

@@ -38,6 +38,8 @@ def merge_shards(shards: Sequence[GraphShard]) -> GraphData:
         val_nodes=_merge_split(shards, "val_index"),
         test_nodes=_merge_split(shards, "test_index"),
         clusters=_merge_clusters(shards),
+        graph_channels=first.graph_channels,
+        scaling=first.scaling,
     )
 
 

@@ -26,13 +26,11 @@ from distributed_ignn.graph.data import CSRMatrix
 PROVIDERS = {"pyg-lib": "pyg_lib", "pymetis": "pymetis"}
 """METIS libraries that can be asked for, and the module of each."""
 
-# pyg-lib passes no options, so METIS keeps its own default for k-way partitioning.
-_PYG_LIB_IMBALANCE = 1.03
 _SCRIPT = Path(__file__).with_name("metis_process.py")
 
 
 def choose_provider(config: PartitionConfig) -> str:
-    """The METIS library that is asked for, or the one that suits the other settings best.
+    """The METIS library that is asked for, or the one that offers more of those installed.
 
     Raises:
         UserError: it is not installed, or none is.
@@ -45,14 +43,10 @@ def choose_provider(config: PartitionConfig) -> str:
                 "--partition.provider auto or --partition.method contiguous"
             )
         return config.provider
-    # pyg-lib offers neither the volume objective nor a seed nor a bound on the imbalance.
-    suffices = (
-        config.objective == "cut" and config.seed == 0 and config.imbalance >= _PYG_LIB_IMBALANCE
-    )
-    if "pymetis" in installed and not (suffices and "pyg-lib" in installed):
-        return "pymetis"
-    if "pyg-lib" in installed:
-        return "pyg-lib"
+    # pyg-lib offers neither the volume objective nor a seed nor a bound on the imbalance
+    for name in ("pymetis", "pyg-lib"):
+        if name in installed:
+            return name
     raise UserError(
         "partition.method = metis needs METIS and none is installed; run pip install pymetis or "
         "choose --partition.method contiguous"

@@ -89,7 +89,7 @@ def assign_parts(graphs: tuple[CSRMatrix, ...], parts: int, config: PartitionCon
     """Divide the nodes among ``parts`` owners, the same way for the same arguments.
 
     Args:
-        graphs: adjacencies [n, n]; METIS sees the union of their edges.
+        graphs: adjacencies [n, n]; METIS sees the union of their edges, in both directions.
         parts: P; with ``random`` and ``contiguous`` it may exceed n, leaving parts empty.
 
     Raises:
@@ -252,9 +252,8 @@ def _fennel(division: Division) -> tuple[str, Objective, Tensor]:
 
 
 def _metis(division: Division) -> tuple[str, Objective, Tensor]:
-    _check_both_ways(division.graphs, division.symmetric)
     provider = choose_provider(division.config)
-    union, links = _links(division.graphs, division.config)
+    union, links = _links(division)
     if provider == "pymetis":
         part = run_pymetis(union, division.parts, division.load, division.config, links)
         return provider, division.config.objective, part
@@ -263,30 +262,24 @@ def _metis(division: Division) -> tuple[str, Objective, Tensor]:
 
 PARTITIONERS = {
     "metis": Partitioner(_metis, "few halo rows"),
-    "fennel": Partitioner(
-        _fennel, "streaming, for graphs that METIS has no memory for, and for directed ones"
-    ),
+    "fennel": Partitioner(_fennel, "streaming, for graphs that METIS has no memory for"),
     "random": Partitioner(_random, leaves_empty=True),
     "contiguous": Partitioner(_contiguous, leaves_empty=True),
 }
 """The ways to divide a graph, by name; a new one is entered here."""
 
 
-def _check_both_ways(graphs: tuple[CSRMatrix, ...], symmetric: tuple[bool, ...]) -> None:
-    """METIS reads which nodes are linked, in both directions; their weights may differ."""
-    for channel, (graph, same) in enumerate(zip(graphs, symmetric, strict=True)):
-        if not same and (graph.value is None or not is_symmetric(graph.pattern())):
-            raise UserError(
-                f"channel {channel} of the graph is directed and METIS divides symmetric graphs "
-                "only; choose --partition.method fennel, contiguous or random"
-            )
+def _links(division: Division) -> tuple[CSRMatrix, Tensor | None]:
+    """What METIS divides, and what cutting each entry costs where weights are asked for.
 
-
-def _links(
-    graphs: tuple[CSRMatrix, ...], config: PartitionConfig
-) -> tuple[CSRMatrix, Tensor | None]:
-    """What METIS divides, and what cutting each entry costs where weights are asked for."""
-    return link_weights(graphs) if config.edge_weights else (_union(graphs), None)
+    METIS reads which nodes are linked, from both of them.
+    """
+    if division.config.edge_weights:
+        return link_weights(division.graphs)
+    union = _union(division.graphs)
+    if not all(division.symmetric) and not is_symmetric(union):
+        union = csr_from_blocks(entry_blocks(union), union.num_rows)
+    return union, None
 
 
 def _check_edges(graphs: tuple[CSRMatrix, ...]) -> None:

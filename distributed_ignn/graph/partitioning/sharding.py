@@ -155,6 +155,8 @@ def build_shard(data: GraphData, plan: ShardPlan, p: int) -> GraphShard:
         name=data.name,
         split_sizes=(splits[0].numel(), splits[1].numel(), splits[2].numel()),
         clusters=None if data.clusters is None else data.clusters[owned_nodes],
+        graph_channels=data.graph_channels,
+        scaling=data.scaling,
     )
 
 

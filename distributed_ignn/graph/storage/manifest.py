@@ -103,6 +103,7 @@ class DatasetSize(_Strict):
         feature_dtype: of their values, as torch names it; "" for ones and without features.
         symmetric: per channel, whether the adjacency is; a directed one needs its transpose too.
         weighted: per channel, whether its edges have weights; empty where none has.
+        graph_channels: channels that are the dataset's own graph, as in ``GraphData``.
     """
 
     num_nodes: int = Field(ge=1)
@@ -113,6 +114,7 @@ class DatasetSize(_Strict):
     feature_dtype: str
     symmetric: tuple[bool, ...]
     weighted: tuple[bool, ...] = ()
+    graph_channels: int = Field(1, ge=1, le=2)
 
     @classmethod
     def of(cls, shard: GraphShard) -> DatasetSize:
@@ -130,6 +132,7 @@ class DatasetSize(_Strict):
             feature_dtype="" if value is None else str(value.dtype).removeprefix("torch."),
             symmetric=tuple(channel.symmetric for channel in shard.channels),
             weighted=weighted if any(weighted) else (),
+            graph_channels=shard.graph_channels,
         )
 
 

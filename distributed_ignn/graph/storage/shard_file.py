@@ -12,6 +12,7 @@ from torch import Tensor
 
 from distributed_ignn.files import write_tensors
 from distributed_ignn.graph.data import CSRMatrix, Task
+from distributed_ignn.graph.feature_scaling import FeatureNorm, FeatureScaling
 from distributed_ignn.graph.shard import ChannelShard, GraphShard
 from distributed_ignn.reading.plain_files import in_one_line
 from distributed_ignn.reading.tensors import read_tensors
@@ -27,6 +28,9 @@ _TENSORS = (
     "val_index",
     "test_index",
 )
+_SCALING = ("feature_mean", "feature_deviation")
+#: Of ``_Stored``, what is no field of a shard.
+_OWN = {"symmetric", "weighted", "feature_norm"}
 
 
 class _Scalars(BaseModel):
@@ -46,10 +50,16 @@ class _Scalars(BaseModel):
 
 
 class _Stored(_Scalars):
-    """Besides, per channel; ``weighted`` is left out where no channel is."""
+    """Besides, per channel; ``weighted`` is left out where no channel is.
+
+    So is ``graph_channels`` where it is 1. ``feature_norm`` is that of ``FeatureScaling``, and left
+    out without one.
+    """
 
     symmetric: tuple[bool, ...]
     weighted: tuple[bool, ...] = ()
+    graph_channels: int = 1
+    feature_norm: FeatureNorm | None = None
 
 
 def write_shard_file(path: Path, shard: GraphShard) -> None:
@@ -70,11 +80,16 @@ def write_shard_file(path: Path, shard: GraphShard) -> None:
         tensors |= _csr_tensors(f"channel{i}.boundary", channel.boundary)
         tensors[f"channel{i}.degree_owned"] = channel.degree_owned
         tensors[f"channel{i}.degree_halo"] = channel.degree_halo
+    tensors |= _scaling_tensors(shard.scaling)
     scalars = {name: getattr(shard, name) for name in _Scalars.model_fields}
     scalars["symmetric"] = [channel.symmetric for channel in shard.channels]
     weighted = [channel.weighted for channel in shard.channels]
     if any(weighted):
         scalars["weighted"] = weighted
+    if shard.graph_channels > 1:
+        scalars["graph_channels"] = shard.graph_channels
+    if shard.scaling is not None:
+        scalars["feature_norm"] = shard.scaling.norm
     # one key: the order of several changes from run to run
     write_tensors(path, tensors, {"shard": json.dumps(scalars)})
 
@@ -97,7 +112,7 @@ def read_shard_file(path: Path) -> GraphShard:
 
 
 def _build(tensors: Mapping[str, Tensor], stored: _Stored) -> GraphShard:
-    scalars: dict[str, Any] = stored.model_dump(exclude={"symmetric", "weighted"})
+    scalars: dict[str, Any] = stored.model_dump(exclude=_OWN)
     owned, halo = tensors["owned_nodes"].numel(), tensors["halo_nodes"].numel()
     channels = tuple(
         ChannelShard(
@@ -117,7 +132,17 @@ def _build(tensors: Mapping[str, Tensor], stored: _Stored) -> GraphShard:
     arrays: dict[str, Any] = {
         name: tensors[name] for name in (*_TENSORS, "clusters") if name in tensors
     }
-    return GraphShard(**scalars, **arrays, channels=channels, features=features)
+    scaling = _scaling(stored.feature_norm, tensors)
+    return GraphShard(**scalars, **arrays, channels=channels, features=features, scaling=scaling)
+
+
+def _scaling_tensors(scaling: FeatureScaling | None) -> dict[str, Tensor]:
+    columns = None if scaling is None else scaling.columns
+    return {} if columns is None else dict(zip(_SCALING, columns, strict=True))
+
+
+def _scaling(norm: FeatureNorm | None, tensors: Mapping[str, Tensor]) -> FeatureScaling | None:
+    return None if norm is None else FeatureScaling(norm, *(tensors.get(name) for name in _SCALING))
 
 
 def _csr_tensors(prefix: str, matrix: CSRMatrix) -> dict[str, Tensor]:

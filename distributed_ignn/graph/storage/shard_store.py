@@ -72,7 +72,7 @@ __all__ = [
 
 #: Settings that are younger than the format, and what shards were made with that do not name them.
 _YOUNGER: dict[str, dict[str, JsonValue]] = {
-    "data": {"edge_weights": "auto"},
+    "data": {"directions": "undirected", "edge_weights": "auto"},
     "partition": {"edge_weights": False},
 }
 
@@ -342,8 +342,9 @@ def _check_settings(
     folder: Path, found: Mapping[str, Any], wanted: Mapping[str, Any], section: str
 ) -> None:
     """Name the first setting in which the shards differ from what is wanted."""
+    named = [*wanted, *found]
     found, wanted = _YOUNGER[section] | dict(found), _YOUNGER[section] | dict(wanted)
-    for key in [*wanted, *found]:
+    for key in dict.fromkeys([*named, *_YOUNGER[section]]):
         if found.get(key) != wanted.get(key):
             name = key if key == "dataset" else f"{section}.{in_one_line(key)}"
             value = in_one_line(found.get(key))

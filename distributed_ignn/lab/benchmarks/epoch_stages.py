@@ -36,6 +36,7 @@ _COUNTED = {
     "evaluations_forward": ("forward", "evaluations"),
     "evaluations_adjoint": ("adjoint", "evaluations"),
     "evaluations_validation": ("validation", "evaluations"),
+    "evaluations_confirmation": ("confirmation", "evaluations"),
     "bytes_sent": ("bytes", SENT),
 }
 

@@ -43,11 +43,19 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """All figures of one benchmark, with what they were measured on."""
+    """All figures of one benchmark, with what they were measured on.
+
+    Args:
+        benchmark: its name.
+        settings: what was measured on.
+        figures: against their baselines.
+        rows: courses behind the figures, where there are any.
+    """
 
     benchmark: str
     settings: Mapping[str, Any]
     figures: tuple[Figure, ...] = field(default=())
+    rows: tuple[Mapping[str, Any], ...] = field(default=())
 
     def tables(self) -> tuple[Table, ...]:
         """One per section and baseline."""
@@ -72,6 +80,8 @@ class Report:
             for key in ("value", "ratio"):
                 if not math.isfinite(figure[key]):
                     figure[key] = None
+        if not self.rows:
+            del content["rows"]
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic_write_json(path, content)
 

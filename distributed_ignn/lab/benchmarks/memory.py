@@ -24,6 +24,7 @@ from distributed_ignn.lab.benchmarks.interleaving import Figure, Report, compare
 from distributed_ignn.propagation.propagate import choose_codec
 from distributed_ignn.runs.memory.budget import budget
 from distributed_ignn.runs.memory.machine import peak, resident
+from distributed_ignn.training.plans import ADJOINT
 from distributed_ignn.training.trainer import Trainer
 
 PEAK = "measured peak"
@@ -88,9 +89,11 @@ def run(workload: Workload) -> Report:
 
 def _train(trainer: Trainer, epochs: int) -> dict[str, int]:
     """Run epochs; evaluations of the longest solve in each direction."""
-    records = [trainer.train_epoch() for _ in range(epochs)]
-    forward = max(max(r.evaluations_forward, r.evaluations_validation) for r in records)
-    return {"forward": forward, "adjoint": max(r.evaluations_adjoint for r in records)}
+    for _ in range(epochs):
+        trainer.train_epoch()
+    longest = trainer.planner.log.longest
+    forward = max(steps for purpose, steps in longest.items() if purpose != ADJOINT)
+    return {"forward": forward, "adjoint": longest[ADJOINT]}
 
 
 def _total(items: Mapping[str, int], names: Sequence[str]) -> int:

@@ -61,7 +61,7 @@ class Problem:
     def test_metric(self, state: Tensor) -> float:
         """Test metric of the readout at a state [O, D]; every rank calls it."""
         logits = self.trainer.model.read_out(state)
-        return self.trainer.objective.metrics(logits, ("test",))["test"]
+        return self.trainer.objective.metrics(logits, ("test",)).get("test", math.nan)
 
     @torch.no_grad()
     def agreement(self, state: Tensor) -> float:
@@ -110,7 +110,7 @@ def pose(trainer: Trainer) -> Problem:
         target=solution.image,
         target_norm=math.sqrt(max(square, 1e-300)),
         target_residual=solution.residual,
-        metric=trainer.objective.metrics(logits, ("test",))["test"],
+        metric=trainer.objective.metrics(logits, ("test",)).get("test", math.nan),
     )
 
 

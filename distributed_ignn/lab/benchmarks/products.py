@@ -72,7 +72,7 @@ def _blocks(kernel: str) -> Build:
         channel, owned = shard.channels[0], shard.num_owned
         where, bounds = (dtype, comm.device), BlockBounds.of(channel, comm.device)
         operator = ChannelOperator.from_shard(channel, *where, bounds, kernel)
-        same = operator.owned if channel.symmetric else None
+        same = operator.owned if channel.self_adjoint else None
         flipped = ChannelTranspose.from_shard(channel, same, *where, bounds, kernel)
 
         def forward(local: Tensor) -> Tensor:

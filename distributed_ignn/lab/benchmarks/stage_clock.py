@@ -2,7 +2,8 @@
 
 Stages: solver phase, injection b(X) forward, forward solve, loss (readout, loss and what else comes
 before the backward pass), backward (readout, b(X) and the sum of the gradients), adjoint solve,
-optimiser (step and projection), validation. Every second of an epoch belongs to one of them.
+optimiser (step and projection), validation, confirmation (its solves; their readouts belong to
+validation). Every second of an epoch belongs to one of them.
 """
 
 from __future__ import annotations
@@ -25,8 +26,18 @@ from distributed_ignn.training.trainer import Trainer
 
 PHASE, INJECTION, FORWARD, LOSS = "solver phase", "injection", "forward solve", "loss"
 BACKWARD, ADJOINT, OPTIMISER = "backward", "adjoint solve", "optimiser"
-VALIDATION = "validation"
-STAGES = (PHASE, INJECTION, FORWARD, LOSS, BACKWARD, ADJOINT, OPTIMISER, VALIDATION)
+VALIDATION, CONFIRMATION = "validation", "confirmation"
+STAGES = (
+    PHASE,
+    INJECTION,
+    FORWARD,
+    LOSS,
+    BACKWARD,
+    ADJOINT,
+    OPTIMISER,
+    VALIDATION,
+    CONFIRMATION,
+)
 
 
 class StageClock:
@@ -63,7 +74,7 @@ def watch(trainer: Trainer) -> StageClock:
             clock.switch(INJECTION)
 
     trainer.model.encoder.register_forward_pre_hook(injected)
-    trainer.planner = _WatchedPlanner(trainer, clock)
+    trainer.planner = trainer.confirmation.planner = _WatchedPlanner(trainer, clock)
     if isinstance(trainer.engine, TorchEngine):
         trainer.engine.optimizer.register_step_pre_hook(lambda *_: clock.switch(OPTIMISER))
     trainer.engine = _WatchedEngine(trainer.engine, clock)
@@ -80,6 +91,10 @@ class _WatchedPlanner(SolvePlanner):
 
     def adjoint(self) -> SolvePlan:
         return self._watched(super().adjoint(), ADJOINT, BACKWARD)
+
+    def confirm(self, start: list[Tensor], tolerance: float, max_steps: int) -> SolvePlan:
+        plan = super().confirm(start, tolerance, max_steps)
+        return self._watched(plan, CONFIRMATION, VALIDATION)
 
     def _watched(self, plan: SolvePlan, during: str, after: str) -> SolvePlan:
         def start(cell: Cell, driver: Tensor) -> Tensor:

@@ -77,9 +77,13 @@ def _sizes(part: Part, work: Workload, mapped: bool) -> PartSizes:
         owned_entries=round(part.owned_entries),
         boundary_entries=round(part.boundary_entries),
         channels=part.channels,
+        symmetric=part.symmetric,
         weighted=part.weighted,
+        graph_channels=part.graph_channels,
         features=work.features,
         train=round(part.owned * work.train_share),
+        nodes=part.nodes,
+        train_nodes=round(part.nodes * work.train_share),
         file=round(file) if mapped else 0,
     )
 

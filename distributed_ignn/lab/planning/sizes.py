@@ -76,6 +76,8 @@ def read_sizes(folder: Path) -> PartitionSizes:
             neighbours=max(size.targets for size in sizes),
             channels=channels,
             weighted=any(whole.weighted),
+            symmetric=all(whole.symmetric),
+            graph_channels=whole.graph_channels,
         ),
         cut=Cut(
             count,

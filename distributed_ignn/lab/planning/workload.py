@@ -7,7 +7,7 @@ halo rows, D columns, F features, C classes, M memory, p columns of a hop.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -35,6 +35,8 @@ class Part:
         neighbours: parts that it exchanges rows with.
         channels: propagation graphs.
         weighted: whether edges have weights.
+        symmetric: whether every channel is; else its transpose has entries of its own.
+        graph_channels: channels that are the dataset's own graph.
     """
 
     nodes: int
@@ -48,11 +50,25 @@ class Part:
     neighbours: int
     channels: int = 1
     weighted: bool = False
+    symmetric: bool = True
+    graph_channels: int = 1
 
     @property
     def boundary(self) -> float:
         """B."""
         return self.owned - self.interior
+
+    def like(self, other: Part) -> Part:
+        """This part of one channel, with the channels of ``other``, a part of the same graph."""
+        return replace(
+            self,
+            # every channel has self-loops
+            owned_entries=self.owned_entries + (other.channels - 1) * self.owned,
+            channels=other.channels,
+            weighted=other.weighted,
+            symmetric=other.symmetric,
+            graph_channels=other.graph_channels,
+        )
 
 
 @dataclass(frozen=True, slots=True)

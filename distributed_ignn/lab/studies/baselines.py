@@ -190,7 +190,8 @@ def train_baseline(
     torch.manual_seed(seed)
     data = graph.data
     network = BUILDERS[name](data.num_features, model.hidden, data.num_classes, choice)
-    optimizer = torch.optim.Adam(network.parameters(), train.lr, weight_decay=train.weight_decay)
+    decay = float(train.weight_decay)
+    optimizer = torch.optim.Adam(network.parameters(), train.lr, weight_decay=decay)
     best, least, stale, epoch = Trained(-1.0, data.labels, 0), math.inf, 0, 0
     while True:
         # one forward pass validates the last step and begins the next

@@ -72,7 +72,7 @@ def train_run(
     """
     folder = out / "runs" / name
     run = absolute_paths(with_settings(config, {**changes, "output": folder}))
-    begun = comm.together(lambda: _is_same_run(run))
+    begun = comm.together(lambda: is_same_run(run))
     if comm.is_main:
         Console(highlight=False).print(f"[bold]run {name}[/bold]", soft_wrap=True)
     if not begun or not (run.output / "summary.json").is_file():
@@ -82,8 +82,8 @@ def train_run(
     return comm.together(lambda: _read(run), doing=f"read {run.output}")
 
 
-def _is_same_run(run: RunConfig) -> bool:
-    """Whether the folder holds this run, finished or not.
+def is_same_run(run: RunConfig) -> bool:
+    """Whether the folder of a run with absolute paths holds this one, finished or not.
 
     Raises:
         UserError: it holds another one.

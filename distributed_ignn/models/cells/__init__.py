@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import ModelConfig
@@ -14,7 +15,7 @@ from distributed_ignn.models.cells.base import CellWeights, Norm
 from distributed_ignn.models.cells.eignn import EignnWeights
 from distributed_ignn.models.cells.ignn import IgnnWeights
 from distributed_ignn.models.cells.mignn import MignnWeights
-from distributed_ignn.models.constraints import first_vector, growth_factor
+from distributed_ignn.models.constraints import certified_growth
 from distributed_ignn.propagation.propagate import Propagation
 
 __all__ = [
@@ -40,7 +41,7 @@ def build_weights(
     """The cell's weights, drawn from torch's generator; every rank calls it.
 
     Raises:
-        UserError: a directed channel and a cell that knows none (on every rank alike).
+        UserError: see ``fit_to_graph``.
     """
     fit = fit_to_graph(config, shard, propagation, comm, dtype)
     return cell_weights(config, propagation.num_channels, fit)
@@ -53,10 +54,14 @@ class GraphFit:
     Args:
         growth: rho of the propagated channels, which divides the bound on the weights.
         norm: in which the weights' contraction is certified.
+        graph_channels: how many channels, from the first, are the dataset's own graph.
+        vector: the w [O] of that norm, float64; None where it has none, or nobody asks for it.
     """
 
     growth: float
     norm: Norm
+    graph_channels: int = 1
+    vector: Tensor | None = None
 
 
 def fit_to_graph(
@@ -69,23 +74,36 @@ def fit_to_graph(
     """What this graph asks of the weights of ``config``; every rank calls it.
 
     Raises:
-        UserError: a directed channel and a cell that knows none (on every rank alike).
+        UserError: a channel that is directed, or normalised by row, and a cell whose proof does
+            without neither (on every rank alike).
     """
     cell = CELLS[config.cell]
-    undirected = all(channel.symmetric for channel in shard.channels)
-    norm = cell.norm if undirected else cell.directed_norm
+    symmetric = all(channel.self_adjoint for channel in shard.channels)
+    norm = cell.norm if symmetric else cell.directed_norm
     if norm is None:
-        others = [name for name, other in CELLS.items() if other.directed_norm is not None]
-        raise UserError(
-            f"model.cell = {config.cell} needs undirected graphs, and a channel of this one is "
-            f"directed; use {' or '.join(others)}"
-        )
+        raise _needs_symmetry(config.cell, shard)
     if norm == "frobenius":
-        return GraphFit(1.0, norm)
-    growth = growth_factor(propagation, first_vector(shard, comm.device, dtype), comm)
+        return GraphFit(1.0, norm, shard.graph_channels)
+    growth, vector = certified_growth(shard, propagation, comm, dtype)
     # B w = (1 - r) A w + r w grows by at most this
     growth = (1.0 - config.residual) * growth + config.residual
-    return GraphFit(growth, norm)
+    return GraphFit(growth, norm, shard.graph_channels, vector)
+
+
+def _needs_symmetry(cell: str, shard: GraphShard) -> UserError:
+    others = " or ".join(name for name, other in CELLS.items() if other.directed_norm is not None)
+    if all(channel.symmetric for channel in shard.channels):
+        return UserError(
+            f"model.cell = {cell} needs symmetric channels, and model.normalisation = row divides "
+            f"rows by their sums; use symmetric, or model.cell = {others}"
+        )
+    way_out = f"use {others}"
+    if shard.graph_channels > 1:
+        way_out += ", or data.directions = undirected"
+    return UserError(
+        f"model.cell = {cell} needs undirected graphs, and a channel of this one is directed; "
+        f"{way_out}"
+    )
 
 
 CELLS: dict[str, type[CellWeights]] = {
@@ -98,6 +116,6 @@ CELLS: dict[str, type[CellWeights]] = {
 
 def cell_weights(config: ModelConfig, channels: int, fit: GraphFit) -> CellWeights:
     """The weights of a cell for C = ``channels``, drawn from torch's generator."""
-    weights = CELLS[config.cell](config, channels, fit.growth)
-    weights.norm = fit.norm
+    weights = CELLS[config.cell](config, channels, fit.growth, fit.graph_channels)
+    weights.norm, weights.vector = fit.norm, fit.vector
     return weights

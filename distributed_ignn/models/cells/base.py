@@ -69,15 +69,18 @@ class CellWeights(nn.Module, ABC):
         config: the model section.
         channels: number of propagation channels.
         growth: see the attribute.
+        graph_channels: how many channels, from the first, are the dataset's own graph.
 
     Attributes:
         summary: for the help.
         activation: phi.
-        norm: in which the contraction is certified; of a class, on undirected graphs.
-        directed_norm: the same on directed graphs; None where the cell is for undirected ones only.
+        norm: in which the contraction is certified; of a class, where every A_hat_c is symmetric.
+        directed_norm: the same where one is not, because the graph is directed or normalised by
+            row; None where the cell needs symmetric ones.
         projects: whether ``project`` keeps the bound, so that the weights can do without it.
         form: activation, step and residual of the map.
         growth: rho of the graph that the weights are used on, 1 where the norm is Frobenius's.
+        vector: the w [O] of ``norm``, float64; None in Frobenius's.
         kappa: what the weights are bounded by.
     """
 
@@ -87,10 +90,13 @@ class CellWeights(nn.Module, ABC):
     directed_norm: ClassVar[Norm | None] = "rows"
     projects: ClassVar[bool] = False
 
-    def __init__(self, config: ModelConfig, channels: int, growth: float = 1.0) -> None:
+    def __init__(
+        self, config: ModelConfig, channels: int, growth: float = 1.0, graph_channels: int = 1
+    ) -> None:
         super().__init__()
         self.form = CellForm(self.activation, residual=config.residual)
         self.growth = growth
+        self.vector: Tensor | None = None
         self.kappa = Kappa(config.kappa, config.learn_kappa)
 
     @abstractmethod
@@ -108,7 +114,7 @@ class CellWeights(nn.Module, ABC):
     def present_contraction(self) -> float:
         """Lipschitz constant of f in ``norm`` for the present W_c; 1 or more certifies nothing.
 
-        ``norm`` is max_ij |Z_ij| / w_i, max_i ||Z_i||_2 / w_i with the w of ``growth_vector``, or
+        ``norm`` is max_ij |Z_ij| / w_i, max_i ||Z_i||_2 / w_i with the w of ``vector``, or
         Frobenius's.
         """
 

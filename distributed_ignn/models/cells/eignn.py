@@ -20,21 +20,25 @@ class EignnWeights(CellWeights):
     not allow; the fixed point is the same, vec Z = (I - sum_c W_c' kron B_c)^-1 vec b.
 
     Certified: the Frobenius norms of the g_c sum to less than 1, so f contracts by kappa. Where
-    every channel is undirected, ||B_c||_2 <= 1 and the norm is Frobenius's. Otherwise the g_c are
-    divided by rho as well, and the norm is max_i ||Z_i||_2 / w_i with the w of ``growth_vector``:
+    every A_hat_c is symmetric, ||B_c||_2 <= 1 and the norm is Frobenius's. Otherwise the g_c are
+    divided by rho as well, and the norm is max_i ||Z_i||_2 / w_i with the w of ``certified_growth``
+    (rho = 1 and w = 1 for channels normalised by row):
     ||sum_c (B_c Z)_i W_c|| <= sum_c ||W_c||_2 (B_c w)_i max_k ||Z_k|| / w_k.
 
     Args:
         config: the model section.
         channels: number of propagation channels.
-        growth: 1 for undirected channels, else their rho.
+        growth: 1 for symmetric channels, else their rho.
+        graph_channels: see ``CellWeights``.
     """
 
     summary = "a linear equilibrium with positive W"
     activation = IDENTITY
 
-    def __init__(self, config: ModelConfig, channels: int, growth: float = 1.0) -> None:
-        super().__init__(config, channels, growth)
+    def __init__(
+        self, config: ModelConfig, channels: int, growth: float = 1.0, graph_channels: int = 1
+    ) -> None:
+        super().__init__(config, channels, growth, graph_channels)
         width = config.hidden
         if config.init == "identity":
             start = torch.eye(width).repeat(channels, 1, 1)

@@ -18,12 +18,13 @@ class IgnnWeights(CellWeights):
     which a projection does not have; then W = (kappa / rho) V and V is projected on columns of at
     most 1, so kappa scales every column that has reached its bound.
 
-    The certified norm is max_ij |Z_ij| / w_i with the vector w of ``growth_vector``.
+    The certified norm is max_ij |Z_ij| / w_i with the vector w of ``certified_growth``.
 
     Args:
         config: the model section.
         channels: number of propagation channels.
         growth: rho of the channels.
+        graph_channels: see ``CellWeights``.
     """
 
     summary = "bounded column sums"
@@ -31,24 +32,26 @@ class IgnnWeights(CellWeights):
     directed_norm = "max"
     projects = True
 
-    def __init__(self, config: ModelConfig, channels: int, growth: float = 1.0) -> None:
-        super().__init__(config, channels, growth)
+    def __init__(
+        self, config: ModelConfig, channels: int, growth: float = 1.0, graph_channels: int = 1
+    ) -> None:
+        super().__init__(config, channels, growth, graph_channels)
         self._config = config
-        self.weight = nn.Parameter(self._initial(channels))
+        self.weight = nn.Parameter(self._initial(channels, graph_channels))
 
     @property
     def radius(self) -> float:
         """What the columns of the parameter may sum to."""
         return 1.0 if self._config.learn_kappa else self.kappa.bound / self.growth
 
-    def _initial(self, channels: int) -> Tensor:
+    def _initial(self, channels: int, graph_channels: int) -> Tensor:
         """[channels, D, D]; ``identity`` shares the bound among the channels.
 
         Among those that the injection uses, if it names some: what helps b helps Z.
         """
         width = self._config.hidden
         if self._config.init == "identity":
-            used = chosen_channels(self._config.injection_channels, channels)
+            used = chosen_channels(self._config.injection_channels, channels, graph_channels)
             start = torch.zeros(channels, width, width)
             start[list(used)] = torch.eye(width) * (self.radius / len(used))
             return start

@@ -1,8 +1,9 @@
 """MIGNN's weights (Baker et al., ICML 2023): monotone instead of contracting.
 
 Z = relu(sum_c B_c Z W_c + b) has exactly one solution where T = I - sum_c B_c kron W_c' is
-strongly monotone: its symmetric part is at least m > 0. For undirected channels B_c is symmetric
-with a spectrum in [-1, 1], so with W_c = S_c + K_c, symmetric and skew,
+strongly monotone: its symmetric part is at least m > 0. For undirected channels, normalised
+symmetrically, B_c is symmetric with a spectrum in [-1, 1], so with W_c = S_c + K_c, symmetric and
+skew,
 
     (T + T') / 2 = I - sum_c B_c kron S_c >= 1 - sum_c ||S_c||_2,
 
@@ -102,13 +103,16 @@ class MignnWeights(CellWeights):
         config: the model section.
         channels: number of propagation channels, all of them undirected.
         growth: 1, that of undirected channels.
+        graph_channels: see ``CellWeights``.
     """
 
     summary = "monotone, bounded in the spectral norm"
     directed_norm = None
 
-    def __init__(self, config: ModelConfig, channels: int, growth: float = 1.0) -> None:
-        super().__init__(config, channels, growth)
+    def __init__(
+        self, config: ModelConfig, channels: int, growth: float = 1.0, graph_channels: int = 1
+    ) -> None:
+        super().__init__(config, channels, growth, graph_channels)
         if config.skew > 0.0:  # symmetric weights contract by kappa without a smaller step
             self.form = SplitForm(self.activation, residual=config.residual)
         self._bound = config.skew

@@ -5,8 +5,10 @@ is always there and of that moment. ``budget`` returns it as named items in byte
 rank; ``check_budget`` prints it and refuses a run that does not fit.
 
 One state is O x D numbers. Near its end a solve holds the newest point and image, those of the step
-before (one pair may be the best so far), the newest residual, the product B_c Z of every channel
-(forward), and for each older iterate two differences in the format of ``history_dtype``.
+before (which is the best so far while residuals fall), the newest residual, the product B_c Z of
+every channel (forward), and for each older iterate two differences in the format of
+``history_dtype``. Where residuals have risen, the best point lies further back and is held besides;
+the bound counts with that.
 
 Letters: O owned nodes, H halo nodes, S rows sent, D hidden width, F features, C channels.
 """
@@ -17,8 +19,9 @@ from dataclasses import replace
 
 import torch
 
-from distributed_ignn.config import RunConfig
+from distributed_ignn.config import RunConfig, decided
 from distributed_ignn.graph.part_sizes import PartSizes
+from distributed_ignn.graph.shard import choose_normalisation
 from distributed_ignn.models import encoder
 from distributed_ignn.models.cells import CELLS
 from distributed_ignn.models.implicit import ImplicitLayer
@@ -57,19 +60,22 @@ def budget(
         config: the run.
         process: what the process holds before it has read its part.
         evaluations: of the map in the longest forward solve ("forward") and backward solve
-            ("adjoint"); where they are not given, the history is taken to be full.
+            ("adjoint"); where they are not given, the history is taken to be full, and the best
+            point not to be the last one.
         coded_halo: whether the halo exchange keeps what it sent and received last.
         shares_memory: whether ranks exchange rows through memory that both of them map.
     """
+    config = decided(config, sizes.train_nodes, sizes.classes)
     run = _Run(sizes, config)
     known = evaluations or {}
     moments = run.moments(known.get("forward"), known.get("adjoint"))
     largest = max(moments, key=lambda name: sum(moments[name].values()))
     where = run.dtype, run.device
+    normalised = choose_normalisation(config.model.normalisation, sizes.graph_channels)
     items = {
         "process": process + _WORKSPACE_BYTES,
         "shard file": sizes.file,
-        "graph": Propagation.held_bytes(sizes, config.train.kernel, *where),
+        "graph": Propagation.held_bytes(sizes, config.train.kernel, *where, normalised),
         **encoder.held_bytes(sizes, config.model, *where),
         **HaloExchange.held_bytes(sizes, run.row, coded=coded_halo, shared=shares_memory),
         "frozen rows of local steps": run.local[0],
@@ -95,6 +101,7 @@ class _Run:
         config, state = self._config, self._state
         own_train = not config.model.fixed_injection or config.train.ema > 0.0
         warm = int(own_train and config.forward.warm_start)  # the other forward state
+        kept = int(config.forward.warm_start)  # which training goes on from after a confirmation
         # one that is learned starts from its own estimate, once the warm-up is over
         learned = config.learns_adjoint and config.schedule.warmup_epochs == 0
         backward = int(config.adjoint.warm_start and not learned)
@@ -103,15 +110,21 @@ class _Run:
             "forward": {
                 "injection": state * (1 + int(encoder.keeps_rows(config.model))),
                 "warm starts": state * (warm + backward),
-                **self._solve(forward or config.forward.max_steps, products, adjoint=False),
+                **self._solve(forward, products, adjoint=False),
                 "estimator": self._estimate if config.learns_forward else 0,
             },
             "backward": {
                 "equilibrium and products": self._saved(),
                 "gradient": state + self._sizes.train * 3 * self.row,
                 "warm starts": state * warm,
-                **self._solve(adjoint or config.adjoint.max_steps, 0, adjoint=True),
+                **self._solve(adjoint, 0, adjoint=True),
                 "estimator": self._estimate if config.learns_adjoint else 0,
+            },
+            "confirmation": {
+                "injection": state * (1 + int(encoder.keeps_rows(config.model))),
+                "warm starts": state * (warm + kept + backward),
+                **self._solve(forward or config.forward.max_steps, 0, adjoint=False),
+                "estimator": self._estimate if config.learns_forward else 0,
             },
             "local steps": {"warm starts": 2 * state, "local step": self.local[1]},
         }
@@ -122,13 +135,16 @@ class _Run:
         item, channels = self.dtype.itemsize, self._sizes.channels
         each = ImplicitLayer.saved_bytes(self._state, item, channels, CELLS[model.cell].activation)
         each += self._state * int(encoder.keeps_rows(model))
-        return each * (train.consistency_samples if train.consistency > 0.0 else 1)
+        return each * (train.consistency_samples if float(train.consistency) > 0.0 else 1)
 
-    def _solve(self, steps: int, products: int, *, adjoint: bool) -> dict[str, int]:
+    def _solve(self, known: int | None, products: int, *, adjoint: bool) -> dict[str, int]:
         """A solve after its last evaluation; ``products`` are what the map keeps."""
+        section = self._config.adjoint if adjoint else self._config.forward
+        steps = known or section.max_steps
+        older = self._state if known is None and steps > 2 else 0
         method, settings = chosen_method(self._config, adjoint=adjoint)
         if method.learned:
             settings = replace(settings, memory=self._config.solver.memory)
         sizes = SolveSizes(self._state, self.dtype.itemsize, steps)
         held = method.solver(settings).held_bytes(sizes)
-        return held | {"solve": held["solve"] + solve_bytes(sizes) + products}
+        return held | {"solve": held["solve"] + solve_bytes(sizes) + products + older}

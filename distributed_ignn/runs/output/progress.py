@@ -97,6 +97,7 @@ def _describe(record: EpochRecord) -> str:
     if record.val_metric is not None:
         parts.append(f"val {record.val_metric:.4f}")
     evaluations = record.evaluations_forward + record.evaluations_validation
+    evaluations += record.evaluations_confirmation
     parts.append(f"evals {evaluations}+{record.evaluations_adjoint}")
     parts.append(f"residual {record.residual:.0e}")
     parts.append(f"{record.seconds:.2f} s")
@@ -115,17 +116,19 @@ def summary_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
         ("ranks", f"{summary['world_size']} on {summary['device']}"),
         ("best epoch (by validation)", f"{summary['best_epoch']} of {summary['epochs']}"),
         (f"validation {metric}", f"{summary['best_val']:.4f}"),
-        (f"test {metric} at best validation", f"{summary['test_at_best_val']:.4f}"),
-        (f"test {metric} without equilibrium, f(0)", f"{summary['test_at_f0']:.4f}"),
+        (f"test {metric} at best validation", _figure(summary["test_at_best_val"])),
+        (f"test {metric} without equilibrium, f(0)", _figure(summary["test_at_f0"])),
         *start,
         ("spectral radius of W", f"{summary['spectral_radius']:.3f}"),
         (
             "evaluations per epoch",
             f"{summary['evaluations_forward_mean']:.1f} forward, "
             f"{summary['evaluations_validation_mean']:.1f} validation, "
+            f"{summary['evaluations_confirmation_mean']:.1f} confirmation, "
             f"{summary['evaluations_adjoint_mean']:.1f} adjoint",
         ),
         ("relative residual at the end", _residual(summary)),
+        ("these metrics are the equilibrium's", _confirmed(summary)),
         *_local_steps(summary),
         *_faults(summary),
         (
@@ -143,16 +146,35 @@ def summary_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
+def _figure(value: float | None) -> str:
+    """A metric; there is none where all nodes are of one class and it compares classes."""
+    return "not defined" if value is None else f"{value:.4f}"
+
+
 def _residual(summary: dict[str, Any]) -> str:
     text = f"{summary['residual_last']:.1e}"
     return text if summary["converged"] else f"{text}: NOT CONVERGED to {summary['tolerance']:g}"
 
 
+def _confirmed(summary: dict[str, Any]) -> str:
+    """Say whether the metrics hold, and how far from the equilibrium their state may be at most."""
+    text = "confirmed" if summary["confirmed"] else "NOT CONFIRMED"
+    bound = summary["certified_relative"]
+    return text if bound is None else f"{text}, certified within {bound:.1e} of the state"
+
+
 def _local_steps(summary: dict[str, Any]) -> list[tuple[str, str]]:
     """What local steps came to, if there were any, and how exact the end of the run is."""
-    if "local_steps" not in summary:
+    if "local_steps_of_epoch" not in summary:
         return []
-    taken = f"{summary['local_steps']:,}, shrunk {summary['local_steps_shrunk']} times"
+    if "local_steps" not in summary:
+        return [("local steps", "none: auto finds the graph, or its training nodes, too few")]
+    count, lr = summary["local_steps_of_epoch"], summary["local_lr"]
+    chosen = " (auto)" if summary["local_steps_automatic"] else ""
+    taken = (
+        f"{summary['local_steps']:,}, from {count} an epoch{chosen} at lr {lr:g}, shrunk "
+        f"{summary['local_steps_shrunk']} times"
+    )
     norm = summary["gradient_norm_last"]
     found = [("local steps", taken)]
     return found if norm is None else [*found, ("norm of the last exact gradient", f"{norm:.1e}")]

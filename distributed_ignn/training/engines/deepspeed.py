@@ -239,7 +239,7 @@ class _GivenGradients(nn.Module):
 
 
 def _adam(parameters: Iterable[Parameter], config: TrainConfig) -> torch.optim.Adam:
-    return torch.optim.Adam(list(parameters), lr=config.lr, weight_decay=config.weight_decay)
+    return torch.optim.Adam(list(parameters), lr=config.lr, weight_decay=float(config.weight_decay))
 
 
 @contextmanager

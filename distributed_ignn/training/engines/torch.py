@@ -83,7 +83,7 @@ class TorchEngine:
         self._sharded = model.sharded_names()
         self._named = dict(model.named_parameters())
         self.optimizer = torch.optim.Adam(
-            self._named.values(), lr=config.lr, weight_decay=config.weight_decay
+            self._named.values(), lr=config.lr, weight_decay=float(config.weight_decay)
         )
 
     def step(self, loss_share: Tensor, check: Check = require_usable) -> None:

@@ -25,8 +25,8 @@ class Consistency:
     """
 
     def __init__(self, config: TrainConfig, num_nodes: int, multilabel: bool) -> None:
-        self._weight = config.consistency
-        self._samples = config.consistency_samples if config.consistency > 0.0 else 1
+        self._weight = float(config.consistency)
+        self._samples = config.consistency_samples if self._weight > 0.0 else 1
         self._temperature = config.consistency_temperature
         self._warmup = config.consistency_warmup
         self._num_nodes = num_nodes

@@ -27,15 +27,13 @@ from distributed_ignn.models import some_rows
 from distributed_ignn.models.dropout import NodeDropout
 from distributed_ignn.models.encoder import FeatureEncoder, NodeEmbedding, Source
 from distributed_ignn.models.shard_model import ShardModel
+from distributed_ignn.training.local_plan import SAMPLED, local_plan
 from distributed_ignn.training.losses.consistency import Consistency
 from distributed_ignn.training.losses.objective import Objective
 from distributed_ignn.training.losses.regularizer import Regularizer
 
 MOST_STEPS = 4096
 """Local steps in an epoch: each has output masks of its own."""
-
-SAMPLED = 20_000
-"""Nodes of the whole graph, beside the training nodes, that consistency is asked of."""
 
 _STREAM = 5
 _SAMPLING = 77
@@ -96,10 +94,10 @@ class LocalLoss:
             item: bytes of a number.
         """
         train, row = config.train, config.model.hidden * item
-        if train.local_steps == 0:
+        if local_plan(train, sizes.nodes, sizes.train_nodes).steps == 0:
             return 0, 0
         masks, rows = 1, sizes.train
-        if train.consistency > 0.0:
+        if float(train.consistency) > 0.0:
             masks = train.consistency_samples
             rows = min(sizes.owned, rows + SAMPLED)
         probes = int(train.jacobian_weight > 0.0)

@@ -5,7 +5,6 @@ Letters: O owned nodes, C classes, T training nodes of this rank.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -13,9 +12,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from distributed_ignn.comm.communicator import Communicator
+from distributed_ignn.config.training import Metric
 from distributed_ignn.graph.shard import GraphShard
-
-_BLOCK_ROWS = 1 << 14  # nodes that are read out at a time
+from distributed_ignn.training.losses.metrics import (
+    LabelledNodes,
+    ReadOut,
+    choose_measure,
+    usual_metric,
+)
 
 Loss = Literal["auto", "cross_entropy", "bce"]
 
@@ -24,7 +28,7 @@ class Objective:
     """What is minimised and what is reported.
 
     Multi-class: cross-entropy, or binary cross-entropy on one-hot labels as the IGNN-Solver paper
-    prints it; metric accuracy. Multi-label: binary cross-entropy; metric micro-F1.
+    prints it. Multi-label: binary cross-entropy. The metrics are those of ``metrics.py``.
 
     Args:
         shard: this rank's labels and splits.
@@ -32,25 +36,46 @@ class Objective:
         loss: ``auto`` takes cross-entropy for one label a node and bce for several.
         smoothing: share of the target that is spread evenly over all classes (Szegedy et al. 2016,
             section 7; for several labels a node, over 0 and 1), in [0, 1).
+        metric: see ``choose_measure``.
+
+    Attributes:
+        multilabel: whether a node may have several labels.
+        metric_name: of the metric that is reported.
+        unusual_metric: the same where it is not what ``auto`` takes, else None.
+
+    Raises:
+        UserError: the metric does not fit the labels (on every rank alike).
     """
 
     def __init__(
-        self, shard: GraphShard, comm: Communicator, loss: Loss, smoothing: float = 0.0
+        self,
+        shard: GraphShard,
+        comm: Communicator,
+        loss: Loss,
+        smoothing: float = 0.0,
+        metric: Metric = "auto",
     ) -> None:
         device = comm.device
-        self._comm = comm
-        self._multilabel = shard.task == "multilabel"
-        self._bce = loss == "bce" or self._multilabel
+        self.multilabel = shard.task == "multilabel"
+        self._bce = loss == "bce" or self.multilabel
         self._labels = shard.labels.to(device)
         self._classes = shard.num_classes
         self._smoothing = smoothing
-        self.metric_name = "micro_f1" if self._multilabel else "accuracy"
         self._splits = {
             "train": shard.train_index.to(device),
             "val": shard.val_index.to(device),
             "test": shard.test_index.to(device),
         }
+        sizes = zip(self._splits, shard.split_sizes, strict=True)
+        self._labelled = tuple(name for name, size in sizes if size > 0)
         self._train_total = max(shard.split_sizes[0], 1)
+        self._nodes = LabelledNodes(
+            shard.name, self._labels, self._splits, self._classes, self.multilabel, comm
+        )
+        self._measure = choose_measure(metric, self._nodes)
+        self.metric_name = self._measure.name
+        usual = self.metric_name == usual_metric(self._nodes)
+        self.unusual_metric: Metric | None = None if usual else self.metric_name
 
     def loss(self, logits: Tensor) -> Tensor:
         """This rank's share of the mean training loss; the shares of all ranks sum to it.
@@ -73,48 +98,43 @@ class Objective:
                 chosen, labels, reduction="sum", label_smoothing=self._smoothing
             )
             return total / self._train_total
-        target = labels if self._multilabel else functional.one_hot(labels, self._classes)
+        target = labels if self.multilabel else functional.one_hot(labels, self._classes)
         smooth = target.to(chosen) * (1.0 - self._smoothing)
-        smooth += self._smoothing / (2 if self._multilabel else self._classes)
+        smooth += self._smoothing / (2 if self.multilabel else self._classes)
         total = functional.binary_cross_entropy_with_logits(chosen, smooth, reduction="sum")
         return total / (self._train_total * self._classes)
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Class probabilities of logits [O, C]: they sum to 1 for one label a node."""
-        return torch.sigmoid(logits) if self._multilabel else torch.softmax(logits, dim=1)
+        return torch.sigmoid(logits) if self.multilabel else torch.softmax(logits, dim=1)
+
+    def predictions(self, logits: Tensor) -> Tensor:
+        """Labels that logits [R, C] stand for: classes [R], or which of several, bool [R, C]."""
+        return self._nodes.predictions(logits)
 
     @torch.no_grad()
     def metrics(self, logits: Tensor, splits: tuple[str, ...]) -> dict[str, float]:
-        """Global metric per split from logits [O, C]; one reduction for all of them."""
+        """Global metric per split from logits [O, C]; see ``Measure``."""
         return self.metrics_of(lambda rows: logits[rows], splits)
 
     @torch.no_grad()
-    def metrics_of(
-        self, read: Callable[[Tensor], Tensor], splits: tuple[str, ...]
-    ) -> dict[str, float]:
+    def metrics_of(self, read: ReadOut, splits: tuple[str, ...]) -> dict[str, float]:
         """As ``metrics``, from logits that are made for a block of nodes at a time.
 
         Args:
             read: logits [R, C] of owned ids [R].
             splits: which.
+
+        Returns:
+            The metric by split, without those splits on which it is not defined.
         """
-        counts = torch.stack([self._count(read, self._splits[name]) for name in splits])
-        table = self._comm.sum(counts.double()).tolist()
-        return {name: row[0] / max(row[1], 1.0) for name, row in zip(splits, table, strict=True)}
+        return self._measure(read, splits)
 
-    def _count(self, read: Callable[[Tensor], Tensor], index: Tensor) -> Tensor:
-        total = torch.zeros(2, dtype=torch.int64)
-        for rows in index.split(_BLOCK_ROWS):
-            total += self._counts(read(rows), rows)
-        return total
+    def scores(self, logits: Tensor) -> dict[str, float]:
+        """As ``metrics``, of every split that has nodes."""
+        return self.metrics(logits, self._labelled)
 
-    def _counts(self, chosen: Tensor, index: Tensor) -> Tensor:
-        """Numerator and denominator of the metric."""
-        labels = self._labels[index]
-        if not self._multilabel:
-            hits = (chosen.argmax(dim=1) == labels).sum()
-            return torch.stack([hits, hits.new_tensor(index.numel())]).cpu()
-        predicted, actual = chosen > 0, labels > 0.5
-        # micro-F1 = 2 TP / (2 TP + FP + FN)
-        twice_hits = 2 * (predicted & actual).sum()
-        return torch.stack([twice_hits, predicted.sum() + actual.sum()]).cpu()
+    @torch.no_grad()
+    def usual_metrics(self, read: ReadOut, splits: tuple[str, ...]) -> dict[str, float]:
+        """As ``metrics_of``, of the metric that ``auto`` takes."""
+        return choose_measure("auto", self._nodes)(read, splits)

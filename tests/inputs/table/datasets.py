@@ -430,6 +430,13 @@ DATASETS = [
         way_out="drop the setting",
     ),
     Case(
+        "directions of a graph that has none",
+        "train.py --dataset chains --device cpu --data.directions both --output out",
+        value="data.directions = both",
+        rule="chains is read as an undirected graph",
+        way_out="drop the setting",
+    ),
+    Case(
         "a cut by weights that are not there",
         f"{_OWN} --partition.edge-weights true --partition.objective cut --partition.method metis",
         value="partition.edge_weights = true",

@@ -14,7 +14,7 @@ from distributed_ignn.lab.benchmarks.codec_study import BASELINE, CodecOptions, 
 from distributed_ignn.runs.run import run_training
 from tests.ranks import run_ranks
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(200)]
+pytestmark = [pytest.mark.long, pytest.mark.slow, pytest.mark.timeout(200)]
 
 
 def _train_and_study(comm: Communicator, folder: str) -> None:

@@ -200,11 +200,12 @@ def test_every_second_of_an_epoch_belongs_to_a_stage(shards: Path) -> None:
     for name in ("neural", "anderson", "picard"):
         stages = {f.name: f.value for f in figures if f.section == f"stages with {name}"}
         assert stages.pop("solver phase, when due", 0.0) > 0.0 or name != "neural"
+        confirmation = stages.pop("confirmation")  # where an epoch is not better than the last
         whole = stages.pop(epoch_stages.EPOCH)
-        assert set(stages) == set(stage_clock.STAGES[1:])
+        assert set(stages) == set(stage_clock.STAGES[1:]) - {"confirmation"}
         assert all(seconds > 0.0 for seconds in stages.values())
         # the epoch has no solver phase, so the other stages are all of it
-        assert 0.5 * whole < sum(stages.values()) <= 1.001 * whole
+        assert 0.5 * whole < sum(stages.values()) + confirmation <= 1.001 * whole
     steps = {
         f.name: f.value
         for f in figures

@@ -246,6 +246,7 @@ def test_figure8_follows_training_with_each_solver(
     )
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("hard", [False, True])
 def test_long_range_chooses_depth_on_validation_and_reads_test_once(

@@ -1,0 +1,1 @@
+"""The search for settings: successive halving over a space of them, by validation alone."""

@@ -1,0 +1,78 @@
+"""A run that pauses goes on to the numbers of one that does not, and reads no test nodes before."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distributed_ignn.comm.communicator import Communicator
+from distributed_ignn.config import RunConfig
+from distributed_ignn.runs.run import Conduct, run_training
+from distributed_ignn.training.trainer import Trainer
+
+pytestmark = pytest.mark.cheap
+
+EPOCHS = 6
+
+
+def _run(output: Path, **changes: Any) -> RunConfig:
+    values = {
+        "dataset": "chains",
+        "device": "cpu",
+        "output": output,
+        "data": {"chains": {"length": 4, "chains_per_class": 8, "features": 3, "noise": 0.5}},
+        "model": {"hidden": 4},
+        "forward": {"method": "neural", "tolerance": 1e-4},
+        "adjoint": {"tolerance": 1e-4},
+        "schedule": {"warmup_epochs": 1, "warmup_solver_steps": 2, "model_steps": 2},
+        "train": {"epochs": EPOCHS, "threads": 1, "local_steps": 4, "lr": 0.02},
+    }
+    return RunConfig.model_validate(values | changes)
+
+
+def _train(run: RunConfig, until: int | None = None) -> dict[str, Any]:
+    conduct = Conduct(shows=False, owns_process=False)
+    return run_training(run, Communicator(), conduct=conduct, until=until)
+
+
+def _records(output: Path) -> list[dict[str, Any]]:
+    found = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in record.items() if "seconds" not in k} for record in found]
+
+
+def test_a_run_may_pause_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    summary = _train(_run(whole))
+    measure = Trainer._metrics
+    read: list[str] = []
+
+    def noted(self: Trainer, state: Any, splits: tuple[str, ...]) -> dict[str, float]:
+        read.extend(splits)
+        return measure(self, state, splits)
+
+    monkeypatch.setattr(Trainer, "_metrics", noted)
+    first = _train(_run(parts), until=1)
+    assert first == {
+        "metric": "accuracy",
+        "epochs": 1,
+        "best_epoch": 1,
+        "best_val": _records(whole)[0]["val_metric"],
+        "finished": False,
+    }
+    again = _run(parts, resume="auto")
+    assert _train(again, until=4)["epochs"] == 4
+    assert _train(again, until=4)["epochs"] == 4  # has nothing to do
+    last = _train(again, until=EPOCHS)
+    assert (last["epochs"], last["finished"]) == (EPOCHS, True)
+    assert last["best_epoch"] == summary["best_epoch"]
+    assert _records(parts) == _records(whole)
+    # nothing of the test nodes so far; a call without a pause ends the run
+    assert "test" not in read
+    assert not (parts / "summary.json").exists()
+    ended = _train(again)
+    assert "test" in read
+    same = ("best_val", "test_at_best_val", "test_last", "epochs", "local_steps")
+    assert {k: ended[k] for k in same} == {k: summary[k] for k in same}
