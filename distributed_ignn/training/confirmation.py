@@ -165,7 +165,8 @@ class Confirmation:
 
     def _differ(self, labels: Tensor, others: Tensor) -> float:
         """Return the share of validation nodes with other labels."""
-        return self._share((labels != others).reshape(labels.shape[0], -1).any(dim=1))
+        other = labels != others
+        return self._share(other.any(dim=1) if other.dim() > 1 else other)
 
     def _share(self, marked: Tensor) -> float:
         """Return the share of all validation nodes that are ``marked`` on their ranks."""
