@@ -25,7 +25,7 @@ FUZZ_SECONDS ?= 120
 
 help:
 	@echo "make train   two CPU processes train on a generated graph, in a new folder"
-	@echo "make test    the tests of every change, cheapest first (13 minutes on 2 cores)"
+	@echo "make test    the tests of every change, cheapest first (about 15 minutes on 2 cores)"
 	@echo "make long    tests that take too long for every change"
 	@echo "make lint    format, lint, types and import order"
 	@echo "make faults  200 kills at random moments under torchrun and Ray (half an hour on 2 cores)"
@@ -37,15 +37,18 @@ train: $(TRAIN_READY)
 	OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node 2 launch/train.py \
 		--dataset chains --device cpu --output runs/quickstart-$$(date +%Y%m%d-%H%M%S)
 
-# Cheapest first, each in any case: the tests of one process, then those of a few ranks, both two files
-# at a time, then the slow ones, one after the other. Idle threads sleep, so that ranks share cores.
+# Cheapest first, each in any case, two files at a time: the tests of one process, those of a few
+# ranks, then the slow ones; last, alone, those that count seconds while ranks are killed or cut off.
+# Idle threads sleep, so that ranks share cores.
+ALONE := tests/faults tests/clusters
 test: export GOMP_SPINCOUNT = 0
 test: export OMP_WAIT_POLICY = passive
 test: $(DEV_READY)
-	@code=0; \
-	$(BIN)/python -m pytest -m cheap -n 2 --dist loadfile || code=$$?; \
-	$(BIN)/python -m pytest -m "not cheap and not slow" -n 2 --dist loadfile || code=$$?; \
-	$(BIN)/python -m pytest -m "not cheap and slow" || code=$$?; \
+	@code=0; pair="-n 2 --dist loadfile $(ALONE:%=--ignore=%)"; \
+	$(BIN)/python -m pytest -m cheap $$pair || code=$$?; \
+	$(BIN)/python -m pytest -m "not cheap and not slow" $$pair || code=$$?; \
+	$(BIN)/python -m pytest -m "not cheap and slow" $$pair || code=$$?; \
+	$(BIN)/python -m pytest $(ALONE) || code=$$?; \
 	exit $$code
 
 long: $(DEV_READY)
