@@ -161,6 +161,7 @@ def _prepare(
     with phase("finding shards"):
         shards = find_shards(config, comm, lambda: _load(config, comm, progress))
     memory.return_freed_memory()  # what loading and partitioning have left
+    torch.optim.Adam([torch.zeros(1, requires_grad=True)])  # imports what else would come later
     before = memory.resident(comm.device)
     with phase("reading shards"):
         shard = comm.together(lambda: read_shard(shards.path(config.output), comm.rank))

@@ -50,6 +50,7 @@ def summarise(trainer: Trainer) -> dict[str, Any]:
         "test_at_best_val": best.get("test"),
         "confirmed": found.holds,
         **_certified(trainer, solution.image),
+        **_usual_figures(trainer, solution.image),
         "test_last": last.get("test"),
         "val_at_f0": at_zero["val"],
         "test_at_f0": at_zero.get("test"),
@@ -119,6 +120,18 @@ def _keep_best(trainer: Trainer) -> float:
         output, epoch = trainer.config.output, trainer.best.epoch
         save_solver(output, trainer.learned, epoch, trainer.comm)
     return seconds
+
+
+def _usual_figures(trainer: Trainer, state: Tensor) -> dict[str, float]:
+    """Accuracy, or micro-F1 of several labels, beside another metric that chose the epoch."""
+    objective = trainer.objective
+    if objective.unusual_metric is None:
+        return {}
+    found = objective.usual_metrics(
+        lambda rows: trainer.model.read_out(state, rows=rows), ("val", "test")
+    )
+    name = "micro_f1" if objective.multilabel else "accuracy"
+    return {f"{split}_{name}": value for split, value in found.items()}
 
 
 def _certified(trainer: Trainer, state: Tensor) -> dict[str, float | None]:

@@ -323,7 +323,7 @@ class Trainer:
         checks.weights()
 
     def _validate(self, checks: StepChecks) -> Finding | None:
-        """Validate when it is time, and keep the best weights; return both metrics by split."""
+        """Validate when it is time, and keep the best weights; return what was found."""
         last = self.epoch == self.config.train.epochs
         if self.epoch % self.config.train.eval_every and not last:
             return None

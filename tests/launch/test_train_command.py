@@ -264,3 +264,13 @@ def test_only_the_first_rank_speaks(
         monkeypatch.setenv("WORLD_SIZE", "2")
         assert main(["--dataset", "nothing"]) == 2
         assert capsys.readouterr().err.count("\n") == lines
+
+
+def test_accuracy_stands_beside_another_metric(tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    arguments = ["--train.metric", "macro_f1", "--train.epochs", "1", "--output", str(output)]
+    assert main([*SMALL, *arguments]) == 0
+    summary = _summary(output)
+    assert summary["metric"] == "macro_f1"
+    assert 0.0 < summary["val_accuracy"] <= 1.0
+    assert 0.0 < summary["test_accuracy"] <= 1.0
