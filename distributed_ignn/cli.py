@@ -7,6 +7,8 @@ import logging
 import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -15,6 +17,8 @@ from distributed_ignn.resident import use_huge_pages
 
 LOG_ONLY = {"log_only": True}
 """``extra=LOG_ONLY`` of a logging call: for the log files, not for the screen."""
+_TELLER_SECONDS = 5.0
+_WAITS = "watchdog talks"  # comm.watchdog.TALKS, whose import takes seconds that --help need not
 
 
 def run_main(main: Callable[[], None]) -> int:
@@ -27,11 +31,23 @@ def run_main(main: Callable[[], None]) -> int:
     shown, see ``shown_log``. The process is taken to be ours: see ``use_huge_pages``.
     """
     use_huge_pages()
+    code = _exit_code(main)
+    if any(thread.name == _WAITS for thread in threading.enumerate()):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)  # it would abort an interpreter that is taken down
+    return code
+
+
+def _exit_code(main: Callable[[], None]) -> int:
     try:
         with shown_log():
             main()
     except UserError as error:
         _say(f"error: {error}", unless=_is_told_elsewhere(error))
+        if _is_told_elsewhere(error):
+            # torchrun ends all ranks when the first has ended, and that must not be one in silence
+            time.sleep(_TELLER_SECONDS)
         return 2
     except JobError as error:
         _say(f"error: {error}", unless=error.told)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import logging
+import threading
 
 import pytest
 
 from distributed_ignn.cli import run_main, shown_log
+from distributed_ignn.comm.watchdog import TALKS
 from distributed_ignn.errors import Teller, UserError
 
 LOGGER = logging.getLogger("distributed_ignn.graph.anything")
@@ -70,6 +72,9 @@ def test_who_tells_of_a_mistake(
     for name, value in {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": local_rank}.items():
         monkeypatch.setenv(name, value)
 
+    waited: list[float] = []
+    monkeypatch.setattr("time.sleep", waited.append)
+
     def fail() -> None:
         error = UserError("no such file")
         error.teller = teller
@@ -77,3 +82,20 @@ def test_who_tells_of_a_mistake(
 
     assert run_main(fail) == 2
     assert capsys.readouterr().err == ("error: no such file\n" if printed else "")
+    assert len(waited) == (not printed)  # the one that tells is ended if another is sooner
+
+
+def test_a_thread_that_waits_for_the_network_does_not_spoil_the_exit_code(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    codes: list[int] = []
+    monkeypatch.setattr("os._exit", codes.append)
+    over = threading.Event()
+    thread = threading.Thread(target=over.wait, name=TALKS, daemon=True)
+    run_main(_speak)
+    assert codes == []
+    thread.start()
+    run_main(_speak)
+    over.set()
+    thread.join()
+    assert codes == [0]

@@ -29,6 +29,9 @@ _RANKS_PER_SECOND = 64  # a store answers everybody's questions about everybody;
 _MISSED = 3  # beats without which a rank counts as gone once a connection has broken
 _NAMING_SECONDS = 5.0
 _ALIVE, _ENDED = "alive", "ended"
+TALKS = "watchdog talks"
+"""Name of the thread that talks. One that still waits for a dead network while Python is taken down
+aborts the process, whatever its exit code should have been."""
 
 
 @dataclass(slots=True)
@@ -83,8 +86,8 @@ class Watchdog:
         self._turned = threading.Condition()
         self.before_exit: list[Callable[[str], None]] = []
         self._threads = [
-            threading.Thread(target=target, daemon=True, name=f"watchdog {target.__name__[1:]}")
-            for target in (self._exchange, self._judge)
+            threading.Thread(target=target, daemon=True, name=name)
+            for name, target in ((TALKS, self._exchange), ("watchdog judges", self._judge))
         ]
 
     def start(self) -> None:
@@ -98,11 +101,11 @@ class Watchdog:
         self._wake.set()
 
     def close(self) -> None:
-        """Stop watching. The thread that talks may be waiting for a dead network; it is left."""
+        """Stop watching. A thread that waits for a dead network is left, see ``TALKS``."""
         self._closed.set()
         self._wake.set()
-        self._threads[1].join(2 * self._interval)
-        self._threads[0].join(2 * self._interval)
+        for thread in self._threads:
+            thread.join(_NAMING_SECONDS)
 
     def first_to_tell(self) -> bool:
         """Whether no other rank has told the user yet; True where nobody can be asked."""
@@ -137,16 +140,22 @@ class Watchdog:
         """The thread that talks."""
         try:
             self._store = self._connect()
-            while not self._closed.is_set():
-                self._turn(self._store)
+            while True:
+                closing = self._closed.is_set()
+                self._tell(self._store)  # also where all is over: others wait for the first word
+                if closing:
+                    return
+                self._ask(self._store)
                 self._wake.wait(self._interval)
                 self._wake.clear()
         except RuntimeError:  # of the store: the other thread notices that no turn comes any more
             return
 
-    def _turn(self, store: dist.Store) -> None:
+    def _tell(self, store: dist.Store) -> None:
         self._beat += 1
         store.set(_key(self._rank), json.dumps([self._beat, self._state, str(self._activity)]))
+
+    def _ask(self, store: dist.Store) -> None:
         keys = [_key(other) for other in self.pulses]
         found = store.multi_get(keys)  # waits for ranks that have not begun yet
         with self._turned:

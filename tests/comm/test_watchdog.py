@@ -14,7 +14,7 @@ import torch.distributed as dist
 from distributed_ignn.comm.activity import Activity
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.comm.lost_ranks import explained, is_broken_connection, table
-from distributed_ignn.comm.watchdog import Watchdog
+from distributed_ignn.comm.watchdog import TALKS, Watchdog
 from distributed_ignn.errors import JobError
 
 SECONDS = 1.0
@@ -54,6 +54,18 @@ def test_two_that_answer_leave_each_other_alone(tmp_path: Path, ends: list[int])
         watchdog.close()
     assert ends == []
     assert table(watchdogs[0])["1"]["doing"] == "epoch 3, starting"
+
+
+def test_one_that_leaves_at_once_has_said_so_and_leaves_no_thread(tmp_path: Path) -> None:
+    """A thread that waits for a rank's first word would abort the interpreter at its end."""
+    watchdogs = [_watchdog(tmp_path / "store", rank, seconds=60) for rank in (0, 1)]
+    for watchdog in watchdogs:
+        watchdog.start()
+        watchdog.end()
+    watchdogs[1].close()
+    watchdogs[0].close()
+    assert json.loads(dist.FileStore(str(tmp_path / "store"), -1).get("beat/1"))[1] == "ended"
+    assert not [thread for thread in threading.enumerate() if thread.name == TALKS]
 
 
 def test_silence_is_named_told_and_ends_the_process(
