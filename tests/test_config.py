@@ -25,6 +25,7 @@ from distributed_ignn.config import (
 from distributed_ignn.config.choices import choice_at
 from distributed_ignn.config.options import Options
 from distributed_ignn.errors import UserError
+from distributed_ignn.models.kinds import KINDS
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
@@ -327,6 +328,41 @@ def test_shipped_configs_are_all_valid() -> None:
     assert names == set(dataset_names()) - {"file"} | {own} | set(others)
     for path in (path for path in paths if path.stem != own):
         assert load_yaml(path).dataset == others.get(path.stem, path.stem)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_kind_has_settings_of_its_own_and_no_others(kind: str, tmp_path: Path) -> None:
+    path = CONFIGS / "baselines" / f"{kind}.yaml"
+    own = yaml.safe_load(path.read_text())
+    run = parse_args(["--dataset", "citeseer", "--model.kind", kind])
+    assert run.train.epochs == own["train"]["epochs"]
+    assert run.explicit.model_dump(include=set(own["explicit"])) == own["explicit"]
+    # of the dataset's file: the width and what of the graph it reads
+    shipped = load_yaml(CONFIGS / "citeseer.yaml")
+    assert run.model.hidden == shipped.model.hidden != own["model"].get("hidden")
+    assert run.data.knn == (shipped.data.knn if kind == "amgcn" else 0)
+    assert run.forward == RunConfig(dataset="chains").forward
+    named = parse_args(["--config", str(path), "--dataset", "citeseer"])
+    assert named.train == run.train
+    written = tmp_path / "config.yaml"
+    written.write_text(dump_yaml(run))
+    assert load_yaml(written) == run
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("--model.kind gcn --model.kappa 0.3", "model.kappa = 0.3 has no effect with model.kind"),
+        ("--model.kind gcn --explicit.heads 2", "explicit.heads = 2 has no effect with model.kind"),
+        ("--explicit.layers 3", "explicit.layers = 3 has no effect with model.kind = implicit"),
+        ("--model.kind mlp --train.local-steps auto", "train.local_steps = auto has no effect"),
+        ("--model.kind gat --forward.method neural", "forward.method = neural has no effect"),
+        ("--model.kind sgc --comm.halo int4", "comm.halo = int4 has no effect with model.kind"),
+        ("--model.kind amgcn --data.knn 0", "model.kind = amgcn needs the neighbour graph"),
+    ],
+)
+def test_what_a_kind_does_not_read_is_refused(line: str, message: str) -> None:
+    assert _error(f"--dataset chains {line}").startswith(message)
 
 
 def test_shipped_deepspeed_config_is_zero_stage_one() -> None:

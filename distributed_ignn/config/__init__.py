@@ -8,6 +8,7 @@ from distributed_ignn.config.dataset import (
     SyntheticConfig,
     dataset_names,
 )
+from distributed_ignn.config.explicit import ExplicitConfig
 from distributed_ignn.config.keywords import run_from_settings
 from distributed_ignn.config.left_open import decided, what_was_decided
 from distributed_ignn.config.model import ModelConfig
@@ -37,6 +38,7 @@ __all__ = [
     "CommConfig",
     "CommandParser",
     "DataConfig",
+    "ExplicitConfig",
     "ModelConfig",
     "NeuralSolverConfig",
     "PartitionConfig",

@@ -8,6 +8,8 @@ and the candidate's.
 A candidate that gives way to a better one is never looked into. That loses nothing while validation
 is right about which of them is better. So once a confirmation finds another metric than validation
 did, by more than ``SLACK``, every candidate is confirmed at once, until one is found to be right.
+
+Metrics of a model that does not solve need no confirmation: there is no candidate.
 """
 
 from __future__ import annotations
@@ -63,7 +65,7 @@ class Chooser:
         found = self._confirmation.unconfirmed(metrics)
         if not self.best.beaten_by(val, converged):
             return found
-        if not converged:
+        if found.holds or not converged:
             self._take(epoch, found, self._weights.copy())
             return found
         self.candidate.take(epoch, val)

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 class EpochRecord:
     """Holds one line of metrics.jsonl.
 
+    What belongs to solves is None where the model does not solve (``model.kind``).
+
     Args:
         epoch: model steps done, counted from 1.
         loss: mean training loss before the step; NaN (null in the file) if it was skipped.
@@ -42,17 +44,17 @@ class EpochRecord:
     train_metric: float | None
     val_metric: float | None
     seconds: float
-    evaluations_forward: int
-    evaluations_adjoint: int
-    evaluations_validation: int
-    residual: float
-    residual_adjoint: float
     bytes_sent: int
     exchanges: int
     solver_steps: int
     solver_loss: float | None
     solver_seconds: float
-    evaluations_confirmation: int = 0
+    evaluations_forward: int | None = None
+    evaluations_adjoint: int | None = None
+    evaluations_validation: int | None = None
+    evaluations_confirmation: int | None = None
+    residual: float | None = None
+    residual_adjoint: float | None = None
     converged: bool | None = None
     confirmed: bool | None = None
     best_epoch: int | None = None

@@ -128,7 +128,7 @@ def _course(comm: Communicator, case: str) -> dict[str, Any]:
     trainer = _trainer(comm, case)
     records = train(trainer, 2)
     kept = take_snapshot(trainer).apart()
-    trainer.model.propagation.reset_links()
+    trainer.implicit.propagation.reset_links()
     records += train(trainer, 1)
     resumed = _trainer(comm, case)
     restore(resumed, kept)
