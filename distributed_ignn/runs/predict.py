@@ -227,7 +227,7 @@ def _show(options: PredictOptions, found: Prediction, seconds: float) -> None:
 
 def _solved(quality: dict[str, Any], nodes: int) -> list[tuple[str, str]]:
     """How close the solve has come; nothing where there was none."""
-    if quality["residual"] is None:
+    if "residual" not in quality:
         return []
     reached = "reached" if quality["converged"] else "NOT REACHED"
     return [

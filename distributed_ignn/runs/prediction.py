@@ -40,7 +40,7 @@ class Prediction:
         embeddings: [n, D], the equilibrium Z* that the logits are read from, or the last state of
             an explicit model; None if not asked for.
         epoch: whose weights these are; validation chose it.
-        evaluations: of the map; None, as the next two, for an explicit model, which has none.
+        evaluations: of the map; 0, as the next two, for an explicit model, which has none.
         residual: ||f(Z) - Z|| / ||f(Z)|| of the last evaluation, over all nodes.
         tolerance: what it was to reach.
         certified_distance: a bound on the distance of ``embeddings`` to the exact equilibrium, in
@@ -50,6 +50,7 @@ class Prediction:
         contraction: of the map, in that norm.
         settled_nodes: nodes whose labels are certainly those of the exact equilibrium.
         metric: what ``scores`` are, as ``train.metric`` has it.
+        solves: whether the model solves for its states (``model.kind``).
         scores: of the predictions on the train, val and test nodes of the run's own graph; those of
             another graph have no labels.
     """
@@ -58,9 +59,9 @@ class Prediction:
     multilabel: bool
     embeddings: Tensor | None
     epoch: int
-    evaluations: int | None
-    residual: float | None
-    tolerance: float | None
+    evaluations: int
+    residual: float
+    tolerance: float
     certified_distance: float | None
     certified_relative: float | None
     norm: str | None
@@ -68,12 +69,11 @@ class Prediction:
     settled_nodes: int | None
     metric: str
     scores: dict[str, float]
+    solves: bool = True
 
     @property
     def converged(self) -> bool:
         """Whether the solve has reached its tolerance; True where there is nothing to solve."""
-        if self.residual is None or self.tolerance is None:
-            return True
         return self.residual <= self.tolerance
 
     @property
@@ -88,22 +88,14 @@ class Prediction:
 
     def quality(self) -> dict[str, Any]:
         """How close the solve has come, and how good the predictions are, as JSON values."""
-        names = (
-            "epoch",
-            "evaluations",
-            "residual",
-            "tolerance",
-            "converged",
-            *_CERTIFIED,
-            "metric",
-            "scores",
-        )
+        solve = ("evaluations", "residual", "tolerance", "converged", *_CERTIFIED)
+        names = ("epoch", *(solve if self.solves else ()), "metric", "scores")
         return {name: getattr(self, name) for name in names}
 
     def __repr__(self) -> str:
         nodes, classes = self.logits.shape
         about = f"{nodes:,} nodes, {classes} classes, epoch {self.epoch}"
-        if self.residual is None:
+        if not self.solves:
             return f"Prediction({about})"
         reached = "converged" if self.converged else "NOT CONVERGED"
         return (
@@ -183,9 +175,10 @@ def _refuse_limits(run: Path, request: SolveRequest, trainer: Trainer) -> None:
 
 
 def _solve_figures(request: SolveRequest, trainer: Trainer, solution: Solution) -> dict[str, Any]:
-    """How close the state is to the equilibrium, as values; None where there is none."""
+    """How close the state is to the equilibrium, as values."""
     if not trainer.model.solves:
-        return dict.fromkeys(("evaluations", "residual", "tolerance", *_CERTIFIED))
+        none = {"solves": False, "evaluations": 0, "residual": 0.0, "tolerance": 0.0}
+        return none | dict.fromkeys(_CERTIFIED)
     state = solution.image
     certificate = certify(trainer.implicit, trainer.shard, trainer.comm, state)
     return {

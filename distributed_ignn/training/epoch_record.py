@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
+
+_OF_SOLVES = (
+    *(f"evaluations_{what}" for what in ("forward", "adjoint", "validation", "confirmation")),
+    *("residual", "residual_adjoint"),
+    *("converged", "converged_forward", "converged_adjoint", "confirmed"),
+    *("solver_steps", "solver_loss", "solver_seconds"),
+)
 
 
 @dataclass(frozen=True, slots=True)
 class EpochRecord:
     """Holds one line of metrics.jsonl.
-
-    What belongs to solves is None where the model does not solve (``model.kind``).
 
     Args:
         epoch: model steps done, counted from 1.
@@ -36,6 +42,7 @@ class EpochRecord:
         local_steps: taken after the exact step; None where ``train.local_steps`` is off.
         local_loss: before the last of them, on the rows that they read; None without any.
         local_shrunk: how often, in the run so far, the exact loss has risen after local steps.
+        solves: whether the model solves for its states (``model.kind``).
         gradient_norm: of the exact implicit gradient, over all ranks.
     """
 
@@ -44,17 +51,17 @@ class EpochRecord:
     train_metric: float | None
     val_metric: float | None
     seconds: float
+    evaluations_forward: int
+    evaluations_adjoint: int
+    evaluations_validation: int
+    residual: float
+    residual_adjoint: float
     bytes_sent: int
     exchanges: int
     solver_steps: int
     solver_loss: float | None
     solver_seconds: float
-    evaluations_forward: int | None = None
-    evaluations_adjoint: int | None = None
-    evaluations_validation: int | None = None
-    evaluations_confirmation: int | None = None
-    residual: float | None = None
-    residual_adjoint: float | None = None
+    evaluations_confirmation: int = 0
     converged: bool | None = None
     confirmed: bool | None = None
     best_epoch: int | None = None
@@ -67,3 +74,9 @@ class EpochRecord:
     local_loss: float | None = None
     local_shrunk: int | None = None
     gradient_norm: float | None = None
+    solves: bool = True
+
+    def values(self) -> dict[str, Any]:
+        """Return the figures by name; those of solves only where there are any."""
+        left_out = {"solves"} if self.solves else {"solves", *_OF_SOLVES}
+        return {k: v for k, v in asdict(self).items() if k not in left_out}

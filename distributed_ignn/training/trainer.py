@@ -97,9 +97,9 @@ class Trainer:
         train = config.train
         smoothing = float(train.label_smoothing)
         self.objective = Objective(shard, comm, train.loss, smoothing, train.metric)
-        self.regularizer = self._build_regularizer()
+        self._regularizer = self._build_regularizer()
         self.consistency = self._build_consistency()
-        penalty = self.regularizer.penalty if self.regularizer else self.model.penalty
+        penalty = self._regularizer.penalty if self._regularizer else self.model.penalty
         self.loss = StepLoss(self.model, self.objective, penalty, self.consistency)
         self.local = self._build_local_steps()
         self.gradient_norm: float | None = None
@@ -132,11 +132,14 @@ class Trainer:
             UserError: it is an explicit one, which has none.
         """
         if not isinstance(self.model, ShardModel):
-            raise UserError(
-                f"model.kind = {self.config.model.kind} has no equilibrium to look into; use "
-                "model.kind = implicit"
-            )
+            raise self._no_map()
         return self.model
+
+    def _no_map(self) -> UserError:
+        return UserError(
+            f"model.kind = {self.config.model.kind} has no equilibrium to look into; use "
+            "model.kind = implicit"
+        )
 
     def _build_model(self) -> NodeModel:
         config, comm = self.config, self.comm
@@ -185,6 +188,17 @@ class Trainer:
             return None
         return Regularizer(self.model, self.config.train, self.shard, self.comm, self.config.seed)
 
+    @property
+    def regularizer(self) -> Regularizer:
+        """The penalties on the map.
+
+        Raises:
+            UserError: the model is an explicit one, which has none.
+        """
+        if self._regularizer is None:
+            raise self._no_map()
+        return self._regularizer
+
     def _build_consistency(self) -> Consistency:
         multilabel = self.shard.task == "multilabel"
         return Consistency(self.config.train, self.shard.num_nodes, multilabel)
@@ -197,7 +211,7 @@ class Trainer:
 
     def _build_local_steps(self) -> LocalSteps | None:
         plan = self.local_plan
-        if plan.steps == 0 or self.regularizer is None:
+        if plan.steps == 0:
             return None
         terms = self.objective, self.regularizer, self.consistency
         loss = LocalLoss(self.implicit, self.shard, self.config, *terms)
@@ -410,11 +424,10 @@ class Trainer:
         )
 
     def _solve_figures(self, found: Finding | None) -> dict[str, Any]:
-        """Say how the epoch's solves went, in the words of the record; nothing without any."""
-        if not self.model.solves:
-            return {}
+        """Say how the epoch's solves went, in the words of the record."""
         log = self.planner.log
         return {
+            "solves": self.model.solves,
             "evaluations_forward": log.steps(TRAIN),
             "evaluations_adjoint": log.steps(ADJOINT),
             "evaluations_validation": log.steps(EVALUATE),

@@ -370,7 +370,7 @@ def test_a_tightened_bound_is_saved_with_the_weights() -> None:
         assert weights.kappa.bound == pytest.approx(0.45)
         assert weights.present_contraction() < 0.8 * widest
         tight = {k: v.clone() for k, v in trainer.model.state_dict().items()}
-        again = small_trainer(Communicator(), config).model
+        again = small_trainer(Communicator(), config).implicit
         again.load_state_dict(tight)
         assert again.cell_weights.kappa.bound == pytest.approx(0.45)
         assert again.cell_weights.present_contraction() == weights.present_contraction()

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from distributed_ignn.config import ExplicitConfig, ModelConfig
+from distributed_ignn.errors import UserError
 from distributed_ignn.models.kinds.base import Columns, ExplicitModel, Site, without_map
 
 _ATTENTION = 16  # width of the attention, as in the AM-GCN paper
@@ -62,10 +63,16 @@ class AMGCN(ExplicitModel):
         self._explicit, self._nodes_in_all = site.explicit, site.shard.num_nodes
         self._ranks, self._width = site.comm.world_size, width
         self._graphs = 0, site.shard.graph_channels
+        if len(site.shard.channels) <= site.shard.graph_channels:
+            raise UserError(
+                "model.kind = amgcn needs the neighbour graph of the features, and these shards "
+                "have none; divide the graph with --data.knn 5"
+            )
         self.first = self.map_features(3 * width)
-        for name in ("topology", "common", "features"):
-            maps = (nn.Linear(width, width, bias=False) for _ in range(layers - 1))
-            setattr(self, name, nn.ModuleList(maps))
+        self.topology, self.common, self.features = (
+            nn.ModuleList(nn.Linear(width, width, bias=False) for _ in range(layers - 1))
+            for _ in range(3)
+        )
         self.bias = nn.Parameter(torch.zeros(layers, 3, width))
         self.spread = without_map(GCNConv(2 * width, 2 * width, bias=False))
         self.attention = Attention(width, 3)

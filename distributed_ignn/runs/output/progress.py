@@ -96,9 +96,9 @@ def _describe(record: EpochRecord) -> str:
     parts = ["skipped" if record.skipped else f"loss {record.loss:.4f}"]
     if record.val_metric is not None:
         parts.append(f"val {record.val_metric:.4f}")
-    if record.residual is not None:
-        forward = record.evaluations_forward, record.evaluations_validation
-        evaluations = sum(n or 0 for n in (*forward, record.evaluations_confirmation))
+    if record.solves:
+        evaluations = record.evaluations_forward + record.evaluations_validation
+        evaluations += record.evaluations_confirmation
         parts.append(f"evals {evaluations}+{record.evaluations_adjoint}")
         parts.append(f"residual {record.residual:.0e}")
     parts.append(f"{record.seconds:.2f} s")
