@@ -80,12 +80,12 @@ def unread(kind: str, run: BaseModel) -> Iterator[tuple[str, str, BaseModel]]:
     for section in ("explicit", *_SOLVES, "model", "train", "comm", "data", "partition"):
         values = getattr(run, section)
         for key in type(values).model_fields:
-            if not _reads(kind, section, key):
+            if not reads(kind, section, key):
                 yield section, key, values
 
 
-def _reads(kind: str, section: str, key: str) -> bool:
-    """Whether a kind reads a setting."""
+def reads(kind: str, section: str, key: str) -> bool:
+    """Whether a kind reads the setting of a section."""
     if kind == IMPLICIT:
         return section != "explicit"
     if section == "explicit":
@@ -120,7 +120,7 @@ def of_dataset(kind: str, values: Mapping[str, Any]) -> dict[str, Any]:
         chosen = {
             key: value
             for key, value in found.items()
-            if _reads(kind, section, key) and (section != "model" or key == "hidden")
+            if reads(kind, section, key) and (section != "model" or key == "hidden")
         }
         kept |= {section: chosen} if chosen else {}
     return kept
