@@ -346,7 +346,11 @@ class Trainer:
             metrics = self._validation(checks)
             tolerance = self.planner.tolerance(self.config.forward)
             converged = self.planner.log.residual(EVALUATE) <= tolerance
-            found = self.chooser.consider(self.epoch, metrics, converged=converged, last=last)
+            # patience counts validations since the best one, which is known once it is confirmed
+            rough = self._loosened is not None and not self.config.train.patience
+            found = self.chooser.consider(
+                self.epoch, metrics, converged=converged, last=last, rough=rough
+            )
         self.val_metric = found.metrics["val"]
         return found
 
