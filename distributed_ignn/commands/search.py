@@ -29,7 +29,14 @@ from distributed_ignn.config.suggest import suggest
 from distributed_ignn.errors import UserError
 from distributed_ignn.lab.studies.outcome import spread
 from distributed_ignn.lab.studies.search.halving import FINALISTS, KEPT, SHARES
-from distributed_ignn.lab.studies.search.ledger import BEST, OWN, RECORD, described, validation
+from distributed_ignn.lab.studies.search.ledger import (
+    BEST,
+    OWN,
+    RECORD,
+    described,
+    doubt,
+    validation,
+)
 from distributed_ignn.lab.studies.search.session import (
     TRIALS,
     Request,
@@ -252,6 +259,7 @@ def _conclude(search: Search) -> None:
     spreads = f" +- {deviation:.4f}" if len(halving.plan.seeds) > 1 else ""
     changes = described(chosen.settings) if chosen.settings else "the settings as given"
     shown.print(f"chosen: trial {chosen.number}, {changes}", soft_wrap=True)
-    shown.print(f"validation {search.ledger.metric} of the chosen: {mean:.4f}{spreads}")
+    figures = f"{mean:.4f}{spreads}{doubt(chosen.confirmed)}"
+    shown.print(f"validation {search.ledger.metric} of the chosen: {figures}")
     shown.print(f"written: {out}/{RECORD}, {BEST}", soft_wrap=True)
     shown.print(f"next: ignn train --config {out}/{BEST}", soft_wrap=True)
