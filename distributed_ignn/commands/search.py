@@ -60,7 +60,7 @@ examples:
   torchrun --standalone --nproc-per-node 2 -m distributed_ignn search acm --trials 20
   ignn train --config runs/search-graph/best.yaml
 
-The first trial has the settings as they are, the next have those that served a shipped dataset, and
+The first trial has the settings as they are, the next have those that served some other graph, and
 later ones are drawn, more and more of them near the best. A trial trains to {SHARES[0]:.0%} of
 train.epochs; of the trials that have come so far one in {KEPT} goes on to {SHARES[1]:.0%}, and one
 in {KEPT} of those to the end, each from its checkpoint. The best, and the first trials as far as

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 import random
 from collections.abc import Mapping, Sequence
 
 import pytest
+from rich.console import Console
 
+from distributed_ignn.lab.studies.search.board import Board
 from distributed_ignn.lab.studies.search.halving import (
     Budget,
     Halving,
@@ -210,6 +213,25 @@ def test_what_is_not_confirmed_comes_after_all_that_is() -> None:
     everything = World(Plan(RUNGS, most=9), unconfirmed=range(1, 10)).run().halving.chosen()
     assert everything is not None
     assert everything.number == best.number
+
+
+def test_the_tables_mark_what_is_not_confirmed() -> None:
+    console = Console(file=io.StringIO(), width=200)
+    world = World(Plan(RUNGS, most=3), unconfirmed=(2,)).run()
+    console.print(Board(world.halving).table("accuracy"))
+    lines = {number: line for line in _printed(console) if (number := line.split("│")[1].strip())}
+    board = Board(world.halving, console)
+    board.ended(world.trained[-1], world.halving.trial(2))
+    assert [name for name, line in lines.items() if "(not confirmed)" in line] == ["2"]
+    assert list(lines)[-1] == "2"
+    assert "(not confirmed), 10.0 s; best: trial " in _printed(console, all_lines=True)[-1]
+
+
+def _printed(console: Console, *, all_lines: bool = False) -> list[str]:
+    """Lines so far, by default those of a table's rows."""
+    assert isinstance(console.file, io.StringIO)
+    lines = console.file.getvalue().splitlines()
+    return lines if all_lines else [line for line in lines if line.startswith("│")]
 
 
 def test_a_ledger_from_before_metrics_were_confirmed_is_read() -> None:

@@ -87,11 +87,10 @@ def test_a_rival_ends_when_validation_gets_no_better(monkeypatch: pytest.MonkeyP
 def test_what_rivals_cannot_do_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = parse_args(SMALL)
 
-    class Two(Communicator):
-        world_size = 2
-
+    two = Communicator()
+    two.world_size = 2
     with pytest.raises(UserError, match="start it without torchrun"):
-        rivals.run(Request(config, (0,), tmp_path), Two())
+        rivals.run(Request(config, (0,), tmp_path), two)
     data = load_dataset(config.dataset, Path(), config.data)
     bare = dataclasses.replace(data, features=None)
     monkeypatch.setattr(rivals, "load_dataset", lambda *given: bare)

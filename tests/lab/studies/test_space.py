@@ -76,7 +76,10 @@ def test_the_fast_solver_is_not_forced_on_a_search_that_has_one() -> None:
 def test_settings_of_shipped_datasets_are_known_good() -> None:
     space = Space(BASE, SPACE, GRAPH, 0)
     known = space.known
-    assert list(known) == ["citeseer", "acm", "flickr", "chains"]
+    assert list(known) == ["wide", "two layers", "citeseer", "acm", "flickr", "chains"]
+    assert known["two layers"]["model.injection_layers"] == "2"
+    named = Space(RunConfig(dataset="chains"), SPACE, GRAPH, 0).known
+    assert list(named) == ["citeseer", "acm", "flickr", "chains"]
     assert "train.lr" not in known["citeseer"]  # that of the search, .002
     assert all(s["train.lr"] in ("0.005", "0.01", "0.02") for s in _draws(space, 20))
     assert known["citeseer"]["model.injection"] == "propagated"

@@ -69,7 +69,7 @@ class Trial(_Kept):
     Args:
         number: from 1 on.
         settings: those that are not as the search was given them.
-        origin: where they come from: default, a shipped dataset, grid, or drawn.
+        origin: where they come from: default, what they have served, grid, or drawn.
         runs: by seed, where each rung has left it.
         failure: why a run failed, in one line.
     """
