@@ -159,7 +159,7 @@ def test_a_heterophilous_graph_is_the_same_for_the_same_seed(tmp_path: Path) -> 
     ("settings", "message"),
     [
         ({"nodes": 30}, "nodes = 30 are too few for classes = 5; use at least 50"),
-        ({"mean_degree": 500.0}, "asks for more than half of all pairs of nodes = 3000"),
+        ({"mean_degree": 800.0}, "asks for more than half of all pairs of nodes = 3000"),
         ({"train_fraction": 0.9}, "leave no test nodes"),
     ],
 )

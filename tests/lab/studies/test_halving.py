@@ -237,7 +237,7 @@ def _printed(console: Console, *, all_lines: bool = False) -> list[str]:
 def test_a_ledger_from_before_metrics_were_confirmed_is_read() -> None:
     world = World(Plan(RUNGS, most=2)).run()
     trial = world.halving.trials[0].model_dump(mode="json")
-    for step in trial["runs"][0]:
+    for step in trial["runs"]["0"]:
         del step["confirmed"]
     assert Trial.model_validate(trial) == world.halving.trials[0]
     assert Trial.model_validate(trial).confirmed
