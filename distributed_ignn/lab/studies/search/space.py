@@ -91,7 +91,7 @@ SPACE: tuple[Axis, ...] = (
     Axis("model.hidden", ("32", "64", "128", "256")),
     Axis("model.cell", Choice(choices.CELLS).names()),
     Axis("model.kappa", ("0.5", "0.6", "0.8", "0.9", "0.95", "0.98")),
-    Axis("model.init", ("glorot", "identity")),
+    Axis("model.init", ("glorot", "identity", "signed")),
     Axis("model.residual", ("0", "0", "0.3", "0.6")),
     Axis("model.dropout", ("0", "0.5", "0.7")),
     Axis("model.input_dropout", ("0", "0.2", "0.5", "0.8"), _has_features),
@@ -111,6 +111,7 @@ KNOWN = ("citeseer", "acm", "flickr", "chains")
 """Shipped settings that are tried before any are drawn: of like and of unlike neighbours."""
 
 KNOWN_OWN: Mapping[str, Settings] = {
+    "unlike neighbours": {"model.init": "signed"},
     "wide": {
         "model.hidden": "128",
         "model.kappa": "0.95",
