@@ -191,6 +191,7 @@ def _changed(section: type[BaseModel]) -> dict[str, Any]:
         "edge_weights": False if section is PartitionConfig else "ignore",
         "network": "gru",  # a table has no weights per node
         "normalisation": "symmetric",  # the last cell has no use for rows
+        "kind": "implicit",  # the others read no solves, and this one nothing of explicit
         "constraint": "projection",  # none contradicts the other cells and a learned kappa
     }
     if section is PartitionConfig:
@@ -242,14 +243,23 @@ def test_what_a_method_reads_is_taken() -> None:
 
 
 def test_yaml_round_trip_is_exact_for_every_setting(tmp_path: Path) -> None:
-    run = RunConfig.model_validate(_changed(RunConfig))
+    values = _changed(RunConfig)
+    explicit = values.pop("explicit")
+    run = RunConfig.model_validate(values)
     path = tmp_path / "config.yaml"
     path.write_text(dump_yaml(run))
     assert load_yaml(path) == run
     assert load_yaml(path).model.kappa.hex() == run.model.kappa.hex()
     default = RunConfig(dataset="chains")
-    for name in set(RunConfig.model_fields) - {"gpus"}:
+    for name in set(RunConfig.model_fields) - {"gpus", "explicit"}:
         assert getattr(run, name) != getattr(default, name)
+    for kind, entry in KINDS.items():
+        own = {key: explicit[key] for key in entry.reads}
+        values = {"model": {"kind": kind}, "data": {"knn": 3} if kind == "amgcn" else {}}
+        run = RunConfig.model_validate({"dataset": "chains", "explicit": own, **values})
+        path.write_text(dump_yaml(run))
+        assert load_yaml(path) == run
+    assert {key for entry in KINDS.values() for key in entry.reads} == set(explicit)
 
 
 def test_every_setting_is_described() -> None:

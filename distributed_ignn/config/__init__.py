@@ -4,6 +4,7 @@ from distributed_ignn.config.command import CommandParser
 from distributed_ignn.config.dataset import (
     ChainsConfig,
     DataConfig,
+    HeterophilousConfig,
     PartitionConfig,
     SyntheticConfig,
     dataset_names,
@@ -39,6 +40,7 @@ __all__ = [
     "CommandParser",
     "DataConfig",
     "ExplicitConfig",
+    "HeterophilousConfig",
     "ModelConfig",
     "NeuralSolverConfig",
     "PartitionConfig",

@@ -58,6 +58,7 @@ _TRAIN = (
     "local_lr",
     "jacobian_weight",
     "spectral_weight",
+    "loose_tolerance",
     "kernel",
     "rollback_kappa_factor",
 )

@@ -8,7 +8,7 @@ from typing import Any
 _OF_SOLVES = (
     *(f"evaluations_{what}" for what in ("forward", "adjoint", "validation", "confirmation")),
     *("residual", "residual_adjoint"),
-    *("converged", "converged_forward", "converged_adjoint", "confirmed"),
+    *("converged", "converged_forward", "converged_adjoint", "confirmed", "tolerance"),
     *("solver_steps", "solver_loss", "solver_seconds"),
 )
 
@@ -42,8 +42,10 @@ class EpochRecord:
         local_steps: taken after the exact step; None where ``train.local_steps`` is off.
         local_loss: before the last of them, on the rows that they read; None without any.
         local_shrunk: how often, in the run so far, the exact loss has risen after local steps.
-        solves: whether the model solves for its states (``model.kind``).
         gradient_norm: of the exact implicit gradient, over all ranks.
+        tolerance: relative residual at which the solves of training and validation could stop, if
+            that was looser than their own tolerance.
+        solves: whether the model solves for its states (``model.kind``).
     """
 
     epoch: int
@@ -74,6 +76,7 @@ class EpochRecord:
     local_loss: float | None = None
     local_shrunk: int | None = None
     gradient_norm: float | None = None
+    tolerance: float | None = None
     solves: bool = True
 
     def values(self) -> dict[str, Any]:

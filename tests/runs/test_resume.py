@@ -80,8 +80,8 @@ def test_an_explicit_model_continues_bit_for_bit(tmp_path: Path, case: str) -> N
     store = CheckpointStore(tmp_path, first.comm, keep=2)
     path = store.save(first.epoch, take_snapshot(first), first.shard.owned_nodes)
     restore(resumed, load_checkpoint(path, first.comm, first.shard.owned_nodes))
-    found = train(resumed, EPOCHS - 2)
-    assert [numbers(r) for r in found] == [numbers(r) for r in expected[2:]]
+    found = [record.values() | {"seconds": 0.0} for record in train(resumed, EPOCHS - 2)]
+    assert found == [record.values() | {"seconds": 0.0} for record in expected[2:]]
     assert_equal(everything(resumed), everything(whole))
     other = kind_trainer(Communicator(), f"{case.partition('/')[0]}/mlp", "float32")
     with pytest.raises(UserError, match="belongs to a model of another shape"):
