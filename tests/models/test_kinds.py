@@ -208,7 +208,7 @@ def test_constraints_of_amgcn_are_those_of_all_pairs() -> None:
 
     unlike = (likeness(z_ct) - likeness(z_cf)).square().mean()
     shared = dependence(z_t, z_ct) + dependence(z_f, z_cf)
-    found = trainer.model.penalty(state, 0)
+    found = trainer.implicit.penalty(state, 0)
     torch.testing.assert_close(found, 0.5 * unlike + 0.3 * shared, rtol=1e-10, atol=0)
 
 
@@ -238,6 +238,6 @@ def test_layers_that_do_not_solve_report_nothing_of_solves() -> None:
 def test_first_maps_take_the_features_before_the_first_hop() -> None:
     """No layer of PyG has a map of F rows, so nobody exchanges F columns."""
     trainer, _ = _built("gcn")
-    model = trainer.model
+    model = trainer.implicit
     assert isinstance(model.layers, nn.ModuleList)
     assert isinstance(model.layers[0].lin, nn.Identity)

@@ -27,7 +27,7 @@ def _trainer(case: str, model: dict[str, Any], **weights: float) -> Trainer:
 
 
 def _state(trainer: Trainer) -> Tensor:
-    return trainer.model.state(0, trainer.planner).detach()
+    return trainer.implicit.state(0, trainer.planner).detach()
 
 
 def _dense_jacobian(trainer: Trainer, state: Tensor) -> Tensor:
