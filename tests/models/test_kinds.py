@@ -208,7 +208,7 @@ def test_constraints_of_amgcn_are_those_of_all_pairs() -> None:
 
     unlike = (likeness(z_ct) - likeness(z_cf)).square().mean()
     shared = dependence(z_t, z_ct) + dependence(z_f, z_cf)
-    found = trainer.implicit.penalty(state, 0)
+    found = trainer.model.penalty(state, 0)
     torch.testing.assert_close(found, 0.5 * unlike + 0.3 * shared, rtol=1e-10, atol=0)
 
 

@@ -101,7 +101,7 @@ def test_batches_are_divided_evenly_and_stand_for_all_rows(case: str) -> None:
         loss = each.local._loss
         loss._dropout.probability = 0.0
         each.planner.products = loss.freeze
-        each.model.equilibrium(0, each.planner.train(), each.planner.adjoint())
+        each.implicit.equilibrium(0, each.planner.train(), each.planner.adjoint())
         loss.begin(0)
         losses.append(loss)
     batches = losses[0]._batches
