@@ -238,6 +238,6 @@ def test_layers_that_do_not_solve_report_nothing_of_solves() -> None:
 def test_first_maps_take_the_features_before_the_first_hop() -> None:
     """No layer of PyG has a map of F rows, so nobody exchanges F columns."""
     trainer, _ = _built("gcn")
-    model = trainer.implicit
+    model = trainer.model
     assert isinstance(model.layers, nn.ModuleList)
     assert isinstance(model.layers[0].lin, nn.Identity)
