@@ -191,6 +191,8 @@ def _changed(section: type[BaseModel]) -> dict[str, Any]:
         "edge_weights": False if section is PartitionConfig else "ignore",
         "network": "gru",  # a table has no weights per node
         "normalisation": "symmetric",  # the last cell has no use for rows
+        "loose_tolerance": 0.1,
+        "init": "identity",  # the last cell starts otherwise
         "kind": "implicit",  # the others read no solves, and this one nothing of explicit
         "constraint": "projection",  # none contradicts the other cells and a learned kappa
     }

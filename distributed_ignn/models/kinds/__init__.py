@@ -1,7 +1,7 @@
 """Kinds: the explicit models that ``model.kind`` may name, besides the implicit one."""
 
 from distributed_ignn.models.kinds.acmgcn import ACMGCN
-from distributed_ignn.models.kinds.amgcn import AMGCN
+from distributed_ignn.models.kinds.am_gcn import AMGCN
 from distributed_ignn.models.kinds.appnp import APPNP
 from distributed_ignn.models.kinds.base import Columns, ExplicitModel, Site
 from distributed_ignn.models.kinds.demonet import DemoNet

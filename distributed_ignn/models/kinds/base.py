@@ -158,6 +158,7 @@ class ExplicitModel(NodeModel):
         summary: one line for the help.
         reads: the keys of the section ``explicit`` that have an effect.
         reads_edges: whether it looks at the graph at all.
+        normalises: whether its layers read A_hat, whose degrees are fetched once, when it is built.
         head: a linear map, or None.
     """
 
@@ -166,6 +167,7 @@ class ExplicitModel(NodeModel):
     summary: ClassVar[str] = ""
     reads: ClassVar[frozenset[str]] = frozenset()
     reads_edges: ClassVar[bool] = True
+    normalises: ClassVar[bool] = True
 
     def __init__(self, site: Site) -> None:
         super().__init__()
@@ -200,11 +202,15 @@ class ExplicitModel(NodeModel):
 
         from distributed_ignn.models.explicit.graph_part import GraphPart
         from distributed_ignn.models.explicit.layers import bind
+        from distributed_ignn.models.explicit.normalise import gcn_norm
 
         self.part = GraphPart.of(site.shard, site.comm, site.dtype)
         for layer in self.modules():
             if isinstance(layer, MessagePassing):
                 bind(layer, self.part)
+        if self.normalises:  # here, so that a resumed run's first epoch sends no more than others
+            for pair in zip(self.part.edge_indices, self.part.edge_weights, strict=True):
+                gcn_norm(self.part, *pair, dtype=site.dtype)
 
     def map_features(self, width: int, *, bias: bool = False) -> FeatureMap:
         """The first linear map, to ``width`` columns."""

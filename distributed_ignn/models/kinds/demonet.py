@@ -53,6 +53,7 @@ class DemoNet(ExplicitModel):
 
     summary = "weights for each degree, by hashing (Wu et al. 2019)"
     reads = frozenset({"layers", "hash_width"})
+    normalises = False
 
     def build(self, site: Site) -> None:
         """See ``ExplicitModel``."""

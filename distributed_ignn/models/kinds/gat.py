@@ -23,6 +23,7 @@ class GAT(ExplicitModel):
 
     summary = "graph attention (Velickovic et al. 2018)"
     reads = frozenset({"layers", "heads"})
+    normalises = False
 
     def build(self, site: Site) -> None:
         """See ``ExplicitModel``."""

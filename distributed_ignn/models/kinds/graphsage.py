@@ -19,6 +19,7 @@ class GraphSAGE(ExplicitModel):
 
     summary = "mean over neighbours beside the node itself (Hamilton et al. 2017)"
     reads = frozenset({"layers"})
+    normalises = False
 
     def build(self, site: Site) -> None:
         """See ``ExplicitModel``."""
