@@ -60,11 +60,11 @@ def all_variants() -> list[Variant]:
 
 def ensure_thinned(problem: Problem) -> None:
     """Give the model an A_s where it has none: networks with a graph layer read it."""
-    layer, config = problem.trainer.model.layer, problem.trainer.config
+    layer, config = problem.trainer.implicit.layer, problem.trainer.config
     if layer.sparsified is None:
         dtype, keep = problem.injection.dtype, config.solver.keep
         thinned = sparsify(problem.trainer.shard, problem.comm, "pri", keep, dtype, config.seed)
-        problem.trainer.model.layer = replace(layer, sparsified=thinned)
+        problem.trainer.implicit.layer = replace(layer, sparsified=thinned)
 
 
 def train_variant(
@@ -107,5 +107,5 @@ def train_solver(
     nodes = trainer.shard.owned_nodes
     teacher = SolverTrainer(learned, section, schedule, comm, nodes)
     with torch.enable_grad():
-        teacher.phase(trainer.model, trainer.planner, steps, torch.zeros_like)
+        teacher.phase(trainer.implicit, trainer.planner, steps, torch.zeros_like)
     return learned
