@@ -79,7 +79,7 @@ def test_a_named_dataset_is_not_trained_without_its_settings(
 
 
 def test_command_line_spellings() -> None:
-    line = "--dataset chains --data-root a --model.input_dropout .5 --forward.max-steps 60"
+    line = "--dataset citeseer --data-root a --model.input_dropout .5 --forward.max-steps 60"
     line += " --data.chains.length=5 --model.bias false --data.label-rate 40 --gpus null"
     run = parse_args(line.split())
     assert (run.data_root, run.model.input_dropout, run.forward.max_steps) == (Path("a"), 0.5, 60)
@@ -173,7 +173,10 @@ def _changed(section: type[BaseModel]) -> dict[str, Any]:
     special: dict[str, Any] = {
         "dataset": "file",
         "path": "graph.npz",
-        "label_rate": 20,
+        # other datasets read these
+        "label_rate": 60,
+        "train_fraction": 0.06,
+        "split_seed": 0,
         "gpus": None,
         "workers": 3,
         "device": "cpu",
@@ -219,6 +222,7 @@ def _changed(section: type[BaseModel]) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
+        ("--data.split-seed 3", "it is read by amazon-all, reddit2; drop it"),
         ("--forward.method picard --forward.memory 7", "forward.memory = 7 has no effect with"),
         ("--forward.method broyden --forward.beta 0.5", "forward.beta = 0.5 has no effect with"),
         (

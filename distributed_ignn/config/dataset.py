@@ -140,6 +140,16 @@ class DataConfig(Section):
         0, ge=0, description="K of the feature nearest-neighbour graph as second channel (0: off)"
     )
     label_rate: LabelRate = Field(60, description="training labels a class (AM-GCN datasets)")
+    train_fraction: float = Field(
+        0.06,
+        gt=0,
+        lt=1,
+        description="training nodes as a share of the labelled ones (amazon-all; the paper: .05 to "
+        ".09)",
+    )
+    split_seed: int = Field(
+        0, ge=0, le=LARGEST_SEED, description="seed of the random split (amazon-all, reddit2)"
+    )
     path: Path | None = Field(None, description="your own graph file, with --dataset file")
     edge_weights: EdgeWeights = Field(
         "auto",

@@ -32,6 +32,7 @@ from distributed_ignn.config.solvers import (
 from distributed_ignn.config.training import CommConfig, TrainConfig
 
 _METHODS, _CELLS = Choice(choices.METHODS), Choice(choices.CELLS)
+_READ_BY = Choice(choices.DATA_READ_BY)
 
 
 def _learns(method: str) -> bool:
@@ -161,6 +162,7 @@ class RunConfig(Section):
                 f"data.path = {self.data.path} is read only with dataset = file, "
                 f"not {self.dataset}",
             ),
+            *self._data_rules(),
             *self._symmetry_rules(),
             (
                 self.model.constraint == "none" and not _CELLS.entry(self.model.cell).projects,
@@ -202,6 +204,18 @@ class RunConfig(Section):
                 "solver.network = table has one weight per step and none per node; use "
                 "solver.alpha = global",
             ),
+        ]
+
+    def _data_rules(self) -> list[tuple[bool, str]]:
+        """As ``_rules``, about settings of data that a few datasets alone read."""
+        return [
+            (
+                self.dataset not in (readers := _READ_BY.entry(key))
+                and getattr(self.data, key) != DataConfig.model_fields[key].default,
+                f"data.{key} = {getattr(self.data, key)} has no effect with dataset = "
+                f"{self.dataset}; it is read by {', '.join(readers)}; drop it",
+            )
+            for key in _READ_BY.listed()
         ]
 
     def _symmetry_rules(self) -> list[tuple[bool, str]]:
