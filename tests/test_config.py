@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -192,6 +193,7 @@ def _changed(section: type[BaseModel]) -> dict[str, Any]:
         # METIS alone reads weights
         "edge_weights": False if section is PartitionConfig else "ignore",
         "network": "gru",  # a table has no weights per node
+        "kind": "estimator",  # the other has no learned adjoint
         "normalisation": "symmetric",  # the last cell has no use for rows
         "constraint": "projection",  # none contradicts the other cells and a learned kappa
     }
@@ -315,6 +317,70 @@ def test_command_with_flags_of_its_own(
     assert text.startswith("usage: ignn divide [-h] [--list-rows] [--parts N] [--config FILE] [--S")
     assert "a group:\n  --list-rows  " in text
     assert "how many (required)" in text
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (
+            "--solver.steps 7",
+            "solver.steps = 7 has no effect with solver.kind = estimator",
+        ),
+        ("--solver.lambda1 0.7", "solver.lambda1 = 0.7 has no effect"),
+        ("--solver.sparsifier pri --solver.estimator own", "solver.sparsifier = pri has no effect"),
+        ("--solver.keep 0.5", "solver.keep = 0.5 has no effect"),
+        (
+            "--solver.kind paper --solver.keep 0.5",
+            "keep = 0.5 has no effect with",
+        ),
+        ("--solver.kind paper --solver.fit-nodes 9", "fit_nodes = 9 has no effect"),
+        (
+            "--solver.lr 0.1 --schedule.solver-steps 3",
+            "lr = 0.1 has no effect .*; drop it .and 1",
+        ),
+        ("--schedule.solver-steps 3", "schedule.solver_steps = 3 has no effect"),
+    ],
+)
+def test_dead_settings_of_the_solver_are_refused(argv: str, message: str) -> None:
+    assert re.search(message, _error(f"--dataset chains --forward.method neural {argv}"))
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        "--solver.lambda1 0 --solver.lambda2 0",  # leave a part untrained
+        "--solver.network mlp --solver.steps 7 --solver.lambda1 0.7 --schedule.solver-steps 3",
+        "--solver.sparsifier pri --solver.keep 0.5",
+        "--solver.kind paper --solver.steps 7 --solver.bottleneck 4 --solver.training one_step",
+        "--forward.method anderson --solver.steps 7",  # another method with the same settings
+    ],
+)
+def test_settings_of_the_solver_that_are_read_pass(argv: str) -> None:
+    parse_args(["--dataset", "chains", "--forward.method", "neural", *argv.split()])
+
+
+def test_the_papers_settings_are_those_of_its_table() -> None:
+    table = {  # D, dropout, lr, K, epochs, lambda1, lambda2, lambda3
+        "citeseer": (128, 0.5, 0.002, 10, 100, 0.1, 5, 1e-4),
+        "acm": (128, 0.5, 0.001, 10, 100, 0.3, 5, 1e-4),
+        "corafull": (512, 0.5, 0.001, 15, 300, 0.3, 5, 1e-4),
+        "blogcatalog": (512, 0.5, 0.001, 10, 100, 0.5, 5, 1e-4),
+        "flickr": (512, 0.5, 0.002, 15, 200, 0.1, 5, 1e-5),
+        "amazon-all": (128, 0.5, 0.005, 20, 1000, 0.3, 5, 1e-5),
+        "reddit": (512, 0.5, 0.005, 15, 2000, 0.5, 5, 1e-5),
+        "ogbn-arxiv": (128, 0.5, 0.001, 20, 2000, 0.5, 5, 1e-5),
+        "ogbn-products": (128, 0.5, 0.001, 20, 2000, 0.5, 5, 1e-5),
+    }
+    assert {path.stem for path in (CONFIGS / "paper").iterdir()} == table.keys()
+    for name, row in table.items():
+        run = parse_args(["--config", str(CONFIGS / "paper" / f"{name}.yaml")])
+        model, train, solver = run.model, run.train, run.solver
+        lambdas = solver.lambda1, solver.lambda2, solver.lambda3
+        found = [model.hidden, model.dropout, train.lr, solver.steps, train.epochs, *lambdas]
+        assert found == list(row), name
+        assert (solver.kind, solver.sparsifier, train.loss) == ("paper", "pri", "bce")
+        assert (model.constraint, train.on_bad_numbers) == ("none", "rollback")
+        assert run.dataset == {"reddit": "reddit2"}.get(name, name)
 
 
 def test_shipped_configs_are_all_valid() -> None:

@@ -32,7 +32,7 @@ from distributed_ignn.config.solvers import (
 from distributed_ignn.config.training import CommConfig, TrainConfig
 
 _METHODS, _CELLS = Choice(choices.METHODS), Choice(choices.CELLS)
-_READ_BY = Choice(choices.DATA_READ_BY)
+_READ_BY, _KINDS = Choice(choices.DATA_READ_BY), Choice(choices.SOLVER_KINDS)
 
 
 def _learns(method: str) -> bool:
@@ -118,7 +118,8 @@ class RunConfig(Section):
     @property
     def learns_adjoint(self) -> bool:
         """Whether the backward solve has an error estimator of its own."""
-        forward = self.learns_forward and self.solver.estimator != "none"
+        able = bool(_KINDS.entry(self.solver.kind).backward)
+        forward = self.learns_forward and able and self.solver.estimator != "none"
         return forward and (self.adjoint.method == "auto" or _learns(self.adjoint.method))
 
     @model_validator(mode="after")
@@ -185,12 +186,13 @@ class RunConfig(Section):
                 "add --train.local-steps auto or drop it",
             ),
             *self._rollback_rules(),
+            *self._paper_rules(),
             *self._unread("forward", self.forward, self.forward.method),
             *self._unread("adjoint", self.adjoint, self.adjoint_method),
             (
                 _learns(self.adjoint.method) and not self.learns_adjoint,
-                f"adjoint.method = {self.adjoint.method} needs forward.method = neural and a "
-                "solver.estimator",
+                f"adjoint.method = {self.adjoint.method} needs forward.method = neural, "
+                "solver.kind = estimator and a solver.estimator",
             ),
             (
                 neural
@@ -216,6 +218,22 @@ class RunConfig(Section):
                 f"{self.dataset}; it is read by {', '.join(readers)}; drop it",
             )
             for key in _READ_BY.listed()
+        ]
+
+    def _paper_rules(self) -> list[tuple[bool, str]]:
+        """As ``_rules``, about what the paper's own solver cannot do."""
+        paper = self.learns_forward and self.solver.kind == "paper"
+        return [
+            (
+                paper and self.solver.initialiser == "own",
+                "solver.initialiser = own is of solver.kind = estimator; the paper's is an MLP of "
+                "the features, so drop it, or take none",
+            ),
+            (
+                paper and self.model.normalisation == "row",
+                "model.normalisation = row makes no symmetric A_s, and solver.kind = paper needs "
+                "one; use --solver.kind estimator, or drop the setting",
+            ),
         ]
 
     def _symmetry_rules(self) -> list[tuple[bool, str]]:
