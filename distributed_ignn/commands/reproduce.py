@@ -24,7 +24,14 @@ from distributed_ignn.config.options import (
     whole_numbers,
 )
 from distributed_ignn.errors import UserError
-from distributed_ignn.lab.studies import beyond_k, cost, dynamics, long_range, solver_variants
+from distributed_ignn.lab.studies import (
+    beyond_k,
+    cost,
+    dynamics,
+    long_range,
+    rivals,
+    solver_variants,
+)
 from distributed_ignn.lab.studies.outcome import Outcome, Request, show_outcome, write_outcome
 from distributed_ignn.launchers.this_rank import on_this_rank
 
@@ -37,6 +44,7 @@ STUDIES: dict[str, Study] = {
     "figure7": solver_variants.run_networks,
     "figure8": dynamics.run,
     LONG_RANGE: long_range.run,
+    "rivals": rivals.run,
 }
 _EXAMPLE = "ignn reproduce figure8 --dataset acm --seeds 0,1,2"
 _EXAMPLES = f"""\
@@ -47,10 +55,13 @@ studies:
   figure7     every variant of the learned solver, with a network and without
   figure8     training with the learned solver, Anderson and Picard, epoch by epoch
   long-range  accuracy over the length of a chain, against GCN, SGC, APPNP and GCNII
+  rivals      accuracy on any graph, beside GCN, GraphSAGE, APPNP, GCNII and an MLP of one setting
+              each; the rivals are trained anew by every call
 
 examples:
   {_EXAMPLE}
   ignn reproduce long-range --hard --lengths 10,50,200 --out runs/hard
+  ignn reproduce rivals --dataset graph.npz --seeds 0,1
 
 A dataset that is not named is citeseer, for long-range chains. Runs that a former call has finished
 in the same folder with the same settings are not trained again. In a checkout, launch/reproduce.py

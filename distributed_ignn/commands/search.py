@@ -29,7 +29,14 @@ from distributed_ignn.config.suggest import suggest
 from distributed_ignn.errors import UserError
 from distributed_ignn.lab.studies.outcome import spread
 from distributed_ignn.lab.studies.search.halving import FINALISTS, KEPT, SHARES
-from distributed_ignn.lab.studies.search.ledger import BEST, OWN, RECORD, described, validation
+from distributed_ignn.lab.studies.search.ledger import (
+    BEST,
+    OWN,
+    RECORD,
+    described,
+    doubt,
+    validation,
+)
 from distributed_ignn.lab.studies.search.session import (
     TRIALS,
     Request,
@@ -53,7 +60,7 @@ examples:
   torchrun --standalone --nproc-per-node 2 -m distributed_ignn search acm --trials 20
   ignn train --config runs/search-graph/best.yaml
 
-The first trial has the settings as they are, the next have those that served a shipped dataset, and
+The first trial has the settings as they are, the next have those that served some other graph, and
 later ones are drawn, more and more of them near the best. A trial trains to {SHARES[0]:.0%} of
 train.epochs; of the trials that have come so far one in {KEPT} goes on to {SHARES[1]:.0%}, and one
 in {KEPT} of those to the end, each from its checkpoint. The best, and the first trials as far as
@@ -252,6 +259,7 @@ def _conclude(search: Search) -> None:
     spreads = f" +- {deviation:.4f}" if len(halving.plan.seeds) > 1 else ""
     changes = described(chosen.settings) if chosen.settings else "the settings as given"
     shown.print(f"chosen: trial {chosen.number}, {changes}", soft_wrap=True)
-    shown.print(f"validation {search.ledger.metric} of the chosen: {mean:.4f}{spreads}")
+    figures = f"{mean:.4f}{spreads}{doubt(chosen.confirmed)}"
+    shown.print(f"validation {search.ledger.metric} of the chosen: {figures}")
     shown.print(f"written: {out}/{RECORD}, {BEST}", soft_wrap=True)
     shown.print(f"next: ignn train --config {out}/{BEST}", soft_wrap=True)

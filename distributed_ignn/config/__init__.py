@@ -4,6 +4,7 @@ from distributed_ignn.config.command import CommandParser
 from distributed_ignn.config.dataset import (
     ChainsConfig,
     DataConfig,
+    HeterophilousConfig,
     PartitionConfig,
     SyntheticConfig,
     dataset_names,
@@ -37,6 +38,7 @@ __all__ = [
     "CommConfig",
     "CommandParser",
     "DataConfig",
+    "HeterophilousConfig",
     "ModelConfig",
     "NeuralSolverConfig",
     "PartitionConfig",

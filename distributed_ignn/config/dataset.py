@@ -20,6 +20,7 @@ IN_MEMORY = "memory"
 
 FILE_SUFFIXES = (".pt", ".npz")
 LARGEST_GRAPH = 2**31 - 2  # nodes that 32-bit ids can name
+_SMALLEST_CLASS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +128,62 @@ class SyntheticConfig(Section):
     )
 
 
+class HeterophilousConfig(Section):
+    """A graph whose edges mostly join nodes of different classes, as a block model draws it."""
+
+    nodes: int = Field(3000, ge=1, le=LARGEST_GRAPH, description="number of nodes")
+    classes: int = Field(5, ge=2, description="number of classes, of equal size")
+    mean_degree: float = Field(10.0, gt=0, description="mean number of neighbours")
+    homophily: float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        description="share of edges inside a class; the others join classes that lie next to each "
+        "other on a ring",
+    )
+    features: int = Field(32, ge=1, description="feature columns, of Gaussian noise")
+    signal: float = Field(
+        1.0,
+        ge=0,
+        description="what a node's own features say: length of the class centres, in standard "
+        "deviations of the noise",
+    )
+    seed: int = Field(
+        0, ge=0, le=LARGEST_SEED, description="seed of edges, features, labels and split"
+    )
+    train_fraction: float = Field(0.2, gt=0, lt=1, description="share of training nodes")
+    val_fraction: float = Field(0.2, gt=0, lt=1, description="share of validation nodes")
+
+    @property
+    def edges(self) -> tuple[int, int]:
+        """Undirected edges inside classes, and between them."""
+        total = round(self.nodes * self.mean_degree / 2)
+        inside = round(total * self.homophily)
+        return inside, total - inside
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        size = self.nodes // self.classes  # of the smallest class
+        if size < _SMALLEST_CLASS:
+            raise ValueError(
+                f"nodes = {self.nodes} are too few for classes = {self.classes}; use at least "
+                f"{_SMALLEST_CLASS * self.classes}"
+            )
+        if self.train_fraction + self.val_fraction >= 1:
+            raise ValueError(
+                f"train_fraction = {self.train_fraction} and val_fraction = {self.val_fraction} "
+                "leave no test nodes; their sum must stay below 1"
+            )
+        rings = 1 if self.classes == 2 else self.classes  # pairs of classes on the ring
+        room = self.classes * (size * (size - 1) // 2), rings * size**2
+        if any(2 * wanted > pairs for wanted, pairs in zip(self.edges, room, strict=True)):
+            raise ValueError(
+                f"mean_degree = {self.mean_degree} asks for more than half of all pairs of "
+                f"nodes = {self.nodes} with homophily = {self.homophily}; lower it"
+            )
+        return self
+
+
 class DataConfig(Section):
     """What is read and how it is prepared."""
 
@@ -165,6 +222,7 @@ class DataConfig(Section):
     )
     chains: ChainsConfig = ChainsConfig()
     synthetic: SyntheticConfig = SyntheticConfig()
+    heterophilous: HeterophilousConfig = HeterophilousConfig()
 
 
 class PartitionConfig(Section):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from distributed_ignn.config import choices
 from distributed_ignn.config.choices import Choice
@@ -43,10 +43,11 @@ class ModelConfig(Section):
         "neighbours, which leaves kappa whole however many channels there are; auto: row where "
         "data.directions makes two of a directed graph",
     )
-    init: Literal["glorot", "identity"] = Field(
+    init: Literal["glorot", "identity", "signed"] = Field(
         "glorot",
         description="identity: W starts as a multiple of I in the channels of the injection, so "
-        "signals travel at once",
+        "signals travel at once; signed: the same with the opposite sign for every second column, "
+        "which begins with what sets a node apart from its neighbours (cell ignn)",
     )
     constraint: Literal["projection", "none"] = Field(
         "projection", description="none drops the bound; training may diverge"
@@ -71,6 +72,15 @@ class ModelConfig(Section):
         "none", description="layer: normalise each node's row of b(X), then scale and shift it"
     )
     bias: bool = Field(True, description="add a learned bias to b(X)")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.init == "signed" and self.cell in ("eignn", "mignn"):
+            raise ValueError(
+                f"init = signed has no effect with cell = {self.cell}, whose W starts otherwise; "
+                "use cell = ignn or init = identity"
+            )
+        return self
 
     @property
     def fixed_injection(self) -> bool:

@@ -27,6 +27,12 @@ class TrainConfig(Section):
     local_lr: Annotated[float, Field(ge=0)] | Literal["auto"] = Field(
         0.0, description="learning rate of local steps (0: train.lr; auto: that, but at most 0.02)"
     )
+    loose_tolerance: Annotated[float, Field(ge=0, lt=1)] | Literal["auto"] = Field(
+        "auto",
+        description="while the loss falls fast, solves of training and validation may stop at this "
+        "relative residual; in the last fifth of the epochs, and where an epoch is chosen, they go "
+        "to their own tolerance (0: always; auto: 0.01 from 20,000 nodes on, else 0)",
+    )
     weight_decay: Annotated[float, Field(ge=0)] | Literal["auto"] = Field(
         5e-4,
         description="Adam's weight decay (auto: by the labels there are, as for graphs of "

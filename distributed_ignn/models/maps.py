@@ -28,6 +28,7 @@ from distributed_ignn.propagation.propagate import Propagation
 from distributed_ignn.propagation.row_sum import RowSum
 from distributed_ignn.propagation.triton_rows import Tail
 from distributed_ignn.solvers.base import Evaluation
+from distributed_ignn.solvers.blocks import residual_squares
 
 _SAFETY = 2.0  # measured: up to 1.3 is needed with two bits, and no more with the others
 
@@ -120,6 +121,7 @@ class EquilibriumCell:
         self._sparsified = sparsified
         self._keep = keep_products
         self._products: list[Tensor] = []
+        self._sums = False
         self.evaluations = 0
         propagation.link.begin()
 
@@ -165,7 +167,7 @@ class EquilibriumCell:
         for kept, product in zip(self._products, products, strict=False):
             kept[rows] = product
         self._write_image(image[rows], products, rows, z)
-        return None
+        return residual_squares(z[rows], image[rows]) if self._sums else None
 
     def _evaluate_fused(
         self, rows: slice, sums: Sequence[RowSum], z: Tensor, image: Tensor, activation: str
@@ -216,6 +218,10 @@ class EquilibriumCell:
         pairs = zip(self._propagation.rounding_gains, self.weights, strict=True)
         shown = [gain * float(w.square().sum() / w.shape[0]) ** 0.5 for gain, w in pairs]
         return _SAFETY * sum(shown) * self.form.step
+
+    def sum_squares(self) -> None:
+        """From the next evaluation on, sum squares while the image is written."""
+        self._sums = True
 
     def settle(self) -> bool:
         """From the next evaluation on, use fresh halo rows; False if that is so already."""
@@ -307,6 +313,7 @@ class AdjointCell:
         self._slope = slope
         self._incoming = incoming
         self._form = form
+        self._sums = False
         self.evaluations = 0
         propagation.link_home.begin()
 
@@ -315,6 +322,7 @@ class AdjointCell:
         self.evaluations += 1
         turned = [matmul(z, weight) for weight in self.weights]
         image = torch.empty_like(z)
+        squares: list[Tensor | None] = []
 
         def finish(rows: slice, totals: list[Tensor]) -> None:
             total = totals[0]
@@ -329,10 +337,20 @@ class AdjointCell:
                 image[rows] = total
             else:
                 torch.mul(total, self._slope[rows], out=image[rows])
+            squares.append(residual_squares(z[rows], image[rows]) if self._sums else None)
 
         self._propagation.iterate_home(turned, finish)
         # rows that come home are added as they are; those of different ranks err independently
-        return Evaluation(z, image, error_square=self._propagation.link_home.error_square)
+        return Evaluation(
+            point=z,
+            image=image,
+            squares=_sum_known(squares),
+            error_square=self._propagation.link_home.error_square,
+        )
+
+    def sum_squares(self) -> None:
+        """See ``EquilibriumCell``."""
+        self._sums = True
 
     def settle(self) -> bool:
         """See ``EquilibriumCell``."""

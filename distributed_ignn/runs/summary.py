@@ -85,6 +85,7 @@ def standing(trainer: Trainer) -> dict[str, Any]:
         "epochs": trainer.epoch,
         "best_epoch": trainer.best.epoch,
         "best_val": trainer.best.val_metric,
+        "confirmed": trainer.best.confirmed,
         "finished": trainer.finished,
     }
 

@@ -4,6 +4,12 @@ Walker & Ni (2011), Algorithm AA, in the constrained form: alpha minimises ||sum
 with sum(alpha) = 1, from one globally reduced Gram matrix, so that every rank mixes its rows the
 same way. A regularised, scale-free system; a restart instead of a crash when it is singular or
 when the residual grows.
+
+Entering an evaluation into the history and mixing read and write a dozen arrays as large as a
+point, and the last evaluation of a solve, in training every second or third, needs neither. So
+where points are large an evaluation is judged first, by two sums of squares that the map finds on
+its way, and entered only if the solve goes on, at the cost of a second reduction. Where they are
+small, one reduction for all is worth more.
 """
 
 from __future__ import annotations
@@ -19,13 +25,32 @@ from distributed_ignn.solvers.base import (
     Iterate,
     Reduce,
     SolveSizes,
+    SummingMap,
     relative_residual,
 )
-from distributed_ignn.solvers.blocks import square_sum
+from distributed_ignn.solvers.blocks import Rows, residual_squares, square_sum
 from distributed_ignn.solvers.history import History
+
+DEFERRED_FROM = 1 << 22
+"""Entries of the points of all ranks from which on an evaluation is judged before it is entered."""
 
 _LARGEST_WEIGHT = 1e4  # beyond it, cancellation eats the digits of float32
 _GROWTH_LIMIT = 2.0  # a residual this many times the best one means that the history misleads
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Waiting:
+    """An evaluation that has been judged and not entered.
+
+    Args:
+        evaluation: point and image.
+        square: ||f(z) - z||^2 over all ranks.
+        reduce: sums over ranks.
+    """
+
+    evaluation: Evaluation
+    square: float
+    reduce: Reduce
 
 
 @dataclass(slots=True, eq=False)
@@ -37,12 +62,16 @@ class AndersonState:
         residual: relative residual of the newest one.
         restarts: of the history.
         left_best: residual of the best iterate that a restart has gone back to.
+        defers: whether evaluations are judged before they are entered.
+        waiting: the one that is to be entered.
     """
 
     history: History
     residual: float = float("inf")
     restarts: int = 0
     left_best: float = float("inf")
+    defers: bool = False
+    waiting: Waiting | None = None
 
 
 def anderson_weights(gram: Tensor, regularization: float) -> Tensor | None:
@@ -74,6 +103,7 @@ class Anderson:
         beta: mixing of the residual, 1 is the plain method.
         regularization: see ``anderson_weights``.
         storage: number format of the past iterates, see ``History``; None for that of the points.
+        num_nodes: rows of all ranks, which say whether points are large; 0 if they are not.
     """
 
     def __init__(
@@ -82,15 +112,20 @@ class Anderson:
         beta: float = 1.0,
         regularization: float = 1e-10,
         storage: torch.dtype | None = None,
+        num_nodes: int = 0,
     ) -> None:
         self.memory = memory
         self.storage = storage
         self.beta = beta
         self.regularization = regularization
+        self.num_nodes = num_nodes
 
     def init(self, z0: Tensor, fixed_point_map: FixedPointMap | None = None) -> AndersonState:
         """An empty history."""
-        return AndersonState(History(self.memory, self.storage))
+        defers = self.num_nodes * z0.shape[1] >= DEFERRED_FROM
+        if defers and isinstance(fixed_point_map, SummingMap):
+            fixed_point_map.sum_squares()
+        return AndersonState(History(self.memory, self.storage), defers=defers)
 
     def held_bytes(self, sizes: SolveSizes) -> dict[str, int]:
         """The newest residual, the image of the point before, and the history."""
@@ -106,7 +141,12 @@ class Anderson:
         """Nothing travels."""
 
     def observe(self, state: AndersonState, evaluation: Evaluation, reduce: Reduce) -> float:
-        """The new row of the Gram matrix and ||f(z)||^2, reduced together."""
+        """The new row of the Gram matrix and ||f(z)||^2, reduced together.
+
+        Where evaluations are judged first, ||f(z) - z||^2 and ||f(z)||^2 alone.
+        """
+        if state.defers:
+            return self.judge(state, evaluation, reduce)
         dots = state.history.push(evaluation.point, evaluation.image)
         sums = reduce(torch.cat([dots, square_sum(evaluation.image)[None]]).cpu())
         return self.record(state, sums[:-1], float(sums[-1]))
@@ -117,8 +157,39 @@ class Anderson:
         state.residual = relative_residual(float(dots[0]), image_square)
         return state.residual
 
+    @staticmethod
+    def judge(state: AndersonState, evaluation: Evaluation, reduce: Reduce) -> float:
+        """The relative residual of an evaluation, which then waits to be entered."""
+        squares = evaluation.squares
+        if squares is None:
+            squares = residual_squares(evaluation.point, evaluation.image)
+        square, image_square = reduce(squares.cpu()).tolist()
+        state.waiting = Waiting(evaluation.lasting(), square, reduce)
+        state.residual = relative_residual(square, image_square)
+        return state.residual
+
+    @staticmethod
+    def catch_up(state: AndersonState, estimate: Rows | None = None) -> None:
+        """Enter what waits, if anything does; one reduction, but none for a plain first iterate.
+
+        Args:
+            state: of the solve.
+            estimate: what stands in for the residual.
+        """
+        waiting, state.waiting = state.waiting, None
+        if waiting is None:
+            return
+        found, history = waiting.evaluation, state.history
+        if estimate is None and len(history) == 0:
+            history.begin(found.point, found.image)
+            dots = torch.tensor([waiting.square], dtype=torch.float64)
+        else:
+            dots = waiting.reduce(history.enter(found.point, found.image, estimate).cpu())
+        history.set_newest_gram(dots)
+
     def advance(self, state: AndersonState, best: Iterate) -> Tensor:
         """The mixed point, or a restart where the history misleads or is singular."""
+        self.catch_up(state)
         if self.has_grown(state, best):
             return self.go_back(state, best)
         alpha = self.weights(state)

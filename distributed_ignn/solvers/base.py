@@ -1,8 +1,10 @@
 """What a fixed-point solver is: it starts, observes an evaluation, and proposes the next point.
 
 A solver never evaluates the map, never loops and never decides to stop; ``solve`` does. Per
-iteration it calls ``reduce`` once, on one vector of all the numbers it needs summed over ranks, so
-that every rank sees the same numbers and takes the same branch.
+evaluation it calls ``reduce`` once, on one vector of all the numbers it needs summed over ranks, so
+that every rank sees the same numbers and takes the same branch. A method whose steps read large
+arrays may call it once more for each step that is taken, and then the last evaluation of a solve
+costs it nothing (``anderson.py``).
 
 What a method remembers is its state, one object per solve that ``observe`` and ``advance`` change
 in place: a history is several times as large as a point. A map remembers nothing for its callers;
@@ -44,6 +46,15 @@ class SettlingMap(Protocol):
 
     def settle(self) -> bool:
         """From the next evaluation on, use no old rows; False if that is so already."""
+        ...
+
+
+@runtime_checkable
+class SummingMap(Protocol):
+    """A map that can sum squares while it writes an image."""
+
+    def sum_squares(self) -> None:
+        """From the next evaluation on, records have ``Evaluation.squares``."""
         ...
 
 
@@ -157,7 +168,11 @@ class FixedPointSolver(Protocol, Generic[State]):
         ...
 
     def advance(self, state: State, best: Iterate) -> Tensor:
-        """The next point to evaluate, [O, D]; no communication. ``state`` moves on with it."""
+        """The next point to evaluate, [O, D]. ``state`` moves on with it.
+
+        Most methods have all they need from ``observe``; one that puts work off until here may
+        reduce once more, by the ``reduce`` that it was given there.
+        """
         ...
 
 

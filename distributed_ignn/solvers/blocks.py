@@ -37,6 +37,20 @@ def square_sum(x: Tensor, rows: Rows | None = None) -> Tensor:
     return total
 
 
+def residual_squares(z: Tensor, image: Tensor) -> Tensor:
+    """||image - z||^2 and ||image||^2 for z, image [O, D], in one pass; see ``square_sum``.
+
+    Returns:
+        float64 [2] on their device.
+    """
+    totals = torch.zeros(2, dtype=torch.float64, device=image.device)
+    for part in blocks(image):
+        found = image[part].reshape(-1)
+        change = found - z[part].reshape(-1)
+        totals += torch.stack([torch.dot(change, change), torch.dot(found, found)])
+    return totals
+
+
 def assemble(rows: Rows, like: Tensor) -> Tensor:
     """The whole array [O, D] of ``rows``, shaped as ``like``."""
     whole = torch.empty_like(like)

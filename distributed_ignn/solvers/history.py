@@ -15,6 +15,11 @@ One globally reduced Gram matrix gives every rank the same mixing weights. Only 
 computed per step, so the reduction carries M + 2 numbers. Everything is done block by block, each
 number read once; a slot's memory is taken when it is first written.
 
+The newest iterate is held as z and g by ``push``, and as z and y by ``enter``, which costs less: y
+of a plain iterate is the map's image, which is there already, so the first one of a solve is
+entered without a pass, and the step from it is the image itself. In floating point z + (f(z) - z)
+is f(z) but for the last bit.
+
 Letters: M memory, m <= M + 1 iterates held, O owned rows, D columns.
 """
 
@@ -56,6 +61,7 @@ class History:
     gram: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.float64))
     _point: Tensor | None = None
     _residual: Tensor | None = None
+    _ahead: Tensor | None = None  # y of the newest, where that is held instead
     _older: list[_Slot] = field(default_factory=list)  # newest first
     _free: list[_Slot] = field(default_factory=list)
     _held: int = 0
@@ -90,6 +96,8 @@ class History:
         """As ``push``, with what stands in for the residual, made block by block."""
         slot = self._take_slot(z)
         older = self._older if slot is None else [slot, *self._older]
+        if self._residual is None and self._ahead is not None and self._point is not None:
+            self._residual = self._ahead - self._point
         newest = torch.empty_like(z) if self._residual is None else self._residual
         total = torch.zeros(1 + len(older), dtype=torch.float64, device=z.device)
         for rows in blocks(z):
@@ -102,11 +110,52 @@ class History:
             flat = newest[rows].view(-1)
             dots = [torch.dot(flat, flat), *(_dot(flat, old.residual[rows]) for old in older)]
             total += torch.stack(dots)
-        self._point, self._residual, self._older = z, newest, older
+        self._point, self._residual, self._ahead, self._older = z, newest, None, older
         self._held = 1 + len(older)
         # g_i = g_k - sum of the changes since
         total[1:] = total[0] - total[1:].cumsum(0)
         return total
+
+    def begin(self, z: Tensor, image: Tensor) -> None:
+        """Enter (z, f(z) - z) as the only iterate; nothing is read. Its Gram matrix is ||g||^2.
+
+        Nobody may write into either while the solve lasts.
+        """
+        self.clear()
+        self._point, self._residual, self._ahead, self._held = z, None, image, 1
+
+    def enter(self, z: Tensor, image: Tensor, residual: Rows | None = None) -> Tensor:
+        """As ``push`` or ``push_rows``, with y held, which is the image where no residual is given.
+
+        Nobody may write into ``z`` or ``image`` while the solve lasts.
+        """
+        slot = self._take_slot(z)
+        older = self._older if slot is None else [slot, *self._older]
+        ahead = image if residual is None else torch.empty_like(z)
+        total = torch.zeros(1 + len(older), dtype=torch.float64, device=z.device)
+        for rows in blocks(z):
+            if residual is None:
+                fresh = image[rows] - z[rows]
+            else:
+                fresh = residual(rows)
+                torch.add(z[rows], fresh, out=ahead[rows])
+            if slot is not None:
+                self._note_change(slot, rows, fresh, ahead)
+            flat = fresh.reshape(-1)
+            dots = [torch.dot(flat, flat), *(_dot(flat, old.residual[rows]) for old in older)]
+            total += torch.stack(dots)
+        self._point, self._residual, self._ahead, self._older = z, None, ahead, older
+        self._held = 1 + len(older)
+        total[1:] = total[0] - total[1:].cumsum(0)
+        return total
+
+    def _note_change(self, slot: _Slot, rows: slice, fresh: Tensor, ahead: Tensor) -> None:
+        """Write some rows of how residual and estimate differ from those held."""
+        point, held = self._point, self._ahead
+        if point is None or held is None:
+            raise ValueError("the history was filled by push")
+        slot.residual[rows].copy_(torch.sub(point[rows], held[rows]).add_(fresh))
+        slot.estimate[rows].copy_(ahead[rows] - held[rows])
 
     def _take_slot(self, z: Tensor) -> _Slot | None:
         """Where the change to the newest iterate goes; None where there is nothing older."""
@@ -136,7 +185,11 @@ class History:
         Raises:
             ValueError: nothing is held.
         """
-        if self._point is None or self._residual is None or self._held == 0:
+        if self._point is None or self._held == 0:
+            raise ValueError("the history is empty")
+        if self._residual is None and self._ahead is not None:
+            return self._point, self._ahead - self._point
+        if self._residual is None:
             raise ValueError("the history is empty")
         return self._point, self._residual
 
@@ -147,6 +200,8 @@ class History:
             alpha: weights [m] newest first that sum to 1, or [O, m] with a row per node.
             beta: mixing of the residuals.
         """
+        if self._ahead is not None and beta == 1.0:
+            return self._mix_ahead(self._ahead, alpha)
         point, residual = self.newest()
         mixed = torch.empty_like(point)
         per_node = alpha.dim() == 2
@@ -161,6 +216,18 @@ class History:
                 _subtract(part, slot.estimate[rows], weight)
                 if beta != 1.0:
                     _subtract(part, slot.residual[rows], weight * (beta - 1.0))
+        return mixed
+
+    def _mix_ahead(self, newest: Tensor, alpha: Tensor) -> Tensor:
+        """sum_i alpha_i y_i, where y of the newest iterate is held; that itself if it is alone."""
+        if not self._older:
+            return newest
+        mixed = torch.empty_like(newest)
+        gamma = alpha.detach().to("cpu", torch.float64)[1:].flip(-1).cumsum(-1).flip(-1).tolist()
+        for rows in blocks(newest):
+            part = mixed[rows].copy_(newest[rows])
+            for weight, slot in zip(gamma, self._older, strict=True):
+                _subtract(part, slot.estimate[rows], weight)
         return mixed
 
     def row_dots(self, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -207,6 +274,7 @@ class History:
         slot = self._older.pop(0)
         change = slot.residual.to(residual)
         residual -= change
+        self._residual, self._ahead = residual, None
         self._point = point - slot.estimate.to(point) + change
         self._free.append(slot)
         self._held -= 1
@@ -221,7 +289,8 @@ class History:
     def clear(self) -> None:
         """Restart from nothing; the memory is kept for what comes."""
         self.forget_all_but_newest()
-        self._held, self._point, self.gram = 0, None, self.gram[:0, :0]
+        self._held, self._point, self._ahead = 0, None, None
+        self.gram = self.gram[:0, :0]
 
 
 def _dot(flat: Tensor, stored: Tensor) -> Tensor:

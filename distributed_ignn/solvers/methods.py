@@ -19,6 +19,8 @@ from distributed_ignn.solvers.picard import Picard
 SETTING = {"storage": "history_dtype"}
 """Arguments of solvers that the settings of a solve have under another name."""
 
+_OF_THE_GRAPH = "num_nodes"  # what is not set but known
+
 
 @dataclass(frozen=True, slots=True)
 class SolverSettings:
@@ -30,6 +32,7 @@ class SolverSettings:
         regularization: of the mixing weights.
         storage: number format of past iterates; None for that of the points.
         trained: makes the trained solver; None where there is none, or not yet.
+        num_nodes: of all ranks; 0 where that makes no difference.
     """
 
     memory: int = 5
@@ -37,6 +40,7 @@ class SolverSettings:
     regularization: float = 1e-8
     storage: torch.dtype | None = None
     trained: Callable[[], AnySizedSolver] | None = None
+    num_nodes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +62,8 @@ class Method:
     @property
     def reads(self) -> frozenset[str]:
         """Keys of a solve's settings that make a difference to it."""
-        return frozenset(SETTING.get(name, name) for name in self.arguments)
+        names = (name for name in self.arguments if name != _OF_THE_GRAPH)
+        return frozenset(SETTING.get(name, name) for name in names)
 
     def solver(self, settings: SolverSettings) -> AnySizedSolver:
         """The method with these settings."""
@@ -67,7 +72,7 @@ class Method:
         return self.build(**{name: getattr(settings, name) for name in self.arguments})
 
 
-_MIXING = ("memory", "beta", "regularization", "storage")
+_MIXING = ("memory", "beta", "regularization", "storage", _OF_THE_GRAPH)
 
 METHODS: dict[str, Method] = {
     "picard": Method(Picard, ("beta",), "plain iteration"),

@@ -15,9 +15,11 @@ by the global root mean square and compressed from D to p numbers; a graph layer
 graph A_s mixes them; the mean over all nodes, the normalised Gram matrix and the step enter two
 small heads. Their output is a zero-sum shift of alpha and a change of beta's scale, zero untrained.
 
-One reduction per iteration. One exchange of D columns, and one of p columns for every hop of the
-estimator; what s compresses rides on the exchange of the next evaluation, so its graph layer sees
-the neighbours one step late. All of it is the same however the graph is cut.
+One reduction per iteration, or two where points are large and nothing is left to s (see
+``anderson.py``): then the last evaluation of a solve is not estimated. One exchange of D columns,
+and one of p columns for every hop of the estimator; what s compresses rides on the exchange of the
+next evaluation, so its graph layer sees the neighbours one step late. All of it is the same however
+the graph is cut.
 
 Letters: O owned rows, n nodes, D columns, M memory, m <= M + 1 iterates held, p compressed width,
 H hidden width of s, K steps s is trained for.
@@ -42,7 +44,7 @@ from distributed_ignn.solvers.base import (
     SolveSizes,
     relative_residual,
 )
-from distributed_ignn.solvers.blocks import square_sum
+from distributed_ignn.solvers.blocks import Rows, square_sum
 from distributed_ignn.solvers.estimator import ErrorEstimator, StructuredMap, structured
 from distributed_ignn.solvers.predictors import Evidence, Predictor
 
@@ -135,7 +137,9 @@ class NeuralSolver:
         self.estimator = estimator
         self.num_nodes = num_nodes
         memory = memory if predictor is None else predictor.shape.memory
-        self.anderson = Anderson(memory, 1.0, regularization, storage)
+        # what s reads of an evaluation is reduced with what it is judged by
+        large = num_nodes if predictor is None else 0
+        self.anderson = Anderson(memory, 1.0, regularization, storage, large)
         self._reduce_grad = reduce_grad
 
     def init(self, z0: Tensor, fixed_point_map: FixedPointMap | None = None) -> NeuralState:
@@ -144,7 +148,7 @@ class NeuralSolver:
         Raises:
             TypeError: beta needs a map with weights and a graph, and this one has none.
         """
-        state = NeuralState(self.anderson.init(z0))
+        state = NeuralState(self.anderson.init(z0, fixed_point_map))
         if self.estimator is not None:
             state.map = structured(fixed_point_map)
         return state
@@ -170,7 +174,12 @@ class NeuralSolver:
         return state.step < self.predictor.shape.steps
 
     def observe(self, state: NeuralState, evaluation: Evaluation, reduce: Reduce) -> float:
-        """Gram row, ||G||^2, ||f(z)||^2 and the sum over nodes for s, reduced together."""
+        """Gram row, ||G||^2, ||f(z)||^2 and the sum over nodes for s, reduced together.
+
+        Where evaluations are judged first, the squares alone.
+        """
+        if state.base.defers:
+            return self._judge_first(state, evaluation, reduce)
         own = self._push(state, evaluation.point, evaluation.image)
         state.nodes = self._read_nodes(state, evaluation.ridden)
         node_sum = None if state.nodes is None else state.nodes.sum(dim=0)
@@ -189,7 +198,20 @@ class NeuralSolver:
         residual_square, image_square = max(float(sums[-2]), 0.0), float(sums[-1])
         residual = relative_residual(residual_square, image_square)
         state.base.residual = residual
-        self._judge(state, math.sqrt(residual_square), accepted)
+        return self._judged(state, residual, residual_square, accepted)
+
+    def _judge_first(self, state: NeuralState, evaluation: Evaluation, reduce: Reduce) -> float:
+        """Judge an evaluation that is entered later; its relative residual."""
+        accepted = state.base.residual
+        residual = self.anderson.judge(state.base, evaluation, reduce)
+        state.estimated = self._estimates(state)
+        waiting = state.base.waiting
+        square = 0.0 if waiting is None else max(waiting.square, 0.0)
+        return self._judged(state, residual, square, accepted)
+
+    def _judged(self, state: NeuralState, residual: float, square: float, accepted: float) -> float:
+        """Keep the iterate or not, by ||G||^2 over all ranks; the residual that the loop sees."""
+        self._judge(state, math.sqrt(square), accepted)
         if state.failed and self.estimator is not None and not math.isfinite(residual):
             # the step is about to be taken back: no reason to end the solve
             return sys.float_info.max
@@ -198,22 +220,42 @@ class NeuralSolver:
     def _push(self, state: NeuralState, z: Tensor, image: Tensor) -> Tensor:
         """Enter the iterate; this rank's Gram row, ||G||^2 and ||f(z)||^2, float64 on the CPU."""
         history = state.base.history
-        if self.estimator is not None and state.map is not None and state.strikes < _MAX_STRIKES:
-
-            def residual(rows: slice) -> Tensor:
-                return image[rows] - z[rows]
-
-            step = self.first_step + state.step
-            columns = self.estimator.columns_of(state.map, residual, image)
-            estimate = self.estimator.estimate_rows(state.map, columns, residual, image, step)
-            square = square_sum(image, residual)[None]
-            dots = history.push_rows(z, estimate)
-            state.estimated = True
+        state.estimated = self._estimates(state)
+        if state.estimated:
+            square = square_sum(image, lambda rows: image[rows] - z[rows])[None]
+            dots = history.push_rows(z, self._estimate(state, z, image, state.step))
         else:
             dots = history.push(z, image)
             square = dots[:1]
-            state.estimated = False
         return torch.cat([dots, square, square_sum(image)[None]]).cpu()
+
+    def _estimates(self, state: NeuralState) -> bool:
+        """Whether an evaluation is entered with an estimate."""
+        known = self.estimator is not None and state.map is not None
+        return known and state.strikes < _MAX_STRIKES
+
+    def _estimate(self, state: NeuralState, z: Tensor, image: Tensor, step: int) -> Rows:
+        """H block by block; ``step`` counts evaluations of the solve from 0."""
+        if self.estimator is None or state.map is None:
+            raise ValueError("there is no estimator")
+
+        def residual(rows: slice) -> Tensor:
+            return image[rows] - z[rows]
+
+        columns = self.estimator.columns_of(state.map, residual, image)
+        step += self.first_step
+        return self.estimator.estimate_rows(state.map, columns, residual, image, step)
+
+    def _catch_up(self, state: NeuralState) -> None:
+        """Enter what waits, if anything does."""
+        waiting = state.base.waiting
+        if waiting is None:
+            return
+        found, estimate = waiting.evaluation, None
+        if state.estimated:
+            # the step has been counted already
+            estimate = self._estimate(state, found.point, found.image, state.step - 1)
+        self.anderson.catch_up(state.base, estimate)
 
     def _read_nodes(self, state: NeuralState, ridden: Tensor | None) -> Tensor | None:
         """Features of owned nodes [O, H]; None at the first step, where no scale is known yet."""
@@ -263,7 +305,9 @@ class NeuralSolver:
         state.alpha, state.beta, state.learned = None, None, False
         if state.failed and self.estimator is not None:
             state.own, state.neighbours, state.pending, state.norms = [], [], None, []
+            state.base.waiting = None  # it failed
             return self._go_back(state.base, best)
+        self._catch_up(state)
         found = self._learned_weights(state, best)
         if found is not None:
             state.alpha, state.beta, state.learned = *found, True

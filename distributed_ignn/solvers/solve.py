@@ -65,7 +65,8 @@ def solve(
 ) -> Solution:
     """Iterate until the relative residual is at or below ``tolerance``.
 
-    One evaluation of the map (one halo exchange) and one reduction per step, on every rank alike.
+    One evaluation of the map (one halo exchange) and one reduction per step, on every rank alike;
+    where points are large, Anderson's method takes a second one for every step but the last.
     The best iterate is returned whatever the method did last. Where evaluations may use old halo
     rows, the last ones do not, and no other counts; where halo rows are rounded, what rounding did
     to the image counts towards the residual.

@@ -8,6 +8,9 @@ and the candidate's.
 A candidate that gives way to a better one is never looked into. That loses nothing while validation
 is right about which of them is better. So once a confirmation finds another metric than validation
 did, by more than ``SLACK``, every candidate is confirmed at once, until one is found to be right.
+
+Where solves are loose (``loose_tolerance.py``) nothing is confirmed yet: the candidate waits for
+the first tight validation.
 """
 
 from __future__ import annotations
@@ -43,7 +46,13 @@ class Chooser:
         return self.best.stale if self.candidate.weights is None else 0
 
     def consider(
-        self, epoch: int, metrics: dict[str, float], *, converged: bool, last: bool
+        self,
+        epoch: int,
+        metrics: dict[str, float],
+        *,
+        converged: bool,
+        last: bool,
+        rough: bool = False,
     ) -> Finding:
         """Take note of a validation of the model's present weights.
 
@@ -52,22 +61,24 @@ class Chooser:
             metrics: that validation found, by split.
             converged: whether its solve reached the tolerance.
             last: whether no other epoch follows.
+            rough: whether the solve was loosened, and nothing is to be confirmed yet.
 
         Returns:
             The metrics; that of the validation nodes is the confirmed one where it holds.
         """
         val = metrics["val"]
         self.best.stale += 1
-        if not (converged and val > self.candidate.val_metric):
+        better = converged and val > self.candidate.val_metric
+        if not (better or rough):
             self.settle(stale=1)
         found = self._confirmation.unconfirmed(metrics)
-        if not self.best.beaten_by(val, converged):
+        if not self.best.beaten_by(val, converged) or (rough and not better):
             return found
         if not converged:
             self._take(epoch, found, self._weights.copy())
             return found
         self.candidate.take(epoch, val)
-        if self.candidate.trusted and not last:
+        if rough or (self.candidate.trusted and not last):
             return found
         judged = self.settle() or found
         return replace(judged, metrics=metrics | judged.metrics)

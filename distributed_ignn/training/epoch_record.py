@@ -35,6 +35,8 @@ class EpochRecord:
         local_loss: before the last of them, on the rows that they read; None without any.
         local_shrunk: how often, in the run so far, the exact loss has risen after local steps.
         gradient_norm: of the exact implicit gradient, over all ranks.
+        tolerance: relative residual at which the solves of training and validation could stop, if
+            that was looser than their own tolerance.
     """
 
     epoch: int
@@ -65,3 +67,4 @@ class EpochRecord:
     local_loss: float | None = None
     local_shrunk: int | None = None
     gradient_norm: float | None = None
+    tolerance: float | None = None

@@ -21,9 +21,26 @@ FEWEST, MOST = 4, 32
 LARGEST_LR = 0.02
 """Of local steps, where the rule chooses: what was measured (docs/experiments.md)."""
 
-_LEAST_NODES, _LEAST_TRAINED = 20_000, 2_000
+LEAST_NODES = 20_000
+"""Of a graph on which an evaluation of the map costs."""
+
+LEAST_BATCH = 2_048
+"""Training nodes that a local step reads at least, if there are as many."""
+
+_LEAST_TRAINED = 2_000
+_BATCH = 1 / 128  # of all nodes, so that 32 steps cost less than one evaluation of the map
 _EVALUATIONS = 10  # of the map in an epoch: forward, adjoint and validation
 _PASSES = 3  # a local step multiplies its rows by a D x D matrix forward, and twice backward
+
+
+def batch_count(nodes: int, trained: int) -> int:
+    """In how many batches training nodes are divided, of which a local step reads one.
+
+    Args:
+        nodes: n, of the whole graph.
+        trained: T, likewise.
+    """
+    return max(1, trained // max(LEAST_BATCH, round(nodes * _BATCH)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +87,7 @@ def automatic_steps(nodes: int, trained: int, rows: int) -> int:
         trained: T.
         rows: R, at least T.
     """
-    if nodes < _LEAST_NODES or trained < _LEAST_TRAINED:
+    if nodes < LEAST_NODES or trained < _LEAST_TRAINED:
         return 0
     steps = round(_EVALUATIONS * nodes / (_PASSES * rows))
     return min(MOST, max(FEWEST, steps))

@@ -35,6 +35,13 @@ FULL_UNTIL = 0.5
 EXACT_FROM = 0.8
 """Share of a run's epochs after which there are none; between the two they fade out linearly."""
 
+LAST_LR = 0.1
+"""What the learning rate of exact steps is multiplied by once there are no local steps any more.
+
+Local steps leave little to learn, and Adam's steps are as long as the learning rate however small
+the gradient is: at the full one the last epochs walk away from what was reached.
+"""
+
 _RISE = 1.05  # of the exact loss between epochs: what is below may be other dropout masks
 _SHRINK, _GROW = 0.5, 1.25
 _LEAST = 2.0**-10
@@ -96,11 +103,22 @@ class LocalSteps:
             epoch: counted from 0.
             stale: validations without a better one; where patience ends the run, it counts too.
         """
+        return self.plan.steps * self._share(epoch, stale)
+
+    def _share(self, epoch: int, stale: int) -> float:
+        """Return which share of all steps the schedule wants; see ``wanted``."""
         done = (epoch + 1) / self._config.epochs
         fade = (EXACT_FROM - done) / (EXACT_FROM - FULL_UNTIL)
         if self._config.patience:
             fade = min(fade, 1.0 - (stale + 1) / self._config.patience)
-        return self.plan.steps * min(1.0, max(0.0, fade))
+        return min(1.0, max(0.0, fade))
+
+    def exact_lr_scale(self, epoch: int, stale: int) -> float:
+        """Return what the learning rate of the exact step is multiplied by; see ``LAST_LR``.
+
+        It falls as local steps fade out.
+        """
+        return max(LAST_LR, self._share(epoch, stale))
 
     def listen(self, epoch: int, stale: int) -> bool:
         """Begin an epoch; say whether the loss is to freeze what its exact solve finds."""

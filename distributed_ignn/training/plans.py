@@ -71,20 +71,28 @@ class SolvePlanner:
         config: sections ``forward`` and ``adjoint`` are read.
         learned: the learned solver, or None.
         device: where the states that it keeps belong.
+        num_nodes: of the whole graph; 0 where it is small.
     """
 
     def __init__(
-        self, config: RunConfig, learned: LearnedSolver | None, device: torch.device
+        self,
+        config: RunConfig,
+        learned: LearnedSolver | None,
+        device: torch.device,
+        num_nodes: int = 0,
     ) -> None:
         self._config = config
         self._learned = learned
         self._device = device
+        self._num_nodes = num_nodes
         self._fixed_injection = config.model.fixed_injection
         self._fixed_backward = self._fixed_injection and config.model.dropout == 0.0
         same_map = config.model.fixed_injection and config.train.ema == 0.0
         self._forward_state = EVALUATE if same_map else TRAIN
         self.states: dict[str, Tensor] = {}
         self.log = SolveLog()
+        #: Relative residual at which solves of training and validation may stop, if that is looser.
+        self.loose = 0.0
         #: Told B_c Z* of a training step's solves, where anybody asks.
         self.products: Callable[[tuple[Tensor, ...]], None] | None = None
 
@@ -141,7 +149,12 @@ class SolvePlanner:
             if solution.outcome is not Outcome.DIVERGED and self._starts_warm(purpose, config):
                 self.states[state] = solution.image
 
-        return SolvePlan(self.method(purpose), start, config.tolerance, config.max_steps, done)
+        tolerance = self.tolerance(config)
+        return SolvePlan(self.method(purpose), start, tolerance, config.max_steps, done)
+
+    def tolerance(self, config: SolveConfig | AdjointConfig) -> float:
+        """Return the relative residual at which the solves of an epoch stop."""
+        return max(self.loose, config.tolerance)
 
     def state(self) -> State:
         """See ``Stateful``: where the next solves start."""
@@ -206,7 +219,7 @@ class SolvePlanner:
             elif learned.adjoint is not None:
                 trained = learned.adjoint_solver
         method, settings = chosen_method(self._config, adjoint=purpose == ADJOINT)
-        return method.solver(replace(settings, trained=trained))
+        return method.solver(replace(settings, trained=trained, num_nodes=self._num_nodes))
 
 
 def chosen_method(config: RunConfig, *, adjoint: bool) -> tuple[Method, SolverSettings]:

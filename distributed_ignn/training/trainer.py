@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -38,6 +39,7 @@ from distributed_ignn.training.learned.phases import SolverTrainer
 from distributed_ignn.training.learned_solver import LearnedSolver
 from distributed_ignn.training.local_plan import LocalPlan, local_plan
 from distributed_ignn.training.local_steps import LocalSteps
+from distributed_ignn.training.loose_tolerance import LooseTolerance
 from distributed_ignn.training.losses.consistency import Consistency
 from distributed_ignn.training.losses.local_loss import LocalLoss
 from distributed_ignn.training.losses.objective import Objective
@@ -90,7 +92,7 @@ class Trainer:
         self.model = self._build_model()
         self.weights = Weights(self.model)
         self.learned = self._build_learned_solver()
-        self.planner = SolvePlanner(config, self.learned, comm.device)
+        self.planner = SolvePlanner(config, self.learned, comm.device, shard.num_nodes)
         self.engine = self._build_engine()
         self.solver_trainer = self._build_solver_trainer()
         train = config.train
@@ -101,6 +103,7 @@ class Trainer:
         self.loss = StepLoss(self.model, self.objective, self.regularizer, self.consistency)
         self.local = self._build_local_steps()
         self.gradient_norm: float | None = None
+        self.loose = LooseTolerance(train, shard.num_nodes)
         self.average = WeightAverage(self.model, config.train.ema, self.weights.sharded)
         self.confirmation = Confirmation(
             config, self.model, shard, comm, self.objective, self.planner
@@ -225,8 +228,16 @@ class Trainer:
         self.comm.activity.epoch = self.epoch + 1
         self.planner.log.clear()
         phase = self._train_solver()
+        self.planner.loose = self.loose.at(self.epoch)
         step = self._step_and_validate()
-        return self._record(started, traffic, phase, step)
+        loosened, self.planner.loose = self._loosened, 0.0
+        return replace(self._record(started, traffic, phase, step), tolerance=loosened)
+
+    @property
+    def _loosened(self) -> float | None:
+        """Return the tolerance of this epoch's solves where it is looser than their own."""
+        own = min(self.config.forward.tolerance, self.config.adjoint.tolerance)
+        return self.planner.loose if self.planner.loose > own else None
 
     def _train_solver(self) -> tuple[int, float | None, float]:
         """Train the solver if this epoch begins with that; return steps, loss and seconds."""
@@ -289,6 +300,7 @@ class Trainer:
         checks.solve(TRAIN)
         loss = self._sum(share)
         checks.loss(loss)
+        self.loose.note(loss)
         self._backward_and_update(share, checks)
         checks.weights()
         self._take_local_steps(loss, checks)
@@ -314,7 +326,10 @@ class Trainer:
     def _backward_and_update(self, share: Tensor, checks: StepChecks) -> None:
         """Solve backward, sum the gradients, check them, step, and keep the constraint."""
         checks.made.clear()  # not kept in memory for the backward solve
-        self.engine.scale_lr(self.guard.tally.lr_scale)
+        scale = self.guard.tally.lr_scale
+        if self.local is not None:
+            scale *= self.local.exact_lr_scale(self.epoch, self.chooser.stale)
+        self.engine.scale_lr(scale)
         with self.comm.activity.phase("backward solve and step"):
             self.engine.step(share, checks.gradients)
 
@@ -335,8 +350,13 @@ class Trainer:
             return None
         with self.average.in_use():
             metrics = self._validation(checks)
-            converged = self.planner.log.residual(EVALUATE) <= self.config.forward.tolerance
-            found = self.chooser.consider(self.epoch, metrics, converged=converged, last=last)
+            tolerance = self.planner.tolerance(self.config.forward)
+            converged = self.planner.log.residual(EVALUATE) <= tolerance
+            # patience counts validations since the best one, which is known once it is confirmed
+            rough = self._loosened is not None and not self.config.train.patience
+            found = self.chooser.consider(
+                self.epoch, metrics, converged=converged, last=last, rough=rough
+            )
         self.val_metric = found.metrics["val"]
         return found
 
@@ -478,6 +498,8 @@ class Trainer:
             "seconds": self.stopwatch,
             "epochs": self,
         }
+        if self.loose.loosest > 0.0:
+            parts["loose"] = self.loose
         if self.solver_trainer is not None:
             parts["solver"] = self.solver_trainer
         if self.local is not None:

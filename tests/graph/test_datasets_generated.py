@@ -1,4 +1,4 @@
-"""Generated datasets (chains, synthetic-products) and the computed neighbour channel."""
+"""Generated datasets and the computed neighbour channel."""
 
 from __future__ import annotations
 
@@ -9,12 +9,19 @@ import pytest
 import scipy.sparse as sp
 import torch
 
-from distributed_ignn.config import ChainsConfig, DataConfig, PartitionConfig, SyntheticConfig
+from distributed_ignn.config import (
+    ChainsConfig,
+    DataConfig,
+    HeterophilousConfig,
+    PartitionConfig,
+    SyntheticConfig,
+)
 from distributed_ignn.errors import UserError
 from distributed_ignn.graph.data import CSRMatrix, GraphData, is_symmetric
 from distributed_ignn.graph.datasets import knn as knn_module
 from distributed_ignn.graph.datasets import load_dataset
 from distributed_ignn.graph.datasets.chains import make_chains
+from distributed_ignn.graph.datasets.heterophilous import make_heterophilous
 from distributed_ignn.graph.datasets.knn import cosine_knn
 from distributed_ignn.graph.datasets.nested import Tree, draw_pairs
 from distributed_ignn.graph.datasets.synthetic import make_products
@@ -93,6 +100,74 @@ def test_chains_too_few_for_a_split_are_refused(tmp_path: Path) -> None:
     tiny = DataConfig(chains=ChainsConfig(length=2, chains_per_class=1))
     with pytest.raises(UserError, match="split is empty"):
         load_dataset("chains", tmp_path, tiny)
+
+
+def _class_steps(data: GraphData) -> torch.Tensor:
+    """How far the classes of two neighbours lie apart on the ring, one number an entry."""
+    graph = data.graphs[0]
+    step = data.labels[graph.rows()] - data.labels[graph.col.long()]
+    return step.remainder(data.num_classes)
+
+
+@pytest.mark.parametrize(
+    ("homophily", "classes", "degree"), [(0.1, 5, 10.0), (0.5, 2, 6.0), (0.0, 3, 4.0), (1.0, 4, 5)]
+)
+def test_a_heterophilous_graph_is_what_its_settings_say(
+    homophily: float, classes: int, degree: float
+) -> None:
+    settings = {"nodes": 1001, "classes": classes, "mean_degree": degree, "homophily": homophily}
+    data = make_heterophilous(HeterophilousConfig(**settings))
+    assert data.num_nodes == 1001
+    assert data.num_undirected_edges == pytest.approx(1001 * degree / 2, abs=1)
+    assert is_symmetric(data.graphs[0])
+    steps = _class_steps(data)
+    assert float((steps == 0).double().mean()) == pytest.approx(homophily, abs=0.01)
+    # no edge leaves the ring, and all classes lie on it
+    assert set(steps.tolist()) <= {0, 1, classes - 1}
+    assert torch.bincount(data.labels).tolist() == [
+        -(-(1001 - c) // classes) for c in range(classes)
+    ]
+    sizes = [x.numel() for x in (data.train_nodes, data.val_nodes, data.test_nodes)]
+    assert sizes == [200, 200, 601]
+
+
+def test_own_features_tell_a_class_as_well_as_the_signal_says() -> None:
+    def accuracy(signal: float, neighbours: bool = False) -> float:
+        data = make_heterophilous(HeterophilousConfig(signal=signal))
+        assert isinstance(data.features, torch.Tensor)
+        features = _neighbour_mean(data) if neighbours else data.features
+        return _nearest_class_accuracy(features, data)
+
+    weak, usual, strong = (accuracy(signal) for signal in (0.0, 1.0, 4.0))
+    assert weak == pytest.approx(0.2, abs=0.05)
+    assert weak + 0.1 < usual < strong - 0.3
+    # neighbours are of other classes, and tell it nevertheless
+    assert accuracy(1.0, neighbours=True) > usual + 0.1
+
+
+def test_a_heterophilous_graph_is_the_same_for_the_same_seed(tmp_path: Path) -> None:
+    def fingerprint(seed: int) -> str:
+        settings = HeterophilousConfig(nodes=200, seed=seed)
+        return load_dataset(
+            "heterophilous", tmp_path, DataConfig(heterophilous=settings)
+        ).fingerprint()
+
+    assert fingerprint(0) == fingerprint(0) != fingerprint(1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"nodes": 30}, "nodes = 30 are too few for classes = 5; use at least 50"),
+        ({"mean_degree": 800.0}, "asks for more than half of all pairs of nodes = 3000"),
+        ({"train_fraction": 0.9}, "leave no test nodes"),
+    ],
+)
+def test_heterophilous_graphs_that_cannot_be_are_refused(
+    settings: dict[str, float], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        HeterophilousConfig.model_validate(settings)
 
 
 @pytest.mark.parametrize("scale", [0.0005, 0.002])

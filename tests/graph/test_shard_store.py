@@ -451,6 +451,9 @@ def test_settings_name_every_leaf() -> None:
     assert settings["dataset"] == "chains"
     assert (settings["chains.length"], settings["knn"]) == (7, 3)
     assert json.loads(json.dumps(settings)) == settings
+    # of the youngest dataset no shards of others speak, as those do not that are older
+    assert not any(name.startswith("heterophilous") for name in settings)
+    assert data_settings("heterophilous", DataConfig())["heterophilous.homophily"] == 0.1
 
 
 def test_training_reuses_cached_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,6 +60,7 @@ def test_a_run_may_pause_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         "epochs": 1,
         "best_epoch": 1,
         "best_val": _records(whole)[0]["val_metric"],
+        "confirmed": True,
         "finished": False,
     }
     again = _run(parts, resume="auto")

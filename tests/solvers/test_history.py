@@ -22,14 +22,14 @@ def _several_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(blocks._BLOCK_ENTRIES, "cpu", 7 * WIDTH)
 
 
-def _pushed(history: History, count: int) -> tuple[list[Tensor], list[Tensor]]:
+def _pushed(history: History, count: int, how: str = "push") -> tuple[list[Tensor], list[Tensor]]:
     """Points and residuals of random iterates, newest first; the Gram rows are entered."""
     points: list[Tensor] = []
     residuals: list[Tensor] = []
     for _ in range(count):
         z, image = (torch.randn(ROWS, WIDTH, dtype=torch.float64) for _ in range(2))
         points, residuals = [z, *points], [image - z, *residuals]
-        dots = history.push(z, image)
+        dots = _entered(history, z, image, how)
         held = len(history)
         expected = torch.stack([(residuals[0] * old).sum() for old in residuals[:held]])
         assert torch.allclose(dots, expected, rtol=0, atol=1e-11)
@@ -37,10 +37,20 @@ def _pushed(history: History, count: int) -> tuple[list[Tensor], list[Tensor]]:
     return points[: len(history)], residuals[: len(history)]
 
 
+def _entered(history: History, z: Tensor, image: Tensor, how: str) -> Tensor:
+    if how == "push":
+        return history.push(z, image)
+    if how == "enter":
+        return history.enter(z, image)
+    # the image is another one, and something stands in for the residual
+    return history.enter(z, image.cos(), lambda rows: image[rows] - z[rows])
+
+
+@pytest.mark.parametrize("how", ["push", "enter", "enter an estimate"])
 @pytest.mark.parametrize("count", [1, 2, MEMORY + 1, 2 * MEMORY + 3])
-def test_iterates_come_back_from_their_differences(count: int) -> None:
+def test_iterates_come_back_from_their_differences(count: int, how: str) -> None:
     history = History(MEMORY)
-    points, residuals = _pushed(history, count)
+    points, residuals = _pushed(history, count, how)
     assert len(history) == min(count, MEMORY + 1)
     gram = torch.stack([torch.stack([(a * b).sum() for b in residuals]) for a in residuals])
     assert torch.allclose(history.ordered_gram(), gram, rtol=0, atol=1e-11)
@@ -59,12 +69,13 @@ def test_iterates_come_back_from_their_differences(count: int) -> None:
         assert torch.allclose(dots, expected.sum(dim=0), rtol=0, atol=1e-11)
 
 
-def test_an_iterate_taken_back_leaves_no_trace() -> None:
+@pytest.mark.parametrize("how", ["push", "enter"])
+def test_an_iterate_taken_back_leaves_no_trace(how: str) -> None:
     history, alpha = History(MEMORY), torch.tensor([0.5, 0.2, 0.3])
-    _pushed(history, 3)
+    _pushed(history, 3, how)
     before = history.ordered_gram(), history.mix(alpha, 0.7)
     z = torch.randn(ROWS, WIDTH, dtype=torch.float64)
-    history.set_newest_gram(history.push(z, z.cos()))
+    history.set_newest_gram(_entered(history, z, z.cos(), how))
     history.drop_newest()
     assert torch.equal(history.ordered_gram(), before[0])
     assert torch.allclose(history.mix(alpha, 0.7), before[1], rtol=0, atol=1e-12)
@@ -133,3 +144,27 @@ def test_rounded_points_do_limit_it(monkeypatch: pytest.MonkeyPatch) -> None:
     solution = solve(the_map, start, Anderson(5), lambda sums: sums, tolerance=1e-8, max_steps=200)
     assert not solution.converged
     assert solution.residual > 1e-4
+
+
+def test_a_first_iterate_begins_without_a_pass_and_the_step_from_it_is_its_image() -> None:
+    history, one = History(MEMORY), torch.ones(1, dtype=torch.float64)
+    _pushed(history, 2, "enter")
+    z, image = (torch.randn(ROWS, WIDTH, dtype=torch.float64) for _ in range(2))
+    history.begin(z, image)
+    assert len(history) == 1
+    assert history.mix(one, 1.0) is image
+    assert torch.equal(history.newest()[1], image - z)
+    history.set_newest_gram((image - z).square().sum()[None])
+    other = torch.randn(ROWS, WIDTH, dtype=torch.float64)
+    dots = history.enter(other, other.cos())
+    assert dots[1].item() == pytest.approx(((other.cos() - other) * (image - z)).sum().item())
+
+
+def test_what_was_entered_may_be_pushed_onto() -> None:
+    history = History(MEMORY)
+    z, image = (torch.randn(ROWS, WIDTH, dtype=torch.float64) for _ in range(2))
+    history.begin(z, image)
+    dots = history.push(image, z)
+    assert dots[1].item() == pytest.approx(-(image - z).square().sum().item())
+    alpha = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    assert torch.allclose(history.mix(alpha, 0.5), z + 0.5 * (image - z), rtol=0, atol=1e-12)

@@ -93,7 +93,7 @@ def test_a_small_graph_is_trained_as_without_them() -> None:
 
 
 def _small_graphs_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rules, "_LEAST_NODES", 60)
+    monkeypatch.setattr(rules, "LEAST_NODES", 60)
     monkeypatch.setattr(rules, "_LEAST_TRAINED", 20)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.runs.checkpoints.snapshot import restore, take_snapshot
+from distributed_ignn.training import local_plan
 from distributed_ignn.training.trainer import Trainer
 from tests.parity.cases import CELLS
 from tests.ranks import run_ranks
@@ -42,19 +43,29 @@ CASES: dict[str, tuple[str, Mapping[str, Mapping[str, Any]]]] = {
     "several labels": ("multilabel", {"model": {"injection": "propagated"}}),
     "constant terms": ("dense", {"model": {"input_dropout": 0.0}}),
     "weights": ("weights", {"model": {"injection": "features"}}),
+    "loose solves": ("plain", {"train": {"loose_tolerance": 0.03}}),
+    "batches": ("dense", {"model": {"input_dropout": 0.0}}),
+    "batches of an embedding": ("embedding", {}),
     "both directions": ("both", {"model": {"injection_channels": "graph"}}),
     **{f"cell {name}": (name.split("/")[0], changes) for name, changes in CELLS.items()},
 }
 
 
 def _trainer(comm: Communicator, case: str, **train_section: Any) -> Trainer:
+    with pytest.MonkeyPatch.context() as patch:
+        if case.startswith("batches"):
+            patch.setattr(local_plan, "LEAST_BATCH", 4)
+        return _trainer_of(comm, case, **train_section)
+
+
+def _trainer_of(comm: Communicator, case: str, **train_section: Any) -> Trainer:
     data, changes = CASES[case]
     sections = {name: dict(keys) for name, keys in changes.items()}
     sections["train"] = LOCAL | sections.get("train", {}) | train_section
     return small_trainer(comm, small_config({"forward": TIGHT, "adjoint": TIGHT, **sections}), data)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [case for case in CASES if not case.startswith("batches")])
 def test_the_loss_is_the_exact_one_at_the_weights_of_the_exact_step(case: str) -> None:
     """Consistency is asked of all nodes here; the Jacobian's penalty is estimated from others."""
     trainer = _trainer(Communicator(), case, jacobian_weight=0.0)
@@ -68,15 +79,41 @@ def test_the_loss_is_the_exact_one_at_the_weights_of_the_exact_step(case: str) -
     own, readout = loss._read_out, trainer.model.read_out
 
     # the same masks of the readout, which local steps draw anew
-    def same_masks(image: Tensor, draw: int) -> Tensor:
+    def same_masks(image: Tensor, draw: int, places: slice) -> Tensor:
         whole = image.new_zeros(trainer.shard.num_owned, image.shape[1])
         whole[loss.rows] = image
-        return readout(whole, draw // 4096)[loss.rows]
+        return readout(whole, draw // 4096)[loss.rows][places]
 
     loss._read_out = same_masks  # type: ignore[method-assign]
     assert loss.share(0, 0).item() == pytest.approx(exact.item(), rel=1e-9)
     loss._read_out = own  # type: ignore[method-assign]
     assert loss.share(0, 0).item() != loss.share(0, 1).item()
+
+
+@pytest.mark.parametrize("case", ["batches", "batches of an embedding"])
+def test_batches_are_divided_evenly_and_stand_for_all_rows(case: str) -> None:
+    """The mean of the losses of batches, each weighed by its size, is that of all rows."""
+    trainer, whole = _trainer(Communicator(), case), _trainer_of(Communicator(), case)
+    losses = []
+    for each in (trainer, whole):
+        each.model.eval()
+        assert each.local is not None
+        loss = each.local._loss
+        loss._dropout.probability = 0.0
+        each.planner.products = loss.freeze
+        each.model.equilibrium(0, each.planner.train(), each.planner.adjoint())
+        loss.begin(0)
+        losses.append(loss)
+    batches = losses[0]._batches
+    assert len(batches) == 5  # 20 training nodes
+    assert len(losses[1]._batches) == 1
+    shares = [losses[0].share(0, turn).item() / batches[turn].weight for turn in range(5)]
+    assert sum(shares) == pytest.approx(losses[1].share(0, 0).item(), rel=1e-9)
+    assert torch.equal(losses[0].rows.sort().values, losses[1].rows.sort().values)
+    assert losses[0].share(0, 5).item() == losses[0].share(0, 0).item()
+    begun = losses[0].share(0, 1).item()
+    losses[0].begin(1)
+    assert losses[0].share(1, 0).item() == begun
 
 
 def test_they_move_every_parameter_and_lower_the_loss() -> None:

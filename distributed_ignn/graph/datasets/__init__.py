@@ -20,6 +20,7 @@ from distributed_ignn.graph.datasets.attributes import labelled_graph, no_labels
 from distributed_ignn.graph.datasets.chains import make_chains
 from distributed_ignn.graph.datasets.checks import validate, validate_graph
 from distributed_ignn.graph.datasets.feature_norm import apply_scaling, scale_features
+from distributed_ignn.graph.datasets.heterophilous import make_heterophilous
 from distributed_ignn.graph.datasets.in_memory import ORIGIN, fields_in_memory, is_in_memory
 from distributed_ignn.graph.datasets.knn import add_knn_channel
 from distributed_ignn.graph.datasets.pyg_ogb import OGB_NAMES, load_ogb, load_reddit
@@ -64,6 +65,7 @@ DATASETS: dict[str, Loader] = {
     **dict.fromkeys(OGB_NAMES, lambda name, root, data: load_ogb(name, root)),
     "chains": lambda name, root, data: make_chains(data.chains),
     "synthetic-products": lambda name, root, data: make_products(data.synthetic),
+    "heterophilous": lambda name, root, data: make_heterophilous(data.heterophilous),
     OWN_FILE: _file,
 }
 """The datasets there are, by name; a new one is entered here, and has its settings in

@@ -45,15 +45,21 @@ class IgnnWeights(CellWeights):
         return 1.0 if self._config.learn_kappa else self.kappa.bound / self.growth
 
     def _initial(self, channels: int, graph_channels: int) -> Tensor:
-        """[channels, D, D]; ``identity`` shares the bound among the channels.
+        """[channels, D, D]; ``identity`` and ``signed`` share the bound among the channels.
 
-        Among those that the injection uses, if it names some: what helps b helps Z.
+        Among those that the injection uses, if it names some: what helps b helps Z. With W = k I
+        the equilibrium of the linear map is (I - k A_hat)^-1 b, a low-pass filter of the graph, and
+        with W = -k I it is (I + k A_hat)^-1 b, a high-pass one; ``signed`` has both, column by
+        column, under the same bound.
         """
         width = self._config.hidden
-        if self._config.init == "identity":
+        if self._config.init in ("identity", "signed"):
             used = chosen_channels(self._config.injection_channels, channels, graph_channels)
             start = torch.zeros(channels, width, width)
-            start[list(used)] = torch.eye(width) * (self.radius / len(used))
+            diagonal = torch.ones(width)
+            if self._config.init == "signed":
+                diagonal[1::2] = -1.0
+            start[list(used)] = torch.diag(diagonal) * (self.radius / len(used))
             return start
         drawn = [nn.init.xavier_uniform_(torch.empty(width, width)) for _ in range(channels)]
         return torch.stack(drawn)

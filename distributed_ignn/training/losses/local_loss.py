@@ -8,6 +8,10 @@ depends on all parameters, and neither rows are exchanged nor states propagated 
 the weights of that step it is the exact prediction. b(X) is not frozen: features of neighbours,
 dropped out by the masks of that step, are at hand (``models/some_rows.py``).
 
+Where there are many training nodes, and b(X) of some of them takes no work for others, they are
+divided into batches, of which a local step reads one (``local_plan.batch_count``); its loss stands
+for that of all of them.
+
 The rows are the training nodes; where the loss holds predictions consistent on all nodes, also a
 sample of the others, chosen by a hash of their ids, so that every cut of the graph has the same.
 
@@ -15,6 +19,8 @@ Letters: R rows, T training nodes of this rank, O owned nodes, D hidden width, C
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -27,7 +33,7 @@ from distributed_ignn.models import some_rows
 from distributed_ignn.models.dropout import NodeDropout
 from distributed_ignn.models.encoder import FeatureEncoder, NodeEmbedding, Source
 from distributed_ignn.models.shard_model import ShardModel
-from distributed_ignn.training.local_plan import SAMPLED, local_plan
+from distributed_ignn.training.local_plan import SAMPLED, batch_count, local_plan
 from distributed_ignn.training.losses.consistency import Consistency
 from distributed_ignn.training.losses.objective import Objective
 from distributed_ignn.training.losses.regularizer import Regularizer
@@ -36,7 +42,23 @@ MOST_STEPS = 4096
 """Local steps in an epoch: each has output masks of its own."""
 
 _STREAM = 5
-_SAMPLING = 77
+_SAMPLING, _BATCHING = 77, 78
+_ALL = slice(None)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Batch:
+    """The rows that a local step reads.
+
+    Args:
+        places: which of the rows.
+        source: what their b(X) is computed from; None where it is an embedding.
+        weight: of their loss.
+    """
+
+    places: slice
+    source: Source | None
+    weight: float = 1.0
 
 
 class LocalLoss:
@@ -53,7 +75,7 @@ class LocalLoss:
         consistency: how far predictions may differ under dropout.
 
     Attributes:
-        rows: owned ids [R], training nodes first.
+        rows: owned ids [R], training nodes first, batch by batch.
     """
 
     def __init__(
@@ -69,7 +91,7 @@ class LocalLoss:
         self._objective, self._regularizer = objective, regularizer
         self._consistency = consistency
         sampled, share = self._sample(shard)
-        trained = objective.train_rows
+        trained, sizes = self._in_batches(shard, config)
         self.rows = torch.cat([trained, sampled.to(trained.device)])
         self._trained = trained.numel()
         #: of each row in sums over all nodes
@@ -79,7 +101,7 @@ class LocalLoss:
         total = shard.split_sizes[0] + share * (shard.num_nodes - shard.split_sizes[0])
         self._row_share = 1.0 / max(total, 1.0)
         self._dropout = NodeDropout(config.model.dropout, _STREAM)
-        self._source = self._injection_source(shard, config)
+        self._batches = self._divide(self._injection_source(shard, config), sizes)
         self._others: Tensor | None = None
         self._frozen: list[list[Tensor]] = []
         self._probes: dict[int, list[Tensor]] = {}
@@ -117,6 +139,41 @@ class LocalLoss:
         taken = hash_uniform(_SAMPLING, shard.owned_nodes) < share
         taken[shard.train_index] = False
         return taken.nonzero()[:, 0], share
+
+    def _in_batches(self, shard: GraphShard, config: RunConfig) -> tuple[Tensor, list[int]]:
+        """The training rows, batch by batch, and how many this rank has in each.
+
+        Which batch a node is in, a hash of its id says.
+        """
+        rows = self._objective.train_rows
+        count = batch_count(shard.num_nodes, shard.split_sizes[0])
+        if count == 1 or not self._divisible(config):
+            return rows, [rows.numel()]
+        nodes = shard.owned_nodes.to(rows.device)[rows]
+        batch = (hash_uniform(_BATCHING, nodes) * count).long()
+        sizes = torch.bincount(batch, minlength=count)
+        return rows[torch.argsort(batch, stable=True)], sizes.tolist()
+
+    def _divisible(self, config: RunConfig) -> bool:
+        """Whether some of the rows can be read without work for the others."""
+        if self._consistency.active or config.train.jacobian_weight > 0.0:
+            return False
+        encoder = self._model.encoder
+        return isinstance(encoder, NodeEmbedding) or encoder.source.constant is not None
+
+    def _divide(self, source: Source | None, sizes: list[int]) -> list[_Batch]:
+        """The batches, from this rank's rows in each; one reduction if there are several."""
+        if len(sizes) == 1:
+            return [_Batch(_ALL, source)]
+        comm = self._model.propagation.halo.comm
+        totals = comm.sum(torch.tensor(sizes, dtype=torch.float64))
+        batches, begin = [], 0
+        for size, total in zip(sizes, totals.tolist(), strict=True):
+            places = slice(begin, begin + size)
+            weight = float(totals.sum()) / max(total, 1.0)
+            batches.append(_Batch(places, _rows_of(source, places), weight))
+            begin += size
+        return batches
 
     def _injection_source(self, shard: GraphShard, config: RunConfig) -> Source | None:
         """What b(X) of the rows is computed from; None where it is an embedding."""
@@ -167,12 +224,13 @@ class LocalLoss:
             step: the exact step before, whose input masks hold on.
             turn: which local step after it; seeds masks of the readout.
         """
+        batch = self._batches[(step + turn) % len(self._batches)]
         weights = self._model.channel_weights()
         losses, probabilities = [], []
         for draw, products in zip(self._consistency.draws(step), self._frozen, strict=True):
-            image = self._image(draw, products, weights)
-            logits = self._read_out(image, draw * MOST_STEPS + turn)
-            task = self._objective.row_loss(logits[: self._trained])
+            image = self._image(draw, products, weights, batch)
+            logits = self._read_out(image, draw * MOST_STEPS + turn, batch.places)
+            task = self._task_loss(logits, batch)
             losses.append(task + self._penalty(image, draw, weights))
             if self._consistency.active:
                 probabilities.append(self._objective.probabilities(logits))
@@ -181,23 +239,39 @@ class LocalLoss:
             return total
         return total + self._consistency.loss(probabilities, step, self._weight)
 
-    def _image(self, draw: int, products: list[Tensor], weights: list[Tensor]) -> Tensor:
-        """phi(sum_c (B_c Z*)[rows] W_c + b(X)[rows]), [R, D]."""
-        total = self._injection(draw)
+    def _task_loss(self, logits: Tensor, batch: _Batch) -> Tensor:
+        if len(self._batches) == 1:
+            return self._objective.row_loss(logits[: self._trained])
+        return batch.weight * self._objective.row_loss(logits, self.rows[batch.places])
+
+    def _image(
+        self, draw: int, products: list[Tensor], weights: list[Tensor], batch: _Batch
+    ) -> Tensor:
+        """phi(sum_c (B_c Z*)[rows] W_c + b(X)[rows]) of the rows of a batch, [r, D]."""
+        total = self._injection(draw, batch)
         for product, weight in zip(products, weights, strict=True):
-            total = torch.addmm(total, product, weight)
+            total = torch.addmm(total, product[batch.places], weight)
         return self._model.layer.form.activate(total)
 
-    def _injection(self, draw: int) -> Tensor:
+    def _injection(self, draw: int, batch: _Batch) -> Tensor:
         encoder = self._model.encoder
-        if isinstance(encoder, FeatureEncoder) and self._source is not None:
-            return encoder.of(self._source, draw)
-        return self._model.injection(draw).index_select(0, self.rows)
+        if isinstance(encoder, FeatureEncoder) and batch.source is not None:
+            return encoder.of(batch.source, draw)
+        return self._model.injection(draw).index_select(0, self.rows[batch.places])
 
-    def _read_out(self, image: Tensor, draw: int) -> Tensor:
-        """Logits [R, C]."""
-        logits: Tensor = self._model.head(self._dropout(image, self._seed, draw, self._nodes))
+    def _read_out(self, image: Tensor, draw: int, places: slice = _ALL) -> Tensor:
+        """Logits [r, C] of some of the rows."""
+        nodes = self._nodes[places]
+        logits: Tensor = self._model.head(self._dropout(image, self._seed, draw, nodes))
         return logits
 
     def _penalty(self, image: Tensor, draw: int, weights: list[Tensor]) -> Tensor | float:
         return self._regularizer.row_penalty(image, self._probes[draw], weights, self._row_share)
+
+
+def _rows_of(source: Source | None, places: slice) -> Source | None:
+    """Some rows of what constants give b(X) of."""
+    if source is None or source.constant is None:
+        return None
+    kept = tuple(term[places] for term in source.constant)
+    return replace(source, constant=kept, nodes=source.nodes[places])

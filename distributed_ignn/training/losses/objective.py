@@ -90,9 +90,14 @@ class Objective:
         """Owned ids [T] of the nodes that carry loss."""
         return self._splits["train"]
 
-    def row_loss(self, chosen: Tensor) -> Tensor:
-        """As ``loss``, from the logits [T, C] of ``train_rows`` alone."""
-        labels = self._labels[self.train_rows]
+    def row_loss(self, chosen: Tensor, rows: Tensor | None = None) -> Tensor:
+        """As ``loss``, from the logits of ``train_rows`` alone, [T, C], or of some of them.
+
+        Args:
+            chosen: the logits.
+            rows: owned ids of those nodes; None for all ``train_rows``.
+        """
+        labels = self._labels[self.train_rows if rows is None else rows]
         if not self._bce:
             total = functional.cross_entropy(
                 chosen, labels, reduction="sum", label_smoothing=self._smoothing

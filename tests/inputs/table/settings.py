@@ -241,6 +241,13 @@ SETTINGS = [
         way_out="drop one of them",
     ),
     Case(
+        "a signed start of a cell that has none",
+        f"{_CHAINS} --model.init signed --model.cell eignn",
+        value="init = signed",
+        rule="no effect with cell = eignn",
+        way_out="use cell = ignn or init = identity",
+    ),
+    Case(
         "splits that leave no test nodes",
         f"{_CHAINS} --data.chains.val-fraction 0.97",
         value="val_fraction = 0.97",

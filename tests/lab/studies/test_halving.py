@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 import random
 from collections.abc import Mapping, Sequence
 
 import pytest
+from rich.console import Console
 
+from distributed_ignn.lab.studies.search.board import Board
 from distributed_ignn.lab.studies.search.halving import (
     Budget,
     Halving,
@@ -31,6 +34,8 @@ class World:
         failing: trials that fail.
         plan: of the search.
         trials: of an earlier call, as JSON.
+        before: seconds that it took.
+        unconfirmed: trials whose metrics are not those of equilibria.
     """
 
     def __init__(
@@ -40,8 +45,10 @@ class World:
         failing: Sequence[int] = (),
         trials: Sequence[str] = (),
         before: float = 0.0,
+        unconfirmed: Sequence[int] = (),
     ) -> None:
         self.now = 0.0
+        self.unconfirmed = unconfirmed
         self.failing = failing
         self.trained: list[Job] = []
         known = [Trial.model_validate_json(text) for text in trials]
@@ -65,6 +72,7 @@ class World:
             epochs=job.until,
             validation=self.figure(job),
             best_epoch=job.until,
+            confirmed=job.trial not in self.unconfirmed,
             seconds=float(job.until),
             over=job.until == self.halving.plan.rungs[-1],
         )
@@ -170,11 +178,69 @@ def test_known_trials_are_trained_to_the_end_where_time_allows() -> None:
     ]
     free = World(Plan(RUNGS, most=30), trials=known).run()
     assert all(free.halving.trial(number).is_over(0) for number in range(1, 6))
-    # 40 s are a quarter of 160 s, and more than a sixteenth
+    # 40 s are more than a sixteenth of 160 s
     short = World(Plan(RUNGS), 160.0, trials=known).run()
     ended = [number for number in range(1, 6) if short.halving.trial(number).is_over(0)]
     assert 1 in ended
     assert len(ended) < 5
+
+
+@pytest.mark.parametrize("budget", [40.0, 45.0, 75.0])
+def test_no_search_with_time_for_it_ends_below_the_settings_as_given(budget: float) -> None:
+    """They are trained to the end before anything else, be it all that the time is enough for."""
+    world = World(Plan(RUNGS), budget).run()
+    assert [job.trial for job in world.trained[:3]] == [1, 1, 1]
+    assert world.halving.trial(1).is_over(0)
+    chosen = world.halving.chosen()
+    assert chosen is not None
+    assert world.halving.score(chosen) >= world.halving.score(world.halving.trial(1))
+
+
+def test_what_is_not_confirmed_comes_after_all_that_is() -> None:
+    plain = World(Plan(RUNGS, most=9)).run()
+    best = plain.halving.chosen()
+    assert best is not None
+    assert best.number != 1
+    world = World(Plan(RUNGS, most=9), unconfirmed=(best.number,)).run()
+    assert world.halving.ranked()[-1].number == best.number
+    doubtful = world.halving.trial(best.number)
+    assert not doubtful.confirmed
+    assert not doubtful.is_over(0)  # nor is it worth going on with
+    chosen = world.halving.chosen()
+    assert chosen is not None
+    assert chosen.confirmed
+    # where nothing is confirmed the best of all is chosen
+    everything = World(Plan(RUNGS, most=9), unconfirmed=range(1, 10)).run().halving.chosen()
+    assert everything is not None
+    assert everything.number == best.number
+
+
+def test_the_tables_mark_what_is_not_confirmed() -> None:
+    console = Console(file=io.StringIO(), width=200)
+    world = World(Plan(RUNGS, most=3), unconfirmed=(2,)).run()
+    console.print(Board(world.halving).table("accuracy"))
+    lines = {number: line for line in _printed(console) if (number := line.split("│")[1].strip())}
+    board = Board(world.halving, console)
+    board.ended(world.trained[-1], world.halving.trial(2))
+    assert [name for name, line in lines.items() if "(not confirmed)" in line] == ["2"]
+    assert list(lines)[-1] == "2"
+    assert "(not confirmed), 10.0 s; best: trial " in _printed(console, all_lines=True)[-1]
+
+
+def _printed(console: Console, *, all_lines: bool = False) -> list[str]:
+    """Lines so far, by default those of a table's rows."""
+    assert isinstance(console.file, io.StringIO)
+    lines = console.file.getvalue().splitlines()
+    return lines if all_lines else [line for line in lines if line.startswith("│")]
+
+
+def test_a_ledger_from_before_metrics_were_confirmed_is_read() -> None:
+    world = World(Plan(RUNGS, most=2)).run()
+    trial = world.halving.trials[0].model_dump(mode="json")
+    for step in trial["runs"]["0"]:
+        del step["confirmed"]
+    assert Trial.model_validate(trial) == world.halving.trials[0]
+    assert Trial.model_validate(trial).confirmed
 
 
 def test_failed_trials_are_left_and_the_search_goes_on() -> None:

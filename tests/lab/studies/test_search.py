@@ -19,6 +19,7 @@ from distributed_ignn.lab.studies.search import session
 from distributed_ignn.lab.studies.search.halving import Budget
 from distributed_ignn.lab.studies.search.rung import Rung, train_rung
 from distributed_ignn.lab.studies.search.session import Request, search_here
+from distributed_ignn.lab.studies.search.space import KNOWN_OWN
 from distributed_ignn.training.trainer import Trainer
 from tests.api.small_data import small_data
 from tests.ranks import run_ranks
@@ -78,13 +79,15 @@ def test_a_search_finds_settings_by_validation_alone(
     graph: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "found"
-    command = [str(graph), *QUICK, "--trials", "6", "--out", str(out)]
+    command = [str(graph), *QUICK, "--trials", "9", "--out", str(out)]
     assert main(command) == 0
     shown = capfd.readouterr()
     record = _record(out)
     trials = record["trials"]
     assert [trial["origin"] for trial in trials] == [
-        *("default", "citeseer", "acm", "flickr", "chains", "drawn")
+        "default",
+        *(*KNOWN_OWN, "citeseer", "acm", "flickr", "chains"),
+        "drawn",
     ]
     assert trials[0]["settings"] == {}
     # no epoch twice, and each run as far as its last rung
@@ -93,7 +96,7 @@ def test_a_search_finds_settings_by_validation_alone(
         assert [step["epochs"] for step in trial["runs"]["0"]] in ([2], [2, 4], [2, 4, 8])
     epochs = sorted(map(len, _lines(out).values()))
     assert epochs == sorted(trial["runs"]["0"][-1]["epochs"] for trial in trials)
-    assert all(trial["runs"]["0"][-1]["over"] for trial in trials[:5])  # those that are known
+    assert all(trial["runs"]["0"][-1]["over"] for trial in trials[:8])  # those that are known
     assert all(line == list(range(1, len(line) + 1)) for line in _lines(out).values())
     # the best of those that are trained to the end, which the best of all is
     ends = {trial["number"]: trial["runs"]["0"][-1] for trial in trials}
@@ -102,11 +105,11 @@ def test_a_search_finds_settings_by_validation_alone(
     assert chosen["validation"] == [max(end["validation"] for end in ends.values())]
     # what was tried, and how often
     for name, values in record["space"].items():
-        assert sum(record["tried"][name].values()) == 6, (name, values)
+        assert sum(record["tried"][name].values()) == 9, (name, values)
     # nobody was shown a test figure, and there is none
     assert not list(out.rglob("summary.json"))
     assert "test" not in (shown.out + shown.err).replace(str(tmp_path), "")
-    assert "trial 6 of 6 (drawn): " in shown.err
+    assert "trial 9 of 9 (drawn): " in shown.err
     assert "best first" in shown.out
     # what it leaves is a run
     text = (out / "best.yaml").read_text()
@@ -123,9 +126,9 @@ def test_a_search_finds_settings_by_validation_alone(
     before = {path: path.stat().st_mtime_ns for path in out.glob("runs/*/metrics.jsonl")}
     assert main(command) == 0
     assert {path: path.stat().st_mtime_ns for path in before} == before
-    assert main([*command, "--trials", "7"]) == 0
-    assert [t["settings"] for t in _record(out)["trials"][:6]] == [t["settings"] for t in trials]
-    assert len(_record(out)["trials"]) == 7
+    assert main([*command, "--trials", "10"]) == 0
+    assert [t["settings"] for t in _record(out)["trials"][:9]] == [t["settings"] for t in trials]
+    assert len(_record(out)["trials"]) == 10
 
 
 def test_a_search_that_is_stopped_goes_on_with_the_same_epochs(

@@ -7,7 +7,7 @@ import pytest
 from distributed_ignn.config import RunConfig
 from distributed_ignn.config.keywords import setting_names
 from distributed_ignn.graph.storage.manifest import DatasetSize
-from distributed_ignn.lab.studies.search.space import SPACE, Settings, Space, restricted
+from distributed_ignn.lab.studies.search.space import KNOWN_OWN, SPACE, Settings, Space, restricted
 from distributed_ignn.lab.studies.study_runs import with_settings
 
 pytestmark = pytest.mark.cheap
@@ -76,7 +76,10 @@ def test_the_fast_solver_is_not_forced_on_a_search_that_has_one() -> None:
 def test_settings_of_shipped_datasets_are_known_good() -> None:
     space = Space(BASE, SPACE, GRAPH, 0)
     known = space.known
-    assert list(known) == ["citeseer", "acm", "flickr", "chains"]
+    assert list(known) == [*KNOWN_OWN, "citeseer", "acm", "flickr", "chains"]
+    assert known["two layers"]["model.injection_layers"] == "2"
+    named = Space(RunConfig(dataset="chains"), SPACE, GRAPH, 0).known
+    assert list(named) == ["citeseer", "acm", "flickr", "chains"]
     assert "train.lr" not in known["citeseer"]  # that of the search, .002
     assert all(s["train.lr"] in ("0.005", "0.01", "0.02") for s in _draws(space, 20))
     assert known["citeseer"]["model.injection"] == "propagated"

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from distributed_ignn.lab.studies.outcome import spread
 from distributed_ignn.lab.studies.search.halving import Halving, Job, Trial
-from distributed_ignn.lab.studies.search.ledger import brief, validation
+from distributed_ignn.lab.studies.search.ledger import brief, doubt, validation
 
 _SHOWN, _LISTED = 10, 30
 
@@ -60,8 +60,8 @@ class Board:
         best = next(iter(self._halving.ranked()), trial)
         self._say(
             f"trial {trial.number}: epoch {last.epochs}/{self._halving.plan.rungs[-1]}, validation "
-            f"{last.validation:.4f}, {last.seconds:.1f} s; best: trial {best.number}, "
-            f"{self._halving.score(best):.4f}"
+            f"{last.validation:.4f}{doubt(last.confirmed)}, {last.seconds:.1f} s; best: trial "
+            f"{best.number}, {self._halving.score(best):.4f}"
         )
 
     @property
@@ -100,7 +100,12 @@ class Board:
         chosen, ranked = halving.chosen(), halving.ranked()
         failed = [trial for trial in halving.trials if trial.failure is not None]
         seed, score = halving.plan.seeds[0], halving.score
-        ranked.sort(key=lambda t: (t is not chosen, not t.is_over(seed), -score(t), t.number))
+        ranked.sort(
+            key=lambda t: (
+                *(t is not chosen, not t.confirmed, not t.is_over(seed)),
+                *(-score(t), t.number),
+            )
+        )
         order = ranked + failed
         caption = f"{len(order) - _LISTED} more in search.json" if len(order) > _LISTED else None
         table = Table(
@@ -123,6 +128,7 @@ def _row(trial: Trial, job: Job | None, halving: Halving) -> tuple[str, ...]:
     seconds = sum(end.seconds for seed in seeds if (end := trial.last(seed)))
     mean, deviation = spread(found) if found else (0.0, 0.0)
     figures = f"{mean:.4f}" + (f" +- {deviation:.4f}" if len(found) > 1 else "") if found else "-"
+    figures += doubt(trial.confirmed)
     epochs = str(last.epochs if last else 0) + (f" -> {job.until}" if job else "")
     settings = brief(trial.settings) or trial.origin
     return (

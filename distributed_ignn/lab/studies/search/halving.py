@@ -4,10 +4,11 @@ As in Li et al., A System for Massively Parallel Hyperparameter Tuning (2020), a
 that is among the best third of those which have come to a rung goes on to the next one, and where
 there is none a new trial begins. Nobody waits for a rung to fill. A trial goes on from where it was
 paused, so that no epoch is trained twice. What is more here: the first trial, which has the default
-settings, is trained to the end, unless that takes more than a quarter of the time; so are those
-with known settings, some of which are slow starters, if each takes a sixteenth at most; so is the
-best, whatever it takes; and with a budget of time nothing begins that is not expected to end within
-it and to leave enough for that.
+settings, is trained to the end wherever the time is enough for that, so that no search ends below
+it; so are those with known settings, some of which are slow starters, if each takes a sixteenth at
+most; so is the best, whatever it takes; and with a budget of time nothing begins that is not
+expected to end within it and to leave enough for that. A trial whose validation metric is not
+confirmed to be that of the equilibrium comes after all those whose is.
 
 Nothing here trains, waits or writes.
 """
@@ -31,7 +32,7 @@ FINALISTS = 3
 """So many of the best trials are trained with the other seeds, where several are asked for."""
 
 _BEST_SHARE = 4  # new trials take after one of the best quarter
-_FIRST_SHARE, _KNOWN_SHARE = 1 / 4, 1 / 16  # of the budget, that such a trial is worth
+_FIRST_SHARE, _KNOWN_SHARE = 1.0, 1 / 16  # of the budget, that such a trial is worth
 DRAWN = "drawn"
 
 
@@ -46,6 +47,8 @@ class Reached(_Kept):
         epochs: trained.
         validation: the best validation metric of them.
         best_epoch: its epoch; 0 if there was no validation yet.
+        confirmed: whether that is the metric of the equilibrium; searches of before this was
+            written down are taken at their word.
         seconds: that this took in all.
         over: whether the run is: all epochs are trained, or its patience is at an end.
     """
@@ -55,6 +58,7 @@ class Reached(_Kept):
     epochs: int = Field(ge=0)
     validation: float
     best_epoch: int = Field(ge=0)
+    confirmed: bool = True
     seconds: float = Field(ge=0)
     over: bool
 
@@ -65,7 +69,7 @@ class Trial(_Kept):
     Args:
         number: from 1 on.
         settings: those that are not as the search was given them.
-        origin: where they come from: default, a shipped dataset, grid, or drawn.
+        origin: where they come from: default, what they have served, grid, or drawn.
         runs: by seed, where each rung has left it.
         failure: why a run failed, in one line.
     """
@@ -87,6 +91,11 @@ class Trial(_Kept):
             if step.epochs >= epochs or step.over:
                 return step
         return None
+
+    @property
+    def confirmed(self) -> bool:
+        """Whether the validation metrics of all seeds are those of equilibria."""
+        return all(steps[-1].confirmed for steps in self.runs.values() if steps)
 
     def is_over(self, seed: int) -> bool:
         """Whether the run with a seed is trained to its end."""
@@ -223,14 +232,17 @@ class Halving:
     def ranked(self) -> list[Trial]:
         """Trials that have been validated and did not fail, the best first."""
         found = [(t, last) for t in self.trials if not t.failure and (last := t.last(self._seed))]
-        found.sort(key=lambda pair: (-pair[1].validation, not pair[1].over, pair[0].number))
+        found.sort(key=lambda pair: (*_falling(pair[1]), not pair[1].over, pair[0].number))
         return [trial for trial, _ in found]
 
     def chosen(self) -> Trial | None:
-        """The trial that validates best: in the mean over all seeds where trials have them all."""
+        """The trial that validates best: in the mean over all seeds where trials have them all.
+
+        One whose metrics are not all confirmed is chosen only where there is no other.
+        """
         ended = [trial for trial in self.ranked() if trial.is_over(self._seed)]
         whole = [trial for trial in ended if all(map(trial.is_over, self.plan.seeds))]
-        return max(whole or ended, key=self.score, default=None)
+        return max(whole or ended, key=lambda t: (t.confirmed, self.score(t)), default=None)
 
     def score(self, trial: Trial) -> float:
         """Mean validation metric over the seeds that are trained."""
@@ -264,13 +276,19 @@ class Halving:
     def _promoted(self) -> Iterator[Trial]:
         """Trials that go on to the next rung, the highest rung first."""
         for epochs in reversed(self.plan.rungs[:-1]):
-            there = [t for t in self.trials if not t.failure and t.at(self._seed, epochs)]
-            there.sort(key=lambda trial: (-_validation(trial, self._seed, epochs), trial.number))
+            there = self._ranked_at(epochs)
             kept = there[: len(there) // KEPT]
             for trial in kept + [t for t in there if self._is_spared(t)]:
                 stands = trial.last(self._seed)
                 if stands and stands.epochs <= epochs and self._may_go_on(trial, self._seed):
                     yield trial
+
+    def _ranked_at(self, epochs: int) -> list[Trial]:
+        """Trials that have come so far and did not fail, the best by then first."""
+        known = [(t, t.at(self._seed, epochs)) for t in self.trials if not t.failure]
+        found = [(trial, step) for trial, step in known if step]
+        found.sort(key=lambda pair: (*_falling(pair[1]), pair[0].number))
+        return [trial for trial, _ in found]
 
     def _is_spared(self, trial: Trial) -> bool:
         """Whether a trial is trained to its end whatever it is worth: one not drawn, if cheap."""
@@ -355,6 +373,6 @@ class Halving:
         return statistics.fmean(s.seconds / max(s.epochs, 1) for s in known) if known else 0.0
 
 
-def _validation(trial: Trial, seed: int, epochs: int) -> float:
-    found = trial.at(seed, epochs)
-    return float("-inf") if found is None else found.validation
+def _falling(step: Reached) -> tuple[bool, float]:
+    """Sorts the best first; a metric that is not confirmed is worth less than any that is."""
+    return not step.confirmed, -step.validation

@@ -129,6 +129,7 @@ class Ledger:
             "trial": trial.number,
             "settings": trial.settings,
             "validation": validation(trial, self._halving.plan.seeds),
+            "confirmed": trial.confirmed,
         }
 
     def tried(self) -> dict[str, dict[str, int]]:
@@ -164,7 +165,7 @@ class Ledger:
             f"Found by ignn search in {halving.budget.spent:.0f} s: trial {trial.number} "
             f"({trial.origin}) of {len(trials)}; trained to the end: {ended}.",
             f"Validation {self.metric}: {figures} (seed {', '.join(map(str, seeds))}), "
-            f"epoch {last.best_epoch if last else 0}.",
+            f"epoch {last.best_epoch if last else 0}{doubt(trial.confirmed)}.",
             PROTOCOL,
         ]
         first = next((each for each in trials if each.number == 1), None)
@@ -176,6 +177,11 @@ class Ledger:
 def validation(trial: Trial, seeds: Sequence[int]) -> list[float]:
     """The best validation metric of each seed that is trained."""
     return [last.validation for seed in seeds if (last := trial.last(seed))]
+
+
+def doubt(confirmed: bool) -> str:
+    """What a validation metric that was not confirmed is shown with."""
+    return "" if confirmed else " (not confirmed)"
 
 
 def brief(settings: Mapping[str, str]) -> str:

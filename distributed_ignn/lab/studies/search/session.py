@@ -190,6 +190,7 @@ class Search:
                 epochs=found["epochs"],
                 validation=found["best_val"],
                 best_epoch=found["best_epoch"],
+                confirmed=found["confirmed"],
                 seconds=found["seconds"] + (before.seconds if before else 0.0),
                 over=found["finished"],
             )

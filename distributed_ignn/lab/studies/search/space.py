@@ -91,7 +91,7 @@ SPACE: tuple[Axis, ...] = (
     Axis("model.hidden", ("32", "64", "128", "256")),
     Axis("model.cell", Choice(choices.CELLS).names()),
     Axis("model.kappa", ("0.5", "0.6", "0.8", "0.9", "0.95", "0.98")),
-    Axis("model.init", ("glorot", "identity")),
+    Axis("model.init", ("glorot", "identity", "signed")),
     Axis("model.residual", ("0", "0", "0.3", "0.6")),
     Axis("model.dropout", ("0", "0.5", "0.7")),
     Axis("model.input_dropout", ("0", "0.2", "0.5", "0.8"), _has_features),
@@ -109,6 +109,21 @@ FAST = {"forward.method": "neural", "forward.tolerance": "1e-3", "adjoint.tolera
 
 KNOWN = ("citeseer", "acm", "flickr", "chains")
 """Shipped settings that are tried before any are drawn: of like and of unlike neighbours."""
+
+KNOWN_OWN: Mapping[str, Settings] = {
+    "unlike neighbours": {"model.init": "signed"},
+    "wide": {
+        "model.hidden": "128",
+        "model.kappa": "0.95",
+        "model.init": "glorot",
+        "model.dropout": "0.2",
+        "model.input_dropout": "0",
+        "train.weight_decay": "5e-5",
+    },
+    "two layers": {"model.injection_layers": "2", "train.weight_decay": "2e-3"},
+}
+"""Tried before those on a graph of one's own: what the defaults for any graph are not, and what was
+better than they are on some graph."""
 
 
 def restricted(grid: Mapping[str, tuple[str, ...]], pinned: Sequence[str] = ()) -> tuple[Axis, ...]:
@@ -171,17 +186,26 @@ class Space:
 
     @cached_property
     def known(self) -> dict[str, Settings]:
-        """Settings that have served, by what they served: those of the shipped files."""
+        """Settings that have served, by what they served, those of the shipped files last."""
         names = {axis.name for axis in self._axes}
         random, found = np.random.default_rng(self._seed), {}
-        for dataset in KNOWN:
-            shipped = leaves(read_yaml(CONFIG_FOLDER / f"{dataset}.yaml") or {})
-            chosen = {name: str(value) for name, value in shipped if name in names}
+        for origin, served in self._served().items():
+            chosen = {name: value for name, value in served.items() if name in names}
             bound = self._changed(chosen, 0.0, random, binding=("all",))
             settings = self._allowed(self._told(bound))
             if settings:
-                found[dataset] = settings
+                found[origin] = settings
         return found
+
+    def _served(self) -> dict[str, Settings]:
+        """As ``known``, with what the search may not change."""
+        served: dict[str, Settings] = {}
+        if _is_own(self._given.__getitem__, self._graph):
+            served |= KNOWN_OWN
+        for dataset in KNOWN:
+            shipped = read_yaml(CONFIG_FOLDER / f"{dataset}.yaml") or {}
+            served[dataset] = {name: str(value) for name, value in leaves(shipped)}
+        return served
 
     def draw(
         self, number: int, best: Sequence[Settings], taken: Callable[[RunConfig], bool]

@@ -1,0 +1,113 @@
+"""Evaluations that are judged before they are entered: the same solve with fewer passes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from distributed_ignn.solvers import anderson as rules
+from distributed_ignn.solvers import blocks
+from distributed_ignn.solvers.anderson import Anderson
+from distributed_ignn.solvers.base import AnySolver, Evaluation, Solution
+from distributed_ignn.solvers.blocks import residual_squares
+from distributed_ignn.solvers.estimator import ErrorEstimator
+from distributed_ignn.solvers.history import History
+from distributed_ignn.solvers.neural import NeuralSolver
+from distributed_ignn.solvers.reduced import BasisCache
+from distributed_ignn.solvers.solve import solve
+from tests.solvers.dense_map import NODES, WIDTH, DenseMap
+
+pytestmark = pytest.mark.cheap
+
+
+class _Summing(DenseMap):
+    """Sums squares once it is asked to."""
+
+    summed = False
+
+    def sum_squares(self) -> None:
+        self.summed = True
+
+    def __call__(self, z: Tensor, rider: Tensor | None) -> Evaluation:
+        found = super().__call__(z, rider)
+        squares = residual_squares(z, found.image) if self.summed else None
+        return Evaluation(found.point, found.image, squares=squares)
+
+
+@pytest.fixture(autouse=True)
+def _several_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(blocks._BLOCK_ENTRIES, "cpu", 7 * WIDTH)
+
+
+def _method(kind: str, nodes: int) -> AnySolver:
+    if kind.startswith("anderson"):
+        return Anderson(3, beta=0.8 if "damped" in kind else 1.0, num_nodes=nodes)
+    estimator = ErrorEstimator(BasisCache(3), 1, 2, 3).double()
+    # "misled": restarts, and Anderson finishes alone
+    estimator.coefficients.fill_(50.0 if "misled" in kind else 0.02)
+    return NeuralSolver(None, nodes, 1e-10, estimator=estimator, memory=3)
+
+
+def _solved(the_map: DenseMap, solver: AnySolver, start: float = 1.0) -> tuple[Solution, list[int]]:
+    """The solution, and the length of every reduction."""
+    lengths: list[int] = []
+
+    def reduce(sums: Tensor) -> Tensor:
+        lengths.append(sums.numel())
+        return sums
+
+    begin = start * the_map.activate(the_map.offset)
+    return solve(the_map, begin, solver, reduce, tolerance=1e-9, max_steps=200), lengths
+
+
+KINDS = ["anderson", "anderson, damped", "neural", "neural, misled"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("start", [1.0, 1e3])
+def test_the_solve_is_the_same(kind: str, start: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected, one_each = _solved(DenseMap(), _method(kind, NODES), start)
+    assert len(one_each) == expected.steps
+    monkeypatch.setattr(rules, "DEFERRED_FROM", NODES * WIDTH)
+    for the_map in (DenseMap(), _Summing()):
+        found, lengths = _solved(the_map, _method(kind, NODES), start)
+        assert found.converged
+        assert found.steps == expected.steps
+        assert found.residuals == pytest.approx(expected.residuals, rel=1e-4, abs=1e-12)
+        assert torch.allclose(found.image, expected.image, rtol=0, atol=1e-9)
+        assert lengths.count(2) >= found.steps
+        assert len(lengths) <= 2 * found.steps
+
+
+@pytest.mark.parametrize("kind", ["anderson", "neural"])
+def test_the_last_evaluation_is_not_entered_and_a_plain_first_one_costs_nothing(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rules, "DEFERRED_FROM", NODES * WIDTH)
+    entered: list[int] = []
+    enter = History.enter
+
+    def counted(history: History, *given: Tensor) -> Tensor:
+        entered.append(len(history))
+        return enter(history, *given)
+
+    monkeypatch.setattr(History, "enter", counted)
+    the_map = _Summing()
+    found, _ = _solved(the_map, _method(kind, NODES))
+    assert the_map.summed
+    plain = kind == "anderson"
+    assert len(entered) == found.steps - 1 - int(plain)
+    assert the_map.products == (0 if plain else found.steps - 1)
+    again, lengths = _solved(the_map, _method(kind, NODES), start=1.0)
+    assert again.steps == found.steps
+    assert len(lengths) == again.steps + len(entered) // 2
+
+
+def test_small_points_and_those_that_s_reads_are_entered_at_once() -> None:
+    for solver in (Anderson(3), Anderson(3, num_nodes=NODES), _method("neural", NODES)):
+        state = solver.init(torch.zeros(NODES, WIDTH, dtype=torch.float64), _Summing())
+        base = state.base if isinstance(solver, NeuralSolver) else state
+        assert not base.defers
+    large = Anderson(3, num_nodes=rules.DEFERRED_FROM)
+    assert large.init(torch.zeros(1, 1), DenseMap()).defers
