@@ -353,6 +353,7 @@ def test_dead_settings_of_the_solver_are_refused(argv: str, message: str) -> Non
         "--solver.sparsifier pri --solver.keep 0.5",
         "--solver.kind paper --solver.steps 7 --solver.bottleneck 4 --solver.training one_step",
         "--forward.method anderson --solver.steps 7",  # another method with the same settings
+        "--solver.steps 7 --solver.network none",  # a part is taken away
     ],
 )
 def test_settings_of_the_solver_that_are_read_pass(argv: str) -> None:

@@ -5,7 +5,8 @@ Asked of what a user writes for training; the settings of a finished run are rea
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from distributed_ignn.config import choices
 from distributed_ignn.config.choices import Choice
@@ -14,18 +15,26 @@ from distributed_ignn.config.solvers import NeuralSolverConfig, ScheduleConfig
 from distributed_ignn.errors import UserError
 
 _KINDS = Choice(choices.SOLVER_KINDS)
+_PARTS = ("initialiser", "estimator", "network", "sparsifier")
 _NETWORK_STEPS = ("warmup_solver_steps", "solver_steps")
 
 
-def refuse_idle(run: RunConfig) -> RunConfig:
+def refuse_idle(run: RunConfig, flags: Mapping[str, Any]) -> RunConfig:
     """The run itself, if every setting of its solver that is not the default is read.
 
-    A run without a learned solver is not asked: it is often another's settings with another method.
+    A run is not asked whose command line takes the learned solver, or a part of it, away: that is
+    another run's settings with less.
+
+    Args:
+        run: the checked settings.
+        flags: sections and keys that the command line or a program has set.
 
     Raises:
         UserError: naming the first that is not, and how many more there are.
     """
-    idle = list(_idle(run)) if run.learns_forward else []
+    given = flags.get("solver", {})
+    less = any(given.get(key) == "none" for key in _PARTS)
+    idle = list(_idle(run)) if run.learns_forward and not less else []
     if not idle:
         return run
     more = f" (and {len(idle) - 1} more)" if idle[1:] else ""

@@ -45,7 +45,7 @@ def run_from_settings(
         for section in sections:
             level = level.setdefault(section, {})
         level[key] = value
-    return refuse_idle(resolve_run(values | {"dataset": dataset}, config))
+    return refuse_idle(resolve_run(values | {"dataset": dataset}, config), values)
 
 
 def spelled_out(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -62,7 +62,7 @@ def parse_args(argv: Sequence[str]) -> RunConfig:
         SystemExit: after ``--help``.
     """
     found, flags = _read(CommandParser(), argv)
-    return refuse_idle(resolve_run(flags, found.config))
+    return refuse_idle(resolve_run(flags, found.config), flags)
 
 
 def parse_run(argv: Sequence[str], *, name: str, about: str, more: str, usage: str) -> RunConfig:
@@ -76,7 +76,7 @@ def parse_run(argv: Sequence[str], *, name: str, about: str, more: str, usage: s
     """
     parser = CommandParser(prog=name, usage=usage, description=about, epilog=more)
     found, flags = _read(parser, argv)
-    return refuse_idle(resolve_run(flags, found.config))
+    return refuse_idle(resolve_run(flags, found.config), flags)
 
 
 def parse_options(
