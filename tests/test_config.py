@@ -16,7 +16,7 @@ from distributed_ignn.cli import run_main
 from distributed_ignn.config import (
     PartitionConfig,
     RunConfig,
-    SolverConfig,
+    NeuralSolverConfig,
     dataset_names,
     dump_yaml,
     load_yaml,
@@ -197,7 +197,7 @@ def _changed(section: type[BaseModel]) -> dict[str, Any]:
         "network": "gru",  # a table has no weights per node
         "normalisation": "symmetric",  # the last cell has no use for rows
         # the other solver has no learned adjoint; the other models read no solves
-        "kind": "estimator" if section is SolverConfig else "implicit",
+        "kind": "estimator" if section is NeuralSolverConfig else "implicit",
         "constraint": "projection",  # none contradicts the other cells and a learned kappa
     }
     if section is PartitionConfig:
