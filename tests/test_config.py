@@ -193,6 +193,7 @@ def _changed(section: type[BaseModel]) -> dict[str, Any]:
         "normalisation": "symmetric",  # the last cell has no use for rows
         "kind": "implicit",  # the others read no solves, and this one nothing of explicit
         "constraint": "projection",  # none contradicts the other cells and a learned kappa
+        "init": "identity",  # signed contradicts the other cells
     }
     if section is PartitionConfig:
         special["method"] = "metis"  # nothing else reads weights of edges
