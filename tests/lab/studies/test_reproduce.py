@@ -174,10 +174,13 @@ def test_figure5_switches_each_term_off(tmp_path: Path, capsys: pytest.CaptureFi
     ]
     network = [name.replace("closed form", "graph network") for name in closed]
     network.append("graph network, lambda3 = 0 (no mixed residuals), initialiser")
-    _check_curves(found, CLASSICAL | set(closed) | set(network), {"0"})
+    paper = [name.replace("graph network", "paper") for name in network]
+    schemes = {f"paper, lambda1 {scheme}, initialiser" for scheme in ("constant", "last")}
+    _check_curves(found, CLASSICAL.union(closed, network, paper, schemes), {"0"})
     curves = _distances(found)
-    starts = {name: curves[name][0] for name in (*closed, *network)}
-    for kind in (closed, network):
+    starts = {name: curves[name][0] for name in (*closed, *network, *paper)}
+    assert len({curves[name] for name in (paper[0], *schemes)}) == 3
+    for kind in (closed, network, paper):
         # without lambda2 the start is farther away, without lambda1 the steps are others
         assert starts[kind[1]] == starts[kind[0]] < starts[kind[2]]
         assert curves[kind[1]] != curves[kind[0]]
