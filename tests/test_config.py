@@ -16,6 +16,7 @@ from distributed_ignn.cli import run_main
 from distributed_ignn.config import (
     PartitionConfig,
     RunConfig,
+    NeuralSolverConfig,
     dataset_names,
     dump_yaml,
     load_yaml,
@@ -26,6 +27,7 @@ from distributed_ignn.config import (
 from distributed_ignn.config.choices import choice_at
 from distributed_ignn.config.options import Options
 from distributed_ignn.errors import UserError
+from distributed_ignn.models.kinds import KINDS
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
@@ -193,8 +195,9 @@ def _changed(section: type[BaseModel]) -> dict[str, Any]:
         # METIS alone reads weights
         "edge_weights": False if section is PartitionConfig else "ignore",
         "network": "gru",  # a table has no weights per node
-        "kind": "estimator",  # the other has no learned adjoint
         "normalisation": "symmetric",  # the last cell has no use for rows
+        # the other solver has no learned adjoint; the other models read no solves
+        "kind": "estimator" if section is NeuralSolverConfig else "implicit",
         "constraint": "projection",  # none contradicts the other cells and a learned kappa
     }
     if section is PartitionConfig:
@@ -247,14 +250,23 @@ def test_what_a_method_reads_is_taken() -> None:
 
 
 def test_yaml_round_trip_is_exact_for_every_setting(tmp_path: Path) -> None:
-    run = RunConfig.model_validate(_changed(RunConfig))
+    values = _changed(RunConfig)
+    explicit = values.pop("explicit")
+    run = RunConfig.model_validate(values)
     path = tmp_path / "config.yaml"
     path.write_text(dump_yaml(run))
     assert load_yaml(path) == run
     assert load_yaml(path).model.kappa.hex() == run.model.kappa.hex()
     default = RunConfig(dataset="chains")
-    for name in set(RunConfig.model_fields) - {"gpus"}:
+    for name in set(RunConfig.model_fields) - {"gpus", "explicit"}:
         assert getattr(run, name) != getattr(default, name)
+    for kind, entry in KINDS.items():
+        own = {key: explicit[key] for key in entry.reads}
+        values = {"model": {"kind": kind}, "data": {"knn": 3} if kind == "amgcn" else {}}
+        run = RunConfig.model_validate({"dataset": "chains", "explicit": own, **values})
+        path.write_text(dump_yaml(run))
+        assert load_yaml(path) == run
+    assert {key for entry in KINDS.values() for key in entry.reads} == set(explicit)
 
 
 def test_every_setting_is_described() -> None:
@@ -398,6 +410,41 @@ def test_shipped_configs_are_all_valid() -> None:
     assert names == set(dataset_names()) - {"file"} | {own} | set(others)
     for path in (path for path in paths if path.stem != own):
         assert load_yaml(path).dataset == others.get(path.stem, path.stem)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_kind_has_settings_of_its_own_and_no_others(kind: str, tmp_path: Path) -> None:
+    path = CONFIGS / "baselines" / f"{kind}.yaml"
+    own = yaml.safe_load(path.read_text())
+    run = parse_args(["--dataset", "citeseer", "--model.kind", kind])
+    assert run.train.epochs == own["train"]["epochs"]
+    assert run.explicit.model_dump(include=set(own["explicit"])) == own["explicit"]
+    # of the dataset's file: the width and what of the graph it reads
+    shipped = load_yaml(CONFIGS / "citeseer.yaml")
+    assert run.model.hidden == shipped.model.hidden != own["model"].get("hidden")
+    assert run.data.knn == (shipped.data.knn if kind == "amgcn" else 0)
+    assert run.forward == RunConfig(dataset="chains").forward
+    named = parse_args(["--config", str(path), "--dataset", "citeseer"])
+    assert named.train == run.train
+    written = tmp_path / "config.yaml"
+    written.write_text(dump_yaml(run))
+    assert load_yaml(written) == run
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("--model.kind gcn --model.kappa 0.3", "model.kappa = 0.3 has no effect with model.kind"),
+        ("--model.kind gcn --explicit.heads 2", "explicit.heads = 2 has no effect with model.kind"),
+        ("--explicit.layers 3", "explicit.layers = 3 has no effect with model.kind = implicit"),
+        ("--model.kind mlp --train.local-steps auto", "train.local_steps = auto has no effect"),
+        ("--model.kind gat --forward.method neural", "forward.method = neural has no effect"),
+        ("--model.kind sgc --comm.halo int4", "comm.halo = int4 has no effect with model.kind"),
+        ("--model.kind amgcn --data.knn 0", "model.kind = amgcn needs the neighbour graph"),
+    ],
+)
+def test_what_a_kind_does_not_read_is_refused(line: str, message: str) -> None:
+    assert _error(f"--dataset chains {line}").startswith(message)
 
 
 def test_shipped_deepspeed_config_is_zero_stage_one() -> None:

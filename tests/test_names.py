@@ -16,7 +16,7 @@ COMMANDS = {"launch", "commands"}
 #: Files that may share a name, because it means the same in all of them.
 SAME_MEANING = {
     # what every member of a family is and does
-    "base.py": {"models/cells", "solvers"},
+    "base.py": {"models/cells", "models/kinds", "solvers"},
     # a command, and what it is made of
     "link.py": {"commands", "lab/benchmarks"},
     "partition.py": {"commands", "graph/partitioning"},

@@ -28,12 +28,14 @@ from distributed_ignn.graph.datasets import DATASETS, load_dataset
 from distributed_ignn.graph.part_sizes import PartSizes
 from distributed_ignn.graph.partitioning.sharding import build_shards
 from distributed_ignn.models.cells import CELLS
+from distributed_ignn.models.kinds import KINDS
 from distributed_ignn.runs.memory.budget import budget
 from distributed_ignn.solvers.base import SolveSizes
 from distributed_ignn.solvers.methods import METHODS, Method, SolverSettings
 from distributed_ignn.training.trainer import Trainer
 from tests.additions.half import Half
 from tests.additions.momentum import Momentum
+from tests.additions.plain_kind import Plain
 from tests.additions.ring import load_ring
 from tests.additions.tanh_cell import TanhWeights
 from tests.ranks import run_ranks
@@ -49,6 +51,7 @@ def _enter() -> None:
     CODECS["fp16"] = Half
     CELLS["tanh"] = TanhWeights
     DATASETS["ring"] = load_ring
+    KINDS["plain"] = Plain
 
 
 @pytest.fixture
@@ -60,6 +63,7 @@ def _entered() -> Iterator[None]:
         (CODECS, "fp16"),
         (CELLS, "tanh"),
         (DATASETS, "ring"),
+        (KINDS, "plain"),
     ):
         del listed[name]
 
@@ -73,7 +77,7 @@ def _train(comm: Communicator) -> dict[str, Tensor]:
     shard = list(build_shards(data, part, comm.world_size))[comm.rank]
     trainer = Trainer(config, shard, comm)
     assert isinstance(trainer.planner.method(), Momentum)
-    assert isinstance(trainer.model.cell_weights, TanhWeights)
+    assert isinstance(trainer.implicit.cell_weights, TanhWeights)
     records = [trainer.train_epoch() for _ in range(config.train.epochs)]
     assert all(record.converged for record in records)
     sent = comm.traffic.exchange_bytes
@@ -120,6 +124,20 @@ def test_what_is_entered_can_be_chosen_counts_its_memory_and_is_in_the_help(
     assert "tanh: IGNN's weights under tanh" in text
     assert "int2,fp16}" in text
     assert ", ring, or your own graph" in text
+    assert "plain: one hop and a head" in text
+
+
+@pytest.mark.usefixtures("_entered")
+def test_a_kind_that_is_entered_trains_and_counts_its_memory() -> None:
+    line = f"--config {ADDITIONS / 'plain.yaml'} --data.chains.length 4"
+    config = parse_args(line.split())
+    data = load_dataset(config.dataset, config.data_root, config.data)
+    (shard,) = build_shards(data, torch.zeros(data.num_nodes, dtype=torch.int64), 1)
+    trainer = Trainer(config, shard, Communicator())
+    losses = [trainer.train_epoch().loss for _ in range(config.train.epochs)]
+    assert losses[-1] < 0.9 * losses[0]
+    held = budget(PartSizes.from_shard(shard), config)
+    assert held["messages"] == 2 * config.model.hidden * 4 * shard.channels[0].owned.num_entries
 
 
 def _after(path: Path, anchor: str, text: str) -> None:
@@ -154,6 +172,15 @@ def _add_cell(tree: Path) -> None:
     _after(listed, '    "ignn": IgnnWeights,\n', '    "tanh": TanhWeights,\n')
 
 
+def _add_kind(tree: Path) -> None:
+    kinds = tree / PACKAGE / "models" / "kinds"
+    shutil.copy(ADDITIONS / "plain_kind.py", kinds / "plain_kind.py")
+    listed = kinds / "__init__.py"
+    module = f"{PACKAGE}.models.kinds.plain_kind"
+    _after(listed, "import MLP\n", f"from {module} import Plain\n")
+    _after(listed, '    "mlp": MLP,\n', '    "plain": Plain,\n')
+
+
 def _add_dataset(tree: Path) -> None:
     datasets = tree / PACKAGE / "graph" / "datasets"
     shutil.copy(ADDITIONS / "ring.py", datasets / "ring.py")
@@ -170,7 +197,7 @@ def _files(tree: Path) -> dict[Path, bytes]:
 @pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_so_many_files_change_and_the_command_line_trains_with_it(tmp_path: Path) -> None:
-    """A solver is 2 files, a codec 1, a cell 2, a dataset 3."""
+    """A solver is 2 files, a codec 1, a cell 2, a kind of model 2, a dataset 3."""
     skip = shutil.ignore_patterns("__pycache__")
     shutil.copytree(ROOT / PACKAGE, tmp_path / PACKAGE, ignore=skip)
     shutil.copytree(ROOT / "configs", tmp_path / "configs")
@@ -179,13 +206,14 @@ def test_so_many_files_change_and_the_command_line_trains_with_it(tmp_path: Path
         ("solver", _add_solver),
         ("codec", _add_codec),
         ("cell", _add_cell),
+        ("kind", _add_kind),
         ("dataset", _add_dataset),
     ):
         before = _files(tmp_path)
         add(tmp_path)
         after = _files(tmp_path)
         counts[kind] = sum(before.get(path) != content for path, content in after.items())
-    assert counts == {"solver": 2, "codec": 1, "cell": 2, "dataset": 3}
+    assert counts == {"solver": 2, "codec": 1, "cell": 2, "kind": 2, "dataset": 3}
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     settings = ["-m", PACKAGE, "train", "--dataset", "ring", "--device", "cpu", "--output", "out"]
     done = subprocess.run(

@@ -1,4 +1,7 @@
-"""How a run went, as one figure: loss, metrics, map evaluations and residuals by epoch."""
+"""How a run went, as one figure: loss, metrics, map evaluations and residuals by epoch.
+
+The last two are those of solves, which an explicit model has none of.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from distributed_ignn.config import RunConfig
+from distributed_ignn.config.explicit import IMPLICIT
 
 _Records = list[dict[str, Any]]
 
@@ -30,13 +34,15 @@ def draw(records: _Records, config: RunConfig) -> Figure:
         records: of at least one epoch.
         config: of the run.
     """
-    figure = _Shown(figsize=(9.0, 6.0), layout="constrained")
-    axes = figure.subplots(2, 2, sharex=True)
+    solves = config.model.kind == IMPLICIT
+    figure = _Shown(figsize=(9.0, 6.0 if solves else 3.2), layout="constrained")
+    axes = figure.subplots(2 if solves else 1, 2, sharex=True, squeeze=False)
     _loss(axes[0, 0], records)
     _metrics(axes[0, 1], records)
-    _evaluations(axes[1, 0], records)
-    _residuals(axes[1, 1], records, config.forward.tolerance)
-    for ax in axes[1]:
+    if solves:
+        _evaluations(axes[1, 0], records)
+        _residuals(axes[1, 1], records, config.forward.tolerance)
+    for ax in axes[-1]:
         ax.set_xlabel("epoch")
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     for ax in axes.flat:

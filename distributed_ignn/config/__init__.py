@@ -9,6 +9,7 @@ from distributed_ignn.config.dataset import (
     SyntheticConfig,
     dataset_names,
 )
+from distributed_ignn.config.explicit import ExplicitConfig
 from distributed_ignn.config.keywords import run_from_settings
 from distributed_ignn.config.left_open import decided, what_was_decided
 from distributed_ignn.config.model import ModelConfig
@@ -38,6 +39,7 @@ __all__ = [
     "CommConfig",
     "CommandParser",
     "DataConfig",
+    "ExplicitConfig",
     "HeterophilousConfig",
     "ModelConfig",
     "NeuralSolverConfig",

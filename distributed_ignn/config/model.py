@@ -15,9 +15,14 @@ InjectionLayers = Annotated[Literal[1, 2], BeforeValidator(digits_to_int)]
 
 
 class ModelConfig(Section):
-    """The implicit model Z = relu(A_hat Z W + b(X)) and its readout."""
+    """The model: Z = relu(A_hat Z W + b(X)) and its readout, unless its kind is another."""
 
-    hidden: int = Field(128, ge=1, le=2**20, description="width D of the equilibrium")
+    kind: Annotated[str, Choice(choices.KINDS, ("implicit",))] = Field(
+        "implicit",
+        description="implicit: an equilibrium; the others are explicit networks, whose settings "
+        "are explicit.*, and which read none of those of solves and maps",
+    )
+    hidden: int = Field(128, ge=1, le=2**20, description="width D of the equilibrium, or of layers")
     cell: Annotated[str, Choice(choices.CELLS)] = Field("ignn", description="how W is parametrised")
     kappa: float = Field(
         0.95,
@@ -52,7 +57,9 @@ class ModelConfig(Section):
     constraint: Literal["projection", "none"] = Field(
         "projection", description="none drops the bound; training may diverge"
     )
-    dropout: float = Field(0.5, ge=0, lt=1, description="dropout on the equilibrium Z*")
+    dropout: float = Field(
+        0.5, ge=0, lt=1, description="dropout on the equilibrium Z*, or between layers"
+    )
     input_dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the features X")
     node_dropout: float = Field(
         0.0, ge=0, lt=1, description="share of nodes whose features are dropped as a whole"

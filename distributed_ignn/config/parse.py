@@ -18,6 +18,7 @@ from distributed_ignn.config.check import validate_options, validate_run
 from distributed_ignn.config.choices import choice_at
 from distributed_ignn.config.command import CommandParser
 from distributed_ignn.config.dataset import FILE_SUFFIXES, IN_MEMORY, OWN_FILE, dataset_names
+from distributed_ignn.config.explicit import is_explicit, of_dataset
 from distributed_ignn.config.idle import refuse_idle
 from distributed_ignn.config.options import OptionsT, declare, given
 from distributed_ignn.config.sections import RunConfig
@@ -182,19 +183,37 @@ def resolve_run(flags: dict[str, Any], config_file: Path | None) -> RunConfig:
     """
     path = config_file or _shipped(flags.get("dataset"))
     if path is None:
-        return _check_files(validate_run(_over_own_graph(flags)))
+        return _check_files(validate_run(_over_defaults({}, flags)))
     if not path.is_file():
         problem = "is a folder" if path.is_dir() else "does not exist"
         raise UserError(f"config = {path} {problem}; name a YAML file with --config FILE")
-    values = _over_own_graph(_merge(_read_yaml(path), flags))
-    return _check_files(validate_run(values, path, flags))
+    file = _read_yaml(path)
+    if config_file is None:
+        file = _for_kind(_kind(_merge(file, flags)), file)
+    return _check_files(validate_run(_over_defaults(file, flags), path, flags))
 
 
-def _over_own_graph(values: dict[str, Any]) -> dict[str, Any]:
-    """The settings over the defaults for a graph of one's own, if the dataset is one."""
-    dataset = values.get("dataset")
-    own = dataset in (OWN_FILE, IN_MEMORY) or str(dataset).endswith(FILE_SUFFIXES)
-    return _merge(_read_yaml(shipped_file("own-graph.yaml")), values) if own else values
+def _over_defaults(file: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings over the defaults for a graph of one's own, and over those of a kind."""
+    values = _merge(file, flags)
+    kind, dataset = _kind(values), values.get("dataset")
+    if dataset in (OWN_FILE, IN_MEMORY) or str(dataset).endswith(FILE_SUFFIXES):
+        values = _merge(_for_kind(kind, _read_yaml(shipped_file("own-graph.yaml"))), values)
+    if not is_explicit(kind):
+        return values
+    own = CONFIG_FOLDER / "baselines" / f"{kind}.yaml"  # a kind that is new need not have one
+    return _merge(_read_yaml(own), values) if own.is_file() else values
+
+
+def _kind(values: Mapping[str, Any]) -> Any:
+    """What ``model.kind`` is set to, unchecked; None where it is not."""
+    model = values.get("model")
+    return model.get("kind") if isinstance(model, Mapping) else None
+
+
+def _for_kind(kind: Any, file: dict[str, Any]) -> dict[str, Any]:
+    """What a shipped file that was chosen for the implicit model says to a model of a kind."""
+    return of_dataset(kind, file) if is_explicit(kind) else file
 
 
 def _shipped(dataset: str | None) -> Path | None:

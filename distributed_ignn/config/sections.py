@@ -20,6 +20,7 @@ from distributed_ignn.config.dataset import (
     DatasetName,
     PartitionConfig,
 )
+from distributed_ignn.config.explicit import TWO_GRAPHS, ExplicitConfig, unread
 from distributed_ignn.config.model import ModelConfig
 from distributed_ignn.config.section import LARGEST_SEED, Section
 from distributed_ignn.config.solvers import (
@@ -88,6 +89,7 @@ class RunConfig(Section):
     data: DataConfig = Field(default_factory=DataConfig)
     partition: PartitionConfig = Field(default_factory=PartitionConfig)
     model: ModelConfig = Field(default_factory=ModelConfig)
+    explicit: ExplicitConfig = Field(default_factory=ExplicitConfig)
     forward: SolveConfig = Field(default_factory=SolveConfig)
     adjoint: AdjointConfig = Field(default_factory=AdjointConfig)
     solver: NeuralSolverConfig = Field(default_factory=NeuralSolverConfig)
@@ -135,6 +137,7 @@ class RunConfig(Section):
         own_file = self.dataset == OWN_FILE
         neural = self.learns_forward
         return [
+            *self._kind_rules(),
             (
                 self.gpus is not None and self.device == "cpu",
                 f"gpus = {self.gpus} and device = cpu contradict each other; use --workers N for "
@@ -205,6 +208,25 @@ class RunConfig(Section):
                 self.solver.network == "table" and self.solver.alpha == "node",
                 "solver.network = table has one weight per step and none per node; use "
                 "solver.alpha = global",
+            ),
+        ]
+
+    def _kind_rules(self) -> list[tuple[bool, str]]:
+        """As ``_rules``, about settings that the kind of the model does not read."""
+        kind = self.model.kind
+        unused = [
+            (
+                getattr(values, key) != type(values).model_fields[key].default,
+                f"{section}.{key} = {getattr(values, key)} has no effect with model.kind = "
+                f"{kind}; drop it",
+            )
+            for section, key, values in unread(kind, self)
+        ]
+        return [
+            *unused,
+            (
+                kind == TWO_GRAPHS and self.data.knn == 0,
+                f"model.kind = {kind} needs the neighbour graph of the features; add --data.knn 5",
             ),
         ]
 

@@ -7,6 +7,9 @@ Letters: O owned nodes, D hidden width, C classes.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
@@ -21,6 +24,7 @@ from distributed_ignn.models.encoder import (
     NodeEmbedding,
 )
 from distributed_ignn.models.implicit import ImplicitLayer, SolvePlan
+from distributed_ignn.models.node_model import NodeModel, Plans
 from distributed_ignn.propagation.operators import ChannelOperator
 from distributed_ignn.propagation.propagate import EXACT, Propagation, PropagationOptions
 from distributed_ignn.solvers.base import Solution
@@ -28,7 +32,7 @@ from distributed_ignn.solvers.base import Solution
 OUTPUT_STREAM = 2
 
 
-class ShardModel(nn.Module):
+class ShardModel(NodeModel):
     """The implicit model on this rank's rows.
 
     Parameters are replicated unless named by ``sharded_names``.
@@ -42,6 +46,9 @@ class ShardModel(nn.Module):
         sparsified: A_s for the learned solver, or None.
         options: how products and exchanges are carried out.
     """
+
+    solves: ClassVar[bool] = True
+    state_name: ClassVar[str] = "Z*"
 
     def __init__(
         self,
@@ -101,6 +108,32 @@ class ShardModel(nn.Module):
     def equilibrium(self, step: int, forward: SolvePlan, adjoint: SolvePlan) -> Tensor:
         """Z* [O, D] of a training step, differentiable."""
         return self.layer(self.injection(step), self.channel_weights(), forward, adjoint)
+
+    def state(self, step: int, plans: Plans) -> Tensor:
+        """See ``NodeModel``: Z*, solved as the plans say."""
+        return self.equilibrium(step, plans.train(), plans.adjoint())
+
+    def inputs(self, step: int | None) -> list[tuple[str, Tensor]]:
+        """See ``NodeModel``; b(X) is computed once more."""
+        return [*self.encoder.constants(), ("the injection b(X)", self.injection(step))]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """See ``NodeModel``."""
+        return self.head.weight.dtype
+
+    def reset_links(self) -> None:
+        """See ``NodeModel``."""
+        self.propagation.reset_links()
+
+    def exact_rows(self) -> AbstractContextManager[None]:
+        """See ``NodeModel``: also where links write changes in few bits, or late."""
+        return self.propagation.exact_rows()
+
+    def tighten(self, factor: float) -> None:
+        """See ``NodeModel``."""
+        self.cell_weights.tighten(factor)
+        self.project()
 
     @torch.no_grad()
     def at_zero(self) -> Tensor:

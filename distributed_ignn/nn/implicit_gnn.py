@@ -151,6 +151,11 @@ class ImplicitGNN(nn.Module):
         ):
             if size < 1:
                 raise UserError(f"{name} = {size} must be at least 1")
+        if "kind" in model:
+            raise UserError(
+                f"kind = {model['kind']} is for training runs, and ImplicitGNN is the implicit "
+                "model; drop it, or take a layer of torch_geometric"
+            )
         self.config = checked({"model": {"hidden": hidden, "cell": cell, **model}}).model
         self.in_features, self.channels = in_features, channels
         self._forward, self._adjoint = both_directions(

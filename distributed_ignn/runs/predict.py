@@ -217,16 +217,25 @@ def _show(options: PredictOptions, found: Prediction, seconds: float) -> None:
     quality, (nodes, classes) = found.quality(), found.logits.shape
     table = Table(title=f"predictions of {options.run}", show_header=False)
     table.add_row("nodes, classes", f"{nodes:,}, {classes}")
-    table.add_row("map evaluations", str(quality["evaluations"]))
-    reached = "reached" if quality["converged"] else "NOT REACHED"
-    table.add_row("relative residual", f"{quality['residual']:.1e}")
-    table.add_row("tolerance", f"{quality['tolerance']:g}, {reached}")
-    for label, text in [*_certified(quality, nodes), *_scores(found)]:
+    for label, text in [*_solved(quality, nodes), *_scores(found)]:
         table.add_row(label, text)
     table.add_row("seconds", f"{seconds:.1f}")
     console = Console(highlight=False)
     console.print(table)
     console.print(f"written: {options.out}", soft_wrap=True)
+
+
+def _solved(quality: dict[str, Any], nodes: int) -> list[tuple[str, str]]:
+    """How close the solve has come; nothing where there was none."""
+    if "residual" not in quality:
+        return []
+    reached = "reached" if quality["converged"] else "NOT REACHED"
+    return [
+        ("map evaluations", str(quality["evaluations"])),
+        ("relative residual", f"{quality['residual']:.1e}"),
+        ("tolerance", f"{quality['tolerance']:g}, {reached}"),
+        *_certified(quality, nodes),
+    ]
 
 
 def _scores(found: Prediction) -> list[tuple[str, str]]:

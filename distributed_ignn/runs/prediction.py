@@ -37,9 +37,10 @@ class Prediction:
     Args:
         logits: [n, C], of the run's number format, on the CPU.
         multilabel: whether a node may have several labels.
-        embeddings: [n, D], the equilibrium Z* that the logits are read from; None if not asked for.
+        embeddings: [n, D], the equilibrium Z* that the logits are read from, or the last state of
+            an explicit model; None if not asked for.
         epoch: whose weights these are; validation chose it.
-        evaluations: of the map.
+        evaluations: of the map; 0, as the next two, for an explicit model, which has none.
         residual: ||f(Z) - Z|| / ||f(Z)|| of the last evaluation, over all nodes.
         tolerance: what it was to reach.
         certified_distance: a bound on the distance of ``embeddings`` to the exact equilibrium, in
@@ -49,6 +50,7 @@ class Prediction:
         contraction: of the map, in that norm.
         settled_nodes: nodes whose labels are certainly those of the exact equilibrium.
         metric: what ``scores`` are, as ``train.metric`` has it.
+        solves: whether the model solves for its states (``model.kind``).
         scores: of the predictions on the train, val and test nodes of the run's own graph; those of
             another graph have no labels.
     """
@@ -67,10 +69,11 @@ class Prediction:
     settled_nodes: int | None
     metric: str
     scores: dict[str, float]
+    solves: bool = True
 
     @property
     def converged(self) -> bool:
-        """Whether the solve has reached its tolerance."""
+        """Whether the solve has reached its tolerance; True where there is nothing to solve."""
         return self.residual <= self.tolerance
 
     @property
@@ -85,25 +88,19 @@ class Prediction:
 
     def quality(self) -> dict[str, Any]:
         """How close the solve has come, and how good the predictions are, as JSON values."""
-        names = (
-            "epoch",
-            "evaluations",
-            "residual",
-            "tolerance",
-            "converged",
-            *_CERTIFIED,
-            "metric",
-            "scores",
-        )
+        solve = ("evaluations", "residual", "tolerance", "converged", *_CERTIFIED)
+        names = ("epoch", *(solve if self.solves else ()), "metric", "scores")
         return {name: getattr(self, name) for name in names}
 
     def __repr__(self) -> str:
         nodes, classes = self.logits.shape
+        about = f"{nodes:,} nodes, {classes} classes, epoch {self.epoch}"
+        if not self.solves:
+            return f"Prediction({about})"
         reached = "converged" if self.converged else "NOT CONVERGED"
         return (
-            f"Prediction({nodes:,} nodes, {classes} classes, epoch {self.epoch}, relative residual "
-            f"{self.residual:.1e} after {self.evaluations} evaluations, {reached} to "
-            f"{self.tolerance:g})"
+            f"Prediction({about}, relative residual {self.residual:.1e} after {self.evaluations} "
+            f"evaluations, {reached} to {self.tolerance:g})"
         )
 
 
@@ -148,9 +145,10 @@ def solved(trainer: Trainer, run: Path, request: SolveRequest, *, embeddings: bo
         UserError: the solve diverges, or does not reach a tolerance that is required.
     """
     trainer.model.eval()
+    if not trainer.model.solves:
+        _refuse_limits(run, request, trainer)
     solution = _solve(trainer, request)
     _check(run, request, trainer, solution)
-    certificate = certify(trainer.model, trainer.shard, trainer.comm, solution.image)
     logits = trainer.model.read_out(solution.image)
     return Prediction(
         logits=_gather_nodes(trainer.shard, logits, trainer.comm),
@@ -159,13 +157,36 @@ def solved(trainer: Trainer, run: Path, request: SolveRequest, *, embeddings: bo
         if embeddings
         else None,
         epoch=trainer.best.epoch,
-        evaluations=solution.steps,
-        residual=solution.residual,
-        tolerance=_tolerance(request, trainer),
         metric=trainer.objective.metric_name,
         scores=trainer.objective.scores(logits),
-        **_describe(certificate, trainer, solution.image),
+        **_solve_figures(request, trainer, solution),
     )
+
+
+def _refuse_limits(run: Path, request: SolveRequest, trainer: Trainer) -> None:
+    """Limits of a solve say nothing to a model that does not solve."""
+    given = {"tolerance": request.tolerance, "steps": request.steps}
+    for name, value in given.items():
+        if value is not None:
+            raise UserError(
+                f"{name} = {value:g} has no effect on {run}, whose model.kind = "
+                f"{trainer.config.model.kind} has no solve; drop it"
+            )
+
+
+def _solve_figures(request: SolveRequest, trainer: Trainer, solution: Solution) -> dict[str, Any]:
+    """How close the state is to the equilibrium, as values."""
+    if not trainer.model.solves:
+        none = {"solves": False, "evaluations": 0, "residual": 0.0, "tolerance": 0.0}
+        return none | dict.fromkeys(_CERTIFIED)
+    state = solution.image
+    certificate = certify(trainer.implicit, trainer.shard, trainer.comm, state)
+    return {
+        "evaluations": solution.steps,
+        "residual": solution.residual,
+        "tolerance": _tolerance(request, trainer),
+        **_describe(certificate, trainer, state),
+    }
 
 
 def _solve(trainer: Trainer, request: SolveRequest) -> Solution:
@@ -212,7 +233,7 @@ def _describe(certificate: Certificate | None, trainer: Trainer, state: Tensor) 
     if certificate is None:
         return dict.fromkeys(_CERTIFIED)
     multilabel = trainer.shard.task == "multilabel"
-    settled = settled_nodes(trainer.model, certificate, state, multilabel).sum().cpu().reshape(1)
+    settled = settled_nodes(trainer.implicit, certificate, state, multilabel).sum().cpu().reshape(1)
     return {
         "certified_distance": certificate.distance,
         "certified_relative": certificate.relative,

@@ -346,7 +346,7 @@ class _Session:
             self._store.begin(trainer.epoch, snapshot, trainer.shard.owned_nodes)
         self._newest = record
         # a run resumed from here begins like this too
-        trainer.model.propagation.reset_links()
+        trainer.model.reset_links()
         if wait:
             self._publish()
 

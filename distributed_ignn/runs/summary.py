@@ -12,6 +12,8 @@ from distributed_ignn.graph.shard import GraphShard
 from distributed_ignn.runs.kept_solver import save_solver
 from distributed_ignn.runs.memory import machine as memory
 from distributed_ignn.runs.output.records import METRICS, read_metrics
+from distributed_ignn.solvers.base import Solution
+from distributed_ignn.training.confirmation import Finding
 from distributed_ignn.training.learned_solver import LearnedSolver
 from distributed_ignn.training.trainer import Trainer
 
@@ -29,11 +31,8 @@ def summarise(trainer: Trainer) -> dict[str, Any]:
     seconds += _keep_best(trainer)
     found, solution = trainer.evaluate_best(("val", "test"))
     best = found.metrics
-    at_zero = trainer.evaluate_at_zero(("val", "test"))
-    at_start = trainer.evaluate_at_initialiser(("val", "test")) or {}
     records = read_metrics(config.output / METRICS) if comm.is_main else []
-    width, item = config.model.hidden, trainer.model.head.weight.element_size()
-    exchange = comm.sum(torch.tensor([shard.send_index.numel()]) * width * item)
+    solves = _solve_figures(trainer, found, solution, records) if trainer.model.solves else {}
     peak = comm.max(torch.tensor([memory.peak(comm.device)], dtype=torch.int64))
     return {
         "dataset": config.dataset,
@@ -41,6 +40,7 @@ def summarise(trainer: Trainer) -> dict[str, Any]:
         "edges": _count_edges(shard, comm),
         "classes": shard.num_classes,
         "metric": trainer.objective.metric_name,
+        "kind": config.model.kind,
         "world_size": comm.world_size,
         "device": comm.device.type,
         "seed": config.seed,
@@ -48,33 +48,52 @@ def summarise(trainer: Trainer) -> dict[str, Any]:
         "best_epoch": trainer.best.epoch,
         "best_val": best["val"],
         "test_at_best_val": best.get("test"),
-        "confirmed": found.holds,
-        **_certified(trainer, solution.image),
         **_usual_figures(trainer, solution.image),
         "test_last": last.get("test"),
-        "val_at_f0": at_zero["val"],
-        "test_at_f0": at_zero.get("test"),
-        "val_at_initialiser": at_start.get("val"),
-        "test_at_initialiser": at_start.get("test"),
-        "spectral_radius": trainer.model.spectral_radius(),
-        "contraction": trainer.model.cell_weights.contraction(),
+        **solves,
         "seconds_total": seconds,
-        "seconds_solver_training": trainer.stopwatch.solver_training,
-        "evaluations_forward_mean": _mean(records, "evaluations_forward"),
-        "evaluations_adjoint_mean": _mean(records, "evaluations_adjoint"),
-        "evaluations_validation_mean": _mean(records, "evaluations_validation"),
-        "evaluations_confirmation_mean": _mean(records, "evaluations_confirmation"),
-        "residual_last": solution.residual,
-        "tolerance": found.tolerance,
-        "converged": solution.residual <= found.tolerance,
-        "epochs_unconverged": sum(r.get("converged") is False for r in records),
         "epochs_skipped": trainer.guard.tally.skipped,
         "rollbacks": trainer.guard.tally.rollbacks,
         "lr_last": config.train.lr * trainer.guard.tally.lr_scale,
         **_local_figures(trainer, records),
-        "halo_bytes_per_exchange": int(exchange),
         "peak_memory_bytes": int(peak),
         "parameters": _parameters(trainer),
+    }
+
+
+def _solve_figures(
+    trainer: Trainer, found: Finding, solution: Solution, records: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """What there is to say of a model whose states are equilibria.
+
+    Args:
+        trainer: with the best weights.
+        found: what is known of their metrics.
+        solution: the state that these were read from.
+        records: of metrics.jsonl, on rank 0.
+    """
+    comm, config = trainer.comm, trainer.config
+    at_zero = trainer.evaluate_at_zero(("val", "test"))
+    at_start = trainer.evaluate_at_initialiser(("val", "test")) or {}
+    row = config.model.hidden * trainer.model.dtype.itemsize
+    exchange = comm.sum(torch.tensor([trainer.shard.send_index.numel()]) * row)
+    means = ("forward", "adjoint", "validation", "confirmation")
+    return {
+        "confirmed": found.holds,
+        **_certified(trainer, solution.image),
+        "val_at_f0": at_zero["val"],
+        "test_at_f0": at_zero.get("test"),
+        "val_at_initialiser": at_start.get("val"),
+        "test_at_initialiser": at_start.get("test"),
+        "spectral_radius": trainer.implicit.spectral_radius(),
+        "contraction": trainer.implicit.cell_weights.contraction(),
+        "seconds_solver_training": trainer.stopwatch.solver_training,
+        **{f"evaluations_{name}_mean": _mean(records, f"evaluations_{name}") for name in means},
+        "residual_last": solution.residual,
+        "tolerance": found.tolerance,
+        "converged": solution.residual <= found.tolerance,
+        "epochs_unconverged": sum(r.get("converged") is False for r in records),
+        "halo_bytes_per_exchange": int(exchange),
     }
 
 

@@ -17,6 +17,8 @@ from rich.table import Table
 from torch import Tensor
 
 from distributed_ignn.comm.communicator import Communicator
+from distributed_ignn.config import RunConfig
+from distributed_ignn.config.explicit import IMPLICIT
 from distributed_ignn.errors import UserError
 from distributed_ignn.runs.kept_solver import load_solver, save_solver
 from distributed_ignn.runs.predict import load_run
@@ -77,8 +79,8 @@ def tune(options: TuneOptions, comm: Communicator) -> TuneResult:
     learned = trainer.learned
     if learned is None:
         raise UserError(
-            f"{options.run} was trained with forward.method = {trainer.config.forward.method} and "
-            "has no learned solver; train one with --forward.method neural"
+            f"{options.run} was trained with {_how(trainer.config)} and has no learned solver; "
+            "train one with --forward.method neural"
         )
     if options.steps and not learned.has_network:
         raise UserError(
@@ -109,11 +111,17 @@ def _load_kept(run: Path, trainer: Trainer) -> str | None:
     return None
 
 
+def _how(config: RunConfig) -> str:
+    """Why a run has no learned solver."""
+    kind, method = config.model.kind, config.forward.method
+    return f"model.kind = {kind}" if kind != IMPLICIT else f"forward.method = {method}"
+
+
 @torch.no_grad()
 def _fixed_point(trainer: Trainer) -> Tensor:
     """Z* [O, D] as Anderson finds it, well below the tolerances that are compared."""
-    injection = trainer.model.injection()
-    cell = trainer.model.layer.cell(injection, trainer.model.channel_weights())
+    injection = trainer.implicit.injection()
+    cell = trainer.implicit.layer.cell(injection, trainer.implicit.channel_weights())
     solution = solve(
         cell,
         cell.form.activate(injection),

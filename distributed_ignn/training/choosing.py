@@ -9,6 +9,8 @@ A candidate that gives way to a better one is never looked into. That loses noth
 is right about which of them is better. So once a confirmation finds another metric than validation
 did, by more than ``SLACK``, every candidate is confirmed at once, until one is found to be right.
 
+Metrics of a model that does not solve need no confirmation: there is no candidate.
+
 Where solves are loose (``loose_tolerance.py``) nothing is confirmed yet: the candidate waits for
 the first tight validation.
 """
@@ -74,7 +76,7 @@ class Chooser:
         found = self._confirmation.unconfirmed(metrics)
         if not self.best.beaten_by(val, converged) or (rough and not better):
             return found
-        if not converged:
+        if found.holds or not converged:
             self._take(epoch, found, self._weights.copy())
             return found
         self.candidate.take(epoch, val)

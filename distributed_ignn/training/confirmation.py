@@ -26,6 +26,7 @@ from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import RunConfig
 from distributed_ignn.graph.shard import GraphShard
 from distributed_ignn.models.certificate import Certificate, certify, settled_nodes
+from distributed_ignn.models.node_model import NodeModel
 from distributed_ignn.models.shard_model import ShardModel
 from distributed_ignn.solvers.base import Outcome, Solution
 from distributed_ignn.training.losses.objective import Objective
@@ -71,7 +72,7 @@ class Confirmation:
     def __init__(
         self,
         config: RunConfig,
-        model: ShardModel,
+        model: NodeModel,
         shard: GraphShard,
         comm: Communicator,
         objective: Objective,
@@ -92,8 +93,8 @@ class Confirmation:
         return _PATIENCE * self._limits.max_steps
 
     def unconfirmed(self, metrics: dict[str, float]) -> Finding:
-        """Say that the metrics of a validation solve are not known to hold."""
-        return Finding(metrics, holds=False, tolerance=self._limits.tolerance)
+        """Say that the metrics of a validation are not known to hold, if they come from a solve."""
+        return Finding(metrics, not self._model.solves, self._limits.tolerance)
 
     @torch.no_grad()
     def judge(self, metrics: dict[str, float]) -> Finding:
@@ -105,7 +106,7 @@ class Confirmation:
         """
         self._model.eval()
         doing = self._comm.activity.phase("confirming the validation")
-        with doing, self._model.propagation.exact_rows():
+        with doing, self._model.exact_rows():
             return self._find_anew(self.unconfirmed(metrics))
 
     def _find_anew(self, loose: Finding) -> Finding:
@@ -141,7 +142,7 @@ class Confirmation:
 
     def solve(self, tolerance: float, max_steps: int) -> Solution:
         """Solve from nothing kept, with exact halo rows; nothing of it is kept."""
-        with self._model.propagation.exact_rows():
+        with self._model.exact_rows():
             return self._solve([], tolerance, max_steps)
 
     def _solve(self, start: list[Tensor], tolerance: float, max_steps: int) -> Solution:
@@ -149,11 +150,13 @@ class Confirmation:
 
     def certificate(self, state: Tensor) -> Certificate | None:
         """Return the certificate of a state [O, D], if there is one."""
+        if not isinstance(self._model, ShardModel):
+            return None
         return certify(self._model, self._shard, self._comm, state)
 
     def unsettled(self, certificate: Certificate | None, state: Tensor) -> float:
         """Return the share of validation nodes whose labels may be others at the equilibrium."""
-        if certificate is None:
+        if certificate is None or not isinstance(self._model, ShardModel):
             return 1.0
         multilabel = self._objective.multilabel
         settled = settled_nodes(self._model, certificate, state, multilabel, self._rows)
@@ -174,7 +177,7 @@ class Confirmation:
 
     def _levels(self) -> list[float]:
         """Return ever tighter tolerances, at least two, none that rounding keeps out of reach."""
-        floor = _FLOOR * torch.finfo(self._model.head.weight.dtype).eps
+        floor = _FLOOR * torch.finfo(self._model.dtype).eps
         return list(_tighter(self._limits.tolerance, floor))
 
 

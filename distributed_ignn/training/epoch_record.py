@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
+
+_OF_SOLVES = (
+    *(f"evaluations_{what}" for what in ("forward", "adjoint", "validation", "confirmation")),
+    *("residual", "residual_adjoint"),
+    *("converged", "converged_forward", "converged_adjoint", "confirmed", "tolerance"),
+    *("solver_steps", "solver_loss", "solver_seconds"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +45,7 @@ class EpochRecord:
         gradient_norm: of the exact implicit gradient, over all ranks.
         tolerance: relative residual at which the solves of training and validation could stop, if
             that was looser than their own tolerance.
+        solves: whether the model solves for its states (``model.kind``).
     """
 
     epoch: int
@@ -68,3 +77,9 @@ class EpochRecord:
     local_shrunk: int | None = None
     gradient_norm: float | None = None
     tolerance: float | None = None
+    solves: bool = True
+
+    def values(self) -> dict[str, Any]:
+        """Return the figures by name; those of solves only where there are any."""
+        left_out = {"solves"} if self.solves else {"solves", *_OF_SOLVES}
+        return {k: v for k, v in asdict(self).items() if k not in left_out}

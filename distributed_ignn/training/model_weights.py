@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from distributed_ignn.errors import UserError
-from distributed_ignn.models.shard_model import ShardModel
+from distributed_ignn.models.node_model import NodeModel
 from distributed_ignn.training.state import Count, Number, State, TensorDict, Values
 
 
@@ -20,9 +20,10 @@ class Weights:
         model: whose weights they are; each rank keeps its own rows of an embedding.
     """
 
-    def __init__(self, model: ShardModel) -> None:
+    def __init__(self, model: NodeModel) -> None:
         self._model = model
         self.sharded = frozenset(model.sharded_names())
+        self._named = [name for name, _ in model.named_parameters()]
 
     def copy(self) -> TensorDict:
         """Return a copy of all weights in main memory."""
@@ -58,12 +59,12 @@ class Weights:
         self._model.load_state_dict(found)
 
     def _check_format(self, found: TensorDict) -> None:
-        own = self._model.head.weight
-        kept = found.get("head.weight", own)
-        if own.dtype is not kept.dtype:
+        own = self._model.dtype
+        kept = next((found[name].dtype for name in self._named if name in found), own)
+        if own is not kept:
             raise UserError(
-                f"the checkpoint was written with train.dtype = {_name(kept.dtype)}, not "
-                f"{_name(own.dtype)}; resume with that"
+                f"the checkpoint was written with train.dtype = {_name(kept)}, not {_name(own)}; "
+                "resume with that"
             )
 
 

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import RunConfig
+from distributed_ignn.config.explicit import IMPLICIT
 from distributed_ignn.errors import UserError
 from distributed_ignn.solvers.base import Solution
 from distributed_ignn.training.state import Count, Number, State, Values
@@ -217,10 +218,10 @@ class NumberGuard:
             return f"correct the dataset ({self._config.dataset})"
         train, model = self._config.train, self._config.model
         ways = [f"lower train.lr = {train.lr:g}"]
-        if model.constraint == "none":
-            ways.append("set model.constraint projection")
-        else:
-            ways.append(f"lower model.kappa = {model.kappa:g}")
+        if model.kind == IMPLICIT:
+            bounded = model.constraint != "none"
+            kappa = f"lower model.kappa = {model.kappa:g}"
+            ways.append(kappa if bounded else "set model.constraint projection")
         if train.on_bad_numbers != "rollback":
             ways.append("add --train.on-bad-numbers rollback")
         return ", or ".join(ways)
@@ -228,6 +229,8 @@ class NumberGuard:
 
 def warn_unconverged(summary: dict[str, Any], config: RunConfig) -> None:
     """Say so where the final metrics, or some that chose the epoch, are not those of Z*."""
+    if "confirmed" not in summary:
+        return
     forward, epochs = config.forward, summary["epochs_unconverged"]
     what = []
     if not summary["converged"]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from distributed_ignn.models.shard_model import ShardModel
+from distributed_ignn.models.node_model import NodeModel
 from distributed_ignn.training.engines.torch import Engine
 from distributed_ignn.training.numbers import NumberGuard
 from distributed_ignn.training.plans import ADJOINT, SolvePlanner
@@ -33,7 +33,7 @@ class StepChecks:
     def __init__(
         self,
         guard: NumberGuard,
-        model: ShardModel,
+        model: NodeModel,
         planner: SolvePlanner,
         engine: Engine,
         step: int,

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from distributed_ignn.models.shard_model import ShardModel
+from distributed_ignn.models.node_model import NodeModel
 from distributed_ignn.training.plans import ADJOINT, EVALUATE, TRAIN, SolvePlanner
 
 SOLVES = {TRAIN: "forward", EVALUATE: "validation", ADJOINT: "backward"}
@@ -16,7 +16,7 @@ SOLVES = {TRAIN: "forward", EVALUATE: "validation", ADJOINT: "backward"}
 
 @torch.no_grad()
 def step_tensors(
-    model: ShardModel,
+    model: NodeModel,
     planner: SolvePlanner,
     step: int | None,
     made: Mapping[str, Tensor],
@@ -25,7 +25,7 @@ def step_tensors(
     """Name tensors of this rank, causes before effects; every rank calls it alike.
 
     Args:
-        model: its weights, its features and b(X), which is computed once more.
+        model: its weights, and what its states are computed from.
         planner: its kept states, and the first and best point of a solve that has diverged.
         step: seed of the dropout in b(X), or None for that of an evaluation.
         made: what the step has made so far.
@@ -33,8 +33,7 @@ def step_tensors(
     """
     found: list[tuple[str, Tensor]] = []
     found += [(f"weights {name}", p) for name, p in model.named_parameters()]
-    found += model.encoder.constants()
-    found.append(("the injection b(X)", model.injection(step)))
+    found += model.inputs(step)
     found += [
         (f"the kept state of the {SOLVES.get(key, key)} solve", planner.states[key])
         for key in sorted(planner.states)

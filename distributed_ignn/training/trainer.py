@@ -23,6 +23,8 @@ from distributed_ignn.config import RunConfig, decided
 from distributed_ignn.config.training import Metric
 from distributed_ignn.errors import UserError
 from distributed_ignn.graph.shard import GraphShard
+from distributed_ignn.models.kinds import KINDS, Site
+from distributed_ignn.models.node_model import NodeModel
 from distributed_ignn.models.shard_model import ShardModel
 from distributed_ignn.propagation.operators import ChannelOperator
 from distributed_ignn.propagation.propagate import PropagationOptions, choose_codec
@@ -34,7 +36,7 @@ from distributed_ignn.training.confirmation import SLACK, Confirmation, Finding
 from distributed_ignn.training.engines.torch import Engine, TorchEngine
 from distributed_ignn.training.epoch_record import EpochRecord
 from distributed_ignn.training.learned.guard import guarded_phase
-from distributed_ignn.training.learned.kinds import KINDS, SolverKind
+from distributed_ignn.training.learned.kinds import SOLVER_KINDS, SolverKind
 from distributed_ignn.training.learned.phases import SolverTrainer
 from distributed_ignn.training.learned_solver import LearnedSolver
 from distributed_ignn.training.local_plan import LocalPlan, local_plan
@@ -98,12 +100,13 @@ class Trainer:
         train = config.train
         smoothing = float(train.label_smoothing)
         self.objective = Objective(shard, comm, train.loss, smoothing, train.metric)
-        self.regularizer = Regularizer(self.model, config.train, shard, comm, config.seed)
+        self._regularizer = self._build_regularizer()
         self.consistency = self._build_consistency()
-        self.loss = StepLoss(self.model, self.objective, self.regularizer, self.consistency)
+        penalty = self._regularizer.penalty if self._regularizer else self.model.penalty
+        self.loss = StepLoss(self.model, self.objective, penalty, self.consistency)
         self.local = self._build_local_steps()
         self.gradient_norm: float | None = None
-        self.loose = LooseTolerance(train, shard.num_nodes)
+        self.loose = LooseTolerance(train, shard.num_nodes if self.model.solves else 0)
         self.average = WeightAverage(self.model, config.train.ema, self.weights.sharded)
         self.confirmation = Confirmation(
             config, self.model, shard, comm, self.objective, self.planner
@@ -123,13 +126,37 @@ class Trainer:
 
     @property
     def _kind(self) -> SolverKind:
-        return KINDS[self.config.solver.kind]
+        return SOLVER_KINDS[self.config.solver.kind]
 
     @property
     def _dtype(self) -> torch.dtype:
         return torch.float64 if self.config.train.dtype == "float64" else torch.float32
 
-    def _build_model(self) -> ShardModel:
+    @property
+    def implicit(self) -> ShardModel:
+        """The model, for those who look into its map.
+
+        Raises:
+            UserError: it is an explicit one, which has none.
+        """
+        if not isinstance(self.model, ShardModel):
+            raise self._no_map()
+        return self.model
+
+    def _no_map(self) -> UserError:
+        return UserError(
+            f"model.kind = {self.config.model.kind} has no equilibrium to look into; use "
+            "model.kind = implicit"
+        )
+
+    def _build_model(self) -> NodeModel:
+        config, comm = self.config, self.comm
+        if config.model.kind in KINDS:
+            where = self.shard, comm, config.model, config.explicit, self._dtype, config.seed
+            return KINDS[config.model.kind](Site(*where))
+        return self._build_implicit()
+
+    def _build_implicit(self) -> ShardModel:
         config, comm = self.config, self.comm
         sparsified = self._sparsify() if self._learns else None
         codec = choose_codec(config.comm.halo, comm)
@@ -147,7 +174,7 @@ class Trainer:
     def _build_learned_solver(self) -> LearnedSolver | None:
         if not self._learns:
             return None
-        where = self.model, self.shard, self.comm
+        where = self.implicit, self.shard, self.comm
         return self._kind.build(self.config, *where, self._dtype)
 
     def _build_engine(self) -> Engine:
@@ -164,6 +191,23 @@ class Trainer:
             self.learned, self.config.solver, self.schedule, self.comm, self.shard.owned_nodes
         )
 
+    def _build_regularizer(self) -> Regularizer | None:
+        """Make the penalties on the map, where there is one."""
+        if not isinstance(self.model, ShardModel):
+            return None
+        return Regularizer(self.model, self.config.train, self.shard, self.comm, self.config.seed)
+
+    @property
+    def regularizer(self) -> Regularizer:
+        """The penalties on the map.
+
+        Raises:
+            UserError: the model is an explicit one, which has none.
+        """
+        if self._regularizer is None:
+            raise self._no_map()
+        return self._regularizer
+
     def _build_consistency(self) -> Consistency:
         multilabel = self.shard.task == "multilabel"
         return Consistency(self.config.train, self.shard.num_nodes, multilabel)
@@ -179,7 +223,7 @@ class Trainer:
         if plan.steps == 0:
             return None
         terms = self.objective, self.regularizer, self.consistency
-        loss = LocalLoss(self.model, self.shard, self.config, *terms)
+        loss = LocalLoss(self.implicit, self.shard, self.config, *terms)
         return LocalSteps(plan, loss, self.engine, self.config.train, self.comm)
 
     def fit(
@@ -260,7 +304,7 @@ class Trainer:
             return None, 0.0
         started = time.perf_counter()
         incoming = partial(self.loss.incoming, step=self.epoch) if backward else None
-        phase = partial(self.solver_trainer.phase, self.model, self.planner, steps, incoming)
+        phase = partial(self.solver_trainer.phase, self.implicit, self.planner, steps, incoming)
         loss = guarded_phase(self.solver_trainer, self.learned, phase, self.epoch)
         seconds = time.perf_counter() - started
         self.stopwatch.solver_training += seconds
@@ -286,7 +330,7 @@ class Trainer:
         taken, self.epoch = self.epoch > step, step + 1
         # what is kept for the next solves may be what is bad
         self.planner.forget()
-        self.model.propagation.reset_links()
+        self.model.reset_links()
         return loss, None, not taken
 
     def train_step(self, checks: StepChecks) -> float:
@@ -349,9 +393,8 @@ class Trainer:
         if self.epoch % self.config.train.eval_every and not last:
             return None
         with self.average.in_use():
-            metrics = self._validation(checks)
-            tolerance = self.planner.tolerance(self.config.forward)
-            converged = self.planner.log.residual(EVALUATE) <= tolerance
+            metrics, residual = self._validation(checks)
+            converged = residual <= self.planner.tolerance(self.config.forward)
             # patience counts validations since the best one, which is known once it is confirmed
             rough = self._loosened is not None and not self.config.train.patience
             found = self.chooser.consider(
@@ -360,11 +403,17 @@ class Trainer:
         self.val_metric = found.metrics["val"]
         return found
 
-    def _validation(self, checks: StepChecks) -> dict[str, float]:
-        """Solve and measure; the state is let go of, as far as it is no warm start."""
-        state = self._equilibrium().image
+    def _validation(self, checks: StepChecks) -> tuple[dict[str, float], float]:
+        """Solve and measure; the state is let go of, as far as it is no warm start.
+
+        Returns:
+            The metrics, and the relative residual of the state.
+        """
+        solution = self._equilibrium()
+        state, residual = solution.image, solution.residual
+        del solution
         checks.solve(EVALUATE)
-        return self._metrics(state, ("train", "val"))
+        return self._metrics(state, ("train", "val")), residual
 
     def _record(
         self,
@@ -380,34 +429,41 @@ class Trainer:
         totals = self.comm.sum(
             torch.tensor([sent.exchange_bytes + sent.reduction_bytes], dtype=torch.int64)
         )
-        log = self.planner.log
         return EpochRecord(
             epoch=self.epoch,
             loss=loss,
             train_metric=metrics.get("train"),
             val_metric=metrics.get("val"),
             seconds=time.perf_counter() - started,
-            evaluations_forward=log.steps(TRAIN),
-            evaluations_adjoint=log.steps(ADJOINT),
-            evaluations_validation=log.steps(EVALUATE),
-            evaluations_confirmation=log.steps(CONFIRM),
-            residual=log.residual(EVALUATE if metrics else TRAIN),
-            residual_adjoint=log.residual(ADJOINT),
             bytes_sent=int(totals[0]),
             exchanges=sent.exchanges,
             solver_steps=solver_steps,
             solver_loss=solver_loss,
             solver_seconds=solver_seconds,
-            converged=log.converged(EVALUATE),
-            confirmed=found.holds if found is not None else None,
             best_epoch=self.best.epoch or None,
             best_val=self.best.val_metric if self.best.epoch else None,
-            converged_forward=log.converged(TRAIN),
-            converged_adjoint=log.converged(ADJOINT),
             skipped=skipped,
             rollbacks=self.guard.tally.rollbacks,
+            **self._solve_figures(found),
             **self._local_figures(),
         )
+
+    def _solve_figures(self, found: Finding | None) -> dict[str, Any]:
+        """Say how the epoch's solves went, in the words of the record."""
+        log = self.planner.log
+        return {
+            "solves": self.model.solves,
+            "evaluations_forward": log.steps(TRAIN),
+            "evaluations_adjoint": log.steps(ADJOINT),
+            "evaluations_validation": log.steps(EVALUATE),
+            "evaluations_confirmation": log.steps(CONFIRM),
+            "residual": log.residual(EVALUATE if found is not None else TRAIN),
+            "residual_adjoint": log.residual(ADJOINT),
+            "converged": log.converged(EVALUATE),
+            "confirmed": found.holds if found is not None else None,
+            "converged_forward": log.converged(TRAIN),
+            "converged_adjoint": log.converged(ADJOINT),
+        }
 
     def _local_figures(self) -> dict[str, Any]:
         """Say what local steps came to, in the words of the record."""
@@ -464,7 +520,7 @@ class Trainer:
     def evaluate_at_zero(self, splits: tuple[str, ...]) -> dict[str, float]:
         """Measure at f(0) = phi(b): what the model knows without an equilibrium."""
         self.model.eval()
-        return self._metrics(self.model.at_zero(), splits)
+        return self._metrics(self.implicit.at_zero(), splits)
 
     @torch.no_grad()
     def evaluate_at_initialiser(self, splits: tuple[str, ...]) -> dict[str, float] | None:
@@ -473,16 +529,15 @@ class Trainer:
         if learned is None or learned.guess is None or not learned.ready:
             return None
         self.model.eval()
-        injection = self.model.injection()
-        cell = self.model.layer.cell(injection, self.model.channel_weights())
+        injection = self.implicit.injection()
+        cell = self.implicit.layer.cell(injection, self.implicit.channel_weights())
         start = self.planner.first_guess(cell, injection)
         return self._metrics(start, splits)
 
     def tighten(self, factor: float) -> None:
         """Multiply the bound on the map's weights by ``factor``, and bring them inside it."""
         if factor < 1.0:
-            self.model.cell_weights.tighten(factor)
-            self.model.project()
+            self.model.tighten(factor)
 
     def parts(self) -> dict[str, Stateful]:
         """Return every part that has state, by name, in the order in which states are put back."""

@@ -243,3 +243,25 @@ def test_a_name_starts_from_its_own_settings_and_a_path_from_the_defaults(elsewh
     path = di.fit(Path("mine.pt"), QUICK)
     assert path.path == elsewhere / "runs" / "mine-seed0"
     assert torch.equal(path.predict().logits, di.fit(DATA, QUICK).predict().logits)
+
+
+def test_another_kind_of_model_trains_resumes_and_predicts(folder: Path) -> None:
+    settings = {"hidden": 8, "lr": 0.02, "dtype": "float64", "checkpoint_every": 2}
+    whole = di.fit(DATA, settings, kind="gat", epochs=6, output=folder / "gat")
+    di.fit(DATA, settings, kind="gat", epochs=3, output=folder / "again")
+    again = di.fit(DATA, settings, kind="gat", epochs=6, output=folder / "again", resume="auto")
+    losses = [[record["loss"] for record in run.history] for run in (whole, again)]
+    assert losses[0] == losses[1]
+    assert whole.summary["kind"] == "gat"
+    assert not [key for key in whole.summary if "evaluations" in key or "residual" in key]
+    assert "residual" not in whole.history[-1]
+    found = whole.predict()
+    assert found.scores["val"] == whole.summary["best_val"]
+    assert (found.residual, found.converged) == (0.0, True)
+    assert torch.equal(found.logits, again.predict().logits)
+    assert "residual" not in repr(found)
+    assert whole.predict(small_data(40, seed=1)).labels.shape == (40,)
+    with pytest.raises(di.UserError, match=r"^steps = 3 has no effect on .* model.kind = gat has"):
+        whole.predict(steps=3)
+    whole.plot_convergence(folder / "gat.png")
+    assert "gat" in repr(whole)

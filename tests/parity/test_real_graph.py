@@ -39,13 +39,14 @@ def _three_epochs(comm: Communicator, data_root: str) -> dict[str, Tensor]:
     share = 1.0 / comm.world_size
     kept = trainer.planner.states
     # the adjoint itself is not kept once its estimator is learned; all of these come from it
-    gradients = [p.grad.flatten() for p in trainer.model.encoder.parameters() if p.grad is not None]
+    encoder = trainer.implicit.encoder
+    gradients = [p.grad.flatten() for p in encoder.parameters() if p.grad is not None]
     return {
         "losses": torch.tensor([r.loss for r in records], dtype=torch.float64) * share,
         "validation": torch.tensor([r.val_metric for r in records], dtype=torch.float64) * share,
         "fixed point": spread(trainer.shard, kept["evaluate"]),
         "gradients": torch.cat(gradients) * share,
-        "weight": torch.stack(trainer.model.channel_weights()).detach() * share,
+        "weight": torch.stack(trainer.implicit.channel_weights()).detach() * share,
     }
 
 

@@ -16,6 +16,7 @@ from distributed_ignn.runs.checkpoints.checkpoint import CheckpointStore, load_c
 from distributed_ignn.runs.checkpoints.snapshot import restore, restore_best, take_snapshot
 from distributed_ignn.training.state import State, Stateful
 from distributed_ignn.training.trainer import Trainer
+from tests.parity.kind_cases import kind_trainer
 from tests.training.small_trainers import (
     EPOCHS,
     assert_equal,
@@ -66,6 +67,25 @@ def test_a_resumed_run_continues_bit_for_bit(
         whole.best.val_metric,
     )
     assert resumed.chooser.stale == whole.chooser.stale
+
+
+@pytest.mark.parametrize("case", ["awkward/gat", "embedding/gcnii", "channels/amgcn"])
+def test_an_explicit_model_continues_bit_for_bit(tmp_path: Path, case: str) -> None:
+    def fresh() -> Trainer:
+        return kind_trainer(Communicator(), case, "float32", ema=0.5)
+
+    whole, first, resumed = fresh(), fresh(), fresh()
+    expected = train(whole, EPOCHS)
+    train(first, 2)
+    store = CheckpointStore(tmp_path, first.comm, keep=2)
+    path = store.save(first.epoch, take_snapshot(first), first.shard.owned_nodes)
+    restore(resumed, load_checkpoint(path, first.comm, first.shard.owned_nodes))
+    found = [record.values() | {"seconds": 0.0} for record in train(resumed, EPOCHS - 2)]
+    assert found == [record.values() | {"seconds": 0.0} for record in expected[2:]]
+    assert_equal(everything(resumed), everything(whole))
+    other = kind_trainer(Communicator(), f"{case.partition('/')[0]}/mlp", "float32")
+    with pytest.raises(UserError, match="belongs to a model of another shape"):
+        restore(other, load_checkpoint(path, first.comm, first.shard.owned_nodes))
 
 
 def test_the_closed_form_parts_resume_too(tmp_path: Path) -> None:

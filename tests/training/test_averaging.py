@@ -71,7 +71,7 @@ def test_training_validates_and_keeps_the_mean() -> None:
     best = trainer.best
     assert best.weights is not None
     name = "cell_weights.weight"
-    cell = trainer.model.cell_weights
+    cell = trainer.implicit.cell_weights
     assert isinstance(cell, IgnnWeights)
     own = cell.weight.detach().clone()
     assert not torch.allclose(own, trainer.average.mean[name])

@@ -164,7 +164,7 @@ class _Course:
     """Validations of a model whose one weight is the number of the epoch."""
 
     def __init__(self, *found: float | None) -> None:
-        self.model = _trainer(_config()).model
+        self.model = _trainer(_config()).implicit
         self.judge = _Judge(*found)
         self.chooser = Chooser(Weights(self.model), cast("Confirmation", self.judge))
         self.epoch = 0

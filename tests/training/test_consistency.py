@@ -109,6 +109,6 @@ def test_unlabelled_nodes_and_all_masks_reach_the_gradient() -> None:
         config = small_config({"model": {"node_dropout": 0.5}, "train": settings})
         trainer = small_trainer(Communicator(), config)
         train(trainer, 2)
-        weights.append(trainer.model.head.weight.detach().clone())
+        weights.append(trainer.implicit.head.weight.detach().clone())
     for index, left in enumerate(weights):
         assert all(not torch.allclose(left, right) for right in weights[index + 1 :])

@@ -23,11 +23,11 @@ def _weights(model: ShardModel) -> IgnnWeights:
 def test_every_step_ends_inside_the_bound() -> None:
     for case in ("plain", "channels"):
         trainer = small_trainer(Communicator(), small_config(FAST), case)
-        bound = _weights(trainer.model).radius
+        bound = _weights(trainer.implicit).radius
         reached = []
         for _ in range(6):
             trainer.train_epoch()
-            reached.append(largest_column_sum(_weights(trainer.model).weight.flatten(0, 1)))
+            reached.append(largest_column_sum(_weights(trainer.implicit).weight.flatten(0, 1)))
         assert max(reached) <= bound * (1 + 1e-12)
         assert max(reached) > 0.999 * bound, "the bound was never active"
 
@@ -38,14 +38,14 @@ def test_without_the_constraint_the_same_steps_leave_it() -> None:
     for _ in range(6):
         trainer.train_epoch()
     assert (
-        largest_column_sum(_weights(trainer.model).weight.flatten(0, 1))
-        > _weights(trainer.model).radius
+        largest_column_sum(_weights(trainer.implicit).weight.flatten(0, 1))
+        > _weights(trainer.implicit).radius
     )
 
 
 def test_a_step_is_adam_and_then_the_projection() -> None:
     trainer = small_trainer(Communicator(), small_config({"train": {"weight_decay": 0.02}}))
-    model, config = trainer.model, trainer.config.train
+    model, config = trainer.implicit, trainer.config.train
     assert isinstance(trainer.engine, TorchEngine)
     twins = {name: p.detach().clone().requires_grad_() for name, p in model.named_parameters()}
     adam = torch.optim.Adam(twins.values(), lr=config.lr, weight_decay=float(config.weight_decay))
@@ -71,7 +71,7 @@ def test_gradients_do_not_pile_up() -> None:
     trainer = small_trainer(Communicator(), small_config())
     seen = []
     for _ in range(2):
-        trainer.engine.step(trainer.model.head.bias.sum())
-        assert trainer.model.head.bias.grad is not None
-        seen.append(trainer.model.head.bias.grad.tolist())
+        trainer.engine.step(trainer.implicit.head.bias.sum())
+        assert trainer.implicit.head.bias.grad is not None
+        seen.append(trainer.implicit.head.bias.grad.tolist())
     assert seen[0] == seen[1] == [1.0] * len(seen[0])

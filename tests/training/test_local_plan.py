@@ -107,7 +107,7 @@ def test_the_chosen_steps_are_those_of_a_number_and_a_resumed_run_chooses_the_sa
     given = small_trainer(Communicator(), small_config({"train": {"local_steps": 10}}))
     assert [numbers(r) for r in train(trainer, 2)] == [numbers(r) for r in train(given, 2)]
     kept = take_snapshot(trainer).apart()
-    trainer.model.propagation.reset_links()
+    trainer.implicit.propagation.reset_links()
     resumed = small_trainer(Communicator(), small_config({"train": AUTO}))
     restore(resumed, kept)
     assert resumed.local_plan == plan

@@ -101,7 +101,7 @@ def test_batches_are_divided_evenly_and_stand_for_all_rows(case: str) -> None:
         loss = each.local._loss
         loss._dropout.probability = 0.0
         each.planner.products = loss.freeze
-        each.model.equilibrium(0, each.planner.train(), each.planner.adjoint())
+        each.implicit.equilibrium(0, each.planner.train(), each.planner.adjoint())
         loss.begin(0)
         losses.append(loss)
     batches = losses[0]._batches
@@ -165,7 +165,7 @@ def _course(comm: Communicator, case: str) -> dict[str, Any]:
     trainer = _trainer(comm, case)
     records = train(trainer, 2)
     kept = take_snapshot(trainer).apart()
-    trainer.model.propagation.reset_links()
+    trainer.implicit.propagation.reset_links()
     records += train(trainer, 1)
     resumed = _trainer(comm, case)
     restore(resumed, kept)

@@ -99,7 +99,7 @@ def test_off_nothing_is_kept_of_it_and_a_resumed_run_goes_on_as_it_was() -> None
     trainer = _trainer(0.1)
     train(trainer, 3)
     kept = take_snapshot(trainer).apart()
-    trainer.model.propagation.reset_links()
+    trainer.implicit.propagation.reset_links()
     resumed = _trainer(0.1)
     restore(resumed, kept)
     assert resumed.loose.at(3) == trainer.loose.at(3) != _trainer(0.1).loose.at(3)

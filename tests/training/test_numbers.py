@@ -54,7 +54,7 @@ def _spoil_incoming(trainer: Trainer) -> None:
     def hook(module: Any, given: Any, made: Tensor) -> None:
         made.register_hook(lambda gradient: torch.full_like(gradient, math.nan))
 
-    trainer.model.head.register_forward_hook(hook)
+    trainer.implicit.head.register_forward_hook(hook)
 
 
 def _weights(trainer: Trainer, name: str) -> Tensor:
@@ -62,13 +62,13 @@ def _weights(trainer: Trainer, name: str) -> Tensor:
 
 
 def _features(trainer: Trainer) -> Tensor:
-    return trainer.model.encoder.constants()[0][1]
+    return trainer.implicit.encoder.constants()[0][1]
 
 
 FAULTS: dict[str, tuple[str, Callable[[Trainer], None], str]] = {
     "weights": (
         "plain",
-        lambda trainer: _spoil(trainer.model.head.bias, math.inf),
+        lambda trainer: _spoil(trainer.implicit.head.bias, math.inf),
         "the training loss is nan: NaN or Inf in weights head.bias on rank 1 (1 of 3 entries)",
     ),
     "cell": (
@@ -90,14 +90,14 @@ FAULTS: dict[str, tuple[str, Callable[[Trainer], None], str]] = {
     ),
     "gradient": (
         "plain",
-        lambda trainer: _spoil_gradient(trainer.model.head.weight, math.inf, 3),
+        lambda trainer: _spoil_gradient(trainer.implicit.head.weight, math.inf, 3),
         "the gradient is not finite, or its square is not: NaN or Inf in the gradient of "
         "head.weight on rank 1 (3 of 24 entries)",
     ),
     # finite, but Adam would keep its square for ever
     "large gradient": (
         "plain",
-        lambda trainer: _spoil_gradient(trainer.model.head.weight, 1e200, 1),
+        lambda trainer: _spoil_gradient(trainer.implicit.head.weight, 1e200, 1),
         "or its square is not: NaN or Inf in the gradient of head.weight on rank 1 (1 of 24 ",
     ),
     "gradient of rows": (
@@ -204,7 +204,7 @@ def test_skipping_goes_on_as_if_the_epochs_had_not_been() -> None:
 def test_too_many_skips_in_a_row_end_the_run() -> None:
     config = small_config({**PLAIN, "train": {"on_bad_numbers": "skip", "max_bad_steps": 2}})
     trainer = small_trainer(Communicator(), config)
-    _spoil(trainer.model.head.bias)
+    _spoil(trainer.implicit.head.bias)
     assert all(record.skipped for record in train(trainer, 2))
     with pytest.raises(UserError, match=r"\(after 2 epochs skipped in a row, train.max_bad_steps"):
         trainer.train_epoch()
@@ -362,7 +362,7 @@ def test_a_tightened_bound_is_saved_with_the_weights() -> None:
     for cell in ("ignn", "eignn", "mignn"):
         config = small_config({"model": {"cell": cell}})
         trainer = small_trainer(Communicator(), config)
-        weights = trainer.model.cell_weights
+        weights = trainer.implicit.cell_weights
         loose = {k: v.clone() for k, v in trainer.model.state_dict().items()}
         widest = weights.present_contraction()
         weights.tighten(0.5)
@@ -370,7 +370,7 @@ def test_a_tightened_bound_is_saved_with_the_weights() -> None:
         assert weights.kappa.bound == pytest.approx(0.45)
         assert weights.present_contraction() < 0.8 * widest
         tight = {k: v.clone() for k, v in trainer.model.state_dict().items()}
-        again = small_trainer(Communicator(), config).model
+        again = small_trainer(Communicator(), config).implicit
         again.load_state_dict(tight)
         assert again.cell_weights.kappa.bound == pytest.approx(0.45)
         assert again.cell_weights.present_contraction() == weights.present_contraction()

@@ -48,7 +48,7 @@ def _parts(trainer: Trainer) -> PaperParts:
 
 def _problem(trainer: Trainer) -> tuple[EquilibriumCell, Tensor, Tensor]:
     """The map, f(0) and Z*."""
-    model = trainer.model
+    model = trainer.implicit
     injection = model.injection().detach()
     cell = model.layer.cell(injection, model.channel_weights())
     start = torch.relu(injection)
@@ -153,7 +153,7 @@ def test_a_phase_moves_both_parts_and_not_the_model() -> None:
     model = {k: v.clone() for k, v in trainer.model.state_dict().items()}
     before = {k: v.detach().clone() for k, v in parts.named_parameters().items()}
     _, injection, target = _problem(trainer)
-    cell = trainer.model.layer.cell(injection, trainer.model.channel_weights())
+    cell = trainer.implicit.layer.cell(injection, trainer.implicit.channel_weights())
     losses = [trainer.tune_solver(20)[0] for _ in range(4)]
     assert [untrained, parts.ready] == [False, True]
     assert losses[-1] is not None

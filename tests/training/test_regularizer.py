@@ -27,21 +27,21 @@ def _trainer(case: str, model: dict[str, Any], **weights: float) -> Trainer:
 
 
 def _state(trainer: Trainer) -> Tensor:
-    return trainer.model.equilibrium(0, trainer.planner.train(), trainer.planner.adjoint()).detach()
+    return trainer.implicit.state(0, trainer.planner).detach()
 
 
 def _dense_jacobian(trainer: Trainer, state: Tensor) -> Tensor:
     """df/dZ of the plain map at Z*, [n D, n D]."""
-    injection = trainer.model.injection(0).detach()
-    weights = [w.detach() for w in trainer.model.channel_weights()]
+    injection = trainer.implicit.injection(0).detach()
+    weights = [w.detach() for w in trainer.implicit.channel_weights()]
     identity = torch.eye(state.shape[0], dtype=torch.float64)
-    dense = trainer.model.layer.products(identity)
+    dense = trainer.implicit.layer.products(identity)
 
     def plain(z: Tensor) -> Tensor:
         total = injection + torch.stack(
             [a @ z @ w for a, w in zip(dense, weights, strict=True)]
         ).sum(dim=0)
-        return trainer.model.layer.form.activate(total)
+        return trainer.implicit.layer.form.activate(total)
 
     found: Tensor = torch.autograd.functional.jacobian(plain, state)
     return found.reshape(state.numel(), state.numel())
@@ -67,7 +67,7 @@ def test_the_estimate_is_unbiased(case: str, model: dict[str, Any]) -> None:
 def test_its_gradient_agrees_with_finite_differences(case: str, model: dict[str, Any]) -> None:
     trainer = _trainer(case, model)
     state = _state(trainer)
-    name, parameter = next(iter(trainer.model.cell_weights.named_parameters()))
+    name, parameter = next(iter(trainer.implicit.cell_weights.named_parameters()))
     trainer.regularizer.jacobian(state, 1).backward()
     assert parameter.grad is not None
     direction = torch.randn_like(parameter)
@@ -118,7 +118,7 @@ def test_training_with_penalties_makes_the_map_smaller(cell: str) -> None:
     for weights in ({}, {"jacobian_weight": 5.0}, {"spectral_weight": 1.0}):
         trainer = _trainer("plain", {"cell": cell, "dropout": 0.0}, lr=0.02, **weights)
         train(trainer, 15)
-        (weight,) = trainer.model.channel_weights()
+        (weight,) = trainer.implicit.channel_weights()
         state = _state(trainer)
         with torch.no_grad():
             jacobian = float(trainer.regularizer.jacobian(state, 100))

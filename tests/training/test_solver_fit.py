@@ -43,8 +43,8 @@ def _trainer(case: str = "plain", **solver: Any) -> Trainer:
 
 def _map(trainer: Trainer) -> tuple[EquilibriumCell, Tensor, Tensor]:
     """The map of the present weights, b, and Z*."""
-    injection = trainer.model.injection().detach()
-    cell = trainer.model.layer.cell(injection, trainer.model.channel_weights())
+    injection = trainer.implicit.injection().detach()
+    cell = trainer.implicit.layer.cell(injection, trainer.implicit.channel_weights())
     start = torch.relu(injection)
     found = solve(cell, start, Anderson(), lambda s: s, tolerance=1e-13, max_steps=500)
     assert found.converged

@@ -39,7 +39,7 @@ def _solver_weights(trainer: Trainer) -> dict[str, Tensor]:
 
 def _fixed_point(trainer: Trainer) -> tuple[Tensor, Tensor]:
     """b and Z* of the present weights."""
-    model = trainer.model
+    model = trainer.implicit
     injection = model.injection().detach()
     cell = model.layer.cell(injection, model.channel_weights())
     solution = solve(

@@ -57,7 +57,7 @@ def test_labels_of_the_other_splits_are_read(split: str) -> None:
 def test_a_loss_that_is_not_finite_is_one_line(value: float) -> None:
     trainer = small_trainer(Communicator(), small_config())
     with torch.no_grad():
-        trainer.model.head.bias[0] = value
+        trainer.implicit.head.bias[0] = value
     with pytest.raises(
         UserError,
         match=r"epoch 1: the training loss is nan: NaN or Inf in weights head.bias on rank 0",
@@ -138,7 +138,7 @@ def test_a_model_whose_relus_have_died_is_trained_on(method: str) -> None:
     config = small_config({"forward": {"method": method}, "adjoint": {"method": "auto"}})
     trainer = small_trainer(Communicator(), config)
     train(trainer, 1)
-    for parameter in trainer.model.encoder.parameters():
+    for parameter in trainer.implicit.encoder.parameters():
         parameter.data.fill_(-10.0)  # features are not negative
     (record,) = train(trainer, 1)
     assert record.converged

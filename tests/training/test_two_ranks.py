@@ -161,7 +161,7 @@ def _not_finite(comm: Communicator) -> str:
     trainer = small_trainer(comm, small_config())
     if comm.rank == 1:
         with torch.no_grad():
-            trainer.model.head.bias[0] = float("nan")
+            trainer.implicit.head.bias[0] = float("nan")
     return _line(trainer.train_epoch)
 
 

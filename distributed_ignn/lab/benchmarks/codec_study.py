@@ -126,7 +126,7 @@ def _solver(problem: Problem, method: str) -> AnySolver:
 
 
 def _cell(problem: Problem, propagation: Propagation) -> EquilibriumCell:
-    model = problem.trainer.model
+    model = problem.trainer.implicit
     layer = replace(model.layer, propagation=propagation)
     return layer.cell(problem.injection, model.channel_weights())
 

@@ -187,7 +187,7 @@ def _solves(
 
 
 def _cold_solve(trainer: Trainer) -> Callable[[], Solution]:
-    model, planner = trainer.model.eval(), trainer.planner
+    model, planner = trainer.implicit.eval(), trainer.planner
     injection, weights = model.injection(), model.channel_weights()
 
     def solve() -> Solution:

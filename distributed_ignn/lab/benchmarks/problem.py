@@ -54,7 +54,7 @@ class Problem:
 
     def cell(self) -> EquilibriumCell:
         """The map f, fresh."""
-        model = self.trainer.model
+        model = self.trainer.implicit
         return model.layer.cell(self.injection, model.channel_weights())
 
     @torch.no_grad()
@@ -102,7 +102,7 @@ def pose(trainer: Trainer) -> Problem:
     trainer.model.eval()
     solution = _solve_exactly(trainer)
     square = float(trainer.comm.sum(solution.image.square().sum().reshape(1).cpu()))
-    injection = trainer.model.injection()
+    injection = trainer.implicit.injection()
     logits = trainer.model.read_out(solution.image.to(injection.dtype))
     return Problem(
         trainer=trainer,

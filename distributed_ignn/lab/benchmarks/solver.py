@@ -251,7 +251,7 @@ def _rows(methods: dict[str, Method], measured: dict[str, list[Step]]) -> list[d
 @torch.no_grad()
 def _settings(problem: Problem, options: SolverOptions) -> dict[str, Any]:
     trainer, comm = problem.trainer, problem.comm
-    seconds = interleave({"b": trainer.model.injection}, options.rounds, comm)["b"]
+    seconds = interleave({"b": trainer.implicit.injection}, options.rounds, comm)["b"]
     return {
         "run": str(options.run),
         "dataset": trainer.config.dataset,
@@ -259,7 +259,7 @@ def _settings(problem: Problem, options: SolverOptions) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "device": comm.device.type,
         "dtype": str(problem.injection.dtype).removeprefix("torch."),
-        "spectral_radius": round(trainer.model.spectral_radius(), 4),
+        "spectral_radius": round(trainer.implicit.spectral_radius(), 4),
         "residual_of_target": problem.target_residual,
         "metric": trainer.objective.metric_name,
         "metric_at_target": problem.metric,

@@ -168,7 +168,7 @@ def run(options: SparsifierOptions, comm: Communicator) -> Study:
 
 def _qualities(problem: Problem, options: SparsifierOptions) -> Iterator[Quality]:
     """Fit and trace the solver of every choice; the run's own graph is put back."""
-    trainer, model = problem.trainer, problem.trainer.model
+    trainer, model = problem.trainer, problem.trainer.implicit
     own = model.layer
     try:
         for choice in choices(options.keeps):

@@ -73,7 +73,7 @@ def watch(trainer: Trainer) -> StageClock:
         if arguments[0] is not None:  # a training step; others have no dropout to seed
             clock.switch(INJECTION)
 
-    trainer.model.encoder.register_forward_pre_hook(injected)
+    trainer.implicit.encoder.register_forward_pre_hook(injected)
     trainer.planner = trainer.confirmation.planner = _WatchedPlanner(trainer, clock)
     if isinstance(trainer.engine, TorchEngine):
         trainer.engine.optimizer.register_step_pre_hook(lambda *_: clock.switch(OPTIMISER))

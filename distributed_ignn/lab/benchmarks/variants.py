@@ -18,7 +18,7 @@ from distributed_ignn.lab.benchmarks.problem import Problem
 from distributed_ignn.propagation.sparsify import sparsify
 from distributed_ignn.solvers.initialiser import Initialiser
 from distributed_ignn.solvers.predictors import NETWORKS, SCOPES
-from distributed_ignn.training.learned.kinds import KINDS
+from distributed_ignn.training.learned.kinds import SOLVER_KINDS
 from distributed_ignn.training.learned_solver import LearnedSolver
 from distributed_ignn.training.schedule import Schedule
 
@@ -68,11 +68,11 @@ def all_variants() -> list[Variant]:
 
 def ensure_thinned(problem: Problem) -> None:
     """Give the model an A_s where it has none: networks with a graph layer read it."""
-    layer, config = problem.trainer.model.layer, problem.trainer.config
+    layer, config = problem.trainer.implicit.layer, problem.trainer.config
     if layer.sparsified is None:
         dtype, keep = problem.injection.dtype, config.solver.keep
         thinned = sparsify(problem.trainer.shard, problem.comm, "pri", keep, dtype, config.seed)
-        problem.trainer.model.layer = replace(layer, sparsified=thinned)
+        problem.trainer.implicit.layer = replace(layer, sparsified=thinned)
 
 
 def train_variant(
@@ -106,8 +106,8 @@ def train_solver(
     trainer, comm = problem.trainer, problem.comm
     adjoint = trainer.config.adjoint.model_copy(update={"method": "anderson"})
     config = trainer.config.model_copy(update={"solver": section, "adjoint": adjoint})
-    kind = KINDS[section.kind]
-    where = trainer.model, trainer.shard, comm
+    kind = SOLVER_KINDS[section.kind]
+    where = trainer.implicit, trainer.shard, comm
     learned = kind.build(config, *where, problem.injection.dtype)
     if start is not None:
         learned.initialiser = start
@@ -117,5 +117,5 @@ def train_solver(
     nodes = trainer.shard.owned_nodes
     teacher = kind.trainer(learned, section, schedule, comm, nodes)
     with torch.enable_grad():
-        teacher.phase(trainer.model, trainer.planner, steps, torch.zeros_like)
+        teacher.phase(trainer.implicit, trainer.planner, steps, torch.zeros_like)
     return learned

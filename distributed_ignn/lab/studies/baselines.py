@@ -1,105 +1,32 @@
-"""Explicit graph networks of torch_geometric, to compare the implicit model with.
+"""Explicit graph networks (``models/kinds``) on chains, to compare the implicit model with.
 
 A layer, or a propagation step, reaches one edge further, so the depth is the receptive field.
-Letters: n nodes, F features, D width, C classes, E directed edges.
+Letters: n nodes, C classes.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
-from distributed_ignn.config import ModelConfig, TrainConfig
-from distributed_ignn.graph.data import CSRMatrix, GraphData
+from distributed_ignn.comm.communicator import Communicator
+from distributed_ignn.config import ExplicitConfig, ModelConfig, TrainConfig
+from distributed_ignn.graph.data import GraphData
+from distributed_ignn.graph.partitioning.sharding import build_shards
+from distributed_ignn.graph.shard import GraphShard
+from distributed_ignn.models.kinds import KINDS, ExplicitModel, Site
 
-# torch_geometric.nn is imported where it is used: it makes tensors, and then it is too late for a
-# command to ask for huge pages (``use_huge_pages``)
 _CLASSICAL_ALPHA = 0.1  # of the APPNP and GCNII papers
-_GCNII_THETA = 0.5  # of the GCNII paper
 MORE_EPOCHS = 2
 _PROGRESS = 0.999  # a smaller change of the training loss does not count as one
 
-
-class GCN(nn.Module):
-    """Kipf & Welling (2017): ``depth`` layers relu(A_hat H W) and a linear readout."""
-
-    def __init__(self, features: int, width: int, classes: int, depth: int) -> None:
-        from torch_geometric.nn import GCNConv
-
-        super().__init__()
-        sizes = itertools.pairwise([features, *[width] * depth])
-        self.layers = nn.ModuleList(GCNConv(a, b, cached=True) for a, b in sizes)
-        self.head = nn.Linear(width, classes)
-
-    def forward(self, x: Tensor, edges: Tensor) -> Tensor:
-        """Logits [n, C] from features [n, F] and edges [2, E]."""
-        for layer in self.layers:
-            x = torch.relu(layer(x, edges))
-        out: Tensor = self.head(x)
-        return out
-
-
-class SGC(nn.Module):
-    """Wu et al. (2019): a linear model on A_hat^depth X, which is computed once."""
-
-    def __init__(self, features: int, classes: int, depth: int) -> None:
-        from torch_geometric.nn import SGConv
-
-        super().__init__()
-        self.layer = SGConv(features, classes, K=depth, cached=True)
-
-    def forward(self, x: Tensor, edges: Tensor) -> Tensor:
-        """Logits [n, C] from features [n, F] and edges [2, E]."""
-        out: Tensor = self.layer(x, edges)
-        return out
-
-
-class PersonalisedPropagation(nn.Module):
-    """APPNP (Gasteiger et al. 2019): a two-layer MLP, then ``depth`` steps with teleport alpha."""
-
-    def __init__(self, features: int, width: int, classes: int, depth: int, alpha: float) -> None:
-        from torch_geometric.nn import APPNP
-
-        super().__init__()
-        self.encode = nn.Sequential(
-            nn.Linear(features, width), nn.ReLU(), nn.Linear(width, classes)
-        )
-        self.propagate = APPNP(depth, alpha, cached=True)
-
-    def forward(self, x: Tensor, edges: Tensor) -> Tensor:
-        """Logits [n, C] from features [n, F] and edges [2, E]."""
-        out: Tensor = self.propagate(self.encode(x), edges)
-        return out
-
-
-class GCNII(nn.Module):
-    """Chen et al. (2020): ``depth`` layers with initial residual and identity mapping."""
-
-    def __init__(self, features: int, width: int, classes: int, depth: int, alpha: float) -> None:
-        from torch_geometric.nn import GCN2Conv
-
-        super().__init__()
-        self.encode = nn.Linear(features, width)
-        self.layers = nn.ModuleList(
-            GCN2Conv(width, alpha, _GCNII_THETA, layer, cached=True)
-            for layer in range(1, depth + 1)
-        )
-        self.head = nn.Linear(width, classes)
-
-    def forward(self, x: Tensor, edges: Tensor) -> Tensor:
-        """Logits [n, C] from features [n, F] and edges [2, E]."""
-        first = torch.relu(self.encode(x))
-        state = first
-        for layer in self.layers:
-            state = torch.relu(layer(state, first, edges))
-        out: Tensor = self.head(state)
-        return out
+BASELINES = {"GCN": "gcn", "SGC": "sgc", "APPNP": "appnp", "GCNII": "gcnii"}
+"""``model.kind`` by the name of the network."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,24 +42,11 @@ class Choice:
     alpha: float | None = None
 
 
-Build = Callable[[int, int, int, Choice], nn.Module]
-"""From F, D, C and a choice."""
-
-BUILDERS: dict[str, Build] = {
-    "GCN": lambda f, d, c, choice: GCN(f, d, c, choice.depth),
-    "SGC": lambda f, d, c, choice: SGC(f, c, choice.depth),
-    "APPNP": lambda f, d, c, choice: PersonalisedPropagation(
-        f, d, c, choice.depth, choice.alpha or 0.0
-    ),
-    "GCNII": lambda f, d, c, choice: GCNII(f, d, c, choice.depth, choice.alpha or 0.0),
-}
-
-
 def choices(name: str, depths: Sequence[int], weakest: float) -> list[Choice]:
     """What a baseline may choose from.
 
     Args:
-        name: a key of BUILDERS.
+        name: a key of BASELINES.
         depths: for every baseline.
         weakest: 1 - kappa of the implicit model, offered as alpha beside the usual 0.1, so that a
             baseline with a teleport is not held back by a shorter range.
@@ -143,25 +57,47 @@ def choices(name: str, depths: Sequence[int], weakest: float) -> list[Choice]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class WholeGraph:
-    """A dataset as torch_geometric's layers take it: x [n, F] and edges [2, E]."""
+    """A dataset in one part.
+
+    Args:
+        data: the dataset.
+        shard: its only part.
+        place: where in the part each node's row is, int64 [n].
+    """
 
     data: GraphData
-    x: Tensor
-    edges: Tensor
+    shard: GraphShard
+    place: Tensor
 
     @classmethod
     def of(cls, data: GraphData) -> WholeGraph:
-        """On the CPU, from channel 0."""
-        features = data.features
-        if features is None:
-            raise ValueError(f"dataset {data.name} has no features")
-        dense = (
-            features.to_dense(torch.float32)
-            if isinstance(features, CSRMatrix)
-            else features.float()
+        """On the CPU."""
+        (shard,) = build_shards(data, torch.zeros(data.num_nodes, dtype=torch.int64), 1)
+        return cls(data, shard, shard.owned_nodes.argsort())
+
+    def network(
+        self, name: str, choice: Choice, model: ModelConfig, seed: int, dtype: torch.dtype
+    ) -> ExplicitModel:
+        """A baseline, untrained.
+
+        Args:
+            name: a key of BASELINES.
+            choice: its depth, and alpha where it has one.
+            model: the width is read.
+            seed: of the weights.
+            dtype: of the weights.
+        """
+        settings = {"layers": choice.depth} | (
+            {} if choice.alpha is None else {"teleport": choice.alpha}
         )
-        graph = data.graphs[0]
-        return cls(data, dense, torch.stack([graph.rows(), graph.col]))
+        explicit = ExplicitConfig.model_validate(settings)
+        return KINDS[BASELINES[name]](
+            Site(self.shard, Communicator(), model, explicit, dtype, seed)
+        )
+
+    def logits(self, network: ExplicitModel) -> Tensor:
+        """[n, C], without dropout; differentiable."""
+        return network.read_out(network(None))[self.place]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -187,15 +123,14 @@ def train_baseline(
     Explicit networks learn this task more slowly, so they get MORE_EPOCHS times as many epochs,
     and the patience counts epochs in which neither validation nor the training loss got better.
     """
-    torch.manual_seed(seed)
     data = graph.data
-    network = BUILDERS[name](data.num_features, model.hidden, data.num_classes, choice)
+    network = graph.network(name, choice, model, seed, torch.float32)
     decay = float(train.weight_decay)
     optimizer = torch.optim.Adam(network.parameters(), train.lr, weight_decay=decay)
     best, least, stale, epoch = Trained(-1.0, data.labels, 0), math.inf, 0, 0
     while True:
         # one forward pass validates the last step and begins the next
-        logits = network(graph.x, graph.edges)
+        logits = graph.logits(network)
         loss = functional.cross_entropy(logits[data.train_nodes], data.labels[data.train_nodes])
         predictions = logits.detach().argmax(dim=1)
         val = accuracy(predictions, data.labels, data.val_nodes)

@@ -28,7 +28,7 @@ from distributed_ignn.errors import UserError
 from distributed_ignn.files import atomic_write_json
 from distributed_ignn.graph.datasets import load_dataset
 from distributed_ignn.lab.studies.baselines import (
-    BUILDERS,
+    BASELINES,
     MORE_EPOCHS,
     Choice,
     Trained,
@@ -78,8 +78,7 @@ def run(request: Request, comm: Communicator, extent: Range | None = None) -> Ou
         )
     if comm.world_size > 1:
         raise UserError(
-            "long-range trains torch_geometric's layers on the whole graph; start it without "
-            "torchrun"
+            "long-range trains its baselines on the whole graph; start it without torchrun"
         )
     extent = extent or Range()
     rows: list[dict[str, Any]] = []
@@ -96,7 +95,7 @@ def run(request: Request, comm: Communicator, extent: Range | None = None) -> Ou
             seed: WholeGraph.of(load_dataset(c.dataset, c.data_root, c.data))
             for seed, c in configs.items()
         }
-        for name in BUILDERS:
+        for name in BASELINES:
             rows += _baseline(request, name, configs, graphs, extent.depths)
     differs = (
         f"Width {request.config.model.hidden} for all; the seed sets weights, split and noise; "

@@ -1,4 +1,4 @@
-"""The rivals study: explicit networks of torch_geometric beside the implicit model, on any graph.
+"""The rivals study: explicit networks (``models/kinds``) beside the implicit model, on any graph.
 
 The implicit model has the settings that the study is given. Each rival has one setting for all
 graphs, the one that its own paper or most of the literature takes, and reads the same nodes,
@@ -10,19 +10,16 @@ Letters: n nodes, F features, C classes, D width, E directed edges.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 from matplotlib.figure import Figure
 from rich.console import Console
-from torch import Tensor, nn
-from torch.nn import functional
 
 from distributed_ignn.comm.communicator import Communicator
-from distributed_ignn.config import RunConfig
+from distributed_ignn.config import ExplicitConfig, ModelConfig, RunConfig
 from distributed_ignn.distributed_graph import DistributedGraph
 from distributed_ignn.errors import UserError
 from distributed_ignn.graph.datasets import load_dataset
@@ -30,102 +27,25 @@ from distributed_ignn.graph.partitioning.partition import assign_parts
 from distributed_ignn.graph.partitioning.sharding import build_shard
 from distributed_ignn.lab.studies.outcome import Outcome, Request, spread
 from distributed_ignn.lab.studies.study_runs import train_run, with_settings
+from distributed_ignn.models.kinds import KINDS, ExplicitModel, Site
 from distributed_ignn.training.losses.objective import Objective
-
-# torch_geometric.nn is imported where it is used: it makes tensors, and then it is too late for a
-# command to ask for huge pages (``use_huge_pages``)
 
 IMPLICIT = "implicit"
 WIDTH, DROPOUT = 64, 0.5
 LR, WEIGHT_DECAY = 0.01, 5e-4
 EPOCHS, PATIENCE = 300, 100
-_LAYERS = 2
-_TELEPORT, _STEPS = 0.1, 10  # of the APPNP paper
-_DEPTH, _THETA = 16, 0.5  # GCNII
 
 _PAPER = "No figure of its own: its Table 1 has other graphs, and settings of each."
 
 
-class _Shallow(nn.Module):
-    """A network of ``_LAYERS`` layers of torch_geometric, with dropout before each."""
-
-    def __init__(self, network: str, features: int, classes: int) -> None:
-        import torch_geometric.nn
-
-        super().__init__()
-        build: type[nn.Module] = getattr(torch_geometric.nn, network)
-        self.network = build(features, WIDTH, _LAYERS, classes, DROPOUT)
-
-    def forward(self, x: Tensor, edges: Tensor) -> Tensor:
-        """Logits [n, C] from features [n, F] and edges [2, E]."""
-        out: Tensor = self.network(functional.dropout(x, DROPOUT, self.training), edges)
-        return out
-
-
-class _Perceptron(nn.Module):
-    """Two layers on a node's own features, with dropout before each."""
-
-    def __init__(self, features: int, classes: int) -> None:
-        super().__init__()
-        inner = nn.Linear(features, WIDTH), nn.ReLU()
-        self.layers = nn.Sequential(
-            nn.Dropout(DROPOUT), *inner, nn.Dropout(DROPOUT), nn.Linear(WIDTH, classes)
-        )
-
-    def forward(self, x: Tensor, edges: Tensor) -> Tensor:
-        """Logits [n, C] from features [n, F]; no edge is read."""
-        out: Tensor = self.layers(x)
-        return out
-
-
-class _Personalised(nn.Module):
-    """APPNP (Gasteiger et al. 2019): the perceptron's logits, propagated with a teleport."""
-
-    def __init__(self, features: int, classes: int) -> None:
-        from torch_geometric.nn import APPNP
-
-        super().__init__()
-        self.encode = _Perceptron(features, classes)
-        self.propagate = APPNP(_STEPS, _TELEPORT, cached=True)
-
-    def forward(self, x: Tensor, edges: Tensor) -> Tensor:
-        """Logits [n, C] from features [n, F] and edges [2, E]."""
-        out: Tensor = self.propagate(self.encode(x, edges), edges)
-        return out
-
-
-class _Deep(nn.Module):
-    """GCNII (Chen et al. 2020), with dropout before each layer."""
-
-    def __init__(self, features: int, classes: int) -> None:
-        from torch_geometric.nn import GCN2Conv
-
-        super().__init__()
-        self.encode = nn.Linear(features, WIDTH)
-        self.layers = nn.ModuleList(
-            GCN2Conv(WIDTH, _TELEPORT, _THETA, layer, cached=True) for layer in range(1, _DEPTH + 1)
-        )
-        self.head = nn.Linear(WIDTH, classes)
-
-    def forward(self, x: Tensor, edges: Tensor) -> Tensor:
-        """Logits [n, C] from features [n, F] and edges [2, E]."""
-        drop = partial(functional.dropout, p=DROPOUT, training=self.training)
-        first = torch.relu(self.encode(drop(x)))
-        state = first
-        for layer in self.layers:
-            state = torch.relu(layer(drop(state), first, edges))
-        out: Tensor = self.head(drop(state))
-        return out
-
-
-RIVALS: Mapping[str, Callable[[int, int], nn.Module]] = {
-    "GCN": partial(_Shallow, "GCN"),
-    "GraphSAGE": partial(_Shallow, "GraphSAGE"),
-    "APPNP": _Personalised,
-    "GCNII": _Deep,
-    "MLP": _Perceptron,
+RIVALS: Mapping[str, Mapping[str, Any]] = {
+    "GCN": {"kind": "gcn"},
+    "GraphSAGE": {"kind": "graphsage"},
+    "APPNP": {"kind": "appnp", "layers": 10, "teleport": 0.1},  # of the APPNP paper
+    "GCNII": {"kind": "gcnii", "layers": 16, "teleport": 0.1, "identity": 0.5},
+    "MLP": {"kind": "mlp"},
 }
-"""From F and C."""
+"""``model.kind`` and the settings of ``explicit``; two layers where they are silent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +77,7 @@ def run(request: Request, comm: Communicator) -> Outcome:
     """
     if comm.world_size > 1:
         raise UserError(
-            "rivals trains torch_geometric's layers on the whole graph; start it without torchrun"
+            "rivals trains explicit networks on the whole graph; start it without torchrun"
         )
     console = Console(highlight=False)
     rows: list[dict[str, Any]] = []
@@ -179,7 +99,8 @@ def run(request: Request, comm: Communicator) -> Outcome:
         differs=(
             f"Rivals with one setting each: width {WIDTH}, dropout {DROPOUT}, learning rate {LR}, "
             f"weight decay {WEIGHT_DECAY}, {EPOCHS} epochs at most, {PATIENCE} without a better "
-            f"validation; two layers, APPNP with {_STEPS} steps, GCNII with {_DEPTH} layers."
+            f"validation; two layers, APPNP with {RIVALS['APPNP']['layers']} steps, "
+            f"GCNII with {RIVALS['GCNII']['layers']} layers."
         ),
         figure=_draw(rows, request.config.dataset, metric),
     )
@@ -195,6 +116,15 @@ def _whole(config: RunConfig, comm: Communicator) -> DistributedGraph:
     return DistributedGraph(build_shard(data, plan, 0), comm, torch.float32)
 
 
+def _network(name: str, graph: DistributedGraph, seed: int) -> ExplicitModel:
+    """A rival, untrained."""
+    kind, *settings = RIVALS[name]
+    model = ModelConfig(hidden=WIDTH, dropout=DROPOUT, input_dropout=DROPOUT)
+    explicit = ExplicitConfig.model_validate({key: RIVALS[name][key] for key in settings})
+    site = Site(graph.shard, graph.comm, model, explicit, torch.float32, seed)
+    return KINDS[RIVALS[name][kind]](site)
+
+
 def train_rival(name: str, graph: DistributedGraph, config: RunConfig, seed: int) -> _Ended:
     """Adam on the full graph, and the epoch that validates best.
 
@@ -204,8 +134,7 @@ def train_rival(name: str, graph: DistributedGraph, config: RunConfig, seed: int
         config: whose loss and metric count.
         seed: of weights and dropout.
     """
-    torch.manual_seed(seed)
-    network = RIVALS[name](graph.num_features, graph.num_classes).to(graph.device)
+    network = _network(name, graph, seed)
     optimiser = torch.optim.Adam(network.parameters(), LR, weight_decay=WEIGHT_DECAY)
     train = config.train
     objective = Objective(graph.shard, graph.comm, train.loss, metric=train.metric)
@@ -213,13 +142,11 @@ def train_rival(name: str, graph: DistributedGraph, config: RunConfig, seed: int
     started, epoch = time.perf_counter(), 0
     while epoch < EPOCHS and epoch - best_epoch < PATIENCE:
         epoch += 1
-        network.train()
         optimiser.zero_grad()
-        objective.loss(network(graph.x, graph.edge_index)).backward()
+        objective.loss(network.read_out(network(epoch), epoch)).backward()
         optimiser.step()
-        network.eval()
         with torch.no_grad():
-            logits = network(graph.x, graph.edge_index)
+            logits = network.read_out(network(None))
         val = objective.metrics(logits, ("val",))["val"]
         if val > best:
             best, best_epoch, chosen = val, epoch, logits

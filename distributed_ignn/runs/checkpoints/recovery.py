@@ -33,7 +33,7 @@ def roll_back(trainer: Trainer, fault: NumbersError, snapshot: Snapshot) -> None
     restore(trainer, snapshot, {"numbers": trainer.guard.go_back, "seconds": lambda state: None})
     trainer.tighten(factor)
     # as a run does that is resumed from here
-    trainer.model.propagation.reset_links()
+    trainer.model.reset_links()
     trainer.guard.announce_rollback(fault, trainer.epoch)
 
 

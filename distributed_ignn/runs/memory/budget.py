@@ -10,6 +10,8 @@ every channel (forward), and for each older iterate two differences in the forma
 ``history_dtype``. Where residuals have risen, the best point lies further back and is held besides;
 the bound counts with that.
 
+An explicit model (``model.kind``) has no solve: it keeps its layers' states for the backward pass.
+
 Letters: O owned nodes, H halo nodes, S rows sent, D hidden width, F features, C channels.
 """
 
@@ -25,12 +27,13 @@ from distributed_ignn.graph.shard import choose_normalisation
 from distributed_ignn.models import encoder
 from distributed_ignn.models.cells import CELLS
 from distributed_ignn.models.implicit import ImplicitLayer
+from distributed_ignn.models.kinds import KINDS
 from distributed_ignn.models.maps import EquilibriumCell
 from distributed_ignn.propagation.halo import HaloExchange
 from distributed_ignn.propagation.propagate import Propagation
 from distributed_ignn.solvers.base import SolveSizes
 from distributed_ignn.solvers.solve import held_bytes as solve_bytes
-from distributed_ignn.training.learned.kinds import KINDS
+from distributed_ignn.training.learned.kinds import SOLVER_KINDS
 from distributed_ignn.training.losses.local_loss import LocalLoss
 from distributed_ignn.training.plans import chosen_method
 
@@ -67,14 +70,17 @@ def budget(
     """
     config = decided(config, sizes.train_nodes, sizes.classes)
     run = _Run(sizes, config)
+    always = {"process": process + _WORKSPACE_BYTES, "shard file": sizes.file}
+    if config.model.kind in KINDS:
+        items = always | run.of_explicit(shares_memory)
+        return {name: value for name, value in items.items() if value}
     known = evaluations or {}
     moments = run.moments(known.get("forward"), known.get("adjoint"))
     largest = max(moments, key=lambda name: sum(moments[name].values()))
     where = run.dtype, run.device
     normalised = choose_normalisation(config.model.normalisation, sizes.graph_channels)
     items = {
-        "process": process + _WORKSPACE_BYTES,
-        "shard file": sizes.file,
+        **always,
         "graph": Propagation.held_bytes(sizes, config.train.kernel, *where, normalised),
         **encoder.held_bytes(sizes, config.model, *where),
         **HaloExchange.held_bytes(sizes, run.row, coded=coded_halo, shared=shares_memory),
@@ -93,11 +99,23 @@ class _Run:
         self.device = torch.device("cuda" if config.device == "cuda" else "cpu")
         self.row = config.model.hidden * self.dtype.itemsize
         self._state = sizes.owned * self.row
-        kind = KINDS[config.solver.kind]
+        kind = SOLVER_KINDS[config.solver.kind]
         self._estimate = kind.solve_bytes(config, sizes, self.dtype.itemsize)
         rollout = kind.training_bytes(config, sizes, self.dtype.itemsize)
         self._rollout = rollout if config.learns_forward else 0
         self.local = LocalLoss.held_bytes(sizes, config, self.dtype.itemsize)
+
+    def of_explicit(self, shares_memory: bool) -> dict[str, int]:
+        """The items of an explicit model, with every dropout mask's states."""
+        config, sizes = self._config, self._sizes
+        kind, sections = KINDS[config.model.kind], (config.model, config.explicit)
+        held = kind.held_bytes(sizes, *sections, self.dtype, self.device)
+        train = config.train
+        masks = train.consistency_samples if float(train.consistency) > 0.0 else 1
+        for name in ("states of layers", "kept of messages"):
+            held[name] *= masks
+        halo = HaloExchange.held_bytes(sizes, self.row, coded=False, shared=shares_memory)
+        return held | (halo if kind.reads_edges else {})
 
     def moments(self, forward: int | None, adjoint: int | None) -> dict[str, dict[str, int]]:
         """The candidates for the largest moment of an epoch."""

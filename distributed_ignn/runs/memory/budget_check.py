@@ -11,6 +11,7 @@ from rich.table import Table
 from distributed_ignn.comm.codecs import encodes
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import RunConfig
+from distributed_ignn.config.explicit import IMPLICIT
 from distributed_ignn.graph.part_sizes import PartSizes
 from distributed_ignn.graph.shard import GraphShard
 from distributed_ignn.propagation.propagate import choose_codec
@@ -62,7 +63,8 @@ class BudgetReport:
         for name, value in sorted(self.items.items(), key=lambda item: -item[1]):
             table.add_row(name, f"{value / 2**20:,.0f}")
         table.add_row("[bold]sum[/bold]", f"[bold]{self.total / 2**20:,.0f}[/bold]")
-        table.add_row("sum if solves fill their history", f"{self.bound / 2**20:,.0f}")
+        if self.bound > self.total:
+            table.add_row("sum if solves fill their history", f"{self.bound / 2**20:,.0f}")
         if self.available is not None:
             share = f"{self.needed / _GIB:.2f} of {self.available / _GIB:.2f} GiB"
             table.add_row(f"{_ranks(self.ranks)} sharing memory", share)
@@ -109,7 +111,8 @@ def check_budget(
     if report.available is not None and report.needed > report.available:
         rounded, smaller = _with_rounded_history(config)
         saved = total - sum(hold(smaller).values())
-        comm.agree(_refusal(report, saved / max(total, 1), rounded))
+        solves = config.model.kind == IMPLICIT
+        comm.agree(_refusal(report, saved / max(total, 1), rounded, solves))
     return report
 
 
@@ -145,20 +148,21 @@ def _with_rounded_history(config: RunConfig) -> tuple[list[str], RunConfig]:
     return rounded, config.model_copy(update=update)
 
 
-def _refusal(report: BudgetReport, saved: float, rounded: list[str]) -> str:
+def _refusal(report: BudgetReport, saved: float, rounded: list[str], solves: bool) -> str:
     """One line: what is missing and what would help."""
     available = report.available or 0
     together = "the rank needs" if report.ranks == 1 else f"{report.ranks} ranks together need"
     problem = (
         f"{together} about {report.needed / _GIB:.1f} GiB and may have {available / _GIB:.1f} GiB"
     )
-    if saved > 0.0 and report.needed * (1.0 - saved) <= available:
+    if rounded and saved > 0.0 and report.needed * (1.0 - saved) <= available:
         advice = "use " + " ".join(f"--{name}.history_dtype bfloat16" for name in rounded)
     else:
         times = -(-report.needed // max(available, 1))
-        advice = (
-            f"use about {times} times the machines, a lower model.hidden, or a lower "
-            "forward.memory, adjoint.memory and solver.memory"
+        advice = f"use about {times} times the machines, a lower model.hidden, or " + (
+            "a lower forward.memory, adjoint.memory and solver.memory"
+            if solves
+            else "fewer explicit.layers"
         )
     return f"the run does not fit into memory: {problem}; {advice}"
 

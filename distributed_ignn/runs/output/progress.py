@@ -96,10 +96,11 @@ def _describe(record: EpochRecord) -> str:
     parts = ["skipped" if record.skipped else f"loss {record.loss:.4f}"]
     if record.val_metric is not None:
         parts.append(f"val {record.val_metric:.4f}")
-    evaluations = record.evaluations_forward + record.evaluations_validation
-    evaluations += record.evaluations_confirmation
-    parts.append(f"evals {evaluations}+{record.evaluations_adjoint}")
-    parts.append(f"residual {record.residual:.0e}")
+    if record.solves:
+        evaluations = record.evaluations_forward + record.evaluations_validation
+        evaluations += record.evaluations_confirmation
+        parts.append(f"evals {evaluations}+{record.evaluations_adjoint}")
+        parts.append(f"residual {record.residual:.0e}")
     parts.append(f"{record.seconds:.2f} s")
     return " ".join(parts)
 
@@ -107,16 +108,34 @@ def _describe(record: EpochRecord) -> str:
 def summary_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
     """Label and text of every line of the table at the end of a run."""
     metric = summary["metric"]
-    parameters = summary["parameters"]
-    share = summary["seconds_solver_training"] / max(summary["seconds_total"], 1e-9)
-    at_start = summary["test_at_initialiser"]
-    start = [] if at_start is None else [(f"test {metric} at the initialiser", f"{at_start:.4f}")]
+    solves = "residual_last" in summary
+    kind = [] if solves else [("model", summary["kind"])]
     return [
+        *kind,
         ("graph", f"{summary['nodes']:,} nodes, {summary['edges']:,} edges"),
         ("ranks", f"{summary['world_size']} on {summary['device']}"),
         ("best epoch (by validation)", f"{summary['best_epoch']} of {summary['epochs']}"),
         (f"validation {metric}", f"{summary['best_val']:.4f}"),
         (f"test {metric} at best validation", _figure(summary["test_at_best_val"])),
+        *(_solves(summary) if solves else ()),
+        *_local_steps(summary),
+        *_faults(summary),
+        ("parameters", _parameters(summary["parameters"], solves)),
+        *([("halo bytes per exchange", _bytes(summary))] if solves else ()),
+        (
+            "peak memory (largest rank)",
+            f"{summary['peak_memory_bytes'] / 2**20:,.0f} MiB, budget "
+            f"{summary['memory_budget_bytes'] / 2**20:,.0f} MiB",
+        ),
+        ("seconds", _seconds(summary)),
+    ]
+
+
+def _solves(summary: dict[str, Any]) -> list[tuple[str, str]]:
+    """What there is to say of a model that solves for its states."""
+    metric, at_start = summary["metric"], summary["test_at_initialiser"]
+    start = [] if at_start is None else [(f"test {metric} at the initialiser", f"{at_start:.4f}")]
+    return [
         (f"test {metric} without equilibrium, f(0)", _figure(summary["test_at_f0"])),
         *start,
         ("spectral radius of W", f"{summary['spectral_radius']:.3f}"),
@@ -129,21 +148,25 @@ def summary_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
         ),
         ("relative residual at the end", _residual(summary)),
         ("these metrics are the equilibrium's", _confirmed(summary)),
-        *_local_steps(summary),
-        *_faults(summary),
-        (
-            "parameters",
-            f"model {parameters['model']:,}, solver {parameters['solver']:,}, "
-            f"initialiser {parameters['initialiser']:,}",
-        ),
-        ("halo bytes per exchange", f"{summary['halo_bytes_per_exchange']:,}"),
-        (
-            "peak memory (largest rank)",
-            f"{summary['peak_memory_bytes'] / 2**20:,.0f} MiB, budget "
-            f"{summary['memory_budget_bytes'] / 2**20:,.0f} MiB",
-        ),
-        ("seconds", f"{summary['seconds_total']:.1f}, solver training {share:.1%}"),
     ]
+
+
+def _parameters(counts: dict[str, int], solves: bool) -> str:
+    text = f"model {counts['model']:,}"
+    if not solves:
+        return text
+    return f"{text}, solver {counts['solver']:,}, initialiser {counts['initialiser']:,}"
+
+
+def _bytes(summary: dict[str, Any]) -> str:
+    return f"{summary['halo_bytes_per_exchange']:,}"
+
+
+def _seconds(summary: dict[str, Any]) -> str:
+    total, solver = summary["seconds_total"], summary.get("seconds_solver_training")
+    return f"{total:.1f}" + (
+        "" if solver is None else f", solver training {solver / max(total, 1e-9):.1%}"
+    )
 
 
 def _figure(value: float | None) -> str:

@@ -6,7 +6,6 @@ import errno
 import json
 import math
 import os
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +57,7 @@ class RunRecorder:
 
     def epoch(self, record: EpochRecord) -> None:
         """Append one epoch."""
-        values = asdict(record)
+        values = record.values()
         try:
             self._append(_line(values).encode())
             figures = {k: v for k, v in values.items() if k != "epoch" and v is not None}

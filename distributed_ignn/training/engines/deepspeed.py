@@ -26,7 +26,7 @@ from torch.nn import Parameter
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import RunConfig, TrainConfig
 from distributed_ignn.errors import UserError
-from distributed_ignn.models.shard_model import ShardModel
+from distributed_ignn.models.node_model import NodeModel
 from distributed_ignn.training.engines.deepspeed_settings import read_settings
 from distributed_ignn.training.engines.gradients import is_usable, square_over_ranks
 from distributed_ignn.training.engines.torch import Check, require_usable
@@ -57,7 +57,7 @@ class DeepSpeedEngine:
             model is not in float32 (on every rank).
     """
 
-    def __init__(self, model: ShardModel, config: RunConfig, comm: Communicator) -> None:
+    def __init__(self, model: NodeModel, config: RunConfig, comm: Communicator) -> None:
         sharded = model.sharded_names()
         named = dict(model.named_parameters())
         self._model = model
@@ -262,7 +262,7 @@ def _quiet_start(comm: Communicator) -> Iterator[None]:
         warnings.filterwarnings("ignore", r".*all_gather_into_tensor", FutureWarning)
 
 
-def _agreed_settings(model: ShardModel, config: RunConfig, comm: Communicator) -> dict[str, Any]:
+def _agreed_settings(model: NodeModel, config: RunConfig, comm: Communicator) -> dict[str, Any]:
     """DeepSpeed's settings; what is wrong on one rank is reported on all."""
     problem, settings = None, {}
     try:
@@ -274,8 +274,8 @@ def _agreed_settings(model: ShardModel, config: RunConfig, comm: Communicator) -
     return settings | _FIXED
 
 
-def _check_possible(model: ShardModel) -> None:
-    dtype = model.head.weight.dtype
+def _check_possible(model: NodeModel) -> None:
+    dtype = model.dtype
     if dtype != torch.float32:
         raise UserError(
             f"train.dtype = {str(dtype).removeprefix('torch.')} but engine = deepspeed keeps its "

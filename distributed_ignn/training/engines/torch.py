@@ -10,7 +10,7 @@ from torch import Tensor
 
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import TrainConfig
-from distributed_ignn.models.shard_model import ShardModel
+from distributed_ignn.models.node_model import NodeModel
 from distributed_ignn.training.engines.gradients import (
     square_over_ranks,
     square_sum,
@@ -76,7 +76,7 @@ class TorchEngine:
         comm: sums gradients.
     """
 
-    def __init__(self, model: ShardModel, config: TrainConfig, comm: Communicator) -> None:
+    def __init__(self, model: NodeModel, config: TrainConfig, comm: Communicator) -> None:
         self._model = model
         self._comm = comm
         self._lr = config.lr

@@ -1,7 +1,7 @@
 """The kinds of learned solver there are: settings, trainer, budget and studies choose here.
 
 A new one has a ``LearnedSolver`` of its own parts, a ``SolverTrainer`` that trains them, and a line
-in ``KINDS``.
+in ``SOLVER_KINDS``.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def _build_estimator(
     return build_learned_solver(config, shard, comm, dtype)
 
 
-KINDS: dict[str, SolverKind] = {
+SOLVER_KINDS: dict[str, SolverKind] = {
     "estimator": SolverKind(
         _build_estimator,
         SolverTrainer,

@@ -5,16 +5,18 @@ Letters: O owned nodes, D hidden width.
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 
 import torch
 from torch import Tensor
 
-from distributed_ignn.models.shard_model import ShardModel
+from distributed_ignn.models.node_model import NodeModel
 from distributed_ignn.training.losses.consistency import Consistency
 from distributed_ignn.training.losses.objective import Objective
-from distributed_ignn.training.losses.regularizer import Regularizer
 from distributed_ignn.training.plans import SolvePlanner
+
+Penalty = Callable[[Tensor, int], Tensor | float]
+"""This rank's share of what is added to the loss, from a state [O, D] and its step."""
 
 
 class StepLoss:
@@ -23,20 +25,20 @@ class StepLoss:
     Args:
         model: whose weights are trained.
         objective: the task's loss.
-        regularizer: penalties on the map.
+        penalty: on the map, or whatever else the kind of model asks for.
         consistency: how far predictions may differ under dropout.
     """
 
     def __init__(
         self,
-        model: ShardModel,
+        model: NodeModel,
         objective: Objective,
-        regularizer: Regularizer,
+        penalty: Penalty,
         consistency: Consistency,
     ) -> None:
         self._model = model
         self._objective = objective
-        self._regularizer = regularizer
+        self._penalty = penalty
         self._consistency = consistency
 
     def share(self, step: int, planner: SolvePlanner, made: MutableMapping[str, Tensor]) -> Tensor:
@@ -51,10 +53,10 @@ class StepLoss:
             return self._of_training_rows(step, planner, made)
         losses, probabilities = [], []
         for draw in self._consistency.draws(step):
-            state = self._model.equilibrium(draw, planner.train(), planner.adjoint())
+            state = self._model.state(draw, planner)
             logits = self._model.read_out(state, draw)
-            made.update({"Z*": state.detach(), "logits": logits.detach()})
-            losses.append(self._objective.loss(logits) + self._regularizer.penalty(state, draw))
+            made.update({self._model.state_name: state.detach(), "logits": logits.detach()})
+            losses.append(self._objective.loss(logits) + self._penalty(state, draw))
             probabilities.append(self._objective.probabilities(logits))
         return torch.stack(losses).mean() + self._consistency.loss(probabilities, step)
 
@@ -62,10 +64,10 @@ class StepLoss:
         self, step: int, planner: SolvePlanner, made: MutableMapping[str, Tensor]
     ) -> Tensor:
         """Return the loss where only training nodes enter: no other row is read out."""
-        state = self._model.equilibrium(step, planner.train(), planner.adjoint())
+        state = self._model.state(step, planner)
         logits = self._model.read_out(state, step, self._objective.train_rows)
-        made.update({"Z*": state.detach(), "logits": logits.detach()})
-        return self._objective.row_loss(logits) + self._regularizer.penalty(state, step)
+        made.update({self._model.state_name: state.detach(), "logits": logits.detach()})
+        return self._objective.row_loss(logits) + self._penalty(state, step)
 
     def incoming(self, state: Tensor, step: int) -> Tensor:
         """Return g = dL/dZ* [O, D] of the task's loss at a state, the backward solve's right side.

@@ -279,7 +279,7 @@ def _copies(modules: Mapping[str, torch.nn.Module]) -> dict[str, Tensor]:
 
 
 def test_variants_learn_from_a_start_that_stays_and_move_nothing_else(problem: Problem) -> None:
-    own, model = problem.trainer.learned, problem.trainer.model
+    own, model = problem.trainer.learned, problem.trainer.implicit
     assert own is not None
     assert own.initialiser is not None
     everything = {**own.modules(), "model": model}

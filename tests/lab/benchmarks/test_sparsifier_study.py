@@ -87,7 +87,7 @@ def test_solvers_differ_where_edges_or_draws_do(study: Study) -> None:
 def test_a_chosen_graph_is_what_the_estimator_reads(trained: Path) -> None:
     """Also the whole one, which is one channel where the model may have several."""
     problem = load_problem(trained, Communicator())
-    model, shard = problem.trainer.model, problem.trainer.shard
+    model, shard = problem.trainer.implicit, problem.trainer.shard
     whole = sparsify(shard, problem.comm, "none", 1.0, problem.injection.dtype)
     model.layer = replace(model.layer, sparsified=whole)
     for choice in choices((0.4,)):

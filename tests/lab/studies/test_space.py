@@ -64,6 +64,20 @@ def test_settings_that_say_nothing_are_left_out() -> None:
     assert any("model.injection" in settings for settings in large)
 
 
+def test_a_search_among_kinds_draws_what_each_of_them_reads() -> None:
+    axes = restricted({"model.kind": ("implicit", "gcn", "mlp"), "explicit.layers": ("2", "3")})
+    draws = _draws(Space(BASE, axes, GRAPH, 0))
+    kinds = {settings["model.kind"] for settings in draws}
+    assert kinds == {"implicit", "gcn", "mlp"}
+    for settings in draws:
+        implicit = settings["model.kind"] == "implicit"
+        assert ("forward.method" in settings) == implicit
+        assert ("explicit.layers" in settings) != implicit
+    explicit = [settings for settings in draws if settings["model.kind"] != "implicit"]
+    assert any("model.dropout" in settings for settings in explicit)
+    assert not any("model.kappa" in settings for settings in explicit)
+
+
 def test_the_fast_solver_is_not_forced_on_a_search_that_has_one() -> None:
     given = with_settings(BASE, {"forward.method": "neural", "forward.tolerance": "1e-5"})
     for settings in _draws(Space(given, SPACE, GRAPH, 0)):

@@ -20,6 +20,7 @@ import numpy as np
 from distributed_ignn.config import CONFIG_FOLDER, RunConfig, choices
 from distributed_ignn.config.choices import Choice
 from distributed_ignn.config.dataset import FILE_SUFFIXES, OWN_FILE
+from distributed_ignn.config.explicit import IMPLICIT, reads
 from distributed_ignn.errors import UserError
 from distributed_ignn.graph.storage.manifest import DatasetSize
 from distributed_ignn.lab.studies.study_runs import with_settings
@@ -258,14 +259,18 @@ class Space:
 
     def _told(self, drawn: Settings) -> dict[str, str]:
         """What of the drawn settings says anything and is not so anyway."""
-        told: dict[str, str] = dict(self._fast)
+        kind = drawn.get("model.kind", self._given["model.kind"])
+        told: dict[str, str] = dict(self._fast) if kind == IMPLICIT else {}
 
         def value(name: str) -> str:
             return told.get(name, self._given[name])
 
         for axis in self._axes:
             chosen = drawn.get(axis.name)
-            if chosen is None or not axis.when(value, self._graph):
+            section, _, key = axis.name.partition(".")
+            if chosen is None or not reads(kind, section, key):
+                continue
+            if not axis.when(value, self._graph):
                 continue
             if axis.binding == "all" or not _same(chosen, self._given.get(axis.name)):
                 told[axis.name] = chosen
