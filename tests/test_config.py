@@ -199,6 +199,7 @@ def _changed(section: type[BaseModel]) -> dict[str, Any]:
         # the other solver has no learned adjoint; the other models read no solves
         "kind": "estimator" if section is NeuralSolverConfig else "implicit",
         "constraint": "projection",  # none contradicts the other cells and a learned kappa
+        "init": "identity",  # signed contradicts the other cells
     }
     if section is PartitionConfig:
         special["method"] = "metis"  # nothing else reads weights of edges
