@@ -102,6 +102,16 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def git_blob_id(path: Path) -> str:
+    """The id that git gives to the content of a file: what a hosted repository publishes of it."""
+    digest = hashlib.sha1(usedforsecurity=False)
+    digest.update(f"blob {path.stat().st_size}\0".encode())
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
 def sha256_file(path: Path) -> str:
     """Hexadecimal sha256 of a file, read in pieces."""
     with path.open("rb") as file:

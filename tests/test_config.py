@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from distributed_ignn.cli import run_main
 from distributed_ignn.config import (
+    NeuralSolverConfig,
     PartitionConfig,
     RunConfig,
     dataset_names,
@@ -80,7 +82,7 @@ def test_a_named_dataset_is_not_trained_without_its_settings(
 
 
 def test_command_line_spellings() -> None:
-    line = "--dataset chains --data-root a --model.input_dropout .5 --forward.max-steps 60"
+    line = "--dataset citeseer --data-root a --model.input_dropout .5 --forward.max-steps 60"
     line += " --data.chains.length=5 --model.bias false --data.label-rate 40 --gpus null"
     run = parse_args(line.split())
     assert (run.data_root, run.model.input_dropout, run.forward.max_steps) == (Path("a"), 0.5, 60)
@@ -174,7 +176,10 @@ def _changed(section: type[BaseModel]) -> dict[str, Any]:
     special: dict[str, Any] = {
         "dataset": "file",
         "path": "graph.npz",
-        "label_rate": 20,
+        # other datasets read these
+        "label_rate": 60,
+        "train_fraction": 0.06,
+        "split_seed": 0,
         "gpus": None,
         "workers": 3,
         "device": "cpu",
@@ -191,10 +196,10 @@ def _changed(section: type[BaseModel]) -> dict[str, Any]:
         "edge_weights": False if section is PartitionConfig else "ignore",
         "network": "gru",  # a table has no weights per node
         "normalisation": "symmetric",  # the last cell has no use for rows
-        "loose_tolerance": 0.1,
-        "init": "identity",  # the last cell starts otherwise
-        "kind": "implicit",  # the others read no solves, and this one nothing of explicit
+        # the other solver has no learned adjoint; the other models read no solves
+        "kind": "estimator" if section is NeuralSolverConfig else "implicit",
         "constraint": "projection",  # none contradicts the other cells and a learned kappa
+        "init": "identity",  # signed contradicts the other cells
     }
     if section is PartitionConfig:
         special["method"] = "metis"  # nothing else reads weights of edges
@@ -223,6 +228,7 @@ def _changed(section: type[BaseModel]) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
+        ("--data.split-seed 3", "it is read by amazon-all, reddit2; drop it"),
         ("--forward.method picard --forward.memory 7", "forward.memory = 7 has no effect with"),
         ("--forward.method broyden --forward.beta 0.5", "forward.beta = 0.5 has no effect with"),
         (
@@ -324,6 +330,71 @@ def test_command_with_flags_of_its_own(
     assert text.startswith("usage: ignn divide [-h] [--list-rows] [--parts N] [--config FILE] [--S")
     assert "a group:\n  --list-rows  " in text
     assert "how many (required)" in text
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (
+            "--solver.steps 7",
+            "solver.steps = 7 has no effect with solver.kind = estimator",
+        ),
+        ("--solver.lambda1 0.7", "solver.lambda1 = 0.7 has no effect"),
+        ("--solver.sparsifier pri --solver.estimator own", "solver.sparsifier = pri has no effect"),
+        ("--solver.keep 0.5", "solver.keep = 0.5 has no effect"),
+        (
+            "--solver.kind paper --solver.keep 0.5",
+            "keep = 0.5 has no effect with",
+        ),
+        ("--solver.kind paper --solver.fit-nodes 9", "fit_nodes = 9 has no effect"),
+        (
+            "--solver.lr 0.1 --schedule.solver-steps 3",
+            "lr = 0.1 has no effect .*; drop it .and 1",
+        ),
+        ("--schedule.solver-steps 3", "schedule.solver_steps = 3 has no effect"),
+    ],
+)
+def test_dead_settings_of_the_solver_are_refused(argv: str, message: str) -> None:
+    assert re.search(message, _error(f"--dataset chains --forward.method neural {argv}"))
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        "--solver.lambda1 0 --solver.lambda2 0",  # leave a part untrained
+        "--solver.network mlp --solver.steps 7 --solver.lambda1 0.7 --schedule.solver-steps 3",
+        "--solver.sparsifier pri --solver.keep 0.5",
+        "--solver.kind paper --solver.steps 7 --solver.bottleneck 4 --solver.training one_step",
+        "--forward.method anderson --solver.steps 7",  # another method with the same settings
+        "--solver.steps 7 --solver.network none",  # a part is taken away
+    ],
+)
+def test_settings_of_the_solver_that_are_read_pass(argv: str) -> None:
+    parse_args(["--dataset", "chains", "--forward.method", "neural", *argv.split()])
+
+
+def test_the_papers_settings_are_those_of_its_table() -> None:
+    table = {  # D, dropout, lr, K, epochs, lambda1, lambda2, lambda3
+        "citeseer": (128, 0.5, 0.002, 10, 100, 0.1, 5, 1e-4),
+        "acm": (128, 0.5, 0.001, 10, 100, 0.3, 5, 1e-4),
+        "corafull": (512, 0.5, 0.001, 15, 300, 0.3, 5, 1e-4),
+        "blogcatalog": (512, 0.5, 0.001, 10, 100, 0.5, 5, 1e-4),
+        "flickr": (512, 0.5, 0.002, 15, 200, 0.1, 5, 1e-5),
+        "amazon-all": (128, 0.5, 0.005, 20, 1000, 0.3, 5, 1e-5),
+        "reddit": (512, 0.5, 0.005, 15, 2000, 0.5, 5, 1e-5),
+        "ogbn-arxiv": (128, 0.5, 0.001, 20, 2000, 0.5, 5, 1e-5),
+        "ogbn-products": (128, 0.5, 0.001, 20, 2000, 0.5, 5, 1e-5),
+    }
+    assert {path.stem for path in (CONFIGS / "paper").iterdir()} == table.keys()
+    for name, row in table.items():
+        run = parse_args(["--config", str(CONFIGS / "paper" / f"{name}.yaml")])
+        model, train, solver = run.model, run.train, run.solver
+        lambdas = solver.lambda1, solver.lambda2, solver.lambda3
+        found = [model.hidden, model.dropout, train.lr, solver.steps, train.epochs, *lambdas]
+        assert found == list(row), name
+        assert (solver.kind, solver.sparsifier, train.loss) == ("paper", "pri", "bce")
+        assert (model.constraint, train.on_bad_numbers) == ("none", "rollback")
+        assert run.dataset == {"reddit": "reddit2"}.get(name, name)
 
 
 def test_shipped_configs_are_all_valid() -> None:

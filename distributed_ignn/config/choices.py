@@ -95,6 +95,7 @@ def choice_at(section: type[BaseModel], key: str) -> Choice | None:
 
 # where each list stands
 METHODS = "distributed_ignn.solvers.methods:METHODS"
+SOLVER_KINDS = "distributed_ignn.training.learned.solver_kinds:SOLVER_KINDS"
 NETWORKS = "distributed_ignn.solvers.predictors:NETWORKS"
 SCOPES = "distributed_ignn.solvers.predictors:SCOPES"
 CODECS = "distributed_ignn.comm.codecs:CODECS"
@@ -105,3 +106,4 @@ METIS_PROVIDERS = "distributed_ignn.graph.partitioning.metis:PROVIDERS"
 CELLS = "distributed_ignn.models.cells:CELLS"
 KINDS = "distributed_ignn.models.kinds:KINDS"
 DATASETS = "distributed_ignn.graph.datasets:DATASETS"
+DATA_READ_BY = "distributed_ignn.graph.datasets:READ_BY"

@@ -197,6 +197,16 @@ class DataConfig(Section):
         0, ge=0, description="K of the feature nearest-neighbour graph as second channel (0: off)"
     )
     label_rate: LabelRate = Field(60, description="training labels a class (AM-GCN datasets)")
+    train_fraction: float = Field(
+        0.06,
+        gt=0,
+        lt=1,
+        description="training nodes as a share of the labelled ones (amazon-all; the paper: .05 to "
+        ".09)",
+    )
+    split_seed: int = Field(
+        0, ge=0, le=LARGEST_SEED, description="seed of the random split (amazon-all, reddit2)"
+    )
     path: Path | None = Field(None, description="your own graph file, with --dataset file")
     edge_weights: EdgeWeights = Field(
         "auto",
@@ -226,8 +236,8 @@ class PartitionConfig(Section):
     )
     provider: Annotated[str, Choice(choices.METIS_PROVIDERS, ("auto",))] = Field(
         "auto",
-        description="METIS library; auto: pymetis, or pyg-lib where that is missing, which has the "
-        "cut objective alone and neither seed nor imbalance",
+        description="METIS library; auto: pyg-lib where it is installed, else pymetis; pyg-lib has "
+        "the cut objective alone and neither seed nor imbalance, for which auto takes pymetis",
     )
     objective: Literal["volume", "cut"] = Field(
         "cut",
@@ -257,8 +267,21 @@ class PartitionConfig(Section):
     imbalance: float = Field(1.05, ge=1, description="largest part over the mean part")
     seed: int = Field(0, ge=0, le=LARGEST_SEED, description="seed of the partitioner")
 
+    @property
+    def only_pymetis(self) -> str | None:
+        """The first setting, as ``key = value``, that pyg-lib's METIS cannot follow; None: all."""
+        for key in ("objective", "imbalance", "seed"):
+            if getattr(self, key) != type(self).model_fields[key].default:
+                return f"{key} = {getattr(self, key)}"
+        return None
+
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if self.method == "metis" and self.provider == "pyg-lib" and self.only_pymetis:
+            raise ValueError(
+                f"provider = pyg-lib cannot follow {self.only_pymetis}: it has the cut objective "
+                "alone, and neither seed nor imbalance; add --partition.provider pymetis or drop it"
+            )
         if not self.edge_weights:
             return self
         if self.method != "metis":

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel
 
+from distributed_ignn.config.idle import refuse_idle
 from distributed_ignn.config.parse import resolve_run
 from distributed_ignn.config.sections import RunConfig
 from distributed_ignn.config.suggest import suggest
@@ -44,7 +45,7 @@ def run_from_settings(
         for section in sections:
             level = level.setdefault(section, {})
         level[key] = value
-    return resolve_run(values | {"dataset": dataset}, config)
+    return refuse_idle(resolve_run(values | {"dataset": dataset}, config), values)
 
 
 def spelled_out(given: Mapping[str, Any]) -> dict[str, Any]:

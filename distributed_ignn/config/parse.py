@@ -19,6 +19,7 @@ from distributed_ignn.config.choices import choice_at
 from distributed_ignn.config.command import CommandParser
 from distributed_ignn.config.dataset import FILE_SUFFIXES, IN_MEMORY, OWN_FILE, dataset_names
 from distributed_ignn.config.explicit import is_explicit, of_dataset
+from distributed_ignn.config.idle import refuse_idle
 from distributed_ignn.config.options import OptionsT, declare, given
 from distributed_ignn.config.sections import RunConfig
 from distributed_ignn.config.shipped import CONFIG_FOLDER, shipped_file
@@ -62,7 +63,7 @@ def parse_args(argv: Sequence[str]) -> RunConfig:
         SystemExit: after ``--help``.
     """
     found, flags = _read(CommandParser(), argv)
-    return resolve_run(flags, found.config)
+    return refuse_idle(resolve_run(flags, found.config), flags)
 
 
 def parse_run(argv: Sequence[str], *, name: str, about: str, more: str, usage: str) -> RunConfig:
@@ -76,7 +77,7 @@ def parse_run(argv: Sequence[str], *, name: str, about: str, more: str, usage: s
     """
     parser = CommandParser(prog=name, usage=usage, description=about, epilog=more)
     found, flags = _read(parser, argv)
-    return resolve_run(flags, found.config)
+    return refuse_idle(resolve_run(flags, found.config), flags)
 
 
 def parse_options(

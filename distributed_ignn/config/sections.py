@@ -33,6 +33,7 @@ from distributed_ignn.config.solvers import (
 from distributed_ignn.config.training import CommConfig, TrainConfig
 
 _METHODS, _CELLS = Choice(choices.METHODS), Choice(choices.CELLS)
+_READ_BY, _KINDS = Choice(choices.DATA_READ_BY), Choice(choices.SOLVER_KINDS)
 
 
 def _learns(method: str) -> bool:
@@ -119,7 +120,8 @@ class RunConfig(Section):
     @property
     def learns_adjoint(self) -> bool:
         """Whether the backward solve has an error estimator of its own."""
-        forward = self.learns_forward and self.solver.estimator != "none"
+        able = bool(_KINDS.entry(self.solver.kind).backward)
+        forward = self.learns_forward and able and self.solver.estimator != "none"
         return forward and (self.adjoint.method == "auto" or _learns(self.adjoint.method))
 
     @model_validator(mode="after")
@@ -164,6 +166,7 @@ class RunConfig(Section):
                 f"data.path = {self.data.path} is read only with dataset = file, "
                 f"not {self.dataset}",
             ),
+            *self._data_rules(),
             *self._symmetry_rules(),
             (
                 self.model.constraint == "none" and not _CELLS.entry(self.model.cell).projects,
@@ -186,12 +189,13 @@ class RunConfig(Section):
                 "add --train.local-steps auto or drop it",
             ),
             *self._rollback_rules(),
+            *self._paper_rules(),
             *self._unread("forward", self.forward, self.forward.method),
             *self._unread("adjoint", self.adjoint, self.adjoint_method),
             (
                 _learns(self.adjoint.method) and not self.learns_adjoint,
-                f"adjoint.method = {self.adjoint.method} needs forward.method = neural and a "
-                "solver.estimator",
+                f"adjoint.method = {self.adjoint.method} needs forward.method = neural, "
+                "solver.kind = estimator and a solver.estimator",
             ),
             (
                 neural
@@ -223,6 +227,34 @@ class RunConfig(Section):
             (
                 kind == TWO_GRAPHS and self.data.knn == 0,
                 f"model.kind = {kind} needs the neighbour graph of the features; add --data.knn 5",
+            ),
+        ]
+
+    def _data_rules(self) -> list[tuple[bool, str]]:
+        """As ``_rules``, about settings of data that a few datasets alone read."""
+        return [
+            (
+                self.dataset not in (readers := _READ_BY.entry(key))
+                and getattr(self.data, key) != DataConfig.model_fields[key].default,
+                f"data.{key} = {getattr(self.data, key)} has no effect with dataset = "
+                f"{self.dataset}; it is read by {', '.join(readers)}; drop it",
+            )
+            for key in _READ_BY.listed()
+        ]
+
+    def _paper_rules(self) -> list[tuple[bool, str]]:
+        """As ``_rules``, about what the paper's own solver cannot do."""
+        paper = self.learns_forward and self.solver.kind == "paper"
+        return [
+            (
+                paper and self.solver.initialiser == "own",
+                "solver.initialiser = own is of solver.kind = estimator; the paper's is an MLP of "
+                "the features, so drop it, or take none",
+            ),
+            (
+                paper and self.model.normalisation == "row",
+                "model.normalisation = row makes no symmetric A_s, and solver.kind = paper needs "
+                "one; use --solver.kind estimator, or drop the setting",
             ),
         ]
 

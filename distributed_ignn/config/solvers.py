@@ -55,9 +55,15 @@ class AdjointConfig(SolveLimits):
 class NeuralSolverConfig(Section):
     """The learned solver: its shape and how it is trained."""
 
-    initialiser: Literal["graph", "own", "none"] = Field(
-        "graph", description="how the first point is guessed; own: without neighbours, none: f(0)"
+    kind: Annotated[str, Choice(choices.SOLVER_KINDS)] = Field(
+        "estimator", description="what is learned"
     )
+    initialiser: Literal["graph", "own", "none"] = Field(
+        "graph",
+        description="how the first point is guessed; own: without neighbours, none: f(0); kind "
+        "paper has an MLP of the features, or none",
+    )
+    bottleneck: int = Field(32, ge=1, description="inner width d' of that MLP")
     initialiser_hops: int = Field(1, ge=1, description="hops of a graph initialiser")
     estimator: Literal["graph", "own", "none"] = Field(
         "graph",
@@ -94,6 +100,11 @@ class NeuralSolverConfig(Section):
         ge=0,
         description="weight of the distances to the fixed point (0: the estimator stays untrained)",
     )
+    lambda1_steps: Literal["rising", "constant", "last"] = Field(
+        "rising",
+        description="how that weight is shared among the K steps (kind paper): growing to its full "
+        "value, the same for all, or the last step's alone",
+    )
     lambda2: float = Field(
         5.0,
         ge=0,
@@ -101,6 +112,14 @@ class NeuralSolverConfig(Section):
     )
     lambda3: float = Field(1e-4, ge=0, description="weight of the mixed residuals (network)")
     lr: float = Field(0.005, gt=0, description="learning rate of the network")
+    training: Literal["unrolled", "one_step"] = Field(
+        "unrolled",
+        description="how kind paper is trained; unrolled: back through all K steps, as the paper "
+        "does; one_step: each step for the point it leads to, for less time and memory",
+    )
+    safeguard: bool = Field(
+        True, description="take back learned steps that do not reduce the residual"
+    )
     target_tolerance: float = Field(
         1e-4, gt=0, description="relative residual of the fixed points it learns from"
     )

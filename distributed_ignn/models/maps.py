@@ -257,6 +257,17 @@ class EquilibriumCell:
             total = affine(product, weight, total)
         return total
 
+    def differentiable(self, z: Tensor) -> Tensor:
+        """f(z) [O, D], differentiable in z; one exchange of rows as they are, each way."""
+        total, kept = self._injection, self.form.residual
+        products = self._propagation([z] * len(self.weights))
+        for product, weight in zip(products, self.weights, strict=True):
+            mixed = (1.0 - kept) * product + kept * z if kept > 0.0 else product
+            total = total + mixed @ weight
+        step = self.form.step
+        total = total if step == 1.0 else (1.0 - step) * z + step * total
+        return self.form.activation(total)
+
     def products_of(self, evaluation: Evaluation) -> tuple[Tensor, ...]:
         """B_c z [O, D] per channel: those of the record, or propagated again where it has none.
 

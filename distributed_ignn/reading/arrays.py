@@ -63,14 +63,26 @@ def npz_names(path: Path, *, limits: Limits | None = None) -> list[str]:
         return _members(archive)
 
 
-def check_npz(path: Path, *, kinds: str = _KINDS, limits: Limits | None = None) -> None:
-    """Check all declared types and sizes, for libraries that read the file themselves.
+def check_npz(
+    path: Path,
+    names: Iterable[str] | None = None,
+    *,
+    kinds: str = _KINDS,
+    limits: Limits | None = None,
+) -> None:
+    """Check declared types and sizes, for libraries that read the file themselves.
+
+    Args:
+        path: of the file.
+        names: the arrays that are going to be read, as far as they are there; None takes all.
+        kinds, limits: as of ``read_npz``.
 
     Raises:
         OSError, ValueError: as ``read_npz``.
     """
     with open_zip(path, limits) as archive:
-        for name in _members(archive):
+        members = _members(archive)
+        for name in members if names is None else sorted(set(members) & set(names)):
             info = archive.getinfo(f"{name}.npy")
             with archive.open(info) as stream:
                 _read_header(stream, info.file_size, name, kinds)

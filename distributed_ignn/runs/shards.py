@@ -73,7 +73,8 @@ def find_shards(
         load: reads the dataset; called where no shards are there yet.
 
     Raises:
-        UserError: see ``prepare_shards``, or the machines hold different data (on every rank).
+        UserError: see ``prepare_shards``, or the machines hold different data or have divided it
+            differently (on every rank).
     """
     first = comm.local_rank == 0
     own = comm.together(lambda: _find(config, comm.world_size, load) if first else None)
@@ -85,8 +86,30 @@ def find_shards(
             f"the machines of this run hold different data ({', '.join(prints)}); copy the same "
             "dataset to all of them, or use --partition.dir on a shared file system"
         )
+    if sum(record is not None for record in records) > 1:
+        _check_division(own, config.output, comm)
     # ranks of one machine are consecutive, and its first rank named the folder
     return next(record for record in reversed(records[: comm.rank + 1]) if record)
+
+
+def _check_division(own: ShardRecord | None, run: Path, comm: Communicator) -> None:
+    """Refuse machines that have divided the same graph differently, as two METIS libraries do."""
+
+    def division() -> list[JsonValue] | None:
+        if own is None:
+            return None
+        manifest = read_manifest(own.path(run))
+        sizes = [size.model_dump(mode="json") for size in manifest.part_sizes]
+        return [manifest.provider, manifest.statistics.model_dump(mode="json"), *sizes]
+
+    found = [told for told in comm.gather_json(comm.together(division)) if told is not None]
+    if any(told != found[0] for told in found):
+        providers = ", ".join(sorted({str(told[0]) for told in found}))
+        raise UserError(
+            f"the machines of this run have divided the graph differently (with {providers}); "
+            "install the same METIS library on all of them, name it with --partition.provider, or "
+            "use --partition.dir on a shared file system"
+        )
 
 
 def _find(config: RunConfig, parts: int, load: Callable[[], GraphData]) -> ShardRecord:

@@ -82,7 +82,7 @@ def tune(options: TuneOptions, comm: Communicator) -> TuneResult:
             f"{options.run} was trained with {_how(trainer.config)} and has no learned solver; "
             "train one with --forward.method neural"
         )
-    if options.steps and learned.predictor is None:
+    if options.steps and not learned.has_network:
         raise UserError(
             f"--steps {options.steps} is for the network of the solver, and {options.run} has "
             "solver.network = none; drop it"

@@ -67,7 +67,7 @@ def structured(fixed_point_map: object) -> StructuredMap:
         TypeError: it has no weights or no graph.
     """
     if not isinstance(fixed_point_map, StructuredMap):
-        raise TypeError("the error estimator needs a map with weights and a graph")
+        raise TypeError("a learned solver needs a map with weights and a graph")
     return fixed_point_map
 
 

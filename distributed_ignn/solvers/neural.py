@@ -114,6 +114,7 @@ class NeuralSolver:
         estimator: beta, or None for a number.
         memory: M, where s does not say.
         storage: see ``Anderson``.
+        safeguard: whether steps are judged at all; without it, none is ever taken back.
         first_step: which of the estimator's steps the first evaluation is.
     """
 
@@ -127,8 +128,11 @@ class NeuralSolver:
         memory: int = 5,
         first_step: int = 0,
         storage: torch.dtype | None = None,
+        *,
+        safeguard: bool = True,
     ) -> None:
         self.first_step = first_step
+        self.safeguard = safeguard
         self.predictor = predictor
         self.estimator = estimator
         self.num_nodes = num_nodes
@@ -273,11 +277,11 @@ class NeuralSolver:
         a taken back step goes back to.
         """
         state.step += 1
-        grown = state.learned and not norm < state.norm
+        grown = self.safeguard and state.learned and not norm < state.norm
         forgiven = state.estimated and not state.stalled and norm < _GROWTH_LIMIT * state.norm
         state.failed, state.stalled = grown and not forgiven, grown and forgiven
         state.norms.append(norm)
-        if state.estimated and self._is_slow(state.norms):
+        if self.safeguard and state.estimated and self._is_slow(state.norms):
             state.failed, state.strikes = True, _MAX_STRIKES - 1  # the next line counts one more
         if not state.failed:
             state.decay = norm / state.norm if state.norm > 0.0 else 1.0
@@ -308,10 +312,17 @@ class NeuralSolver:
         if found is not None:
             state.alpha, state.beta, state.learned = *found, True
             return state.base.history.mix(state.alpha, float(state.beta.detach()))
-        z = self.anderson.advance(state.base, best)
+        z = self._anderson_step(state.base, best)
         # without a history it went back to an image, which no estimate is in
         state.learned = state.estimated and len(state.base.history) > 0
         return z
+
+    def _anderson_step(self, base: AndersonState, best: Iterate) -> Tensor:
+        """Mix by Anderson's weights; without the safeguard, however the residual has grown."""
+        alpha = None if self.safeguard else self.anderson.weights(base)
+        if alpha is None:
+            return self.anderson.advance(base, best)
+        return base.history.mix(alpha, self.anderson.beta)
 
     def _go_back(self, base: AndersonState, best: Iterate) -> Tensor:
         """Restart from the best iterate's image, also where that was tried before.
@@ -328,7 +339,8 @@ class NeuralSolver:
         """Corrected alpha ([m], or [O, m] per node) and beta; None where s has no say."""
         if self.predictor is None or state.nodes is None or state.node_mean is None:
             return None
-        if state.strikes >= _MAX_STRIKES or self.anderson.has_grown(state.base, best):
+        grown = self.safeguard and self.anderson.has_grown(state.base, best)
+        if state.strikes >= _MAX_STRIKES or grown:
             return None
         anderson = self.anderson.weights(state.base)
         if anderson is None:

@@ -15,11 +15,15 @@ from distributed_ignn.graph.part_sizes import PartSizes
 from distributed_ignn.graph.shard import GraphShard
 from distributed_ignn.models.maps import AdjointCell
 from distributed_ignn.propagation.coarse import CoarseLevel
-from distributed_ignn.solvers.estimator import ErrorEstimator
+from distributed_ignn.solvers.base import AnySizedSolver
+from distributed_ignn.solvers.estimator import ErrorEstimator, StructuredMap
 from distributed_ignn.solvers.initialiser import Initialiser
 from distributed_ignn.solvers.neural import NeuralSolver
 from distributed_ignn.solvers.predictors import NeuralShape, Predictor, build_predictor
 from distributed_ignn.solvers.reduced import BasisCache
+
+Guess = Callable[[StructuredMap, Tensor, Callable[[Tensor], Tensor]], Tensor]
+"""h: Z0 [O, D] from the map, b [O, D] and the map's activation."""
 
 
 @dataclass(slots=True, eq=False)
@@ -35,6 +39,7 @@ class LearnedSolver:
         memory, regularization: of Anderson's weights.
         ready: whether they are in use yet.
         storage, adjoint_storage: number format of either solve's past iterates, see ``History``.
+        safeguard: whether steps that do not reduce the residual are taken back.
     """
 
     initialiser: Initialiser | None
@@ -47,6 +52,17 @@ class LearnedSolver:
     ready: bool = False
     storage: torch.dtype | None = None
     adjoint_storage: torch.dtype | None = None
+    safeguard: bool = True
+
+    @property
+    def has_network(self) -> bool:
+        """Say whether gradient steps train something."""
+        return self.predictor is not None
+
+    @property
+    def guess(self) -> Guess | None:
+        """Return what makes the starting point of a forward solve; None for f(0)."""
+        return self.initialiser
 
     def modules(self) -> dict[str, torch.nn.Module]:
         """Return the parts there are, by name."""
@@ -66,8 +82,15 @@ class LearnedSolver:
             for name, parameter in module.named_parameters()
         }
 
-    def solver(self, reduce_grad: Callable[[Tensor], Tensor] | None = None) -> NeuralSolver:
-        """Make the method of a forward solve; ``reduce_grad`` serves the training of s."""
+    def solver(self) -> AnySizedSolver:
+        """Make the method of a forward solve."""
+        return self.training_solver(None)
+
+    def training_solver(self, reduce_grad: Callable[[Tensor], Tensor] | None) -> NeuralSolver:
+        """Make the method of a forward solve in which s is trained by ``reduce_grad``, if at all.
+
+        That is a differentiable sum over ranks.
+        """
         return NeuralSolver(
             self.predictor,
             self.num_nodes,
@@ -76,6 +99,7 @@ class LearnedSolver:
             self.estimator,
             self.memory,
             storage=self.storage,
+            safeguard=self.safeguard,
         )
 
     def adjoint_solver(self) -> NeuralSolver:
@@ -89,6 +113,7 @@ class LearnedSolver:
             self.memory,
             first_step=1,
             storage=self.adjoint_storage,
+            safeguard=self.safeguard,
         )
 
     def adjoint_start(self, cell: AdjointCell, incoming: Tensor) -> Tensor:
@@ -142,6 +167,7 @@ def build_learned_solver(
         config.forward.regularization,
         storage=storage_format(config.forward.history_dtype),
         adjoint_storage=storage_format(config.adjoint.history_dtype),
+        safeguard=section.safeguard,
     )
 
 

@@ -188,7 +188,7 @@ class SolvePlanner:
         if not config.warm_start or learned is None or not (ready or learned.ready):
             return config.warm_start
         if purpose == TRAIN:
-            return self._fixed_injection or learned.initialiser is None
+            return self._fixed_injection or learned.guess is None
         return purpose != ADJOINT or self._fixed_backward or learned.adjoint is None
 
     @torch.no_grad()
@@ -197,10 +197,9 @@ class SolvePlanner:
         if not isinstance(cell, EquilibriumCell):
             raise TypeError("the initialiser serves the forward solve")
         learned = self._learned
-        if learned is None or not learned.ready or learned.initialiser is None:
-            return cell.form.activate(injection)
-        guess: Tensor = learned.initialiser(cell, injection, cell.form.activate)
-        return guess
+        guess = None if learned is None or not learned.ready else learned.guess
+        activate = cell.form.activate
+        return activate(injection) if guess is None else guess(cell, injection, activate)
 
     @torch.no_grad()
     def _first_adjoint(self, cell: Cell, incoming: Tensor) -> Tensor:

@@ -37,7 +37,8 @@ from distributed_ignn.training.engines.torch import Engine, TorchEngine
 from distributed_ignn.training.epoch_record import EpochRecord
 from distributed_ignn.training.learned.guard import guarded_phase
 from distributed_ignn.training.learned.phases import SolverTrainer
-from distributed_ignn.training.learned_solver import LearnedSolver, build_learned_solver
+from distributed_ignn.training.learned.solver_kinds import SOLVER_KINDS, SolverKind
+from distributed_ignn.training.learned_solver import LearnedSolver
 from distributed_ignn.training.local_plan import LocalPlan, local_plan
 from distributed_ignn.training.local_steps import LocalSteps
 from distributed_ignn.training.loose_tolerance import LooseTolerance
@@ -124,6 +125,10 @@ class Trainer:
         return self.config.forward.method == "neural"
 
     @property
+    def _kind(self) -> SolverKind:
+        return SOLVER_KINDS[self.config.solver.kind]
+
+    @property
     def _dtype(self) -> torch.dtype:
         return torch.float64 if self.config.train.dtype == "float64" else torch.float32
 
@@ -162,14 +167,15 @@ class Trainer:
     def _sparsify(self) -> ChannelOperator | None:
         """Make A_s, where the learned solver reads it."""
         solver, where = self.config.solver, (self.shard, self.comm)
-        if solver.sparsifier == "none" and solver.network != "graph":
+        if not self._kind.thins(solver):
             return None
         return sparsify(*where, solver.sparsifier, solver.keep, self._dtype, self.config.seed)
 
     def _build_learned_solver(self) -> LearnedSolver | None:
         if not self._learns:
             return None
-        return build_learned_solver(self.config, self.shard, self.comm, self._dtype)
+        where = self.implicit, self.shard, self.comm
+        return self._kind.build(self.config, *where, self._dtype)
 
     def _build_engine(self) -> Engine:
         if self.config.engine == "torch":
@@ -181,7 +187,7 @@ class Trainer:
     def _build_solver_trainer(self) -> SolverTrainer | None:
         if self.learned is None:
             return None
-        return SolverTrainer(
+        return self._kind.trainer(
             self.learned, self.config.solver, self.schedule, self.comm, self.shard.owned_nodes
         )
 
@@ -520,7 +526,7 @@ class Trainer:
     def evaluate_at_initialiser(self, splits: tuple[str, ...]) -> dict[str, float] | None:
         """Measure at h(b), where solves start; None without a trained initialiser."""
         learned = self.learned
-        if learned is None or learned.initialiser is None or not learned.ready:
+        if learned is None or learned.guess is None or not learned.ready:
             return None
         self.model.eval()
         injection = self.implicit.injection()

@@ -322,6 +322,17 @@ def _make_reddit(folder: Path) -> None:
     sp.save_npz(raw / "reddit_graph.npz", adjacency)
 
 
+def _make_reddit2(folder: Path) -> None:
+    raw = folder / "reddit2" / "raw"
+    raw.mkdir(parents=True)
+    graph = sp.csr_matrix((np.ones(6), tuple(EDGES)), (6, 6))
+    parts = {name: getattr(graph, name) for name in ("data", "indices", "indptr", "shape")}
+    np.savez(raw / "adj_full.npz", **parts)
+    np.save(raw / "feats.npy", FEATURES)
+    classes = {str(node): int(label) for node, label in enumerate(LABELS)}
+    (raw / "class_map.json").write_text(json.dumps(classes))
+
+
 def _make_amazon(folder: Path) -> None:
     root = folder / "amazon-all"
     root.mkdir()
@@ -363,6 +374,7 @@ TARGETS: dict[str, Target] = {
         _make_papers, "ogbn_papers100M/raw/data.npz", _read_dataset("ogbn-papers100M")
     ),
     "reddit": Target(_make_reddit, "reddit/raw/reddit_graph.npz", _read_dataset("reddit")),
+    "reddit2": Target(_make_reddit2, "reddit2/raw/adj_full.npz", _read_dataset("reddit2")),
     "amazon": Target(_make_amazon, f"amazon-all/{amazon.COMMUNITY_FILE}", _read_amazon),
 }
 

@@ -28,10 +28,10 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 JSON = ("manifest", "record", "deepspeed", "checkpoint state")
 YAML = ("config", "profile")
-ZIPS = ("npz", "sparse npz", "pt", "sparse pt", "amgcn", "ogb split", "ogb arrays", "reddit")
+NPZ = ("npz", "sparse npz", "ogb arrays", "reddit", "reddit2")
+ZIPS = (*NPZ, "pt", "sparse pt", "amgcn", "ogb split")
 GZIPS = ("ogb table", "amazon")
 TENSORS = ("shard", "checkpoint rows")
-NPZ = ("npz", "sparse npz", "ogb arrays", "reddit")
 
 
 def _valid(name: str, folder: Path) -> bytes:

@@ -82,6 +82,16 @@ def test_label_rate_chooses_the_split(tmp_path: Path) -> None:
     assert data.test_nodes.tolist() == [5]
 
 
+def test_nodes_in_both_lists_are_left_out_of_training(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    _write_zip(tmp_path, _contents(**{"train60.txt": "3\n5\n0\n"}))
+    data = load_dataset("corafull", tmp_path, DataConfig())
+    assert (data.train_nodes.tolist(), data.test_nodes.tolist()) == ([0, 3], [1, 5])
+    assert data.val_nodes.tolist() == [2, 4]
+    assert "1 of the 3 training nodes are in the test list of the release" in caplog.text
+
+
 def test_validation_follows_the_protocol() -> None:
     train, test = torch.arange(0, 60), torch.arange(900, 1000)
     rest = np.arange(60, 900)
@@ -152,7 +162,7 @@ def test_pieces_join_to_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         ("coraml.edge", "0 1 2\n", "has shape 1 x 3"),
         ("coraml.edge", "0 one\n", "is not a table of ids"),
         ("train60.txt", "17\n", "id 17 is outside"),
-        ("train60.txt", "1\n", "in one split at most"),
+        ("train60.txt", "1\n", "the train split is empty"),
         ("coraml.label", "0\n1\n2\n0\n1\n-7\n", "label -7 is outside"),
     ],
 )
@@ -277,15 +287,27 @@ def test_download_is_checked_and_atomic(tmp_path: Path) -> None:
     wrong = tmp_path / "new" / "wrong.bin"
     with pytest.raises(UserError, match=r"wrong\.bin from here does not have its published"):
         download.fetch(origin.as_uri(), wrong, source="here", sha256="0" * 64)
+    # as git hash-object gives it
+    blob = "0b7d37d6aab18602cf7e488188f7ccfc24a308d7"
+    with pytest.raises(UserError, match=r"its git blob id is [0-9a-f]{40}, not"):
+        download.fetch(origin.as_uri(), wrong, source="here", blob="0" * 40)
+    again = download.fetch(origin.as_uri(), wrong, source="here", blob=blob)
+    again.unlink()
     assert os.listdir(tmp_path / "new") == ["file.bin"]
 
 
-def test_an_unpublished_zip_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    _write_zip(tmp_path, _contents(), "acm.zip")
+@pytest.mark.parametrize(
+    ("name", "file", "known_by"),
+    [("acm", "acm.zip", "sha256"), ("corafull", "coraml.zip", "git blob id")],
+)
+def test_an_unpublished_zip_is_reported(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, file: str, known_by: str
+) -> None:
+    _write_zip(tmp_path, _contents(), file)
     with caplog.at_level(logging.WARNING):
-        data = load_dataset("acm", tmp_path, DataConfig())
+        data = load_dataset(name, tmp_path, DataConfig())
     assert data.num_nodes == 6
-    assert "is not the published file" in caplog.text
+    assert f"is not the published file ({known_by} " in caplog.text
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import os
 import pickle
 import shutil
@@ -19,7 +20,7 @@ import torch
 
 from distributed_ignn.config import DataConfig
 from distributed_ignn.errors import UserError
-from distributed_ignn.graph.datasets import amazon, load_dataset, pyg_ogb
+from distributed_ignn.graph.datasets import amazon, load_dataset, pyg_ogb, reddit2
 from distributed_ignn.graph.datasets.amazon import load_amazon
 
 # PyTorch Geometric compiles a class on import in a way that newer torch versions deprecate.
@@ -255,6 +256,7 @@ def _write_reddit(folder: Path) -> None:
         feature=FEATURES.astype(np.float64),
         label=np.array([0, 1, 2, 0, 1, 2]),
         node_types=np.array([1, 2, 3, 1, 2, 3]),
+        node_ids=np.array(list("abcdef")),  # names, which are not read
     )
     both = np.concatenate([DIRECTED, DIRECTED[::-1]], axis=1)
     sp.save_npz(raw / "reddit_graph.npz", sp.coo_matrix((np.ones(12), tuple(both)), (6, 6)))
@@ -278,6 +280,74 @@ def test_reddit_damaged_file(tmp_path: Path) -> None:
     (tmp_path / "reddit" / "raw" / "reddit_graph.npz").write_bytes(b"x")
     with pytest.raises(UserError, match="cannot be read"):
         load_dataset("reddit", tmp_path, DataConfig())
+
+
+def _write_reddit2(folder: Path, **changes: Any) -> None:
+    raw = folder / "raw"
+    raw.mkdir(parents=True, exist_ok=True)
+    both = np.concatenate([DIRECTED, DIRECTED[::-1]], axis=1)
+    graph = sp.csr_matrix((np.ones(both.shape[1]), tuple(both)), (6, 6))
+    names = ("data", "indices", "indptr", "shape")
+    np.savez(raw / "adj_full.npz", **{name: getattr(graph, name) for name in names} | changes)
+    np.save(raw / "feats.npy", FEATURES.astype(np.float64))
+    (raw / "class_map.json").write_text(json.dumps({str(5 - i): i % 3 for i in range(6)}))
+
+
+def test_reddit2_raw_files(tmp_path: Path) -> None:
+    _write_reddit2(tmp_path / "reddit2")
+    data = load_dataset("reddit2", tmp_path, DataConfig())
+    assert np.array_equal(data.graphs[0].to_dense().numpy(), _expected(DIRECTED, 6))
+    assert torch.equal(torch.as_tensor(data.features), torch.from_numpy(FEATURES))
+    assert data.labels.tolist() == [2, 1, 0, 2, 1, 0]
+    splits = data.train_nodes, data.val_nodes, data.test_nodes
+    assert [split.numel() for split in splits] == [4, 1, 1]
+    assert torch.cat(splits).unique().numel() == 6
+    others = [
+        load_dataset("reddit2", tmp_path, DataConfig(split_seed=seed)) for seed in range(1, 9)
+    ]
+    assert any(not torch.equal(data.test_nodes, other.test_nodes) for other in others)
+
+
+def test_reddit2_split_at_the_papers_size() -> None:
+    sizes = [split.numel() for split in reddit2._split(232_965, 0)]
+    assert sizes == [139_779, 46_593, 46_593]
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"shape": np.array([5, 5])}, "its graph has shape"),
+        ({"indptr": np.arange(7)}, "the offsets of its graph do not fit"),
+        ({"indptr": np.array([0, 9, 1, 2, 3, 4, 12])}, "its graph is no CSR matrix"),
+    ],
+)
+def test_reddit2_damaged_graph(tmp_path: Path, changes: dict[str, Any], problem: str) -> None:
+    _write_reddit2(tmp_path / "reddit2", **changes)
+    with pytest.raises(UserError, match=f"cannot be read \\({problem}"):
+        load_dataset("reddit2", tmp_path, DataConfig())
+
+
+@pytest.mark.parametrize("classes", [{"0": 1}, {str(i): -1 for i in range(6)}, list(range(6))])
+def test_reddit2_damaged_classes(tmp_path: Path, classes: Any) -> None:
+    _write_reddit2(tmp_path / "reddit2")
+    (tmp_path / "reddit2" / "raw" / "class_map.json").write_text(json.dumps(classes))
+    with pytest.raises(UserError, match=r"cannot be read \(class_map\.json"):
+        load_dataset("reddit2", tmp_path, DataConfig())
+
+
+def test_reddit2_is_fetched_where_the_library_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def fetch(url: str, target: Path, *, source: str) -> Path:
+        asked.append(f"{target.name} {url[-33:]}")
+        raise UserError("no network")
+
+    monkeypatch.setattr(reddit2, "fetch", fetch)
+    with pytest.raises(UserError, match="no network"):
+        load_dataset("reddit2", tmp_path, DataConfig())
+    assert asked == ["adj_full.npz 1sncK996BM5lpuDf75lDFqCiDZyErc1c2"]
 
 
 def _write_amazon(root: Path, communities: list[list[int]]) -> list[int]:
@@ -324,7 +394,7 @@ def test_amazon_split_counts_and_fixed_test_nodes(tmp_path: Path) -> None:
 
 def test_amazon_split_at_the_papers_size() -> None:
     labelled = torch.arange(282_847)  # the number behind the paper's 16,970 and 28,285
-    train, val, test = amazon._split(labelled, amazon.TRAIN_FRACTION, 0)
+    train, val, test = amazon._split(labelled, DataConfig().train_fraction, 0)
     assert (train.numel(), val.numel(), test.numel()) == (16_970, 28_285, 28_285)
     assert torch.unique(torch.cat([train, val, test])).numel() == 16_970 + 2 * 28_285
 
@@ -338,15 +408,26 @@ def test_amazon_only_labelled_nodes_are_split(tmp_path: Path) -> None:
     assert int(used.max()) < 35
 
 
+def test_amazon_products_outside_the_graph_are_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ids = _write_amazon(tmp_path, COMMUNITIES)
+    with gzip.open(tmp_path / "amazon-all" / amazon.COMMUNITY_FILE, "at") as file:
+        file.write("\t".join(map(str, [*ids[:22], 1, 2])) + "\n")
+    data = load_amazon(tmp_path, min_community=20, train_fraction=0.09)
+    assert data.labels.sum(0).tolist() == [20, 25, 22]
+    assert "2 memberships of products that no edge" in caplog.text
+
+
 def test_amazon_malformed_files(tmp_path: Path) -> None:
     _write_amazon(tmp_path, COMMUNITIES)
     with pytest.raises(UserError, match="no community has 5,000 nodes"):
         load_dataset("amazon-all", tmp_path, DataConfig())
     folder = tmp_path / "amazon-all"
     with gzip.open(folder / amazon.COMMUNITY_FILE, "wt") as file:
-        file.write("3\t10\t4\n")
-    with pytest.raises(UserError, match="names a node that is not in"):
-        load_amazon(tmp_path, min_community=2)
+        file.write("4\t5\t6\n")
+    with pytest.raises(UserError, match="names no node that is in"):
+        load_amazon(tmp_path, min_community=3)
     content = (folder / amazon.GRAPH_FILE).read_bytes()
     (folder / amazon.GRAPH_FILE).write_bytes(content[: len(content) // 2])
     with pytest.raises(UserError, match="is not an edge list"):

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -374,22 +372,6 @@ def test_two_directions_of_different_weight_are_divided() -> None:
         assert found.part.unique().numel() == 3
     with pytest.raises(UserError, match="needs undirected graphs and channel 0 is directed"):
         assign_clusters(data.graphs, PartitionConfig(clusters=4))
-
-
-def test_pyg_lib_gets_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: dict[str, Any] = {}
-
-    def divide(*args: Any, **named: Any) -> torch.Tensor:
-        seen.update(named)
-        return torch.zeros(args[0].numel() - 1, dtype=torch.int64)
-
-    module = ModuleType("pyg_lib.partition")
-    module.metis = divide  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "pyg_lib", ModuleType("pyg_lib"))
-    monkeypatch.setitem(sys.modules, "pyg_lib.partition", module)
-    monkeypatch.setattr(metis, "is_installed", {"pyg_lib"}.__contains__)
-    assign_parts((_ladder(),), 2, CUT)
-    assert torch.equal(seen["edge_weight"], link_weights((_ladder(),))[1].long())
 
 
 def test_links_are_symmetric_integers_in_proportion() -> None:

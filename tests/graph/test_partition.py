@@ -6,12 +6,12 @@ import ctypes
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from pydantic import ValidationError
 
 from distributed_ignn.config import PartitionConfig
 from distributed_ignn.errors import UserError
@@ -23,6 +23,7 @@ from distributed_ignn.graph.data import (
     turned,
 )
 from distributed_ignn.graph.partitioning import metis
+from distributed_ignn.graph.partitioning.link_weights import link_weights
 from distributed_ignn.graph.partitioning.partition import assign_clusters, assign_parts
 
 needs_pymetis = pytest.mark.skipif(
@@ -254,66 +255,93 @@ def test_missing_metis_is_one_line_with_two_ways_out(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     ("installed", "settings", "expected"),
     [
-        ({"pyg_lib", "pymetis"}, {}, "pymetis"),
-        ({"pyg_lib", "pymetis"}, {"objective": "cut"}, "pymetis"),
+        ({"pyg_lib", "pymetis"}, {}, "pyg-lib"),
         ({"pyg_lib", "pymetis"}, {"objective": "volume"}, "pymetis"),
+        ({"pyg_lib", "pymetis"}, {"imbalance": 1.01}, "pymetis"),
+        ({"pyg_lib", "pymetis"}, {"seed": 3}, "pymetis"),
         ({"pyg_lib", "pymetis"}, {"provider": "pymetis"}, "pymetis"),
         ({"pyg_lib", "pymetis"}, {"provider": "pyg-lib"}, "pyg-lib"),
         ({"pyg_lib"}, {}, "pyg-lib"),
-        ({"pymetis"}, {"objective": "cut"}, "pymetis"),
+        ({"pymetis"}, {}, "pymetis"),
+        ({"pymetis"}, {"objective": "volume"}, "pymetis"),
     ],
 )
-def test_auto_prefers_the_library_that_offers_the_settings(
+def test_auto_is_pyg_lib_unless_it_lacks_what_is_asked_for(
     installed: set[str], settings: dict, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(metis, "is_installed", installed.__contains__)
     assert metis.choose_provider(config(**settings)) == expected
 
 
-@pytest.fixture
-def fake_pyg_lib(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
-    """A pyg_lib with the signature of the real one, which records its calls."""
-    calls: list[tuple] = []
-
-    def divide(
-        rowptr: Tensor,
-        col: Tensor,
-        num_partitions: int,
-        node_weight: Tensor | None = None,
-        edge_weight: Tensor | None = None,
-        recursive: bool = False,
-    ) -> Tensor:
-        calls.append((rowptr, col, num_partitions, node_weight, edge_weight, recursive))
-        return torch.arange(rowptr.numel() - 1) % num_partitions
-
-    module = ModuleType("pyg_lib.partition")
-    module.metis = divide  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "pyg_lib", ModuleType("pyg_lib"))
-    monkeypatch.setitem(sys.modules, "pyg_lib.partition", module)
+def test_what_pyg_lib_cannot_follow_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    refused = {"objective": "volume", "imbalance": 1.2, "seed": 4}
+    for key, value in refused.items():
+        with pytest.raises(ValidationError, match=f"pyg-lib cannot follow {key} = {value}"):
+            config(provider="pyg-lib", **{key: value})
     monkeypatch.setattr(metis, "is_installed", {"pyg_lib"}.__contains__)
-    return calls
+    with pytest.raises(
+        UserError, match=r"partition\.objective = volume needs pymetis, and pyg-lib"
+    ):
+        assign_parts((random_graph(9, 20),), 2, config(objective="volume"))
 
 
-def test_pyg_lib_gets_contiguous_int64_arrays(fake_pyg_lib: list[tuple]) -> None:
+_STAND_IN = """
+import numpy, pathlib, torch
+from torch import Tensor
+
+def metis(
+    rowptr: Tensor,
+    col: Tensor,
+    num_partitions: int,
+    node_weight: Tensor | None = None,
+    edge_weight: Tensor | None = None,
+    recursive: bool = False,
+) -> Tensor:
+    given = {"rowptr": rowptr, "col": col, "node_weight": node_weight, "edge_weight": edge_weight}
+    given = {name: value for name, value in given.items() if value is not None}
+    assert all(v.dtype == torch.int64 and v.is_contiguous() for v in given.values()), given
+    assert recursive is False
+    numpy.savez(pathlib.Path(__file__).with_name("given.npz"), **given)
+    return torch.arange(rowptr.numel() - 1) % num_partitions GARBAGE
+"""
+
+
+@pytest.fixture
+def pyg_lib(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A pyg_lib with the signature of the real one, which keeps what it is given; its folder."""
+    folder = tmp_path / "pyg_lib"
+    folder.mkdir()
+    (folder / "__init__.py").touch()
+    (folder / "partition.py").write_text(_STAND_IN.replace("GARBAGE", ""))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(metis, "is_installed", {"pyg_lib"}.__contains__)
+    return folder
+
+
+def test_pyg_lib_gets_contiguous_int64_arrays_in_a_process_of_its_own(pyg_lib: Path) -> None:
     graph = random_graph(30, 90)
-    found = assign_parts((graph,), 3, config(balance="edges"))
+    graph = replace(graph, value=torch.ones(graph.num_entries) * 2.0)
+    wish = config(balance="edges", edge_weights=True)
+    found = assign_parts((graph,), 3, wish)
     assert (found.provider, found.objective) == ("pyg-lib", "cut")
-    [(rowptr, col, parts, weights, edge_weight, recursive)] = fake_pyg_lib
-    assert (parts, edge_weight, recursive) == (3, None, False)
-    assert torch.equal(rowptr, graph.rowptr)
-    assert torch.equal(col, graph.col.long())
-    assert torch.equal(weights, graph.rowptr.diff() + 1)
-    assert all(t.dtype == torch.int64 and t.is_contiguous() for t in (rowptr, col, weights))
-    assert graph.col.dtype == torch.int32
     assert torch.equal(found.part, torch.arange(30) % 3)
+    given = {name: torch.from_numpy(a) for name, a in np.load(pyg_lib / "given.npz").items()}
+    union, links = link_weights((graph,))
+    expected = {
+        "rowptr": union.rowptr,
+        "col": union.col.long(),
+        "node_weight": graph.rowptr.diff() + 1,
+        "edge_weight": links.long(),
+    }
+    assert given.keys() == expected.keys()
+    assert all(torch.equal(given[name], value) for name, value in expected.items())
+    assert "pyg_lib" not in sys.modules
 
 
-def test_garbage_from_pyg_lib_is_noticed(
-    fake_pyg_lib: list[tuple], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    garbage = lambda rowptr, *args, **kwargs: torch.full((rowptr.numel() - 1,), 9)  # noqa: E731
-    monkeypatch.setattr(sys.modules["pyg_lib.partition"], "metis", garbage)
-    with pytest.raises(RuntimeError, match=r"--partition\.provider pymetis"):
+def test_garbage_from_pyg_lib_is_noticed(pyg_lib: Path) -> None:
+    (pyg_lib / "partition.py").write_text(_STAND_IN.replace("GARBAGE", "+ 9"))
+    problem = r"METIS of pyg-lib failed .*names parts that there are not.*provider pymetis"
+    with pytest.raises(UserError, match=problem):
         assign_parts((random_graph(30, 90),), 3, config())
 
 
@@ -337,7 +365,7 @@ def test_a_failing_metis_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     monkeypatch.setattr(metis, "_SCRIPT", script)
     source = torch.arange(9)
     graphs = (csr_from_edges(source, source + 1, 10),)
-    with pytest.raises(UserError, match=r"METIS failed with exit code 1 \(no memory\)"):
+    with pytest.raises(UserError, match=r"METIS of pymetis failed with exit code 1 \(no memory\)"):
         assign_parts(graphs, 2, PartitionConfig())
 
 

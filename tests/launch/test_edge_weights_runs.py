@@ -31,7 +31,7 @@ SMALL = shlex.split("""
     --device cpu --partition.objective cut --partition.edge-weights true
     --model.hidden 8 --model.input-dropout 0.2 --forward.method neural
     --forward.tolerance 1e-10 --forward.max-steps 60 --model.kappa 0.7
-    --adjoint.tolerance 1e-10 --adjoint.max-steps 60 --solver.steps 4 --solver.compress 2
+    --adjoint.tolerance 1e-10 --adjoint.max-steps 60 --solver.compress 2
     --schedule.warmup-epochs 1 --schedule.model-steps 1
     --train.dtype float64 --train.epochs 3 --train.checkpoint-every 2 --train.threads 1
 """)

@@ -176,13 +176,16 @@ def test_the_seconds_of_all_attempts_are_added(run: Path) -> None:
     assert 1000 < seconds["total"] < summary["seconds_total"]
 
 
+_METHODS = [("--partition.method", "contiguous"), ("--partition.method", "random")]
+
+
 def _machines(comm: Communicator, folder: Path) -> list[str]:
-    """Two machines of one rank each: with the same data, and with different data."""
+    """Two machines of one rank each: the same data, different data, and divided differently."""
     comm.local_rank = 0
     results: list[str] = []
-    for length in (5, 5 + comm.rank):
+    for length, method in ((5, METHOD), (5 + comm.rank, METHOD), (5, _METHODS[comm.rank])):
         output = folder / f"{comm.rank}-{len(results)}"
-        chains = [*CHAINS[:-1], str(length), *METHOD, "--output", str(output)]
+        chains = [*CHAINS[:-1], str(length), *method, "--output", str(output)]
         config = parse_args(chains)
 
         def load(config: Any = config) -> GraphData:
@@ -201,3 +204,4 @@ def test_machines_must_hold_the_same_data(tmp_path: Path) -> None:
     assert first == second
     assert first[0] == "True"
     assert first[1].startswith("the machines of this run hold different data (")
+    assert "divided the graph differently (with contiguous, random)" in first[2]

@@ -7,16 +7,21 @@ import torch
 from torch import Tensor
 
 from distributed_ignn.comm.communicator import Communicator
+from distributed_ignn.config import NeuralSolverConfig
 from distributed_ignn.graph.partitioning.sharding import build_shards
 from distributed_ignn.graph.shard import GraphShard
 from distributed_ignn.models.shard_model import ShardModel
 from distributed_ignn.propagation.sparsify import sparsify
 from distributed_ignn.solvers.anderson import Anderson
+from distributed_ignn.solvers.base import Iterate
 from distributed_ignn.solvers.estimator import ErrorEstimator
 from distributed_ignn.solvers.initialiser import Initialiser
+from distributed_ignn.solvers.paper_solver import PaperNetwork, PaperSolver
 from distributed_ignn.solvers.reduced import BasisCache
 from distributed_ignn.solvers.solve import solve
+from distributed_ignn.training.engines.gradients import sum_gradients
 from distributed_ignn.training.learned.fit import FitSample, SolverFit
+from distributed_ignn.training.learned.paper_training import PaperRollout
 from tests.parity.cases import NODES, WIDTH, assign, config_for, make_data, spread
 from tests.ranks import run_ranks
 
@@ -82,7 +87,52 @@ def _parts(shard: GraphShard, comm: Communicator) -> dict[str, Tensor]:
         SolverFit(comm, sample, sample, 3, 1e-10).initialiser(h, cell, injection, target)
         found[f"fit h {hops}"] = h.readout * share
         found[f"fitted h {hops}"] = spread(shard, h(cell, injection, torch.relu))
+    found |= _paper(model, shard, comm, target)
     return {name: value.detach().clone() for name, value in found.items()}
+
+
+def _paper(
+    model: ShardModel, shard: GraphShard, comm: Communicator, target: Tensor
+) -> dict[str, Tensor]:
+    """What the paper's own solver gives in a solve, and the gradients of its training."""
+    kind, share = torch.float64, 1.0 / comm.world_size
+    torch.manual_seed(4)
+    network = PaperNetwork(WIDTH, 3, 4, 5).to(kind)
+    for head in (network.head_alpha, network.head_beta):
+        head.weight.add_(torch.randn_like(head.weight), alpha=0.1)
+    injection = model.injection().detach()
+    cell = model.layer.cell(injection, model.channel_weights())
+    solver = PaperSolver(network, NODES, 3, 1e-10, safeguard=False)
+    z = torch.relu(injection)
+    found: dict[str, Tensor] = {}
+    state = solver.init(z, cell)
+    for step in range(5):
+        evaluation = cell(z, None)
+        residual = solver.observe(state, evaluation, comm.sum)
+        z = solver.advance(state, Iterate(evaluation, residual))
+        assert state.alpha is not None
+        assert state.beta is not None
+        found |= {f"alpha {step}": state.alpha * share, f"beta {step}": state.beta * share}
+    found["paper, point"] = spread(shard, z)
+    if not shard.channels[0].symmetric:
+        return found
+    for training in ("unrolled", "one_step"):
+        section = NeuralSolverConfig(
+            kind="paper", steps=4, lambda1=1.0, lambda3=0.5, training=training
+        )
+        network.first_scale.data.fill_(1.0)
+        network.zero_grad()
+        with torch.enable_grad():
+            rollout = PaperRollout(network, section, comm, target, NODES)
+            loss = rollout.loss(cell, torch.relu(injection), 0.5)
+            (loss * share).backward()
+        trained = {n: p for n, p in network.named_parameters() if p.requires_grad}
+        assert sum_gradients(trained.values(), comm)
+        for name, parameter in trained.items():
+            assert parameter.grad is not None
+            found[f"{training} gradient of {name}"] = parameter.grad * share
+        found[f"{training} loss"] = loss * share
+    return found
 
 
 def test_two_and_four_ranks_agree_with_one_process() -> None:

@@ -24,12 +24,14 @@ from distributed_ignn.graph.datasets.heterophilous import make_heterophilous
 from distributed_ignn.graph.datasets.in_memory import ORIGIN, fields_in_memory, is_in_memory
 from distributed_ignn.graph.datasets.knn import add_knn_channel
 from distributed_ignn.graph.datasets.pyg_ogb import OGB_NAMES, load_ogb, load_reddit
+from distributed_ignn.graph.datasets.reddit2 import load_reddit2
 from distributed_ignn.graph.datasets.synthetic import make_products
 from distributed_ignn.graph.datasets.user_file import load_user_file, read_fields
 from distributed_ignn.graph.feature_scaling import FeatureScaling
 
 __all__ = [
     "DATASETS",
+    "READ_BY",
     "Loader",
     "graph_in_memory",
     "graph_to_predict",
@@ -48,13 +50,18 @@ def _file(name: str, data_root: Path, data: DataConfig) -> GraphData:
     return load_user_file(Path(data.path), data.edge_weights, data.directions)
 
 
+def _amazon(name: str, data_root: Path, data: DataConfig) -> GraphData:
+    return load_amazon(data_root, train_fraction=data.train_fraction, seed=data.split_seed)
+
+
 Loader = Callable[[str, Path, DataConfig], GraphData]
 """From a dataset's name, the folder of all datasets' files and the data section to the graph."""
 
 DATASETS: dict[str, Loader] = {
     **dict.fromkeys(RELEASE, _amgcn),
-    "amazon-all": lambda name, root, data: load_amazon(root),
+    "amazon-all": _amazon,
     "reddit": lambda name, root, data: load_reddit(root),
+    "reddit2": lambda name, root, data: load_reddit2(root, data.split_seed),
     **dict.fromkeys(OGB_NAMES, lambda name, root, data: load_ogb(name, root)),
     "chains": lambda name, root, data: make_chains(data.chains),
     "synthetic-products": lambda name, root, data: make_products(data.synthetic),
@@ -63,6 +70,13 @@ DATASETS: dict[str, Loader] = {
 }
 """The datasets there are, by name; a new one is entered here, and has its settings in
 ``configs/NAME.yaml``."""
+
+READ_BY: dict[str, tuple[str, ...]] = {
+    "label_rate": tuple(RELEASE),
+    "train_fraction": ("amazon-all",),
+    "split_seed": ("amazon-all", "reddit2"),
+}
+"""Settings of ``data`` that a few datasets read, and which; elsewhere they are refused."""
 
 
 def load_dataset(

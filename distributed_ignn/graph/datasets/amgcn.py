@@ -3,6 +3,10 @@
 Layout inside a zip: one folder with ``*.edge`` (two ids a line), ``*.feature`` (a dense text
 matrix of 0 and 1), ``*.label``, ``train{20,40,60}.txt``, ``test{20,40,60}.txt`` and ``knn/cK.txt``.
 The text matrix, up to 182 MB, is parsed once and kept sparse (``feature_text.py``).
+
+CoraFull's own lists overlap: ``train60`` and ``test60`` share 12 nodes, ``train40`` and ``test40``
+three. Such nodes are taken out of training. Nor does ``train60`` have 60 nodes of every class:
+four classes are smaller, and some have up to 98.
 """
 
 from __future__ import annotations
@@ -10,6 +14,7 @@ from __future__ import annotations
 import io
 import logging
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +22,7 @@ import torch
 from torch import Tensor
 
 from distributed_ignn.errors import UserError
-from distributed_ignn.files import sha256_file
+from distributed_ignn.files import git_blob_id, sha256_file
 from distributed_ignn.graph.data import CSRMatrix, GraphData, csr_from_edges
 from distributed_ignn.graph.datasets.checks import brief, check_ids
 from distributed_ignn.graph.datasets.download import cache_folder, fetch, read_member
@@ -36,20 +41,44 @@ _TEXT_LIMIT = 256 * 2**20
 #: Texts of zeros shrink a thousandfold, so the limits on single members count, see their readers.
 _LIMITS = Limits(total=16 * 2**30, members=1_000, free=4 * 2**30)
 
-#: Data set name -> zip file and the sha256 of its published content (not known for CoraFull).
-RELEASE: dict[str, tuple[str, str | None]] = {
-    "citeseer": (
-        "citeseer.zip",
-        "6c9b798b2e659fd28a59fc60b667cc8650be00171712b5b0c64eddee48e112c7",
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A zip of the release, and what its published content is known by.
+
+    Args:
+        file: its name.
+        sha256: of the content; None where it is not known.
+        blob: its git blob id in the repository, likewise.
+    """
+
+    file: str
+    sha256: str | None = None
+    blob: str | None = None
+
+    def problem(self, path: Path, digest: str) -> str | None:
+        """How the file at ``path``, of that sha256, differs from the published one; None if not."""
+        if self.sha256 is not None and digest != self.sha256:
+            return f"sha256 {digest}"
+        if self.blob is not None and (found := git_blob_id(path)) != self.blob:
+            return f"git blob id {found}"
+        return None
+
+
+RELEASE: dict[str, Published] = {
+    "citeseer": Published(
+        "citeseer.zip", "6c9b798b2e659fd28a59fc60b667cc8650be00171712b5b0c64eddee48e112c7"
     ),
-    "acm": ("acm.zip", "99166d12818748c33ebfe752e6f03ada78b3be3465e419141ea78d65bdccc3f4"),
-    "corafull": ("coraml.zip", None),
-    "blogcatalog": (
-        "BlogCatalog.zip",
-        "200e37cb382ba1f75462978622cafd3f75ee69da34250b932e0c26215965dbd2",
+    "acm": Published("acm.zip", "99166d12818748c33ebfe752e6f03ada78b3be3465e419141ea78d65bdccc3f4"),
+    "corafull": Published("coraml.zip", blob="26b34912cc4709ed51a9ca1a2f2affde2ee3a2fa"),
+    "blogcatalog": Published(
+        "BlogCatalog.zip", "200e37cb382ba1f75462978622cafd3f75ee69da34250b932e0c26215965dbd2"
     ),
-    "flickr": ("flickr.zip", "3d5bf9dc20144ec079daac0c402ffcbb853c3f56f0cd70f429c628eb9c0ff18d"),
+    "flickr": Published(
+        "flickr.zip", "3d5bf9dc20144ec079daac0c402ffcbb853c3f56f0cd70f429c628eb9c0ff18d"
+    ),
 }
+"""The data sets of the release, by name."""
 
 
 def load_amgcn(name: str, data_root: Path, *, label_rate: int = 60, knn: int = 0) -> GraphData:
@@ -64,19 +93,21 @@ def load_amgcn(name: str, data_root: Path, *, label_rate: int = 60, knn: int = 0
         label_rate: 20, 40 or 60 training nodes per class.
         knn: K in 2..9 adds the release's K-nearest-neighbour graph as channel 1; 0 adds none.
 
+    Nodes that are in both lists of the release are test nodes.
+
     Raises:
         UserError: a missing or damaged zip, or a K that the release does not have.
     """
     if knn and knn not in KNN_RANGE:
         raise UserError(f"data.knn: {name} comes with K = 2..9 (0 = off), not {knn}")
-    filename, published = RELEASE[name]
-    path = data_root / "am-gcn" / filename
-    fetch(_URL + filename, path, source=REPOSITORY, sha256=published)
+    published = RELEASE[name]
+    path = data_root / "am-gcn" / published.file
+    url, sha256, blob = _URL + published.file, published.sha256, published.blob
+    fetch(url, path, source=REPOSITORY, sha256=sha256, blob=blob)
     digest = sha256_file(path)
-    if published is None:
-        logger.info("%s has sha256 %s", path, digest)
-    elif digest != published:
-        logger.warning("%s is not the published file (sha256 %s): results may differ", path, digest)
+    problem = published.problem(path, digest)
+    if problem is not None:
+        logger.warning("%s is not the published file (%s): results may differ", path, problem)
     try:
         with open_zip(path, _LIMITS) as archive:
             return _read(_Release(archive, path), name, digest, label_rate, knn)
@@ -151,8 +182,17 @@ def _read(release: _Release, name: str, digest: str, label_rate: int, knn: int) 
     graphs = [release.graph(".edge", n)]
     if knn:
         graphs.append(release.graph(f"knn/c{knn}.txt", n))
-    train = release.nodes(f"/train{label_rate}.txt", n)
+    listed = release.nodes(f"/train{label_rate}.txt", n)
     test = release.nodes(f"/test{label_rate}.txt", n)
+    train = listed[~torch.isin(listed, test)]
+    if train.numel() < listed.numel():
+        logger.warning(
+            "%s: %d of the %d training nodes are in the test list of the release, too; they are "
+            "left out of training",
+            name,
+            listed.numel() - train.numel(),
+            listed.numel(),
+        )
     return GraphData(
         name=name,
         graphs=tuple(graphs),

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from distributed_ignn.errors import UserError
-from distributed_ignn.files import sync, temporary_sibling
+from distributed_ignn.files import git_blob_id, sync, temporary_sibling
 from distributed_ignn.graph.datasets.checks import brief
 from distributed_ignn.reading.plain_files import in_one_line
 
@@ -47,7 +47,13 @@ def atomic_path(target: Path) -> Iterator[Path]:
 
 
 def fetch(
-    url: str, target: Path, *, source: str, sha256: str | None = None, limit: int = DOWNLOAD_LIMIT
+    url: str,
+    target: Path,
+    *,
+    source: str,
+    sha256: str | None = None,
+    blob: str | None = None,
+    limit: int = DOWNLOAD_LIMIT,
 ) -> Path:
     """``target`` if it exists, else a fresh download of ``url`` under that name.
 
@@ -56,6 +62,7 @@ def fetch(
         target: where the file belongs.
         source: what to name in the message as the publisher, such as a repository.
         sha256: expected sum of a download; None logs the sum instead.
+        blob: expected git blob id of a download, see ``git_blob_id``; None where it is not known.
         limit: bytes to fetch at most.
 
     Raises:
@@ -71,6 +78,8 @@ def fetch(
             found = _download(url, temporary, limit)
             if sha256 is not None and found != sha256:
                 raise ValueError(f"its sha256 is {found}, not {sha256}")
+            if blob is not None and (name := git_blob_id(temporary)) != blob:
+                raise ValueError(f"its git blob id is {name}, not {blob}")
             logger.info("%s has sha256 %s", target.name, found)
     except (OSError, http.client.HTTPException) as error:
         raise UserError(

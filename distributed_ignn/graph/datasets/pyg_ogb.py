@@ -65,7 +65,9 @@ def load_reddit(data_root: Path) -> GraphData:
     ):
         _fetch_unpacked(Reddit.url, folder / "raw", inner=None)
     try:
-        check_npz(folder / "raw" / "reddit_data.npz", limits=_LIMITS)
+        # the other arrays, such as the names of the posts, are not read
+        wanted = ("feature", "label", "node_types")
+        check_npz(folder / "raw" / "reddit_data.npz", wanted, limits=_LIMITS)
         check_npz(folder / "raw" / "reddit_graph.npz", kinds="biufS", limits=_LIMITS)
         data = RawReddit(str(folder))[0]
         _check_reddit(data)

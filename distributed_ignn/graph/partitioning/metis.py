@@ -1,4 +1,4 @@
-"""METIS, from pyg-lib or from pymetis; both are imported only here and only when used.
+"""METIS, from pyg-lib or from pymetis, always in a process of its own (``metis_process.py``).
 
 Letters: n nodes, P parts.
 """
@@ -26,16 +26,23 @@ from distributed_ignn.graph.data import CSRMatrix
 PROVIDERS = {"pyg-lib": "pyg_lib", "pymetis": "pymetis"}
 """METIS libraries that can be asked for, and the module of each."""
 
+_WAYS_OUT = {
+    "pyg-lib": "--partition.provider pymetis, or --partition.method contiguous",
+    "pymetis": "--partition.method fennel, which needs less memory, or contiguous",
+}
+
 _SCRIPT = Path(__file__).with_name("metis_process.py")
 
 
 def choose_provider(config: PartitionConfig) -> str:
-    """The METIS library that is asked for, or the one that offers more of those installed.
+    """The METIS library that is asked for; with ``auto`` pyg-lib where it is, else pymetis.
+
+    ``auto`` takes pymetis for what pyg-lib does not offer, see ``only_pymetis``.
 
     Raises:
-        UserError: it is not installed, or none is.
+        UserError: it is not installed, or none that offers what is asked for is.
     """
-    installed = {name for name, module in PROVIDERS.items() if is_installed(module)}
+    installed = [name for name, module in PROVIDERS.items() if is_installed(module)]
     if config.provider != "auto":
         if config.provider not in installed:
             raise UserError(
@@ -43,14 +50,20 @@ def choose_provider(config: PartitionConfig) -> str:
                 "--partition.provider auto or --partition.method contiguous"
             )
         return config.provider
-    # pyg-lib offers neither the volume objective nor a seed nor a bound on the imbalance
-    for name in ("pymetis", "pyg-lib"):
-        if name in installed:
-            return name
-    raise UserError(
-        "partition.method = metis needs METIS and none is installed; run pip install pymetis or "
-        "choose --partition.method contiguous"
-    )
+    if not installed:
+        raise UserError(
+            "partition.method = metis needs METIS and none is installed; run pip install pymetis "
+            "or choose --partition.method contiguous"
+        )
+    wish = config.only_pymetis
+    if wish is None or installed == ["pymetis"]:
+        return installed[0]
+    if "pymetis" not in installed:
+        raise UserError(
+            f"partition.{wish} needs pymetis, and pyg-lib alone is installed, which does not offer "
+            "it; run pip install pymetis or drop the setting"
+        )
+    return "pymetis"
 
 
 def is_installed(module: str) -> bool:
@@ -58,7 +71,8 @@ def is_installed(module: str) -> bool:
     return importlib.util.find_spec(module) is not None
 
 
-def run_pymetis(
+def run_metis(
+    provider: str,
     graph: CSRMatrix,
     parts: int,
     weights: Tensor,
@@ -70,15 +84,18 @@ def run_pymetis(
     The arrays travel as files, which the other process maps, so this one makes no copy of them.
 
     Args:
+        provider: a key of PROVIDERS.
         graph: symmetric, without values and self-loops.
         parts: P.
         weights: int64 [n], at least 1.
+        config: the partition section.
         links: integers [E] from 1 on, what cutting each entry costs; None: the same for all.
 
     Raises:
         UserError: METIS failed.
     """
     request = {
+        "provider": provider,
         "parts": parts,
         "objective": config.objective,
         "ufactor": max(round((config.imbalance - 1) * 1000), 1),  # METIS counts in thousandths
@@ -101,28 +118,9 @@ def run_pymetis(
         if done.returncode != 0:
             reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
             raise UserError(
-                f"METIS failed with exit code {done.returncode} ({reason}); try "
-                "--partition.method fennel, which needs less memory, or contiguous"
+                f"METIS of {provider} failed with exit code {done.returncode} ({reason}); try "
+                f"{_WAYS_OUT[provider]}"
             )
         return torch.from_numpy(np.load(folder / "part.npy", allow_pickle=False))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def run_pyg_lib(
-    graph: CSRMatrix, parts: int, weights: Tensor, links: Tensor | None = None
-) -> Tensor:
-    """As ``run_pymetis`` with the cut objective, in this process."""
-    from pyg_lib.partition import metis
-
-    part = metis(
-        graph.rowptr.contiguous(),
-        graph.col.to(torch.int64).contiguous(),
-        parts,
-        node_weight=weights.contiguous(),
-        edge_weight=None if links is None else links.to(torch.int64).contiguous(),
-    )
-    # It ignores METIS's error codes and would hand back uninitialised memory.
-    if part.numel() and not 0 <= int(part.min()) <= int(part.max()) < parts:
-        raise RuntimeError("METIS in pyg-lib failed; try --partition.provider pymetis")
-    return part

@@ -25,7 +25,7 @@ from distributed_ignn.graph.data import CSRMatrix, csr_from_blocks, entry_blocks
 from distributed_ignn.graph.partitioning.clusters import locality_rank
 from distributed_ignn.graph.partitioning.fennel import fennel
 from distributed_ignn.graph.partitioning.link_weights import cut_weight, link_weights
-from distributed_ignn.graph.partitioning.metis import choose_provider, run_pyg_lib, run_pymetis
+from distributed_ignn.graph.partitioning.metis import choose_provider, run_metis
 from distributed_ignn.graph.partitioning.sharding import ShardPlan, plan_shards
 
 logger = logging.getLogger(__name__)
@@ -252,12 +252,10 @@ def _fennel(division: Division) -> tuple[str, Objective, Tensor]:
 
 
 def _metis(division: Division) -> tuple[str, Objective, Tensor]:
-    provider = choose_provider(division.config)
+    config, provider = division.config, choose_provider(division.config)
     union, links = _links(division)
-    if provider == "pymetis":
-        part = run_pymetis(union, division.parts, division.load, division.config, links)
-        return provider, division.config.objective, part
-    return provider, "cut", run_pyg_lib(union, division.parts, division.load, links)
+    part = run_metis(provider, union, division.parts, division.load, config, links)
+    return provider, config.objective, part
 
 
 PARTITIONERS = {

@@ -72,7 +72,12 @@ __all__ = [
 
 #: Settings that are younger than the format, and what shards were made with that do not name them.
 _YOUNGER: dict[str, dict[str, JsonValue]] = {
-    "data": {"directions": "undirected", "edge_weights": "auto"},
+    "data": {
+        "directions": "undirected",
+        "edge_weights": "auto",
+        "split_seed": 0,
+        "train_fraction": 0.06,
+    },
     "partition": {"edge_weights": False},
 }
 

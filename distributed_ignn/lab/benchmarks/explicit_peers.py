@@ -22,7 +22,7 @@ from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import PartitionConfig
 from distributed_ignn.distributed_graph import DistributedGraph
 from distributed_ignn.graph.data import csr_from_edges
-from distributed_ignn.graph.partitioning.metis import run_pymetis
+from distributed_ignn.graph.partitioning.metis import choose_provider, run_metis
 from distributed_ignn.lab.benchmarks.benchmark_graph import Workload
 from distributed_ignn.lab.benchmarks.courses import Effort, timed
 from distributed_ignn.training.losses.objective import Objective
@@ -296,7 +296,8 @@ def _clusters(workload: Workload, whole: DistributedGraph, count: int) -> Tensor
     def divide() -> Tensor:
         source, target = whole.edge_index
         graph = csr_from_edges(source, target, size)
-        return run_pymetis(graph, count, torch.ones(size, dtype=torch.int64), settings)
+        load = torch.ones(size, dtype=torch.int64)
+        return run_metis(choose_provider(settings), graph, count, load, settings)
 
     found = comm.together(lambda: divide() if comm.is_main else None)
     return comm.sum(torch.zeros(size, dtype=torch.int64) if found is None else found)

@@ -38,7 +38,7 @@ from distributed_ignn.solvers.broyden import Broyden
 from distributed_ignn.solvers.initialiser import Initialiser
 from distributed_ignn.solvers.picard import Picard
 from distributed_ignn.solvers.solve import solve
-from distributed_ignn.training.learned_solver import LearnedSolver
+from distributed_ignn.training.learned_solver import Guess, LearnedSolver
 
 ANDERSON, PICARD = "anderson 5, zero", "picard, zero"
 ZERO, AT_ZERO, INITIALISER = "zero", "f(0)", "initialiser"
@@ -115,8 +115,8 @@ def enlist(problem: Problem, solver_steps: int | None, tell: Tell = tell_nobody)
     starts: dict[str, Start] = {ZERO: torch.zeros_like}
     if own is None:
         contest.notes.append("the run has no trained solver: nothing starts from an initialiser")
-    elif own.initialiser is not None:
-        starts[INITIALISER] = _guess(problem, own.initialiser)
+    elif own.guess is not None:
+        starts[INITIALISER] = _guess(problem, own.guess)
     for name, start in starts.items():
         _enlist_classical(contest, name, start, problem.comm)
     if own is not None:
@@ -132,18 +132,17 @@ def enlist(problem: Problem, solver_steps: int | None, tell: Tell = tell_nobody)
 def learned_starts(problem: Problem, learned: LearnedSolver) -> list[tuple[str, Start]]:
     """f(0), which costs no evaluation, and the initialiser's point."""
     found: list[tuple[str, Start]] = [(AT_ZERO, problem.cell().form.activate)]
-    if learned.initialiser is not None:
-        found.append((INITIALISER, _guess(problem, learned.initialiser)))
+    if learned.guess is not None:
+        found.append((INITIALISER, _guess(problem, learned.guess)))
     return found
 
 
-def _guess(problem: Problem, initialiser: Initialiser) -> Start:
-    def guess(injection: Tensor) -> Tensor:
+def _guess(problem: Problem, guess: Guess) -> Start:
+    def start(injection: Tensor) -> Tensor:
         cell = problem.cell()
-        start: Tensor = initialiser(cell, injection, cell.form.activate)
-        return start
+        return guess(cell, injection, cell.form.activate)
 
-    return guess
+    return start
 
 
 def _enlist_classical(contest: Contest, name: str, start: Start, comm: Communicator) -> None:

@@ -18,8 +18,8 @@ from distributed_ignn.lab.benchmarks.problem import Problem
 from distributed_ignn.propagation.sparsify import sparsify
 from distributed_ignn.solvers.initialiser import Initialiser
 from distributed_ignn.solvers.predictors import NETWORKS, SCOPES
-from distributed_ignn.training.learned.phases import SolverTrainer
-from distributed_ignn.training.learned_solver import LearnedSolver, build_learned_solver
+from distributed_ignn.training.learned.solver_kinds import SOLVER_KINDS
+from distributed_ignn.training.learned_solver import LearnedSolver
 from distributed_ignn.training.schedule import Schedule
 
 
@@ -38,12 +38,17 @@ class Variant:
     @property
     def has_network(self) -> bool:
         """Whether there is something to train by gradient steps."""
-        return self.changes.get("network", "none") != "none"
+        paper = self.changes.get("kind", "estimator") == "paper"
+        return paper or self.changes.get("network", "none") != "none"
 
 
 def all_variants() -> list[Variant]:
-    """The estimator with and without neighbours, every network in its place, and one on top."""
-    plain = {"sparsifier": "none", "network": "none", "alpha": "global"}
+    """The estimator with and without neighbours, every network in its place, and one on top.
+
+    Then the paper's own solver, with its safeguard and without.
+    """
+    plain: dict[str, Any] = {"kind": "estimator", "alpha": "global", "safeguard": True}
+    plain |= {"sparsifier": "none", "network": "none"}
     found = [
         Variant("graph estimator", plain | {"estimator": "graph", "estimator_hops": 1}),
         Variant("graph estimator, 2 hops", plain | {"estimator": "graph", "estimator_hops": 2}),
@@ -55,7 +60,10 @@ def all_variants() -> list[Variant]:
                 settings = {"estimator": "none", "network": network, "alpha": alpha}
                 found.append(Variant(f"{network} {alpha}", plain | settings))
     on_top = {"estimator": "graph", "network": "graph"}
-    return [*found, Variant("graph estimator and graph global", plain | on_top)]
+    found.append(Variant("graph estimator and graph global", plain | on_top))
+    paper = {"kind": "paper", "sparsifier": "pri", "estimator": "none", "network": "none"}
+    found.append(Variant("paper", paper | {"safeguard": True}))
+    return [*found, Variant("paper, no safeguard", paper | {"safeguard": False})]
 
 
 def ensure_thinned(problem: Problem) -> None:
@@ -98,14 +106,16 @@ def train_solver(
     trainer, comm = problem.trainer, problem.comm
     adjoint = trainer.config.adjoint.model_copy(update={"method": "anderson"})
     config = trainer.config.model_copy(update={"solver": section, "adjoint": adjoint})
-    learned = build_learned_solver(config, trainer.shard, comm, problem.injection.dtype)
+    kind = SOLVER_KINDS[section.kind]
+    where = trainer.implicit, trainer.shard, comm
+    learned = kind.build(config, *where, problem.injection.dtype)
     if start is not None:
         learned.initialiser = start
     schedule = Schedule(
         ScheduleConfig(warmup_epochs=0, warmup_solver_steps=steps), epochs=1, active=True
     )
     nodes = trainer.shard.owned_nodes
-    teacher = SolverTrainer(learned, section, schedule, comm, nodes)
+    teacher = kind.trainer(learned, section, schedule, comm, nodes)
     with torch.enable_grad():
         teacher.phase(trainer.implicit, trainer.planner, steps, torch.zeros_like)
     return learned

@@ -108,7 +108,8 @@ def as_method(problem: Problem, name: str, learned: LearnedSolver) -> Method:
 def trained_steps(config: RunConfig, variant: Variant | None = None) -> int:
     """K, the steps that a solver is fitted for; with a network those that it is trained for."""
     section = config.solver.model_copy(update=dict(variant.changes) if variant else {})
-    return config.estimator_steps if section.network == "none" else section.steps
+    gradients = section.network != "none" or section.kind == "paper"
+    return section.steps if gradients else config.estimator_steps
 
 
 def follow(problem: Problem, seed: int, methods: Iterable[Method]) -> list[dict[str, Any]]:

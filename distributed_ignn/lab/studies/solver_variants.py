@@ -25,10 +25,13 @@ from distributed_ignn.lab.studies import convergence
 from distributed_ignn.lab.studies.outcome import Outcome, Request
 from distributed_ignn.training.learned_solver import LearnedSolver
 
-CLOSED_FORM = Variant("closed form", {"estimator": "graph", "network": "none", "alpha": "global"})
+_OURS = {"kind": "estimator", "alpha": "global"}
+CLOSED_FORM = Variant("closed form", {**_OURS, "estimator": "graph", "network": "none"})
 """What is shipped: nothing needs gradient steps."""
-NETWORK = Variant("graph network", {"estimator": "none", "network": "graph", "alpha": "global"})
-"""As in the paper: a network with a graph layer gives the mixing weights."""
+NETWORK = Variant("graph network", {**_OURS, "estimator": "none", "network": "graph"})
+"""A network with a graph layer corrects Anderson's weights."""
+PAPER = Variant("paper", {"kind": "paper", "sparsifier": "pri", "lambda1_steps": "rising"})
+"""The paper's own solver: its network takes the place of Anderson's weights."""
 
 _TERMS = {
     "lambda1": "no distances",
@@ -41,10 +44,11 @@ _LOSS_PAPER = (
     "without a solver'. The curves are in the picture of Figure 5 only."
 )
 _LOSS_DIFFERS = (
-    "Each term is switched off by its weight, for the solver that is fitted in closed form and for "
-    "one with a network as in the paper; the closed form has no mixed residuals (lambda3), and "
-    "without distances (lambda1) its estimator stays untrained, which is Anderson. The paper's two "
-    "other schemes for lambda1 (constant over k, last step only) are not compared."
+    "Each term is switched off by its weight, for the solver that is fitted in closed form, for a "
+    "network that corrects Anderson's weights, and for the paper's own solver, which is trained by "
+    "the other schemes of lambda1 besides (constant over k, last step only). The closed form has "
+    "no mixed residuals (lambda3), and without distances (lambda1) its estimator stays untrained, "
+    "which is Anderson."
 )
 _NETWORK_PAPER = (
     "Appendix D.2 on Citeseer: the graph layer (GN) 'improves the convergence path of all other "
@@ -53,7 +57,8 @@ _NETWORK_PAPER = (
 )
 _NETWORK_DIFFERS = (
     "All start from the run's initialiser; the networks correct Anderson's weights, for the whole "
-    "graph (global) or for each node, and the estimators that need no network stand beside them."
+    "graph (global) or for each node. The estimators that need no network stand beside them, and "
+    "the paper's own solver, with the safeguard and without."
 )
 
 
@@ -83,13 +88,19 @@ def run_networks(request: Request, comm: Communicator) -> Outcome:
 
 
 def loss_variants() -> list[Variant]:
-    """Both kinds of solvers with all terms, and without each of those that they have."""
+    """Every kind of solver with all terms, and without each of those that it has.
+
+    The paper's with its two other schemes of lambda1 besides.
+    """
     found = []
-    for kind, terms in ((CLOSED_FORM, 2), (NETWORK, 3)):
+    for kind, terms in ((CLOSED_FORM, 2), (NETWORK, 3), (PAPER, 3)):
         found.append(Variant(f"{kind.name}, all terms", kind.changes))
         for term, meaning in list(_TERMS.items())[:terms]:
             name = f"{kind.name}, {term} = 0 ({meaning})"
             found.append(Variant(name, {**kind.changes, term: 0.0}))
+    for scheme in ("constant", "last"):
+        name = f"{PAPER.name}, lambda1 {scheme}"
+        found.append(Variant(name, {**PAPER.changes, "lambda1_steps": scheme}))
     return found
 
 
@@ -133,7 +144,7 @@ def _outcome(
         f"K = {convergence.trained_steps(request.config, kind)}, {kind.name}": (
             convergence.trained_steps(request.config, kind)
         )
-        for kind in (CLOSED_FORM, NETWORK)
+        for kind in (CLOSED_FORM, NETWORK, PAPER)
     }
     figure = convergence.draw(rows, title, horizons)
     return Outcome(rows, convergence.summarise(rows), convergence.CAPTION, *texts, figure)

@@ -33,7 +33,7 @@ from distributed_ignn.propagation.halo import HaloExchange
 from distributed_ignn.propagation.propagate import Propagation
 from distributed_ignn.solvers.base import SolveSizes
 from distributed_ignn.solvers.solve import held_bytes as solve_bytes
-from distributed_ignn.training.learned_solver import estimator_bytes
+from distributed_ignn.training.learned.solver_kinds import SOLVER_KINDS
 from distributed_ignn.training.losses.local_loss import LocalLoss
 from distributed_ignn.training.plans import chosen_method
 
@@ -99,7 +99,10 @@ class _Run:
         self.device = torch.device("cuda" if config.device == "cuda" else "cpu")
         self.row = config.model.hidden * self.dtype.itemsize
         self._state = sizes.owned * self.row
-        self._estimate = estimator_bytes(config, sizes, self.dtype.itemsize)
+        kind = SOLVER_KINDS[config.solver.kind]
+        self._estimate = kind.solve_bytes(config, sizes, self.dtype.itemsize)
+        rollout = kind.training_bytes(config, sizes, self.dtype.itemsize)
+        self._rollout = rollout if config.learns_forward else 0
         self.local = LocalLoss.held_bytes(sizes, config, self.dtype.itemsize)
 
     def of_explicit(self, shares_memory: bool) -> dict[str, int]:
@@ -145,6 +148,12 @@ class _Run:
                 "estimator": self._estimate if config.learns_forward else 0,
             },
             "local steps": {"warm starts": 2 * state, "local step": self.local[1]},
+            "training the solver": {
+                "injection": state,
+                "warm starts": state * (warm + backward),
+                # the target and the start are held besides
+                "solver's rollout": self._rollout + 2 * state if self._rollout else 0,
+            },
         }
 
     def _saved(self) -> int:

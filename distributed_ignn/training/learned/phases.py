@@ -29,10 +29,9 @@ from distributed_ignn.errors import UserError
 from distributed_ignn.models.implicit import Cell
 from distributed_ignn.models.maps import EquilibriumCell
 from distributed_ignn.models.shard_model import ShardModel
-from distributed_ignn.solvers.base import Outcome, Solution
+from distributed_ignn.solvers.base import AnySizedSolver, Outcome, Solution
 from distributed_ignn.solvers.blocks import square_sum
 from distributed_ignn.solvers.estimator import ErrorEstimator
-from distributed_ignn.solvers.neural import NeuralSolver
 from distributed_ignn.solvers.solve import solve
 from distributed_ignn.training.engines.gradients import sum_gradients
 from distributed_ignn.training.learned.fit import FitSample, SolverFit
@@ -85,11 +84,14 @@ class SolverTrainer:
         self._fit = SolverFit(
             comm, many, few, learned.memory, learned.regularization, learned.storage
         )
-        predictor = learned.predictor
-        self.optimizer = (
-            None if predictor is None else torch.optim.Adam(predictor.parameters(), lr=config.lr)
-        )
+        trained = self.trained_parameters()
+        self.optimizer = torch.optim.Adam(trained, lr=config.lr) if trained else None
         self.steps_done = 0
+
+    def trained_parameters(self) -> list[torch.nn.Parameter]:
+        """Return what gradient steps move; the rest is fitted in closed form."""
+        predictor = self._learned.predictor
+        return [] if predictor is None else list(predictor.parameters())
 
     def phase(
         self, model: ShardModel, planner: SolvePlanner, steps: int, incoming: Incoming | None
@@ -163,12 +165,16 @@ class SolverTrainer:
     def _target(self, cell: EquilibriumCell, injection: Tensor, planner: SolvePlanner) -> Tensor:
         """Find Z* to a tight tolerance, from the last validation's state if it is kept."""
         planner.forget_unused()
-        solver = self._learned.solver()
+        solver = self.target_solver()
         if EVALUATE in planner.states:
             return self._solve(cell, planner.states[EVALUATE], solver).image
         return self._solve(cell, planner.first_guess(cell, injection), solver).image
 
-    def _solve(self, cell: Cell, start: Tensor, solver: NeuralSolver) -> Solution:
+    def target_solver(self) -> AnySizedSolver:
+        """Return the method that finds Z*."""
+        return self._learned.solver()
+
+    def _solve(self, cell: Cell, start: Tensor, solver: AnySizedSolver) -> Solution:
         held = [start]
         del start  # the solve alone holds it
         found = solve(
@@ -239,8 +245,7 @@ class SolverTrainer:
         if loss.requires_grad:
             # the loss is the same on every rank: each differentiates its share
             (loss / self._comm.world_size).backward()
-        parameters = list(self._learned.predictor.parameters())
-        if not sum_gradients(parameters, self._comm):
+        if not sum_gradients(self.trained_parameters(), self._comm):
             raise NumbersError("the gradient of its network is not finite")
         self.optimizer.step()
         self.steps_done += 1

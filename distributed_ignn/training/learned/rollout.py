@@ -34,7 +34,7 @@ class Rollout:
         self._comm = comm
         self._target = target
         self._target_norm = target_norm
-        self._solver = learned.solver(lambda tensor: all_reduce_sum(tensor, comm))
+        self._solver = learned.training_solver(lambda tensor: all_reduce_sum(tensor, comm))
 
     def loss(self, cell: EquilibriumCell, z: Tensor, progress: float) -> tuple[Tensor, float]:
         """Return the loss to differentiate and its value; both are the same on every rank.

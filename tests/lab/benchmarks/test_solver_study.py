@@ -175,7 +175,11 @@ def exact_problem(tmp_path_factory: pytest.TempPathFactory) -> Problem:
     return load_problem(folder, Communicator())
 
 
-@pytest.mark.parametrize("variant", all_variants(), ids=lambda variant: variant.name)
+# without the safeguard nothing makes sure of it
+SAFE = [variant for variant in all_variants() if variant.changes["safeguard"]]
+
+
+@pytest.mark.parametrize("variant", SAFE, ids=lambda variant: variant.name)
 def test_every_variant_ends_at_the_fixed_point(exact_problem: Problem, variant: Variant) -> None:
     learned = train_variant(exact_problem, variant, None, 2)
     start = exact_problem.cell().form.activate
