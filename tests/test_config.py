@@ -200,6 +200,7 @@ def _changed(section: type[BaseModel]) -> dict[str, Any]:
         "kind": "estimator" if section is NeuralSolverConfig else "implicit",
         "constraint": "projection",  # none contradicts the other cells and a learned kappa
         "init": "identity",  # signed contradicts the other cells
+        "loose_tolerance": 0.1,
     }
     if section is PartitionConfig:
         special["method"] = "metis"  # nothing else reads weights of edges
