@@ -67,13 +67,14 @@ def test_settings_that_say_nothing_are_left_out() -> None:
 def test_a_search_among_kinds_draws_what_each_of_them_reads() -> None:
     axes = restricted({"model.kind": ("implicit", "gcn", "mlp"), "explicit.layers": ("2", "3")})
     draws = _draws(Space(BASE, axes, GRAPH, 0))
-    kinds = {settings["model.kind"] for settings in draws}
+    kinds = {settings.get("model.kind", "implicit") for settings in draws}
     assert kinds == {"implicit", "gcn", "mlp"}
     for settings in draws:
-        implicit = settings["model.kind"] == "implicit"
+        implicit = settings.get("model.kind", "implicit") == "implicit"
         assert ("forward.method" in settings) == implicit
-        assert ("explicit.layers" in settings) != implicit
-    explicit = [settings for settings in draws if settings["model.kind"] != "implicit"]
+        assert not (implicit and "explicit.layers" in settings)
+    explicit = [s for s in draws if s.get("model.kind", "implicit") != "implicit"]
+    assert any("explicit.layers" in settings for settings in explicit)
     assert any("model.dropout" in settings for settings in explicit)
     assert not any("model.kappa" in settings for settings in explicit)
 
