@@ -14,9 +14,9 @@ from pydantic import BaseModel, Field, ValidationError
 
 from distributed_ignn.cli import run_main
 from distributed_ignn.config import (
+    NeuralSolverConfig,
     PartitionConfig,
     RunConfig,
-    NeuralSolverConfig,
     dataset_names,
     dump_yaml,
     load_yaml,

@@ -95,7 +95,7 @@ def choice_at(section: type[BaseModel], key: str) -> Choice | None:
 
 # where each list stands
 METHODS = "distributed_ignn.solvers.methods:METHODS"
-SOLVER_KINDS = "distributed_ignn.training.learned.kinds:SOLVER_KINDS"
+SOLVER_KINDS = "distributed_ignn.training.learned.solver_kinds:SOLVER_KINDS"
 NETWORKS = "distributed_ignn.solvers.predictors:NETWORKS"
 SCOPES = "distributed_ignn.solvers.predictors:SCOPES"
 CODECS = "distributed_ignn.comm.codecs:CODECS"

@@ -100,7 +100,8 @@ class ImplicitGNN(nn.Module):
         model: further keys of section ``model`` as in ``--help``: ``kappa``, ``learn_kappa``,
             ``skew``, ``residual``, ``normalisation``, ``init``, ``constraint``, ``dropout``,
             ``input_dropout``, ``node_dropout``, ``injection``, ``injection_channels``,
-            ``injection_layers``, ``injection_norm``, ``bias``.
+            ``injection_layers``, ``injection_norm``, ``bias``; not ``kind``, whose other values are
+            trained by ``fit`` alone.
 
     Shapes:
         - **x:** :math:`(n, F)`, dense or sparse

@@ -123,8 +123,9 @@ class Anderson:
     def init(self, z0: Tensor, fixed_point_map: FixedPointMap | None = None) -> AndersonState:
         """An empty history."""
         defers = self.num_nodes * z0.shape[1] >= DEFERRED_FROM
-        if defers and isinstance(fixed_point_map, SummingMap):
-            fixed_point_map.sum_squares()
+        asked: object = fixed_point_map
+        if defers and isinstance(asked, SummingMap):
+            asked.sum_squares()
         return AndersonState(History(self.memory, self.storage), defers=defers)
 
     def held_bytes(self, sizes: SolveSizes) -> dict[str, int]:

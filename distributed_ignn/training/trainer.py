@@ -36,8 +36,8 @@ from distributed_ignn.training.confirmation import SLACK, Confirmation, Finding
 from distributed_ignn.training.engines.torch import Engine, TorchEngine
 from distributed_ignn.training.epoch_record import EpochRecord
 from distributed_ignn.training.learned.guard import guarded_phase
-from distributed_ignn.training.learned.kinds import SOLVER_KINDS, SolverKind
 from distributed_ignn.training.learned.phases import SolverTrainer
+from distributed_ignn.training.learned.solver_kinds import SOLVER_KINDS, SolverKind
 from distributed_ignn.training.learned_solver import LearnedSolver
 from distributed_ignn.training.local_plan import LocalPlan, local_plan
 from distributed_ignn.training.local_steps import LocalSteps

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
 from distributed_ignn.solvers import anderson as rules
 from distributed_ignn.solvers import blocks
-from distributed_ignn.solvers.anderson import Anderson
+from distributed_ignn.solvers.anderson import Anderson, AndersonState
 from distributed_ignn.solvers.base import AnySolver, Evaluation, Solution
 from distributed_ignn.solvers.blocks import residual_squares
 from distributed_ignn.solvers.estimator import ErrorEstimator
@@ -88,7 +90,7 @@ def test_the_last_evaluation_is_not_entered_and_a_plain_first_one_costs_nothing(
     entered: list[int] = []
     enter = History.enter
 
-    def counted(history: History, *given: Tensor) -> Tensor:
+    def counted(history: History, *given: Any) -> Tensor:
         entered.append(len(history))
         return enter(history, *given)
 
@@ -107,7 +109,7 @@ def test_the_last_evaluation_is_not_entered_and_a_plain_first_one_costs_nothing(
 def test_small_points_and_those_that_s_reads_are_entered_at_once() -> None:
     for solver in (Anderson(3), Anderson(3, num_nodes=NODES), _method("neural", NODES)):
         state = solver.init(torch.zeros(NODES, WIDTH, dtype=torch.float64), _Summing())
-        base = state.base if isinstance(solver, NeuralSolver) else state
+        base = state if isinstance(state, AndersonState) else state.base
         assert not base.defers
     large = Anderson(3, num_nodes=rules.DEFERRED_FROM)
     assert large.init(torch.zeros(1, 1), DenseMap()).defers

@@ -79,7 +79,7 @@ def test_the_loss_is_the_exact_one_at_the_weights_of_the_exact_step(case: str) -
     own, readout = loss._read_out, trainer.model.read_out
 
     # the same masks of the readout, which local steps draw anew
-    def same_masks(image: Tensor, draw: int, places: slice) -> Tensor:
+    def same_masks(image: Tensor, draw: int, places: slice = slice(None)) -> Tensor:
         whole = image.new_zeros(trainer.shard.num_owned, image.shape[1])
         whole[loss.rows] = image
         return readout(whole, draw // 4096)[loss.rows][places]

@@ -18,7 +18,7 @@ from distributed_ignn.lab.benchmarks.problem import Problem
 from distributed_ignn.propagation.sparsify import sparsify
 from distributed_ignn.solvers.initialiser import Initialiser
 from distributed_ignn.solvers.predictors import NETWORKS, SCOPES
-from distributed_ignn.training.learned.kinds import SOLVER_KINDS
+from distributed_ignn.training.learned.solver_kinds import SOLVER_KINDS
 from distributed_ignn.training.learned_solver import LearnedSolver
 from distributed_ignn.training.schedule import Schedule
 

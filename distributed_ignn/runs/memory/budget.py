@@ -33,7 +33,7 @@ from distributed_ignn.propagation.halo import HaloExchange
 from distributed_ignn.propagation.propagate import Propagation
 from distributed_ignn.solvers.base import SolveSizes
 from distributed_ignn.solvers.solve import held_bytes as solve_bytes
-from distributed_ignn.training.learned.kinds import SOLVER_KINDS
+from distributed_ignn.training.learned.solver_kinds import SOLVER_KINDS
 from distributed_ignn.training.losses.local_loss import LocalLoss
 from distributed_ignn.training.plans import chosen_method
 

@@ -25,7 +25,7 @@ SMALL = shlex.split("""
     --data.heterophilous.features 6 --data.heterophilous.signal 3
     --data.heterophilous.homophily 0.9 --model.hidden 8
     --train.epochs 2 --train.threads 1 --train.eval-every 1
-    --schedule.warmup-epochs 1 --schedule.warmup-solver-steps 2 --schedule.model-steps 3
+    --schedule.warmup-epochs 1 --schedule.model-steps 3
 """)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from distributed_ignn.config import RunConfig
+from distributed_ignn.config.explicit import IMPLICIT
 from distributed_ignn.config.keywords import setting_names
 from distributed_ignn.graph.storage.manifest import DatasetSize
 from distributed_ignn.lab.studies.search.space import KNOWN_OWN, SPACE, Settings, Space, restricted
@@ -67,14 +68,13 @@ def test_settings_that_say_nothing_are_left_out() -> None:
 def test_a_search_among_kinds_draws_what_each_of_them_reads() -> None:
     axes = restricted({"model.kind": ("implicit", "gcn", "mlp"), "explicit.layers": ("2", "3")})
     draws = _draws(Space(BASE, axes, GRAPH, 0))
-    kinds = {settings.get("model.kind", "implicit") for settings in draws}
-    assert kinds == {"implicit", "gcn", "mlp"}
-    for settings in draws:
-        implicit = settings.get("model.kind", "implicit") == "implicit"
-        assert ("forward.method" in settings) == implicit
-        assert not (implicit and "explicit.layers" in settings)
-    explicit = [s for s in draws if s.get("model.kind", "implicit") != "implicit"]
+    explicit = [settings for settings in draws if settings.get("model.kind", IMPLICIT) != IMPLICIT]
+    implicit = [settings for settings in draws if settings.get("model.kind", IMPLICIT) == IMPLICIT]
+    assert {settings["model.kind"] for settings in explicit} == {"gcn", "mlp"}
+    assert any("forward.method" in settings for settings in implicit)
     assert any("explicit.layers" in settings for settings in explicit)
+    assert not any("forward.method" in settings for settings in explicit)
+    assert not any("explicit.layers" in settings for settings in implicit)
     assert any("model.dropout" in settings for settings in explicit)
     assert not any("model.kappa" in settings for settings in explicit)
 
