@@ -82,7 +82,7 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.init == "signed" and self.cell in ("eignn", "mignn"):
+        if self.init == "signed" and self.cell != "ignn":
             raise ValueError(
                 f"init = signed has no effect with cell = {self.cell}, whose W starts otherwise; "
                 "use cell = ignn or init = identity"
