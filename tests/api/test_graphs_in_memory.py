@@ -65,7 +65,7 @@ def test_other_forms_of_the_same_graph() -> None:
     ids=["embeddings", "sparse-scaled-knn", "multilabel", "weighted", "learned-solver"],
 )
 def test_every_kind_trains_and_predicts(data: Data, settings: dict[str, Any]) -> None:
-    schedule = {"warmup_epochs": 1, "warmup_solver_steps": 1}
+    schedule = {"warmup_epochs": 1}
     run = di.fit(data, {**QUICK, **settings, "schedule": schedule}, epochs=4)
     out = run.predict()
     assert out.converged

@@ -163,7 +163,7 @@ SETTINGS = [
         _FILE,
         value="model",
         rule="is a section, not a value",
-        way_out="model.hidden",
+        way_out="model.kind",
         spoil=lambda place: place.write("my.yaml", "dataset: chains\nmodel: 3\n"),
     ),
     Case(

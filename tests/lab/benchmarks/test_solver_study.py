@@ -213,7 +213,7 @@ def test_the_study_has_every_method_and_every_goal(study: Study) -> None:
     labels = {(row["method"], row["start"]) for row in study.rows}
     classical = {"picard", "anderson 3", "anderson 5", "anderson 8", "broyden"}
     learned = {"learned"} | {variant.name for variant in all_variants()}
-    assert len(learned) == 1 + 3 + 9 + 1
+    assert len(learned) == 1 + 3 + 9 + 1 + 2
     named = {start: {name for name, own in labels if own == start} for _, start in labels}
     assert set(named) == {solver.ZERO, solver.AT_ZERO, solver.INITIALISER}
     assert named[solver.ZERO] >= classical
