@@ -152,7 +152,7 @@ class ImplicitGNN(nn.Module):
         ):
             if size < 1:
                 raise UserError(f"{name} = {size} must be at least 1")
-        if "kind" in model:
+        if model.get("kind", "implicit") != "implicit":
             raise UserError(
                 f"kind = {model['kind']} is for training runs, and ImplicitGNN is the implicit "
                 "model; drop it, or take a layer of torch_geometric"

@@ -365,7 +365,8 @@ def test_every_study_has_its_line_of_help(capsys: pytest.CaptureFixture[str]) ->
 
 
 def _curves_on_a_rank(comm: Communicator, out: Path) -> list[dict[str, Any]]:
-    config = parse_args([*TINY, "--model.kappa", "0.5", "--train.epochs", "2"])
+    flags = shlex.split("--model.kappa 0.5 --train.epochs 2 --solver.network none")
+    config = parse_args([*TINY, *flags])
     request = outcome.Request(config, (0,), out)
     if comm.world_size > 1:
         with pytest.raises(UserError, match="start it without torchrun"):
