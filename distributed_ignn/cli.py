@@ -44,8 +44,9 @@ def _exit_code(main: Callable[[], None]) -> int:
         with shown_log():
             main()
     except UserError as error:
-        _say(f"error: {error}", unless=_is_told_elsewhere(error))
-        if _is_told_elsewhere(error):
+        elsewhere = _is_told_elsewhere(error)
+        _say(f"error: {error}", unless=elsewhere)
+        if elsewhere:
             # torchrun ends all ranks when the first has ended, and that must not be one in silence
             time.sleep(_TELLER_SECONDS)
         return 2

@@ -41,7 +41,7 @@ class ExplicitConfig(Section):
         "max", description="jknet: how the layers' states are put together"
     )
     hash_width: int = Field(
-        256, ge=1, le=2**20, description="demonet: width that neighbours' sums are hashed to"
+        256, ge=1, le=2**20, description="demonet: width that neighbours' means are hashed to"
     )
     similarity: float = Field(
         1e-3, ge=0, description="amgcn: weight of the two common embeddings' likeness"

@@ -7,6 +7,7 @@ its layers. Letters: O owned nodes, D width of the state, R rows that are asked 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager, nullcontext
 from typing import ClassVar, Protocol
 
@@ -29,7 +30,7 @@ class Plans(Protocol):
         ...
 
 
-class NodeModel(nn.Module):
+class NodeModel(nn.Module, ABC):
     """A model of the nodes that this rank owns; every rank calls it alike.
 
     Attributes:
@@ -40,18 +41,19 @@ class NodeModel(nn.Module):
     solves: ClassVar[bool]
     state_name: ClassVar[str]
 
+    @abstractmethod
     def state(self, step: int, plans: Plans) -> Tensor:
         """The state [O, D] of a training step, differentiable; ``step`` seeds the dropout."""
-        raise NotImplementedError
 
+    @abstractmethod
     def solve(self, plan: SolvePlan) -> Solution:
         """The state without dropout and without gradient, as the image of a solution.
 
         That of a model which does not solve has no evaluations and a residual of 0, and ``plan`` is
         not told of it.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def read_out(
         self, state: Tensor, step: int | None = None, rows: Tensor | None = None
     ) -> Tensor:
@@ -59,15 +61,14 @@ class NodeModel(nn.Module):
 
         ``step`` seeds the dropout, None switches it off.
         """
-        raise NotImplementedError
 
     def penalty(self, state: Tensor, step: int) -> Tensor | float:
         """This rank's share of what the kind itself adds to the loss of a training step."""
         return 0.0
 
+    @abstractmethod
     def inputs(self, step: int | None) -> list[tuple[str, Tensor]]:
         """What states are computed from, by name, as far as it is not learned."""
-        raise NotImplementedError
 
     def sharded_names(self) -> frozenset[str]:
         """Parameters of which each rank holds its own nodes' rows (not summed over ranks)."""

@@ -13,7 +13,7 @@ from distributed_ignn.config import RunConfig
 from distributed_ignn.errors import UserError
 from distributed_ignn.graph.part_sizes import PartSizes
 from distributed_ignn.graph.shard import GraphShard
-from distributed_ignn.models.maps import AdjointCell
+from distributed_ignn.models.maps import AdjointCell, EquilibriumCell
 from distributed_ignn.propagation.coarse import CoarseLevel
 from distributed_ignn.solvers.base import AnySizedSolver
 from distributed_ignn.solvers.estimator import ErrorEstimator, StructuredMap
@@ -63,6 +63,11 @@ class LearnedSolver:
     def guess(self) -> Guess | None:
         """Return what makes the starting point of a forward solve; None for f(0)."""
         return self.initialiser
+
+    def start(self, cell: EquilibriumCell, injection: Tensor) -> Tensor:
+        """Return where a forward solve starts, [O, D], differentiable: h(X), or f(0) without h."""
+        activate, guess = cell.form.activate, self.guess
+        return activate(injection) if guess is None else guess(cell, injection, activate)
 
     def modules(self) -> dict[str, torch.nn.Module]:
         """Return the parts there are, by name."""

@@ -197,9 +197,9 @@ class SolvePlanner:
         if not isinstance(cell, EquilibriumCell):
             raise TypeError("the initialiser serves the forward solve")
         learned = self._learned
-        guess = None if learned is None or not learned.ready else learned.guess
-        activate = cell.form.activate
-        return activate(injection) if guess is None else guess(cell, injection, activate)
+        if learned is None or not learned.ready:
+            return cell.form.activate(injection)
+        return learned.start(cell, injection)
 
     @torch.no_grad()
     def _first_adjoint(self, cell: Cell, incoming: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ W width of the state, R rows that are asked for, C classes.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -183,18 +184,18 @@ class ExplicitModel(NodeModel):
         if self.reads_edges:
             self._join(site)
 
+    @abstractmethod
     def build(self, site: Site) -> None:
         """Make the layers, drawing their weights from torch's generator."""
-        raise NotImplementedError
 
+    @abstractmethod
     def forward(self, step: int | None) -> Tensor:
         """The state [O, W] of the present weights; ``step`` seeds the dropout, None has none."""
-        raise NotImplementedError
 
     @classmethod
+    @abstractmethod
     def columns(cls, model: ModelConfig, explicit: ExplicitConfig, classes: int) -> Columns:
         """What a training step holds."""
-        raise NotImplementedError
 
     def _join(self, site: Site) -> None:
         """Tie the layers of PyTorch Geometric to this rank's part of the graph."""

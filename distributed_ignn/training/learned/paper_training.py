@@ -181,7 +181,7 @@ class PaperTrainer(SolverTrainer):
             injection = model.injection()
             cell = model.layer.cell(injection, model.channel_weights())
             target = self._target(cell, injection, planner)
-            first = self._start(cell, injection)
+            first = self._learned.start(cell, injection)
             square = self._sum(square_sum(cell(first, None).image - first))
         scale = root_mean_square(math.sqrt(float(square)), self._learned.num_nodes * first.shape[1])
         self._parts.network.first_scale.data.fill_(scale)
@@ -196,11 +196,6 @@ class PaperTrainer(SolverTrainer):
         learned = self._learned
         return Anderson(learned.memory, 1.0, learned.regularization, learned.storage)
 
-    def _start(self, cell: EquilibriumCell, injection: Tensor) -> Tensor:
-        """Return Z0: h(X), or f(0) without an initialiser."""
-        activate, guess = cell.form.activate, self._learned.guess
-        return activate(injection) if guess is None else guess(cell, injection, activate)
-
     def _gradient_step(self, cell: EquilibriumCell, injection: Tensor, target: Tensor) -> float:
         """Take one step of Adam along a solve; return the loss."""
         progress = self._schedule.solver_progress(self.steps_done)
@@ -209,7 +204,7 @@ class PaperTrainer(SolverTrainer):
             raise ValueError("there is nothing to train")
         optimizer.zero_grad()
         with torch.enable_grad():
-            start = self._start(cell, injection)
+            start = self._learned.start(cell, injection)
             parts = self._parts
             rollout = PaperRollout(parts.network, config, comm, target, parts.num_nodes)
             loss = rollout.loss(cell, start.detach(), progress)
