@@ -55,8 +55,8 @@ studies:
   figure7     every variant of the learned solver, with a network and without
   figure8     training with the learned solver, Anderson and Picard, epoch by epoch
   long-range  accuracy over the length of a chain, against GCN, SGC, APPNP and GCNII
-  rivals      accuracy on any graph, beside GCN, GraphSAGE, APPNP, GCNII and an MLP of one setting
-              each; the rivals are trained anew by every call
+  rivals      accuracy on any graph, beside GCN, GAT, GraphSAGE, APPNP, GCNII and an MLP of one
+              setting each; the rivals are trained anew by every call
 
 examples:
   {_EXAMPLE}

@@ -40,6 +40,7 @@ _PAPER = "No figure of its own: its Table 1 has other graphs, and settings of ea
 
 RIVALS: Mapping[str, Mapping[str, Any]] = {
     "GCN": {"kind": "gcn"},
+    "GAT": {"kind": "gat", "heads": 4},
     "GraphSAGE": {"kind": "graphsage"},
     "APPNP": {"kind": "appnp", "layers": 10, "teleport": 0.1},  # of the APPNP paper
     "GCNII": {"kind": "gcnii", "layers": 16, "teleport": 0.1, "identity": 0.5},
@@ -100,7 +101,7 @@ def run(request: Request, comm: Communicator) -> Outcome:
             f"Rivals with one setting each: width {WIDTH}, dropout {DROPOUT}, learning rate {LR}, "
             f"weight decay {WEIGHT_DECAY}, {EPOCHS} epochs at most, {PATIENCE} without a better "
             f"validation; two layers, APPNP with {RIVALS['APPNP']['layers']} steps, "
-            f"GCNII with {RIVALS['GCNII']['layers']} layers."
+            f"GCNII with {RIVALS['GCNII']['layers']} layers, GAT with {RIVALS['GAT']['heads']} heads."
         ),
         figure=_draw(rows, request.config.dataset, metric),
     )
