@@ -3,15 +3,17 @@
 An equilibrium costs several evaluations of the map on the whole graph; an optimiser step on the
 training rows, with B_c Z* of those rows held fixed, costs neither an exchange of rows nor a sparse
 product of states, but one gradient sum. So some of them follow the exact step of an epoch, and the
-next equilibrium is solved from the last. They are an accelerator, not another model: they fade out
-before the last epochs, which are exact, and the norm of the exact gradient is reported.
+next equilibrium is solved from the last. They are an accelerator, not another model: they become
+shorter and end before the last epochs, which are exact, and the norm of the exact gradient is
+reported.
 
 The steps go through the engine of the exact step, so Adam's moments are shared and there is nothing
 more to keep. With moments of their own, the exact loss rose again when local steps faded out
 (docs/experiments.md), perhaps because exact steps then follow the momentum of old gradients.
 
-Whether local steps help is measured: an exact loss above that of the epoch before says that they
-went too far, and there are fewer of them from then on.
+Whether steps help is measured: an exact loss above that of the epoch before says that they went too
+far, and all of them, local and exact, are shorter from then on. There are not fewer of them: a few
+steps of full length only add to the noise that the many had averaged out (docs/experiments.md).
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from distributed_ignn.training.numbers import NumbersError
 from distributed_ignn.training.state import Count, Number, State, Values
 
 FULL_UNTIL = 0.5
-"""Share of a run's epochs with all local steps."""
+"""Share of a run's epochs with local steps of full length."""
 
 EXACT_FROM = 0.8
 """Share of a run's epochs after which there are none; between the two they fade out linearly."""
@@ -51,7 +53,7 @@ class _Kept(Values):
     """Counts what a resumed run must know.
 
     Args:
-        trust: what the number of local steps is multiplied by.
+        trust: what learning rates are multiplied by.
         loss: the exact loss of the last epoch with local steps, before its steps; None without.
         shrunk: how often the exact loss has risen after local steps, in the whole run.
         taken: local steps of the whole run.
@@ -96,17 +98,13 @@ class LocalSteps:
         self.kept = _Kept()
         self.taken, self.last_loss = 0, None
 
-    def wanted(self, epoch: int, stale: int) -> float:
-        """How many steps the schedule wants; 0 in the exact epochs at the end.
+    def share(self, epoch: int, stale: int) -> float:
+        """Return which share of their length the schedule leaves local steps; 0 ends them.
 
         Args:
             epoch: counted from 0.
             stale: validations without a better one; where patience ends the run, it counts too.
         """
-        return self.plan.steps * self._share(epoch, stale)
-
-    def _share(self, epoch: int, stale: int) -> float:
-        """Return which share of all steps the schedule wants; see ``wanted``."""
         done = (epoch + 1) / self._config.epochs
         fade = (EXACT_FROM - done) / (EXACT_FROM - FULL_UNTIL)
         if self._config.patience:
@@ -116,15 +114,15 @@ class LocalSteps:
     def exact_lr_scale(self, epoch: int, stale: int) -> float:
         """Return what the learning rate of the exact step is multiplied by; see ``LAST_LR``.
 
-        It falls as local steps fade out.
+        It falls as local steps fade out, and where steps have gone too far.
         """
-        return max(LAST_LR, self._share(epoch, stale))
+        return max(LAST_LR, self.share(epoch, stale)) * self.kept.trust
 
     def listen(self, epoch: int, stale: int) -> bool:
         """Begin an epoch; say whether the loss is to freeze what its exact solve finds."""
         self._loss.forget()
         self.taken, self.last_loss = 0, None
-        return self.wanted(epoch, stale) > 0.0
+        return self.share(epoch, stale) > 0.0
 
     def freeze(self, products: tuple[Tensor, ...]) -> None:
         """See ``LocalLoss``."""
@@ -134,39 +132,38 @@ class LocalSteps:
         """Take this epoch's steps; every rank calls it after the exact step.
 
         Args:
-            epoch, stale: see ``wanted``.
+            epoch, stale: see ``share``.
             exact_loss: of all ranks, at this epoch's equilibrium.
             lr_scale: what learning rates are multiplied by.
         """
-        wanted = self.wanted(epoch, stale)
-        self._judge(exact_loss, wanted > 0.0)
-        if wanted == 0.0:
+        share = self.share(epoch, stale)
+        self._judge(exact_loss, share > 0.0)
+        if share == 0.0:
             return
-        # less than one step is one of less length
-        trusted = wanted * self.kept.trust
-        self._engine.scale_lr(lr_scale * self.plan.lr / self._config.lr * min(1.0, trusted))
+        length = share * self.kept.trust
+        self._engine.scale_lr(lr_scale * length * self.plan.lr / self._config.lr)
         self._loss.begin(epoch)
         try:
-            self._walk(epoch, max(1, round(trusted)))
+            self._walk(epoch)
         except NumbersError:
             self._shrink()
         self._loss.end()
         self.kept.taken += self.taken
 
-    def _walk(self, epoch: int, count: int) -> None:
-        """Take ``count`` steps.
+    def _walk(self, epoch: int) -> None:
+        """Take an epoch's steps.
 
         Raises:
             NumbersError: gradients are not finite, on every rank; the steps before are taken.
         """
-        for turn in range(count):
+        for turn in range(self.plan.steps):
             share = self._loss.share(epoch, turn)
             self._engine.step(share)
             self.taken += 1
         self.last_loss = float(self._comm.sum(share.detach().double().cpu().reshape(1)))
 
     def _judge(self, exact_loss: float, goes_on: bool) -> None:
-        """Trust local steps less where the exact loss has risen since those of the last epoch."""
+        """Trust steps less where the exact loss has risen since those of the last epoch."""
         kept = self.kept
         if kept.loss is not None and exact_loss > kept.loss * _RISE:
             self._shrink()

@@ -14,6 +14,7 @@ from torch import Tensor
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.runs.checkpoints.snapshot import restore, take_snapshot
 from distributed_ignn.training import local_plan
+from distributed_ignn.training.local_steps import LAST_LR
 from distributed_ignn.training.trainer import Trainer
 from tests.parity.cases import CELLS
 from tests.ranks import run_ranks
@@ -129,25 +130,27 @@ def test_they_fade_out_and_the_last_epochs_are_exact() -> None:
     trainer = _trainer(Communicator(), "constant terms", local_steps=10, epochs=20)
     local = trainer.local
     assert local is not None
-    wanted = [local.wanted(epoch, stale=0) for epoch in range(20)]
-    assert wanted[:10] == [10.0] * 10
-    assert wanted[15:] == [0.0] * 5
-    assert all(a > b for a, b in pairwise(wanted[9:16]))
+    shares = [local.share(epoch, stale=0) for epoch in range(20)]
+    assert shares[:10] == [1.0] * 10
+    assert shares[15:] == [0.0] * 5
+    assert all(a > b for a, b in pairwise(shares[9:16]))
+    assert [local.exact_lr_scale(epoch, stale=0) for epoch in (9, 15)] == [1.0, LAST_LR]
     patient = _trainer(Communicator(), "constant terms", patience=4, epochs=20)
     assert patient.local is not None
-    assert [patient.local.wanted(0, stale) for stale in range(4)] == pytest.approx(
-        [2.25, 1.5, 0.75, 0.0]
-    )
+    assert [patient.local.share(0, stale) for stale in range(4)] == [0.75, 0.5, 0.25, 0.0]
 
 
-def test_a_rise_of_the_exact_loss_is_counted_and_makes_them_fewer() -> None:
+def test_a_rise_of_the_exact_loss_is_counted_and_makes_all_steps_shorter() -> None:
     far_too_long = {"local_steps": 20, "local_lr": 0.3, "explode_factor": 0.0}
     trainer = _trainer(Communicator(), "cell plain/eignn", epochs=20, **far_too_long)
     records = train(trainer, 6)
-    assert records[-1].local_shrunk is not None
-    assert records[-1].local_shrunk > 0
-    steps = [record.local_steps or 0 for record in records]
-    assert min(steps) < steps[0]
+    local = trainer.local
+    assert local is not None
+    assert local.kept.shrunk > 0
+    assert records[-1].local_shrunk == local.kept.shrunk
+    assert local.kept.trust < 1.0
+    assert local.exact_lr_scale(0, stale=0) == local.kept.trust
+    assert {record.local_steps for record in records} == {20}
 
 
 def test_the_gradient_norm_is_that_of_the_exact_step() -> None:

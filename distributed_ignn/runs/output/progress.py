@@ -195,7 +195,7 @@ def _local_steps(summary: dict[str, Any]) -> list[tuple[str, str]]:
     count, lr = summary["local_steps_of_epoch"], summary["local_lr"]
     chosen = " (auto)" if summary["local_steps_automatic"] else ""
     taken = (
-        f"{summary['local_steps']:,}, from {count} an epoch{chosen} at lr {lr:g}, shrunk "
+        f"{summary['local_steps']:,}, from {count} an epoch{chosen} at lr {lr:g}, shortened "
         f"{summary['local_steps_shrunk']} times"
     )
     norm = summary["gradient_norm_last"]
