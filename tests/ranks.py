@@ -39,6 +39,8 @@ def run_ranks(
     *args: Any,
     timeout: float = 60,
     device: torch.device | None = None,
+    limit: float | None = None,
+    grace: float = _GRACE_SECONDS,
 ) -> list[Any]:
     """Call ``fn(comm, *args)`` on ``world_size`` ranks.
 
@@ -48,6 +50,8 @@ def run_ranks(
         args: passed to every rank; they and the results must pickle.
         timeout: seconds for everything, start included; then all ranks are killed.
         device: of every rank; the CPU by default, or one GPU that the ranks share.
+        limit: seconds that a rank waits for others in a collective; all of ``timeout`` by default.
+        grace: seconds that the other ranks have once one has failed.
 
     Returns:
         The results in the order of the ranks.
@@ -60,7 +64,7 @@ def run_ranks(
     reports: Any = context.Queue()
     with tempfile.TemporaryDirectory() as folder:
         init_method = (Path(folder) / "rendezvous").as_uri()
-        settings = (world_size, init_method, timeout, device or torch.device("cpu"))
+        settings = (world_size, init_method, limit or timeout, device or torch.device("cpu"))
         ranks = [
             context.Process(target=_rank_main, args=(rank, *settings, reports, fn, args))
             for rank in range(world_size)
@@ -70,7 +74,7 @@ def run_ranks(
             with mock.patch.dict(os.environ, OMP_NUM_THREADS="1"):
                 for process in ranks:
                     process.start()
-            return _collect(ranks, reports, time.monotonic() + timeout, timeout)
+            return _collect(ranks, reports, time.monotonic() + timeout, timeout, grace)
         finally:
             _stop(ranks)
 
@@ -107,7 +111,7 @@ def _rank_main(
 
 
 def _collect(
-    ranks: Sequence[BaseProcess], reports: Any, deadline: float, timeout: float
+    ranks: Sequence[BaseProcess], reports: Any, deadline: float, timeout: float, grace: float
 ) -> list[Any]:
     """All results, or an AssertionError at the first sign that they will not all come."""
     results: dict[int, Any] = {}
@@ -119,9 +123,10 @@ def _collect(
         if report is not None:
             rank, succeeded, content = report
             if not succeeded:
-                raise AssertionError(_failures(report, reports))
+                raise AssertionError(_failures(report, reports, grace))
             results[rank] = pickle.loads(content)
         elif ended:
+            time.sleep(grace)
             raise AssertionError(f"ranks ended without a result; exit codes by rank: {ended}")
         elif time.monotonic() > deadline:
             raise AssertionError(f"ranks {waiting} did not finish within {timeout} s")
@@ -136,10 +141,10 @@ def _next_report(reports: Any, seconds: float) -> _Report | None:
     return report
 
 
-def _failures(first: _Report, reports: Any) -> str:
+def _failures(first: _Report, reports: Any, grace: float) -> str:
     """The stack traces of all ranks that fail within a moment, the first one first."""
     failed = [first]
-    while (report := _next_report(reports, _GRACE_SECONDS)) is not None:
+    while (report := _next_report(reports, grace)) is not None:
         if not report[1]:
             failed.append(report)
     return "\n".join(f"rank {rank} raised:\n{trace.decode()}" for rank, _, trace in failed)
