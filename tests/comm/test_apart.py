@@ -139,14 +139,17 @@ def test_a_rank_that_ends_in_its_work_is_named_within_seconds(tmp_path: Path, ho
     assert sorted(told) == ["False", "True"]  # one of them tells the user
 
 
-class _Store(dict[str, bytes]):
+class _Store:
     """A store in memory, of which only what is asked here is there."""
 
+    def __init__(self) -> None:
+        self.values: dict[str, bytes] = {}
+
     def check(self, keys: list[str]) -> bool:
-        return all(key in self for key in keys)
+        return all(key in self.values for key in keys)
 
     def get(self, key: str) -> bytes:
-        return self[key]
+        return self.values[key]
 
 
 def test_a_silent_rank_of_another_machine_is_lost_and_a_slow_one_is_not(
@@ -162,7 +165,7 @@ def test_a_silent_rank_of_another_machine_is_lost_and_a_slow_one_is_not(
         if turn < 100:
             beat += 1
         for rank in (0, 4):
-            store[f"heart/{rank}"] = f'[{beat if rank else turn}, "loading"]'.encode()
+            store.values[f"heart/{rank}"] = f'[{beat if rank else turn}, "loading"]'.encode()
         found = watch.lost()
         if found is not None:
             break
