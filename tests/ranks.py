@@ -14,14 +14,16 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
+import torch.distributed as dist
 
-from distributed_ignn.comm.communicator import start_communicator
+from distributed_ignn.comm.communicator import Communicator, start_communicator
 
 # Ranks are forked from a process that has imported these and started no thread; otherwise importing
 # them costs each rank two seconds.
@@ -64,7 +66,7 @@ def run_ranks(
     reports: Any = context.Queue()
     with tempfile.TemporaryDirectory() as folder:
         init_method = (Path(folder) / "rendezvous").as_uri()
-        settings = (world_size, init_method, limit or timeout, device or torch.device("cpu"))
+        settings = (world_size, init_method, timeout, limit, device or torch.device("cpu"))
         ranks = [
             context.Process(target=_rank_main, args=(rank, *settings, reports, fn, args))
             for rank in range(world_size)
@@ -84,6 +86,7 @@ def _rank_main(
     world_size: int,
     init_method: str,
     timeout: float,
+    limit: float | None,
     device: torch.device,
     reports: Any,
     fn: Callable[..., Any],
@@ -100,6 +103,8 @@ def _rank_main(
             init_method=init_method,
             timeout_seconds=timeout,
         )
+        if limit is not None:
+            _limit(comm, limit)
         # Bytes, because a queue would hand over tensors as memory shared with this process, which
         # ends at once, and because a result that does not pickle must fail here and not later.
         result = pickle.dumps(fn(comm, *args))
@@ -108,6 +113,13 @@ def _rank_main(
         reports.put((rank, False, traceback.format_exc().encode()))
     else:
         reports.put((rank, True, result))
+
+
+def _limit(comm: Communicator, seconds: float) -> None:
+    """Let no collective take longer from now on; starting the ranks may have."""
+    comm.barrier()
+    dist.distributed_c10d._set_pg_timeout(timedelta(seconds=seconds))
+    comm.timeout_seconds = seconds
 
 
 def _collect(

@@ -209,9 +209,9 @@ def _frame(
     last = max(steps[-1].evaluations for steps in arrived)
     values = [getattr(step, quantity) for steps in arrived for step in steps]
     shown = [value for value in values if 0.0 < value < math.inf]
-    axes.set_yscale("log")
     axes.set_xlim(0.0, 1.02 * max(last, 1))
     axes.set_ylim(0.7 * min(shown), 1.5 * max(shown))
+    axes.set_yscale("log")  # after its limits: matplotlib would look for some, up to what diverges
     axes.set_xlabel("evaluations of the map")
     axes.grid(alpha=0.3)
     for steps in dict.fromkeys(horizons.values()):
