@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import RunConfig
@@ -159,7 +160,7 @@ def draw(
     for axes, (quantity, meaning) in zip(panels, _LABELS.items(), strict=True):
         _draw_curves(axes, rows, quantity)
         axes.set_ylabel(f"relative {quantity} {meaning}")
-        _frame(axes, rows, quantity, horizons or {})
+        _frame(axes, [rows], quantity, horizons or {})
     _legend_beside(figure, panels[0])
     return figure
 
@@ -179,11 +180,10 @@ def draw_side_by_side(
         horizons: see ``draw``.
     """
     figure, both = _two_panels(title)
-    together = [row for rows in panels.values() for row in rows]
     for axes, (name, rows) in zip(both, panels.items(), strict=True):
         _draw_curves(axes, rows, quantity)
         axes.set_title(name)
-        _frame(axes, together, quantity, horizons)
+        _frame(axes, list(panels.values()), quantity, horizons)
     both[0].set_ylabel(f"relative {quantity} {_LABELS[quantity]}")
     both[1].tick_params(labelleft=False)
     _legend_beside(figure, both[0])
@@ -199,13 +199,20 @@ def _two_panels(title: str) -> tuple[Figure, tuple[Axes, Axes]]:
 
 def _frame(
     axes: Axes,
-    rows: Sequence[Mapping[str, Any]],
+    panels: Sequence[Sequence[Mapping[str, Any]]],
     quantity: str,
     horizons: Mapping[str, int],
 ) -> None:
-    """Scales, and limits that show all of the methods that converge; names of K inside."""
-    curves = list(_curves(rows).values())
-    arrived = [steps for steps in curves if steps[-1].distance <= DISTANCE] or curves
+    """Scales, and limits that show the methods that converge to their end; names of K inside.
+
+    Picard may run out of the frame: twice as long as the others it would squeeze them.
+
+    Args:
+        panels: rows of all that have the same limits.
+    """
+    curves = [curve for rows in panels for curve in _curves(rows).items()]
+    found = [steps for (method, _), steps in curves if method != PICARD]
+    arrived = [steps for steps in found if steps[-1].distance <= DISTANCE] or found
     last = max(steps[-1].evaluations for steps in arrived)
     values = [getattr(step, quantity) for steps in arrived for step in steps]
     shown = [value for value in values if 0.0 < value < math.inf]
@@ -213,6 +220,7 @@ def _frame(
     axes.set_ylim(0.7 * min(shown), 1.5 * max(shown))
     axes.set_yscale("log")  # after its limits: matplotlib would look for some, up to what diverges
     axes.set_xlabel("evaluations of the map")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     for steps in dict.fromkeys(horizons.values()):
         if steps > last:

@@ -39,7 +39,7 @@ NETWORK = Variant("graph network", {**_OURS, "estimator": "none", "network": "gr
 """A network with a graph layer corrects Anderson's weights."""
 PAPER = Variant("paper", {"kind": "paper", "sparsifier": "pri", "lambda1_steps": "rising"})
 """The paper's own solver: its network takes the place of Anderson's weights."""
-PAPER_ALONE = "paper, own initialiser"
+PAPER_ALONE = "paper with its own"
 """The same with the starting point that it is trained with."""
 
 _TERMS = {
