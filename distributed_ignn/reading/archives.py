@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, BinaryIO, cast
 
+from distributed_ignn.long_steps import LongStep, long_step
 from distributed_ignn.reading.plain_files import in_one_line, open_plain
-from distributed_ignn.steps import Step, step
 
 _COPY_BYTES = 2**20
 _LONGEST_NAME = 1024
@@ -117,7 +117,7 @@ def unpack(path: Path, folder: Path, limits: Limits | None = None) -> None:
         free = shutil.disk_usage(folder).free
         if total > free:
             raise ValueError(f"it unpacks to {total:,} bytes and the disk has {free:,} left")
-        with step(f"unpacking {path.name}", total) as told:
+        with long_step(f"unpacking {path.name}", total) as told:
             for info, target in targets:
                 if info.is_dir():
                     target.mkdir(parents=True, exist_ok=True)
@@ -127,7 +127,7 @@ def unpack(path: Path, folder: Path, limits: Limits | None = None) -> None:
                     copy_told(source, stream, told)
 
 
-def copy_told(source: IO[bytes], stream: IO[bytes], told: Step) -> None:
+def copy_told(source: IO[bytes], stream: IO[bytes], told: LongStep) -> None:
     """Copy to the end, and count the bytes."""
     while piece := source.read(_COPY_BYTES):
         stream.write(piece)

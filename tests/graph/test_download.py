@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from distributed_ignn import steps
+from distributed_ignn import long_steps
 from distributed_ignn.errors import UserError
 from distributed_ignn.files import FileLock
 from distributed_ignn.graph.datasets import download, pyg_ogb, transfer
@@ -303,11 +303,11 @@ def test_progress_is_told_in_bytes_of_how_many(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO)
-    monkeypatch.setattr(steps, "_FIRST_SECONDS", 0.1)
+    monkeypatch.setattr(long_steps, "_FIRST_SECONDS", 0.1)
     publisher = serve(Publisher(CONTENT, pause=0.1))
-    with steps.step("reading x"):
+    with long_steps.long_step("reading x"):
         _fetch(publisher, tmp_path / "x")
-    lines = [record.message for record in caplog.records if record.name == steps.__name__]
+    lines = [record.message for record in caplog.records if record.name == long_steps.__name__]
     told = [line for line in lines if line.startswith("downloading x: ")]
     assert any(" of 512.0 kB (" in line and "kB/s" in line for line in told)
     assert told[-1].startswith("downloading x: done in ")

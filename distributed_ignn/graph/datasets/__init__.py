@@ -28,7 +28,7 @@ from distributed_ignn.graph.datasets.reddit2 import load_reddit2
 from distributed_ignn.graph.datasets.synthetic import make_products
 from distributed_ignn.graph.datasets.user_file import load_user_file, read_fields
 from distributed_ignn.graph.feature_scaling import FeatureScaling
-from distributed_ignn.steps import step
+from distributed_ignn.long_steps import long_step
 
 __all__ = [
     "DATASETS",
@@ -112,7 +112,7 @@ def load_dataset(
             f"dataset {name!r} is not known; choose one of {', '.join(DATASETS)}, or give the "
             "path of a PyG .pt file or of a .npz file"
         )
-    with step(f"reading {name}"):
+    with long_step(f"reading {name}"):
         if loader is not None:
             loaded = loader(name, data_root, data)
         else:

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from distributed_ignn.graph.datasets.download import atomic_path
+from distributed_ignn.long_steps import long_step
 from distributed_ignn.reading.archives import copy_told, open_zip
 from distributed_ignn.reading.arrays import map_npy, read_npz
-from distributed_ignn.steps import step
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ def mapped_members(archive: Path, names: Sequence[str], folder: Path) -> Arrays:
                 logger.info("unpacking %s of %s", name, archive)
                 size = opened.getinfo(f"{name}.npy").file_size
                 with (
-                    step(f"unpacking {name} of {archive.name}", size) as told,
+                    long_step(f"unpacking {name} of {archive.name}", size) as told,
                     opened.open(f"{name}.npy") as member,
                     atomic_path(target) as temporary,
                     temporary.open("wb") as stream,

@@ -19,8 +19,8 @@ from distributed_ignn.errors import UserError
 from distributed_ignn.files import FileLock, git_blob_id, sha256_file, sync, temporary_sibling
 from distributed_ignn.graph.datasets.checks import brief
 from distributed_ignn.graph.datasets.transfer import Part, transfer
+from distributed_ignn.long_steps import long_step
 from distributed_ignn.reading.plain_files import in_one_line
-from distributed_ignn.steps import step
 
 logger = logging.getLogger(__name__)
 
@@ -114,7 +114,7 @@ def exclusive(target: Path) -> Iterator[bool]:
     lock = FileLock(target.with_name(f".{target.name}.lock"))
     if not lock.take():
         logger.info("another process makes %s; waiting for it", target)
-        with step(f"waiting for another process that makes {target.name}"):
+        with long_step(f"waiting for another process that makes {target.name}"):
             while not lock.take():
                 time.sleep(_POLL_SECONDS)
     try:

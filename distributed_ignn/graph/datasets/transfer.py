@@ -31,8 +31,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rich.filesize import decimal
 
 from distributed_ignn.files import atomic_write_text
+from distributed_ignn.long_steps import LongStep, long_step
 from distributed_ignn.reading.plain_files import in_one_line, read_plain
-from distributed_ignn.steps import Step, step
 
 logger = logging.getLogger(__name__)
 
@@ -185,7 +185,7 @@ def transfer(part: Part, limit: int) -> None:
     scheme = urllib.parse.urlsplit(part.url).scheme
     if scheme not in SCHEMES:
         raise ValueError(f"{in_one_line(part.url)} is not https")
-    with step(f"downloading {part.name}") as told:
+    with long_step(f"downloading {part.name}") as told:
         if scheme == "file":
             _copy(part, limit, told)
             return
@@ -248,7 +248,7 @@ def _brief(error: BaseException) -> str:
     return re.sub(r"^\w+\([^()]*\): ", "", in_one_line(str(error) or type(error).__name__))
 
 
-def _attempt(session: _HttpsOnly, part: Part, limit: int, told: Step) -> None:
+def _attempt(session: _HttpsOnly, part: Part, limit: int, told: LongStep) -> None:
     """Ask for the file, or for the rest of it, and write what comes.
 
     Raises:
@@ -306,7 +306,7 @@ def _length(response: requests.Response, start: int) -> int | None:
     return start + int(text) if text.isascii() and text.isdigit() else None
 
 
-def _write(response: requests.Response, part: Part, limit: int, told: Step) -> None:
+def _write(response: requests.Response, part: Part, limit: int, told: LongStep) -> None:
     mode = "r+b" if told.done else "xb"
     with part.path.open(mode) as stream:
         stream.seek(told.done)
@@ -322,7 +322,7 @@ def _check_size(size: int, limit: int) -> None:
         raise ValueError(f"it has more than the {limit:,} bytes allowed")
 
 
-def _copy(part: Part, limit: int, told: Step) -> None:
+def _copy(part: Part, limit: int, told: LongStep) -> None:
     """The same for a file of this machine."""
     address = urllib.parse.urlsplit(part.url)
     if address.netloc not in ("", "localhost"):

@@ -46,9 +46,9 @@ from distributed_ignn.graph.storage.manifest import (
     version_of,
 )
 from distributed_ignn.graph.storage.shard_file import read_shard_file, write_shard_file
+from distributed_ignn.long_steps import long_step
 from distributed_ignn.reading.plain_files import in_one_line, open_plain, read_plain
 from distributed_ignn.reading.strict_json import JSON_LIMIT
-from distributed_ignn.steps import step
 
 logger = logging.getLogger(__name__)
 
@@ -145,7 +145,7 @@ def prepare_shards(
         _check_settings(config.dir, manifest.settings, settings, "data")
         return config.dir, manifest
     data = load()
-    with step(f"reading {data.name} once more for its fingerprint"):
+    with long_step(f"reading {data.name} once more for its fingerprint"):
         fingerprint = data.fingerprint()
     identity = [FORMAT_VERSION, fingerprint, parts, partition_request(config), dict(settings)]
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
@@ -153,7 +153,7 @@ def prepare_shards(
     folder = cache / f"{name}-{parts}-{key}"
     if folder.exists():
         return folder, read_manifest(folder, parts=parts, fingerprint=fingerprint)
-    with step(f"dividing {data.name} into {parts} parts"):
+    with long_step(f"dividing {data.name} into {parts} parts"):
         assignment = assign_parts(data.graphs, parts, config)
     return folder, write_shards(folder, data, assignment, config, settings=settings)
 
@@ -183,10 +183,10 @@ def write_shards(
     try:
         temporary.mkdir(parents=True)
         if config.clusters > 0:
-            with step(f"dividing {data.name} into {config.clusters} clusters"):
+            with long_step(f"dividing {data.name} into {config.clusters} clusters"):
                 data = replace(data, clusters=assign_clusters(data.graphs, config))
         written = []
-        with step(f"writing shards of {data.name}", assignment.parts, "parts") as told:
+        with long_step(f"writing shards of {data.name}", assignment.parts, "parts") as told:
             for part in range(assignment.parts):
                 written.append(_write_shard(temporary, build_shard(data, assignment.plan, part)))
                 told.advance(1)

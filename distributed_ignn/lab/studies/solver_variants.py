@@ -29,7 +29,7 @@ from distributed_ignn.lab.benchmarks.variants import (
 )
 from distributed_ignn.lab.studies import convergence
 from distributed_ignn.lab.studies.outcome import Outcome, Request
-from distributed_ignn.steps import step
+from distributed_ignn.long_steps import long_step
 from distributed_ignn.training.learned_solver import LearnedSolver
 
 _OURS = {"kind": "estimator", "alpha": "global"}
@@ -135,7 +135,7 @@ def _trained(problem: Problem, steps: int) -> Iterator[tuple[str, LearnedSolver]
 
 def _told(problem: Problem, name: str) -> AbstractContextManager[object]:
     """Progress of what takes minutes, by the first rank."""
-    return step(f"training {name}") if problem.comm.is_main else nullcontext()
+    return long_step(f"training {name}") if problem.comm.is_main else nullcontext()
 
 
 def _by_safeguard(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:

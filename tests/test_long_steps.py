@@ -8,15 +8,15 @@ import time
 
 import pytest
 
-from distributed_ignn import steps
-from distributed_ignn.steps import Step, step
+from distributed_ignn import long_steps
+from distributed_ignn.long_steps import LongStep, long_step
 
 pytestmark = pytest.mark.cheap
 
 
 @pytest.fixture(autouse=True)
 def _often(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr(steps, "_FIRST_SECONDS", 0.05)
+    monkeypatch.setattr(long_steps, "_FIRST_SECONDS", 0.05)
     caplog.set_level(logging.INFO)
 
 
@@ -25,7 +25,7 @@ def test_a_line_has_amount_share_time_rate_and_what_is_left(
 ) -> None:
     now = 100.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
-    told = Step("downloading x.zip", 1_000_000_000)
+    told = LongStep("downloading x.zip", 1_000_000_000)
     assert told.line() == "downloading x.zip: 0 bytes of 1.0 GB (0%), 0 s"
     told.begin_at(400_000_000)  # of an earlier attempt
     told.advance(100_000_000)
@@ -34,15 +34,15 @@ def test_a_line_has_amount_share_time_rate_and_what_is_left(
     assert told.line() == line
     now = 120.0
     assert told.line() == "downloading x.zip: 500.0 MB of 1.0 GB (50%), 20 s"  # it has stopped
-    assert Step("dividing").line() == "dividing: 0 s"
-    parts = Step("writing", 8, "parts")
+    assert LongStep("dividing").line() == "dividing: 0 s"
+    parts = LongStep("writing", 8, "parts")
     parts.advance(2)
     now = 140.0
     assert parts.line() == "writing: 2 parts of 8 parts (25%), 20 s, about 60 s left"
 
 
 def test_a_step_that_ends_soon_says_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    with step("reading"):
+    with long_step("reading"):
         pass
     assert caplog.messages == []
 
@@ -51,9 +51,9 @@ def test_only_the_innermost_speaks_and_each_says_when_it_is_done(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     before = threading.active_count()
-    with step("reading"):
+    with long_step("reading"):
         time.sleep(0.2)
-        with step("unpacking", 10):
+        with long_step("unpacking", 10):
             silent_from = len(caplog.messages)
             time.sleep(0.25)
             inner = caplog.messages[silent_from:]
@@ -71,15 +71,15 @@ def test_a_step_that_fails_is_not_done(caplog: pytest.LogCaptureFixture) -> None
         time.sleep(0.2)
         raise ZeroDivisionError
 
-    with pytest.raises(ZeroDivisionError), step("reading"):
+    with pytest.raises(ZeroDivisionError), long_step("reading"):
         fail()
     assert caplog.messages
     assert not any("done" in line for line in caplog.messages)
 
 
 def test_lines_grow_rarer_in_a_long_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(steps, "_FIRST_SECONDS", 5.0)
-    told = Step("dividing")
+    monkeypatch.setattr(long_steps, "_FIRST_SECONDS", 5.0)
+    told = LongStep("dividing")
     now = time.monotonic()
     found = []
     for late in (0.0, 100.0, 300.0, 36_000.0):

@@ -20,10 +20,10 @@ logger = logging.getLogger(__name__)
 _FIRST_SECONDS, _SELDOM_SECONDS = 5.0, 30.0
 _SHARE = 0.05  # of what a step has taken so far, between two lines
 
-_innermost: ContextVar[Step | None] = ContextVar("innermost step of this thread", default=None)
+_innermost: ContextVar[LongStep | None] = ContextVar("innermost step of this thread", default=None)
 
 
-class Step:
+class LongStep:
     """One step; see ``step``.
 
     Args:
@@ -99,13 +99,13 @@ class Step:
 
 
 @contextmanager
-def step(what: str, total: int | None = None, unit: str = "bytes") -> Iterator[Step]:
+def long_step(what: str, total: int | None = None, unit: str = "bytes") -> Iterator[LongStep]:
     """Do a step inside, which is told every few seconds; of nested ones the innermost is.
 
     Args:
-        what, total, unit: see ``Step``.
+        what, total, unit: see ``LongStep``.
     """
-    found, outer = Step(what, total, unit), _innermost.get()
+    found, outer = LongStep(what, total, unit), _innermost.get()
     if outer is not None:
         outer.paused = True
     token = _innermost.set(found)
