@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 
 import pytest
+import requests
 
 from distributed_ignn import long_steps
 from distributed_ignn.errors import UserError
@@ -64,12 +65,20 @@ def test_a_redirection_must_stay_https(tmp_path: Path, serve: Serve, target: str
     assert f"redirected to {target}, no https" in line
 
 
-def test_a_redirection_within_https_is_followed(tmp_path: Path, serve: Serve) -> None:
+def test_a_redirection_within_https_is_followed_and_no_password_told(
+    tmp_path: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login me password secret")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    assert requests.utils.get_netrc_auth("https://127.0.0.1/x") == ("me", "secret")
     publisher = serve(Publisher(CONTENT))
     for number, target in enumerate(["/x", f"{publisher.address}/x"]):
         publisher.redirect = target
         path = _fetch(publisher, tmp_path / f"{number}", path="/to")
         assert path.read_bytes() == CONTENT
+    _fetch(publisher, tmp_path / "directly")
+    assert len(publisher.asked) == 3
+    assert not any("Authorization" in headers for headers in publisher.asked)
 
 
 def test_a_certificate_of_nobody_is_refused(

@@ -107,6 +107,12 @@ class _HttpsOnly(requests.Session):
                 raise PermissionError(f"redirected to {in_one_line(absolute)}, no https")
         return target
 
+    def rebuild_auth(
+        self, prepared_request: requests.PreparedRequest, response: requests.Response
+    ) -> None:
+        """No password for where a redirection leads either; requests would look into .netrc."""
+        prepared_request.headers.pop("Authorization", None)
+
 
 def _trusted() -> str | bool:
     """Python's own certificates, in a file or a folder; those of requests where it has none."""
