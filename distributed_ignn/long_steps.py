@@ -73,8 +73,8 @@ class LongStep:
     def _amount(self) -> str:
         if not self.total:
             return self._shown(self.done)
-        share = f"{self.done / self.total:.0%}"
-        return f"{self._shown(self.done)} of {self._shown(self.total)} ({share})"
+        done = self._shown(self.done) if self._unit == "bytes" else f"{self.done:,}"
+        return f"{done} of {self._shown(self.total)} ({self.done / self.total:.0%})"
 
     def _shown(self, amount: int) -> str:
         return decimal(amount) if self._unit == "bytes" else f"{amount:,} {self._unit}"

@@ -38,7 +38,7 @@ def test_a_line_has_amount_share_time_rate_and_what_is_left(
     parts = LongStep("writing", 8, "parts")
     parts.advance(2)
     now = 140.0
-    assert parts.line() == "writing: 2 parts of 8 parts (25%), 20 s, about 60 s left"
+    assert parts.line() == "writing: 2 of 8 parts (25%), 20 s, about 60 s left"
 
 
 def test_a_step_that_ends_soon_says_nothing(caplog: pytest.LogCaptureFixture) -> None:

@@ -153,8 +153,7 @@ def prepare_shards(
     folder = cache / f"{name}-{parts}-{key}"
     if folder.exists():
         return folder, read_manifest(folder, parts=parts, fingerprint=fingerprint)
-    with long_step(f"dividing {data.name} into {parts} parts"):
-        assignment = assign_parts(data.graphs, parts, config)
+    assignment = assign_parts(data.graphs, parts, config)
     return folder, write_shards(folder, data, assignment, config, settings=settings)
 
 
