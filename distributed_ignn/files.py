@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -16,6 +18,56 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
+
+_HELD = (errno.EAGAIN, errno.EACCES)
+_NOT_KNOWN = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+
+
+class FileLock:
+    """A lock (flock) on a file of its own, which the kernel lets go of whatever ends the process.
+
+    Args:
+        path: the file; it is there while the lock is held.
+
+    Attributes:
+        keeps_out: whether the file system knows locks; else everybody holds one.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: int | None = None
+        self.keeps_out = True
+
+    def take(self) -> bool:
+        """Hold it, if nobody else does.
+
+        Raises:
+            OSError: the file cannot be created.
+        """
+        file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in _HELD:
+                os.close(file)
+                return False
+            if error.errno not in _NOT_KNOWN:
+                os.close(file)
+                raise
+            self.keeps_out = False
+        if os.fstat(file).st_nlink == 0:  # removed by who had it before: a file that nobody meets
+            os.close(file)
+            return False
+        self._file = file
+        return True
+
+    def release(self) -> None:
+        """Let others have it; does nothing where it is not held."""
+        if self._file is not None:
+            with suppress(OSError):  # the folder has become read-only, or is gone
+                self._path.unlink()
+            os.close(self._file)
+            self._file = None
 
 
 def atomic_write_bytes(path: Path, data: bytes) -> None:

@@ -14,14 +14,16 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
+import torch.distributed as dist
 
-from distributed_ignn.comm.communicator import start_communicator
+from distributed_ignn.comm.communicator import Communicator, start_communicator
 
 # Ranks are forked from a process that has imported these and started no thread; otherwise importing
 # them costs each rank two seconds.
@@ -39,6 +41,8 @@ def run_ranks(
     *args: Any,
     timeout: float = 60,
     device: torch.device | None = None,
+    limit: float | None = None,
+    grace: float = _GRACE_SECONDS,
 ) -> list[Any]:
     """Call ``fn(comm, *args)`` on ``world_size`` ranks.
 
@@ -48,6 +52,8 @@ def run_ranks(
         args: passed to every rank; they and the results must pickle.
         timeout: seconds for everything, start included; then all ranks are killed.
         device: of every rank; the CPU by default, or one GPU that the ranks share.
+        limit: seconds that a rank waits for others in a collective; all of ``timeout`` by default.
+        grace: seconds that the other ranks have once one has failed.
 
     Returns:
         The results in the order of the ranks.
@@ -60,7 +66,7 @@ def run_ranks(
     reports: Any = context.Queue()
     with tempfile.TemporaryDirectory() as folder:
         init_method = (Path(folder) / "rendezvous").as_uri()
-        settings = (world_size, init_method, timeout, device or torch.device("cpu"))
+        settings = (world_size, init_method, timeout, limit, device or torch.device("cpu"))
         ranks = [
             context.Process(target=_rank_main, args=(rank, *settings, reports, fn, args))
             for rank in range(world_size)
@@ -70,7 +76,7 @@ def run_ranks(
             with mock.patch.dict(os.environ, OMP_NUM_THREADS="1"):
                 for process in ranks:
                     process.start()
-            return _collect(ranks, reports, time.monotonic() + timeout, timeout)
+            return _collect(ranks, reports, time.monotonic() + timeout, timeout, grace)
         finally:
             _stop(ranks)
 
@@ -80,6 +86,7 @@ def _rank_main(
     world_size: int,
     init_method: str,
     timeout: float,
+    limit: float | None,
     device: torch.device,
     reports: Any,
     fn: Callable[..., Any],
@@ -96,6 +103,8 @@ def _rank_main(
             init_method=init_method,
             timeout_seconds=timeout,
         )
+        if limit is not None:
+            _limit(comm, limit)
         # Bytes, because a queue would hand over tensors as memory shared with this process, which
         # ends at once, and because a result that does not pickle must fail here and not later.
         result = pickle.dumps(fn(comm, *args))
@@ -106,8 +115,15 @@ def _rank_main(
         reports.put((rank, True, result))
 
 
+def _limit(comm: Communicator, seconds: float) -> None:
+    """Let no collective take longer from now on; starting the ranks may have."""
+    comm.barrier()
+    dist.distributed_c10d._set_pg_timeout(timedelta(seconds=seconds))
+    comm.timeout_seconds = seconds
+
+
 def _collect(
-    ranks: Sequence[BaseProcess], reports: Any, deadline: float, timeout: float
+    ranks: Sequence[BaseProcess], reports: Any, deadline: float, timeout: float, grace: float
 ) -> list[Any]:
     """All results, or an AssertionError at the first sign that they will not all come."""
     results: dict[int, Any] = {}
@@ -119,9 +135,10 @@ def _collect(
         if report is not None:
             rank, succeeded, content = report
             if not succeeded:
-                raise AssertionError(_failures(report, reports))
+                raise AssertionError(_failures(report, reports, grace))
             results[rank] = pickle.loads(content)
         elif ended:
+            time.sleep(grace)
             raise AssertionError(f"ranks ended without a result; exit codes by rank: {ended}")
         elif time.monotonic() > deadline:
             raise AssertionError(f"ranks {waiting} did not finish within {timeout} s")
@@ -136,10 +153,10 @@ def _next_report(reports: Any, seconds: float) -> _Report | None:
     return report
 
 
-def _failures(first: _Report, reports: Any) -> str:
+def _failures(first: _Report, reports: Any, grace: float) -> str:
     """The stack traces of all ranks that fail within a moment, the first one first."""
     failed = [first]
-    while (report := _next_report(reports, _GRACE_SECONDS)) is not None:
+    while (report := _next_report(reports, grace)) is not None:
         if not report[1]:
             failed.append(report)
     return "\n".join(f"rank {rank} raised:\n{trace.decode()}" for rank, _, trace in failed)

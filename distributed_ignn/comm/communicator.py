@@ -61,6 +61,7 @@ class Communicator:
         owns_group: whether ``close`` ends the process group.
         spans_machines: whether some ranks run on other machines.
         shares_memory: whether rows may go through memory that ranks share; CPUs of one machine.
+        timeout_seconds: how long one rank waits for others, for messages.
     """
 
     def __init__(
@@ -73,8 +74,10 @@ class Communicator:
         owns_group: bool = False,
         spans_machines: bool = False,
         shares_memory: bool = True,
+        timeout_seconds: float = 1800.0,
     ) -> None:
         self.rank = rank
+        self.timeout_seconds = timeout_seconds
         self.world_size = world_size
         self.local_rank = local_rank
         self.device = device or torch.device("cpu")
@@ -171,7 +174,9 @@ class Communicator:
     def together(self, action: Callable[[], T], *, doing: str = "go on", way_out: str = "") -> T:
         """Do rank-local work that a mistake or a full disk can stop, and fail on all ranks alike.
 
-        Without it a rank whose work fails leaves the others waiting in the next collective.
+        Without it a rank whose work fails leaves the others waiting in the next collective. The
+        others wait in one, so that the work may take ``comm.timeout_seconds`` at most: what may
+        take longer is for ``comm.apart``.
 
         Args:
             action: this rank's work; its result is returned.
@@ -181,15 +186,7 @@ class Communicator:
         Raises:
             UserError: the first failing rank's message, on every rank.
         """
-        problem: str | None = None
-        result: T | None = None
-        try:
-            result = action()
-        except UserError as error:
-            problem = str(error)
-        except OSError as error:
-            advice = f"; {way_out}" if way_out else ""
-            problem = f"cannot {doing}: {error.strerror or error}{advice}"
+        result, problem = attempt(action, doing, way_out)
         self.agree(problem)
         return cast(T, result)
 
@@ -211,6 +208,17 @@ class Communicator:
             self.watchdog = None
         if self._owns_group and dist.is_initialized():
             dist.destroy_process_group()
+
+
+def attempt(action: Callable[[], T], doing: str, way_out: str) -> tuple[T | None, str | None]:
+    """What ``action`` returns, and what a user has to know where it cannot; see ``together``."""
+    try:
+        return action(), None
+    except UserError as error:
+        return None, str(error)
+    except OSError as error:
+        advice = f"; {way_out}" if way_out else ""
+        return None, f"cannot {doing}: {error.strerror or error}{advice}"
 
 
 def start_communicator(
@@ -265,6 +273,7 @@ def start_communicator(
         owns_group=own,
         spans_machines=local_world_size is not None and local_world_size < world_size,
         shares_memory=shares_memory,
+        timeout_seconds=timeout_seconds,
     )
 
 

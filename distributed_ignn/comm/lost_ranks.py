@@ -17,7 +17,8 @@ from distributed_ignn.errors import JobError
 
 # gloo raises plain RuntimeErrors; what of them comes from its transport says so.
 _GLOO = ("gloo/", "Gloo ")
-_BROKEN = ("Connection", "Timed out", "timed out", "Broken pipe", "Read error", "Write error")
+_LATE = ("Timed out", "timed out", "timeout", "Timeout")
+_BROKEN = ("Connection", "Broken pipe", "Read error", "Write error", *_LATE[:2])
 
 
 def start_watchdog(comm: Communicator, seconds: float) -> Watchdog | None:
@@ -84,7 +85,13 @@ def _line(comm: Communicator, error: Exception) -> str:
         )
         return f"{names} was lost; rank {comm.rank} was in {phase}; {WAY_OUT}"
     reason = " ".join(str(error).split())[-160:]
-    return f"rank {comm.rank} lost the others in {phase} ({reason}); {WAY_OUT}"
+    limit = ""
+    if any(word in str(error) for word in _LATE):
+        limit = (
+            f"; where the others are only slower than {comm.timeout_seconds:g} s, raise "
+            "comm.timeout_seconds"
+        )
+    return f"rank {comm.rank} lost the others in {phase} ({reason}){limit}; {WAY_OUT}"
 
 
 def table(watchdog: Watchdog | None) -> dict[str, Any]:

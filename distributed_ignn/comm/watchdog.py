@@ -196,7 +196,7 @@ class Watchdog:
 
     def _leave(self, problem: str) -> None:
         """End this process: its main thread is waiting and cannot be woken."""
-        line = f"{problem}; {WAY_OUT}"
+        line = f"{problem}; {WAY_OUT} (comm.hang_seconds is the limit)"
         for action in self.before_exit:
             with suppress(Exception):  # the process has to end whatever they meet
                 action(line)

@@ -16,6 +16,7 @@ from distributed_ignn.config import CONFIG_FOLDER, parse_options_and_run
 from distributed_ignn.config.choices import Choice
 from distributed_ignn.config.options import (
     Bare,
+    Count,
     NumberList,
     Options,
     OutputFolder,
@@ -36,12 +37,12 @@ from distributed_ignn.lab.studies.outcome import Outcome, Request, show_outcome,
 from distributed_ignn.launchers.this_rank import on_this_rank
 
 Study = Callable[[Request, Communicator], Outcome]
-LONG_RANGE = "long-range"
+LONG_RANGE, NETWORKS = "long-range", "figure7"
 STUDIES: dict[str, Study] = {
     "figure3": cost.run,
     "figure4": beyond_k.run,
     "figure5": solver_variants.run_losses,
-    "figure7": solver_variants.run_networks,
+    NETWORKS: solver_variants.run_networks,
     "figure8": dynamics.run,
     LONG_RANGE: long_range.run,
     "rivals": rivals.run,
@@ -52,7 +53,7 @@ studies:
   figure3     parameters and training time of the learned solver beside the model's
   figure4     convergence past the K steps that the solver was trained for
   figure5     each term of the solver's loss switched off
-  figure7     every variant of the learned solver, with a network and without
+  figure7     every variant of the learned solver, with its safeguard and without
   figure8     training with the learned solver, Anderson and Picard, epoch by epoch
   long-range  accuracy over the length of a chain, against GCN, SGC, APPNP and GCNII
   rivals      accuracy on any graph, beside GCN, GAT, GraphSAGE, APPNP, GCNII and an MLP of one
@@ -62,6 +63,7 @@ examples:
   {_EXAMPLE}
   ignn reproduce long-range --hard --lengths 10,50,200 --out runs/hard
   ignn reproduce rivals --dataset graph.npz --seeds 0,1
+  ignn reproduce figure7 --solver-steps 400
 
 A dataset that is not named is citeseer, for long-range chains. Runs that a former call has finished
 in the same folder with the same settings are not trained again. In a checkout, launch/reproduce.py
@@ -82,6 +84,11 @@ class _Options(Options):
     ] = Field(description="what to repeat, see below")
     seeds: Seeds = Field((0,), description="of the runs")
     out: OutputFolder | None = Field(None, description="runs/STUDY-DATASET if not given")
+    solver_steps: Count | None = Field(
+        None,
+        description="figure7: gradient steps of every network; the paper's for the dataset, else "
+        "its 100 for citeseer, if not given",
+    )
     hard: bool = Field(False, description="long-range: several classes and feature noise")
     lengths: _Lengths | None = Field(None, description="long-range: of the chains")
     depths: _Depths | None = Field(None, description="long-range: of the deep models")
@@ -92,6 +99,8 @@ class _Options(Options):
             raise ValueError(
                 f"--hard, --lengths and --depths belong to long-range, not {self.study}"
             )
+        if self.study != NETWORKS and self.solver_steps is not None:
+            raise ValueError(f"--solver-steps belongs to {NETWORKS}, not {self.study}")
         return self
 
 
@@ -120,6 +129,8 @@ def _run(argv: Sequence[str]) -> None:
             options.lengths or long_range.LENGTHS, options.depths or long_range.DEPTHS
         )
         study = partial(long_range.run, extent=extent)
+    if options.study == NETWORKS:
+        study = partial(solver_variants.run_networks, steps=options.solver_steps)
     on_this_rank(lambda comm: _conduct(options.study, study, request, comm), config.device)
 
 

@@ -18,8 +18,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, cast
+from typing import IO, BinaryIO, cast
 
+from distributed_ignn.long_steps import LongStep, long_step
 from distributed_ignn.reading.plain_files import in_one_line, open_plain
 
 _COPY_BYTES = 2**20
@@ -116,13 +117,21 @@ def unpack(path: Path, folder: Path, limits: Limits | None = None) -> None:
         free = shutil.disk_usage(folder).free
         if total > free:
             raise ValueError(f"it unpacks to {total:,} bytes and the disk has {free:,} left")
-        for info, target in targets:
-            if info.is_dir():
-                target.mkdir(parents=True, exist_ok=True)
-                continue
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with archive.open(info) as source, target.open("xb") as stream:
-                shutil.copyfileobj(source, stream, _COPY_BYTES)
+        with long_step(f"unpacking {path.name}", total) as told:
+            for info, target in targets:
+                if info.is_dir():
+                    target.mkdir(parents=True, exist_ok=True)
+                    continue
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with archive.open(info) as source, target.open("xb") as stream:
+                    copy_told(source, stream, told)
+
+
+def copy_told(source: IO[bytes], stream: IO[bytes], told: LongStep) -> None:
+    """Copy to the end, and count the bytes."""
+    while piece := source.read(_COPY_BYTES):
+        stream.write(piece)
+        told.advance(len(piece))
 
 
 def _safe_name(info: zipfile.ZipInfo) -> PurePosixPath:

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from distributed_ignn.cli import LOG_ONLY
+from distributed_ignn.comm.apart import apart
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import RunConfig, what_was_decided
 from distributed_ignn.config.dataset import IN_MEMORY
@@ -151,7 +152,7 @@ def run_training(
 def _store(config: RunConfig, comm: Communicator, graph: Callable[[], GraphData]) -> None:
     first = comm.local_rank == 0
     with comm.activity.phase("loading"):
-        comm.together(lambda: store_graph(config, comm.world_size, graph) if first else None)
+        apart(comm, lambda: store_graph(config, comm.world_size, graph), works=first)
 
 
 def _prepare(

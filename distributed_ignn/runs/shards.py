@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator
 
+from distributed_ignn.comm.apart import apart
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import RunConfig
 from distributed_ignn.errors import UserError
@@ -77,7 +78,7 @@ def find_shards(
             differently (on every rank).
     """
     first = comm.local_rank == 0
-    own = comm.together(lambda: _find(config, comm.world_size, load) if first else None)
+    own = apart(comm, lambda: _find(config, comm.world_size, load), works=first)
     gathered = comm.gather_json(own.model_dump() if own else None)
     records = [ShardRecord(**found) if found else None for found in gathered]
     prints = sorted({record.fingerprint[:12] for record in records if record})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import urllib.error
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -266,9 +265,9 @@ def test_without_network_one_line_says_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def offline(*_: Any, **__: Any) -> None:
-        raise urllib.error.URLError(OSError("Name or service not known"))
+        raise OSError("Name or service not known")
 
-    monkeypatch.setattr(download, "_download", offline)
+    monkeypatch.setattr(download, "transfer", offline)
     with pytest.raises(UserError) as caught:
         load_dataset("citeseer", tmp_path, DataConfig())
     message = str(caught.value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from distributed_ignn.commands.partition import main as partition
 from distributed_ignn.config import parse_args
 from distributed_ignn.errors import UserError
 from distributed_ignn.graph.data import GraphData
+from distributed_ignn.graph.datasets import load_dataset
 from distributed_ignn.graph.storage.shard_store import read_manifest
 from distributed_ignn.runs import run as run_module
 from distributed_ignn.runs.checkpoints.checkpoint import list_checkpoints, sealed
@@ -24,6 +26,8 @@ from tests.ranks import run_ranks
 
 CHAINS = ["--dataset", "chains", "--data.chains.chains-per-class", "8", "--data.chains.length", "5"]
 METHOD = ["--partition.method", "contiguous"]
+LIMIT = 3.0
+"""Seconds that a rank waits for another in a collective of the slow tests."""
 SMALL = ["--model.hidden", "4", "--device", "cpu", "--train.epochs", "2", "--train.threads", "1"]
 
 
@@ -205,3 +209,25 @@ def test_machines_must_hold_the_same_data(tmp_path: Path) -> None:
     assert first[0] == "True"
     assert first[1].startswith("the machines of this run hold different data (")
     assert "divided the graph differently (with contiguous, random)" in first[2]
+
+
+def _slowly(comm: Communicator, output: str) -> tuple[str, bool]:
+    """Shards of a dataset whose loading takes twice as long as ranks wait in a collective."""
+    config = parse_args([*CHAINS, *METHOD, *SMALL, "--output", output])
+    loaded = False
+
+    def load() -> GraphData:
+        nonlocal loaded
+        time.sleep(2 * LIMIT)
+        loaded = True
+        return load_dataset(config.dataset, config.data_root, config.data)
+
+    return find_shards(config, comm, load).folder, loaded
+
+
+@pytest.mark.slow
+def test_loading_may_outlast_a_collective(tmp_path: Path) -> None:
+    first, second = run_ranks(_slowly, 2, str(tmp_path), timeout=60, limit=LIMIT)
+    assert first[0] == second[0]
+    assert (first[1], second[1]) == (True, False)
+    assert read_manifest(tmp_path / first[0]).parts == 2

@@ -28,6 +28,7 @@ from distributed_ignn.graph.datasets.reddit2 import load_reddit2
 from distributed_ignn.graph.datasets.synthetic import make_products
 from distributed_ignn.graph.datasets.user_file import load_user_file, read_fields
 from distributed_ignn.graph.feature_scaling import FeatureScaling
+from distributed_ignn.long_steps import long_step
 
 __all__ = [
     "DATASETS",
@@ -106,16 +107,17 @@ def load_dataset(
         raise UserError(
             f"data.directions = both: {name} is read as an undirected graph; drop the setting"
         )
-    if loader is not None:
-        loaded = loader(name, data_root, data)
-    elif name.endswith(FILE_SUFFIXES):
-        loaded = load_user_file(Path(name), data.edge_weights, data.directions)
-    else:
+    if loader is None and not name.endswith(FILE_SUFFIXES):
         raise UserError(
             f"dataset {name!r} is not known; choose one of {', '.join(DATASETS)}, or give the "
             "path of a PyG .pt file or of a .npz file"
         )
-    return _prepared(validate(loaded, name), data, scaling, knn=name not in RELEASE)
+    with long_step(f"reading {name}"):
+        if loader is not None:
+            loaded = loader(name, data_root, data)
+        else:
+            loaded = load_user_file(Path(name), data.edge_weights, data.directions)
+        return _prepared(validate(loaded, name), data, scaling, knn=name not in RELEASE)
 
 
 def graph_in_memory(graph: object, data: DataConfig) -> GraphData:

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from distributed_ignn.graph.datasets.download import atomic_path
-from distributed_ignn.reading.archives import open_zip
+from distributed_ignn.long_steps import long_step
+from distributed_ignn.reading.archives import copy_told, open_zip
 from distributed_ignn.reading.arrays import map_npy, read_npz
 
 logger = logging.getLogger(__name__)
 
 Arrays = dict[str, np.ndarray]
-
-_COPY_BYTES = 16 * 2**20
 
 
 def cached_arrays(
@@ -75,12 +73,14 @@ def mapped_members(archive: Path, names: Sequence[str], folder: Path) -> Arrays:
             target = folder / f"{mark}-{name}.npy"
             if not target.exists():
                 logger.info("unpacking %s of %s", name, archive)
+                size = opened.getinfo(f"{name}.npy").file_size
                 with (
+                    long_step(f"unpacking {name} of {archive.name}", size) as told,
                     opened.open(f"{name}.npy") as member,
                     atomic_path(target) as temporary,
                     temporary.open("wb") as stream,
                 ):
-                    shutil.copyfileobj(member, stream, _COPY_BYTES)
+                    copy_told(member, stream, told)
             arrays[name] = map_npy(target)
     return arrays
 

@@ -1,36 +1,32 @@
-"""Fetching published files: atomic, checked, and with one clear line when there is no network.
+"""Fetching published files: whole, checked, once, and with one clear line when there is no network.
 
 Also says where derived files (caches) may be written. What a file means is left to its reader.
 """
 
 from __future__ import annotations
 
-import hashlib
-import http.client
 import logging
 import os
 import stat
-import urllib.error
-import urllib.parse
-import urllib.request
+import time
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from distributed_ignn.errors import UserError
-from distributed_ignn.files import git_blob_id, sync, temporary_sibling
+from distributed_ignn.files import FileLock, git_blob_id, sha256_file, sync, temporary_sibling
 from distributed_ignn.graph.datasets.checks import brief
+from distributed_ignn.graph.datasets.transfer import Part, transfer
+from distributed_ignn.long_steps import long_step
 from distributed_ignn.reading.plain_files import in_one_line
 
 logger = logging.getLogger(__name__)
 
 #: Of a download where the caller names no other; the largest file fetched so has 330 MB.
 DOWNLOAD_LIMIT = 4 * 2**30
-_SCHEMES = ("https", "file")
-_SILENCE_SECONDS = 60.0
-_PIECE = 2**20
+_POLL_SECONDS = 0.2
 
 
 @contextmanager
@@ -55,7 +51,10 @@ def fetch(
     blob: str | None = None,
     limit: int = DOWNLOAD_LIMIT,
 ) -> Path:
-    """``target`` if it exists, else a fresh download of ``url`` under that name.
+    """``target`` if it exists, else a download of ``url`` under that name.
+
+    What has arrived of a download that was cut is kept and gone on with, see ``transfer.py``. Where
+    two processes want the same file, one of them waits for the other.
 
     Args:
         url: address of the file, https (or file); redirections lead to https only.
@@ -71,20 +70,28 @@ def fetch(
     """
     if target.is_file():
         return target
-    logger.info("downloading %s from %s", target.name, source)
+    kept = 0
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(target) as temporary:
-            found = _download(url, temporary, limit)
-            if sha256 is not None and found != sha256:
-                raise ValueError(f"its sha256 is {found}, not {sha256}")
-            if blob is not None and (name := git_blob_id(temporary)) != blob:
-                raise ValueError(f"its git blob id is {name}, not {blob}")
-            logger.info("%s has sha256 %s", target.name, found)
-    except (OSError, http.client.HTTPException) as error:
+        with exclusive(target) as resumable:
+            if target.is_file():  # another process has fetched it
+                return target
+            logger.info("downloading %s from %s", target.name, source)
+            path = target.with_name(f".{target.name}.part")
+            part = Part(path if resumable else temporary_sibling(target), url, target.name)
+            try:
+                _complete(part, target, limit, _Sums(sha256, blob))
+            except ValueError:
+                part.drop()
+                raise
+            finally:
+                kept = part.kept()
+    except OSError as error:
+        rest = f"; {kept:,} bytes are kept, the same command goes on from there" if kept else ""
         raise UserError(
             f"{target.name} is neither in {target.parent} nor could it be downloaded from {source} "
-            f"({_reason(error)}); put the file into that folder or name another with --data-root"
+            f"({brief(error)}); put the file into that folder or name another with --data-root"
+            f"{rest}"
         ) from error
     except ValueError as error:
         raise UserError(
@@ -94,44 +101,68 @@ def fetch(
     return target
 
 
-class _HttpsOnly(urllib.request.HTTPRedirectHandler):
-    """A redirection must not lead to where anybody on the way can change the file."""
+@contextmanager
+def exclusive(target: Path) -> Iterator[bool]:
+    """Keep other processes from making ``target`` at the same time; wait until they have.
 
-    def redirect_request(
-        self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str
-    ) -> urllib.request.Request | None:
-        if urllib.parse.urlsplit(newurl).scheme != "https":
-            raise urllib.error.URLError(OSError(f"redirected to {in_one_line(newurl)}, no https"))
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
-
-
-def _download(url: str, path: Path, limit: int) -> str:
-    """Write what ``url`` delivers to ``path`` and return its sha256.
+    Yields:
+        Whether the file system can do that.
 
     Raises:
-        OSError: it cannot be fetched or written.
-        ValueError: it is not https, larger than ``limit``, or ends early.
+        OSError: the folder cannot be written.
     """
-    if urllib.parse.urlsplit(url).scheme not in _SCHEMES:
-        raise ValueError(f"{in_one_line(url)} is not https")
-    opener = urllib.request.build_opener(_HttpsOnly)
-    digest, size = hashlib.sha256(), 0
-    with opener.open(url, timeout=_SILENCE_SECONDS) as source, path.open("xb") as stream:
-        announced = source.headers.get("Content-Length")
-        while piece := source.read(_PIECE):
-            size += len(piece)
-            if size > limit:
-                raise ValueError(f"it has more than the {limit:,} bytes allowed")
-            digest.update(piece)
-            stream.write(piece)
-    if announced is not None and announced != str(size):
-        raise ValueError(f"{size:,} bytes came where {in_one_line(announced)} were announced")
-    return digest.hexdigest()
+    lock = FileLock(target.with_name(f".{target.name}.lock"))
+    if not lock.take():
+        logger.info("another process makes %s; waiting for it", target)
+        with long_step(f"waiting for another process that makes {target.name}"):
+            while not lock.take():
+                time.sleep(_POLL_SECONDS)
+    try:
+        yield lock.keeps_out
+    finally:
+        lock.release()
 
 
-def _reason(error: BaseException) -> str:
-    reason = getattr(error, "reason", None)  # urllib wraps the cause
-    return brief(reason) if isinstance(reason, BaseException) else brief(error)
+@dataclass(frozen=True, slots=True)
+class _Sums:
+    """What the content is known by; None where it is not."""
+
+    sha256: str | None
+    blob: str | None
+
+    def check(self, path: Path, name: str) -> None:
+        """Compare.
+
+        Raises:
+            ValueError: the file is another.
+        """
+        found = sha256_file(path)
+        if self.sha256 is not None and found != self.sha256:
+            raise ValueError(f"its sha256 is {found}, not {self.sha256}")
+        if self.blob is not None and (other := git_blob_id(path)) != self.blob:
+            raise ValueError(f"its git blob id is {other}, not {self.blob}")
+        logger.info("%s has sha256 %s", name, found)
+
+
+def _complete(part: Part, target: Path, limit: int, sums: _Sums) -> None:
+    """Download what is missing, check the whole and give it its name.
+
+    Raises:
+        OSError, ValueError: see ``transfer``; or it is another file than the published one.
+    """
+    transfer(part, limit)
+    try:
+        sums.check(part.path, target.name)
+    except ValueError as error:
+        if not part.resumed:
+            raise
+        logger.warning("%s, after it was resumed (%s); fetching it anew", target.name, error)
+        part.drop()
+        transfer(part, limit)
+        sums.check(part.path, target.name)
+    sync(part.path)
+    part.become(target)
+    sync(target.parent)
 
 
 def read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, limit: int) -> bytes:

@@ -25,7 +25,7 @@ from distributed_ignn.files import temporary_sibling
 from distributed_ignn.graph.data import GraphData, csr_from_edges
 from distributed_ignn.graph.datasets.cache import Arrays, cached_arrays, mapped_members
 from distributed_ignn.graph.datasets.checks import brief, check_ids
-from distributed_ignn.graph.datasets.download import cache_folder, fetch
+from distributed_ignn.graph.datasets.download import cache_folder, exclusive, fetch
 from distributed_ignn.reading.archives import Limits, check_gzip, unpack
 from distributed_ignn.reading.arrays import check_npz, read_npz
 from distributed_ignn.reading.torch_files import read_torch_arrays
@@ -60,10 +60,8 @@ def load_reddit(data_root: Path) -> GraphData:
             self.data, self.slices = self.collate([self.graph])
 
     folder = data_root / "reddit"
-    if not all(
-        (folder / "raw" / name).is_file() for name in ("reddit_data.npz", "reddit_graph.npz")
-    ):
-        _fetch_unpacked(Reddit.url, folder / "raw", inner=None)
+    files = ("reddit_data.npz", "reddit_graph.npz")
+    _fetch_unpacked(Reddit.url, folder / "raw", None, files)
     try:
         # the other arrays, such as the names of the posts, are not read
         wanted = ("feature", "label", "node_types")
@@ -112,8 +110,7 @@ def load_ogb(name: str, data_root: Path) -> GraphData:
     """
     info = _ogb_info(name)
     folder = data_root / name.replace("-", "_")
-    if not folder.is_dir():
-        _fetch_unpacked(info["url"], folder, inner=info["download_name"])
+    _fetch_unpacked(info["url"], folder, info["download_name"], ())
     release = f"RELEASE_v{info['version']}.txt"
     raw = folder / "raw" / ("data.npz" if info["binary"] == "True" else "edge.csv.gz")
     # OGB would ask on the terminal about an old release, and about a large download.
@@ -284,12 +281,32 @@ def _wanted(graph: dict[str, Any], labels: np.ndarray) -> Arrays:
     return arrays | {"labels": labels}
 
 
-def _fetch_unpacked(url: str, folder: Path, inner: str | None) -> None:
-    """Download a zip and unpack it as ``folder``, all or nothing.
+def _fetch_unpacked(url: str, folder: Path, inner: str | None, files: tuple[str, ...]) -> None:
+    """Download a zip and unpack it as ``folder``, all or nothing, unless that is there already.
 
     Args:
         inner: the folder inside the zip that becomes ``folder``; None takes the zip's top level.
+        files: what ``folder`` has to hold.
     """
+
+    def there() -> bool:
+        return folder.is_dir() and all((folder / name).is_file() for name in files)
+
+    if there():
+        return
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with exclusive(folder):
+            if not there():  # another process has not done it meanwhile
+                _unpacked(url, folder, inner)
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {folder.parent} ({brief(error)}); name another folder with "
+            "--data-root"
+        ) from error
+
+
+def _unpacked(url: str, folder: Path, inner: str | None) -> None:
     url = url.replace("http://", "https://", 1)  # OGB still names its files without encryption
     host = url.split("/")[2]
     target = folder.parent / url.rsplit("/", 1)[1]

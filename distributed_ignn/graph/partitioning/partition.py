@@ -27,6 +27,7 @@ from distributed_ignn.graph.partitioning.fennel import fennel
 from distributed_ignn.graph.partitioning.link_weights import cut_weight, link_weights
 from distributed_ignn.graph.partitioning.metis import choose_provider, run_metis
 from distributed_ignn.graph.partitioning.sharding import ShardPlan, plan_shards
+from distributed_ignn.long_steps import long_step
 
 logger = logging.getLogger(__name__)
 
@@ -104,16 +105,19 @@ def assign_parts(graphs: tuple[CSRMatrix, ...], parts: int, config: PartitionCon
             "are 1); give some, or drop it"
         )
     symmetric = tuple(is_symmetric(graph) for graph in graphs)
-    logger.info("dividing %d nodes into %d parts with %s", graphs[0].num_rows, parts, config.method)
+    what = f"dividing {graphs[0].num_rows:,} nodes into {parts} parts"
+    logger.info("%s with %s", what, config.method)
     started = time.perf_counter()
-    provider, objective, part = _decide(graphs, parts, config, symmetric)
+    with long_step(what):
+        provider, objective, part = _decide(graphs, parts, config, symmetric)
     seconds = time.perf_counter() - started
     rank = None
-    if config.order == "locality":
-        logger.info("ordering the rows")
-        rank = torch.from_numpy(locality_rank(_union(graphs)))
-    plan = plan_shards(graphs, part, parts, symmetric=symmetric, rank=rank)
-    stats = _weighed(measure(plan), graphs, part)
+    with long_step("ordering the rows"):
+        if config.order == "locality":
+            logger.info("ordering the rows")
+            rank = torch.from_numpy(locality_rank(_union(graphs)))
+        plan = plan_shards(graphs, part, parts, symmetric=symmetric, rank=rank)
+        stats = _weighed(measure(plan), graphs, part)
     return Assignment(part, parts, provider, objective, seconds, stats, plan)
 
 

@@ -46,6 +46,7 @@ from distributed_ignn.graph.storage.manifest import (
     version_of,
 )
 from distributed_ignn.graph.storage.shard_file import read_shard_file, write_shard_file
+from distributed_ignn.long_steps import long_step
 from distributed_ignn.reading.plain_files import in_one_line, open_plain, read_plain
 from distributed_ignn.reading.strict_json import JSON_LIMIT
 
@@ -144,7 +145,8 @@ def prepare_shards(
         _check_settings(config.dir, manifest.settings, settings, "data")
         return config.dir, manifest
     data = load()
-    fingerprint = data.fingerprint()
+    with long_step(f"reading {data.name} once more for its fingerprint"):
+        fingerprint = data.fingerprint()
     identity = [FORMAT_VERSION, fingerprint, parts, partition_request(config), dict(settings)]
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
     name = re.sub(r"[^\w.-]+", "_", data.name)  # of the user's own file it may be a path
@@ -180,11 +182,13 @@ def write_shards(
     try:
         temporary.mkdir(parents=True)
         if config.clusters > 0:
-            data = replace(data, clusters=assign_clusters(data.graphs, config))
-        written = [
-            _write_shard(temporary, build_shard(data, assignment.plan, p))
-            for p in range(assignment.parts)
-        ]
+            with long_step(f"dividing {data.name} into {config.clusters} clusters"):
+                data = replace(data, clusters=assign_clusters(data.graphs, config))
+        written = []
+        with long_step(f"writing shards of {data.name}", assignment.parts, "parts") as told:
+            for part in range(assignment.parts):
+                written.append(_write_shard(temporary, build_shard(data, assignment.plan, part)))
+                told.advance(1)
         manifest = Manifest(
             version=version_of(written[0].whole),
             dataset=data.name,

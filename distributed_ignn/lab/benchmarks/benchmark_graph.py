@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from distributed_ignn.comm.apart import apart
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import RunConfig, absolute_paths
 from distributed_ignn.errors import UserError
@@ -117,7 +118,7 @@ def open_workload(
     with tempfile.TemporaryDirectory(prefix="shards-") as own:
         (root, *_) = comm.gather_json(str((shards or Path(own)).absolute()))
         folder = Path(root)
-        comm.together(lambda: prepare(config, folder, parts, tell) if comm.is_main else None)
+        apart(comm, lambda: prepare(config, folder, parts, tell), works=comm.is_main)
         before = resident(comm.device)
         shard = comm.together(
             lambda: read_shard(folder / str(comm.world_size), comm.rank, verify=False)

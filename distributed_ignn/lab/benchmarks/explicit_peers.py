@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module, functional
 
+from distributed_ignn.comm.apart import apart
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import PartitionConfig
 from distributed_ignn.distributed_graph import DistributedGraph
@@ -299,7 +300,7 @@ def _clusters(workload: Workload, whole: DistributedGraph, count: int) -> Tensor
         load = torch.ones(size, dtype=torch.int64)
         return run_metis(choose_provider(settings), graph, count, load, settings)
 
-    found = comm.together(lambda: divide() if comm.is_main else None)
+    found = apart(comm, divide, works=comm.is_main)
     return comm.sum(torch.zeros(size, dtype=torch.int64) if found is None else found)
 
 

@@ -45,6 +45,5 @@ def run(request: Request, comm: Communicator) -> Outcome:
                 beyond = None if steps is None else row["evaluations"] > steps
                 rows.append(row | {"beyond_k": beyond})
     title = f"convergence past the training horizon, {request.config.dataset}"
-    marks = {f"K = {steps}, {name}": steps for name, steps in horizons.items()}
-    figure = convergence.draw(rows, title, marks)
+    figure = convergence.draw(rows, title, horizons)
     return Outcome(rows, convergence.summarise(rows), convergence.CAPTION, _PAPER, _DIFFERS, figure)

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import RunConfig
@@ -155,20 +156,95 @@ def draw(
         title: of the figure.
         horizons: K by the name that the plot gives it; each is a vertical line.
     """
-    figure = Figure(figsize=(13, 5))
-    for axes, (quantity, meaning) in zip(figure.subplots(1, 2), _LABELS.items(), strict=True):
+    figure, panels = _two_panels(title)
+    for axes, (quantity, meaning) in zip(panels, _LABELS.items(), strict=True):
         _draw_curves(axes, rows, quantity)
-        for name, steps in (horizons or {}).items():
-            axes.axvline(steps, color="grey", linestyle=":")
-            axes.annotate(name, (steps, 1.0), color="grey", rotation=90, fontsize="small")
-        axes.set_yscale("log")
-        axes.set_xlabel("evaluations of the map")
         axes.set_ylabel(f"relative {quantity} {meaning}")
-        axes.grid(alpha=0.3)
-    figure.axes[1].legend(fontsize="x-small")
-    figure.suptitle(title)
-    figure.tight_layout()
+        _frame(axes, [rows], quantity, horizons or {})
+    _legend_beside(figure, panels[0])
     return figure
+
+
+def draw_side_by_side(
+    panels: Mapping[str, Sequence[Mapping[str, Any]]],
+    quantity: str,
+    title: str,
+    horizons: Mapping[str, int],
+) -> Figure:
+    """One quantity over evaluations in two panels with the same axes.
+
+    Args:
+        panels: rows of ``follow`` by the panel's title; the same methods in the same order.
+        quantity: ``distance`` or ``residual``.
+        title: of the figure.
+        horizons: see ``draw``.
+    """
+    figure, both = _two_panels(title)
+    for axes, (name, rows) in zip(both, panels.items(), strict=True):
+        _draw_curves(axes, rows, quantity)
+        axes.set_title(name)
+        _frame(axes, list(panels.values()), quantity, horizons)
+    both[0].set_ylabel(f"relative {quantity} {_LABELS[quantity]}")
+    both[1].tick_params(labelleft=False)
+    _legend_beside(figure, both[0])
+    return figure
+
+
+def _two_panels(title: str) -> tuple[Figure, tuple[Axes, Axes]]:
+    figure = Figure(figsize=(15, 6), layout="constrained")
+    figure.suptitle(title)
+    left, right = figure.subplots(1, 2)
+    return figure, (left, right)
+
+
+def _frame(
+    axes: Axes,
+    panels: Sequence[Sequence[Mapping[str, Any]]],
+    quantity: str,
+    horizons: Mapping[str, int],
+) -> None:
+    """Scales, and limits that show the methods that converge to their end; names of K inside.
+
+    Picard may run out of the frame: twice as long as the others it would squeeze them.
+
+    Args:
+        panels: rows of all that have the same limits.
+    """
+    curves = [curve for rows in panels for curve in _curves(rows).items()]
+    found = [steps for (method, _), steps in curves if method != PICARD]
+    arrived = [steps for steps in found if steps[-1].distance <= DISTANCE] or found
+    last = max(steps[-1].evaluations for steps in arrived)
+    values = [getattr(step, quantity) for steps in arrived for step in steps]
+    shown = [value for value in values if 0.0 < value < math.inf]
+    axes.set_xlim(0.0, 1.02 * max(last, 1))
+    axes.set_ylim(0.7 * min(shown), 1.5 * max(shown))
+    axes.set_yscale("log")  # after its limits: matplotlib would look for some, up to what diverges
+    axes.set_xlabel("evaluations of the map")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
+    for steps in dict.fromkeys(horizons.values()):
+        if steps > last:
+            continue
+        axes.axvline(steps, color="grey", linestyle=":")
+        named = ", ".join(name for name, other in horizons.items() if other == steps)
+        axes.annotate(
+            f"K = {steps}: {named}",
+            (steps, 0.98),
+            xycoords=axes.get_xaxis_transform(),
+            xytext=(-3, 0),
+            textcoords="offset points",
+            ha="right",
+            va="top",
+            color="grey",
+            rotation=90,
+            fontsize="small",
+        )
+
+
+def _legend_beside(figure: Figure, axes: Axes) -> None:
+    """Where it covers no curve."""
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right center", fontsize="small", frameon=False)
 
 
 def _draw_curves(axes: Axes, rows: Sequence[Mapping[str, Any]], quantity: str) -> None:
@@ -183,7 +259,7 @@ def _draw_curves(axes: Axes, rows: Sequence[Mapping[str, Any]], quantity: str) -
             color=f"C{place % 10}",
             linestyle=_LINES[place // 10 % len(_LINES)],
             label=method if seed == rows[0]["seed"] else None,
-            linewidth=1.2,
+            linewidth=1.4,
         )
 
 

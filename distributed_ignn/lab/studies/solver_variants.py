@@ -1,16 +1,22 @@
 """Figures 5 and 7: solvers trained in different ways on one frozen model.
 
 The model is trained once for each seed. Every variant's solver is then trained from scratch on that
-frozen model, its network for as many steps as the run's schedule holds, so that all curves belong
-to the same map.
+frozen model, so that all curves belong to the same map. The networks of Figure 5 take as many steps
+as the run's schedule holds, those of Figure 7 as many as the paper's solver takes in all: "the sum
+of all T2 values is referred to as epoch_max" (appendix B.2), and Table 2 has that for each graph.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+from matplotlib.figure import Figure
+
 from distributed_ignn.comm.communicator import Communicator
+from distributed_ignn.config import CONFIG_FOLDER, load_yaml
+from distributed_ignn.config.shipped import shipped_file
 from distributed_ignn.errors import UserError
 from distributed_ignn.lab.benchmarks.problem import Problem
 from distributed_ignn.lab.benchmarks.tracing import Method
@@ -23,6 +29,7 @@ from distributed_ignn.lab.benchmarks.variants import (
 )
 from distributed_ignn.lab.studies import convergence
 from distributed_ignn.lab.studies.outcome import Outcome, Request
+from distributed_ignn.long_steps import long_step
 from distributed_ignn.training.learned_solver import LearnedSolver
 
 _OURS = {"kind": "estimator", "alpha": "global"}
@@ -32,6 +39,8 @@ NETWORK = Variant("graph network", {**_OURS, "estimator": "none", "network": "gr
 """A network with a graph layer corrects Anderson's weights."""
 PAPER = Variant("paper", {"kind": "paper", "sparsifier": "pri", "lambda1_steps": "rising"})
 """The paper's own solver: its network takes the place of Anderson's weights."""
+PAPER_ALONE = "paper with its own"
+"""The same with the starting point that it is trained with."""
 
 _TERMS = {
     "lambda1": "no distances",
@@ -56,9 +65,11 @@ _NETWORK_PAPER = (
     "the picture of Figure 7 only."
 )
 _NETWORK_DIFFERS = (
-    "All start from the run's initialiser; the networks correct Anderson's weights, for the whole "
-    "graph (global) or for each node. The estimators that need no network stand beside them, and "
-    "the paper's own solver, with the safeguard and without."
+    "The curves are those of the final weights. All start from the run's initialiser, the paper's "
+    "solver once more from its own; the networks correct Anderson's weights, for the whole graph "
+    "(global) or for each node. The estimators that need no network stand beside them. Each is "
+    "followed with the safeguard, which takes back steps that do not reduce the residual, and "
+    "without; it has no part in training."
 )
 
 
@@ -73,18 +84,75 @@ def run_losses(request: Request, comm: Communicator) -> Outcome:
     return _outcome(request, rows, title, (_LOSS_PAPER, _LOSS_DIFFERS))
 
 
-def run_networks(request: Request, comm: Communicator) -> Outcome:
-    """Figure 7: every kind of solver that ``all_variants`` has."""
+def run_networks(request: Request, comm: Communicator, steps: int | None = None) -> Outcome:
+    """Figure 7: every kind of solver that ``all_variants`` has, with the safeguard and without.
+
+    Args:
+        request: of the study.
+        comm: this rank's communicator.
+        steps: gradient steps of every network; those of the paper by default.
+    """
+    steps = steps or paper_steps(request.config.dataset)
     rows = []
     for seed in request.seeds:
         problem = convergence.freeze(request, seed, comm)
-        steps, methods = network_steps(problem), convergence.classical(problem)
-        for variant in all_variants():
-            learned = train_from_initialiser(problem, variant, steps)
-            methods.append(convergence.as_method(problem, variant.name, learned))
-        rows += convergence.follow(problem, seed, methods)
-    title = f"networks of the learned solver, {request.config.dataset}"
-    return _outcome(request, rows, title, (_NETWORK_PAPER, _NETWORK_DIFFERS))
+        classical = convergence.follow(problem, seed, convergence.classical(problem))
+        rows += [{"safeguard": None, **row} for row in classical]
+        for name, learned in _trained(problem, steps):
+            for safeguard in (True, False):
+                learned.safeguard = safeguard
+                method = convergence.as_method(problem, name, learned)
+                found = convergence.follow(problem, seed, [method])
+                rows += [{"safeguard": safeguard, **row} for row in found]
+    return Outcome(
+        rows,
+        _by_safeguard(rows),
+        f"{convergence.CAPTION}; networks of {steps} steps",
+        _NETWORK_PAPER,
+        _NETWORK_DIFFERS,
+        _draw_safeguards(request, rows, steps),
+    )
+
+
+def paper_steps(dataset: str) -> int:
+    """Gradient steps that the paper's solver takes in all; those of citeseer on other graphs."""
+    known = dataset if (CONFIG_FOLDER / "paper" / f"{dataset}.yaml").is_file() else "citeseer"
+    return load_yaml(shipped_file("paper", f"{known}.yaml")).train.epochs
+
+
+def _trained(problem: Problem, steps: int) -> Iterator[tuple[str, LearnedSolver]]:
+    """Every variant from the run's initialiser, and last the paper's with its own."""
+    for variant in all_variants():
+        if variant.changes["safeguard"]:  # which has no part in training
+            with _told(problem, variant.name):
+                learned = train_from_initialiser(problem, variant, steps)
+            yield variant.name, learned
+    section = problem.trainer.config.solver.model_copy(update=dict(PAPER.changes))
+    with _told(problem, PAPER_ALONE):
+        learned = train_solver(problem, section, steps)
+    yield PAPER_ALONE, learned
+
+
+def _told(problem: Problem, name: str) -> AbstractContextManager[object]:
+    """Progress of what takes minutes, by the first rank."""
+    return long_step(f"training {name}") if problem.comm.is_main else nullcontext()
+
+
+def _by_safeguard(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """``summarise``, with the methods that the safeguard is left out of named so."""
+    ending = ", no safeguard"
+    return convergence.summarise(
+        [{**row, "method": row["method"] + ending * (row["safeguard"] is False)} for row in rows]
+    )
+
+
+def _draw_safeguards(request: Request, rows: Sequence[Mapping[str, Any]], steps: int) -> Figure:
+    panels = {
+        f"safeguard {state}": [row for row in rows if row["safeguard"] in (None, guarded)]
+        for state, guarded in (("off", False), ("on", True))
+    }
+    title = f"learned solvers, networks of {steps} steps: {request.config.dataset}"
+    return convergence.draw_side_by_side(panels, "residual", title, _horizons(request))
 
 
 def loss_variants() -> list[Variant]:
@@ -140,11 +208,10 @@ def network_steps(problem: Problem) -> int:
 def _outcome(
     request: Request, rows: list[dict[str, Any]], title: str, texts: tuple[str, str]
 ) -> Outcome:
-    horizons = {
-        f"K = {convergence.trained_steps(request.config, kind)}, {kind.name}": (
-            convergence.trained_steps(request.config, kind)
-        )
-        for kind in (CLOSED_FORM, NETWORK, PAPER)
-    }
-    figure = convergence.draw(rows, title, horizons)
+    figure = convergence.draw(rows, title, _horizons(request))
     return Outcome(rows, convergence.summarise(rows), convergence.CAPTION, *texts, figure)
+
+
+def _horizons(request: Request) -> dict[str, int]:
+    kinds = (CLOSED_FORM, NETWORK, PAPER)
+    return {kind.name: convergence.trained_steps(request.config, kind) for kind in kinds}

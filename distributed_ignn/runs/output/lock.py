@@ -13,23 +13,18 @@ folder, which a run that was refused is to leave empty; it raises where locks ar
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import logging
-import os
 import time
-from contextlib import suppress
 from pathlib import Path
 
 from distributed_ignn.errors import UserError
+from distributed_ignn.files import FileLock
 
 logger = logging.getLogger(__name__)
 
 LOCK = ".lock"
 _POLL_SECONDS = 0.1
 _QUIET_SECONDS = 2.0
-_HELD = (errno.EAGAIN, errno.EACCES)
-_NOT_KNOWN = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 class OutputLock:
@@ -41,7 +36,7 @@ class OutputLock:
 
     def __init__(self, output: Path) -> None:
         self._output = output
-        self._file: int | None = None
+        self._lock = FileLock(output / LOCK)
 
     def take(self, patience: float) -> None:
         """Hold the folder, which has to exist.
@@ -54,7 +49,7 @@ class OutputLock:
             OSError: nothing can be written there.
         """
         began, said = time.monotonic(), False
-        while not self._try():
+        while not self._lock.take():
             waited = time.monotonic() - began
             if waited >= patience:
                 raise UserError(
@@ -72,26 +67,4 @@ class OutputLock:
 
     def release(self) -> None:
         """Let others have the folder; does nothing where it is not held."""
-        if self._file is not None:
-            with suppress(OSError):  # the folder has become read-only, or is gone
-                (self._output / LOCK).unlink()
-            os.close(self._file)
-            self._file = None
-
-    def _try(self) -> bool:
-        file = os.open(self._output / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in _HELD:
-                os.close(file)
-                return False
-            if error.errno not in _NOT_KNOWN:
-                os.close(file)
-                raise
-            logger.debug("no locks in %s: %s", self._output, error.strerror)
-        if os.fstat(file).st_nlink == 0:  # removed by who had it before: a file that nobody meets
-            os.close(file)
-            return False
-        self._file = file
-        return True
+        self._lock.release()

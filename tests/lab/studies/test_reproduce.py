@@ -16,7 +16,9 @@ from distributed_ignn.commands.reproduce import STUDIES, main
 from distributed_ignn.config import parse_args
 from distributed_ignn.errors import UserError
 from distributed_ignn.lab.benchmarks.variants import all_variants
-from distributed_ignn.lab.studies import beyond_k, long_range, outcome
+from distributed_ignn.lab.studies import beyond_k, convergence, long_range, outcome
+from distributed_ignn.lab.studies.solver_variants import paper_steps
+from distributed_ignn.training.learned.paper_training import PaperTrainer
 from tests.ranks import run_ranks
 
 TINY = shlex.split("""
@@ -120,7 +122,8 @@ def _check_curves(found: Written, methods: set[str], seeds: set[str]) -> None:
         if method.endswith(", zero"):
             assert [points[0]["residual"], points[0]["distance"]] == pytest.approx([1.0, 1.0])
         else:  # two steps do not train the MLP that the paper's own solver starts from
-            assert points[0]["distance"] < (1.5 if method.startswith("paper, ") else 1.0)
+            own = method.startswith(("paper, ", "paper with"))
+            assert points[0]["distance"] < (1.5 if own else 1.0)
     for seed in seeds:
         # at the fixed point all methods predict the same
         assert len({curves[seed, method][-1]["metric"] for method in methods}) == 1
@@ -192,23 +195,92 @@ def test_figure5_switches_each_term_off(tmp_path: Path, capsys: pytest.CaptureFi
     assert curves[closed[0]][:3] != expected
 
 
-def test_figure7_compares_every_variant_from_one_start(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_figure7_compares_every_variant_from_one_start_with_and_without_safeguard(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = _reproduce("figure7", tmp_path, capsys, *TINY)
-    variants = {f"{variant.name}, initialiser" for variant in all_variants()}
+    taken = []
+    phase = PaperTrainer.phase
+
+    def counted(self: PaperTrainer, model: Any, planner: Any, steps: int, *rest: Any) -> Any:
+        taken.append(steps)
+        return phase(self, model, planner, steps, *rest)
+
+    monkeypatch.setattr(PaperTrainer, "phase", counted)
+    found = _reproduce("figure7", tmp_path, capsys, *TINY, "--solver-steps", "3")
+    assert taken == [3, 3]  # and not the schedule's: one from the run's start, one from its own
+    guarded = [row for row in found.rows if row["safeguard"] != "False"]
+    free = [row for row in found.rows if row["safeguard"] != "True"]
+    names = {variant.name for variant in all_variants() if variant.changes["safeguard"]}
+    variants = {f"{name}, initialiser" for name in names}
     assert "graph global, initialiser" in variants
-    _check_curves(found, CLASSICAL | variants, {"0"})
-    curves = _distances(found)
-    assert {curves[name][0] for name in variants} == {curves["anderson, initialiser"][0]}
-    assert len({curves[name] for name in variants}) > len(variants) // 2
+    methods = CLASSICAL | variants | {"paper with its own, initialiser"}
+    levels = found.statement["ours"]
+    ours = {name: value for name, value in levels.items() if "no safeguard" not in name}
+    statement = found.statement | {"ours": ours}
+    _check_curves(found._replace(rows=guarded, statement=statement), methods, {"0"})
+    both = [_distances(found._replace(rows=rows)) for rows in (guarded, free)]
+    for curves in both:
+        starts = {curves[name][0] for name in variants}
+        assert starts == {curves["anderson, initialiser"][0]}
+        assert len({curves[name] for name in variants}) > len(variants) // 2
+    on, off = both
+    assert set(off) == methods
+    assert any(on[name] != off[name] for name in variants)
+    assert {f"{name}, no safeguard" for name in methods - CLASSICAL} == set(levels) - set(ours)
+    assert "networks of 3 steps" in found.statement["caption"]
+
+
+def test_the_paper_has_its_steps_by_dataset() -> None:
+    found = {name: paper_steps(name) for name in ("citeseer", "flickr", "amazon-all", "chains")}
+    assert found == {"citeseer": 100, "flickr": 200, "amazon-all": 1000, "chains": 100}
+
+
+def test_a_panel_shows_what_converges_and_names_k_inside() -> None:
+    row = {"seed": 0, "metric": 0.5, "safeguard": None}
+
+    def curve(method: str, factor: float, steps: int) -> list[dict[str, Any]]:
+        return [
+            {
+                **row,
+                "method": method,
+                "evaluations": k,
+                "distance": factor**k,
+                "residual": factor**k,
+            }
+            for k in range(steps)
+        ]
+
+    rows = [*curve("fast", 1e-2, 4), *curve("slow", 1e-1, 9), *curve("lost", 10.0, 300)]
+    # the limits are those of the longer panel
+    panels = {"off": [*rows, *curve(convergence.PICARD, 0.5, 40)], "on": [*rows[:4], *rows[4:8]]}
+    marks = {"ours": 1, "a network": 4, "paper": 4, "far": 40}
+    figure = convergence.draw_side_by_side(panels, "residual", "title", marks)
+    figure.canvas.draw()
+    for axes in figure.axes:
+        low, high = axes.get_ylim()
+        assert low < 1e-8
+        assert 1.0 < high < 100.0  # what diverges does not squeeze the others
+        assert 8.0 <= axes.get_xlim()[1] < 10.0
+        names = [text for text in axes.texts if text.get_text()]
+        assert [text.get_text() for text in names] == ["K = 1: ours", "K = 4: a network, paper"]
+        for text in names:
+            box = text.get_window_extent()
+            assert axes.bbox.y0 <= box.y0 <= box.y1 <= axes.bbox.y1
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == [
+        "fast",
+        "slow",
+        "lost",
+        "picard, zero",
+    ]
+    assert all(legend.get_window_extent().x0 >= axes.bbox.x1 for axes in figure.axes)
 
 
 def test_a_schedule_without_network_steps_is_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     line = _refused(
-        capsys, "figure7", *TINY, "--schedule.warmup-epochs", "9", "--out", tmp_path / "late"
+        capsys, "figure5", *TINY, "--schedule.warmup-epochs", "9", "--out", tmp_path / "late"
     )
     assert "schedule.warmup_epochs = 9" in line
     assert "train.epochs = 4" in line
@@ -321,6 +393,8 @@ def _refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
         (["figure3", "--workers", "2"], "--workers is set by the study"),
         (["figure3", "--hard"], "belong to long-range, not figure3"),
         (["figure3", "--lengths", "10"], "belong to long-range, not figure3"),
+        (["figure3", "--solver-steps", "10"], "--solver-steps belongs to figure7, not figure3"),
+        (["figure7", "--solver-steps", "0"], "--solver-steps 0"),
         (["figure3", "--train.epochs", "0"], "train.epochs"),
         (["long-range", "--dataset", "acm"], "long-range needs a dataset whose range can be set"),
         (["long-range", "--lengths", "1"], "must be whole numbers from 2 on"),

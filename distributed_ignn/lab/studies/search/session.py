@@ -21,6 +21,7 @@ from queue import SimpleQueue
 from threading import Thread
 from typing import Any
 
+from distributed_ignn.comm.apart import apart
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import RunConfig, absolute_paths
 from distributed_ignn.errors import JobError, Stopped, UserError
@@ -290,8 +291,10 @@ def _shards_for_all(request: Request, config: RunConfig, comm: Communicator) -> 
     """The shards of a trial, written where they are not there yet by a rank on each machine."""
     first, config = comm.local_rank == 0, absolute_paths(config)
     with comm.activity.phase("preparing shards"):
-        folder = comm.together(
-            lambda: shard_folder(config, request.ranks, request.out / _SHARDS) if first else None,
+        folder = apart(
+            comm,
+            lambda: shard_folder(config, request.ranks, request.out / _SHARDS),
+            works=first,
             doing=f"write to --out {request.out}",
             way_out="choose another --out",
         )
