@@ -121,7 +121,10 @@ def enlist(problem: Problem, solver_steps: int | None, tell: Tell = tell_nobody)
         _enlist_classical(contest, name, start, problem.comm)
     if own is not None:
         for name, start in learned_starts(problem, own):
-            contest.add(learned_method("learned", name, start, own))
+            tolerance = problem.trainer.config.forward.tolerance
+            contest.add(learned_method("learned", name, start, own, tolerance))
+            if own.estimator is not None:
+                contest.add(learned_method("estimates alone", name, start, own))
     if solver_steps is not None:
         initialisers = [None] if own is None or own.initialiser is None else [None, own.initialiser]
         for initialiser in initialisers:
@@ -175,9 +178,11 @@ def _enlist_variants(
         tell(contest.notes[-1])
 
 
-def learned_method(name: str, start_name: str, start: Start, learned: LearnedSolver) -> Method:
-    """A learned solver as a method."""
-    solver = learned.solver()
+def learned_method(
+    name: str, start_name: str, start: Start, learned: LearnedSolver, tolerance: float = 0.0
+) -> Method:
+    """A learned solver as a method, for solves to ``tolerance``; 0 estimates every step."""
+    solver = learned.solver(tolerance)
     return Method(name, start_name, start, drive_solver(solver), solver)
 
 

@@ -98,6 +98,9 @@ class _Observed:
     def weights(self) -> tuple[Tensor, ...]:
         return self._cell.weights
 
+    def sum_squares(self) -> None:
+        self._cell.sum_squares()
+
     def gate(self, values: Tensor, image: Tensor, rows: slice = slice(None)) -> Tensor:
         return self._cell.gate(values, image, rows)
 
