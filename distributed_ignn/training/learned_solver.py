@@ -87,8 +87,8 @@ class LearnedSolver:
             for name, parameter in module.named_parameters()
         }
 
-    def solver(self, tolerance: float) -> AnySizedSolver:
-        """Make the method of a forward solve to ``tolerance``."""
+    def solver(self, tolerance: float = 0.0) -> AnySizedSolver:
+        """Make the method of a forward solve to ``tolerance``; 0 if that is not known."""
         return self.training_solver(None, tolerance)
 
     def training_solver(
@@ -110,7 +110,7 @@ class LearnedSolver:
             tolerance=tolerance,
         )
 
-    def adjoint_solver(self, tolerance: float) -> NeuralSolver:
+    def adjoint_solver(self, tolerance: float = 0.0) -> NeuralSolver:
         """Make the method of a backward solve to ``tolerance`` from ``adjoint_start``."""
         return NeuralSolver(
             None,

@@ -123,7 +123,7 @@ class SolvePlanner:
         def done(solution: Solution) -> None:
             self.log.add(CONFIRM, solution)
 
-        return SolvePlan(self.method(tolerance), first, tolerance, max_steps, done)
+        return SolvePlan(self.method(CONFIRM, tolerance), first, tolerance, max_steps, done)
 
     def adjoint(self) -> SolvePlan:
         """Plan the backward solve; it starts from m * g, or from what is learned of it."""
@@ -149,7 +149,7 @@ class SolvePlanner:
                 self.states[state] = solution.image
 
         goal = self.tolerance(config) if tolerance is None else tolerance
-        return SolvePlan(self.method(goal, purpose), start, goal, config.max_steps, done)
+        return SolvePlan(self.method(purpose, goal), start, goal, config.max_steps, done)
 
     def tolerance(self, config: SolveConfig | AdjointConfig) -> float:
         """Return the relative residual at which the solves of an epoch stop."""
@@ -208,8 +208,13 @@ class SolvePlanner:
             return incoming
         return learned.adjoint_start(cell, incoming)
 
-    def method(self, tolerance: float, purpose: str = EVALUATE) -> AnySolver:
-        """Make the solver of a solve; another stands in for a learned one until that is ready."""
+    def method(self, purpose: str = EVALUATE, tolerance: float = 0.0) -> AnySolver:
+        """Make the solver of a solve; another stands in for a learned one until that is ready.
+
+        Args:
+            purpose: of the solve.
+            tolerance: that a learned solver is told; 0 for none.
+        """
         learned = self._learned
         trained: Callable[[], AnySizedSolver] | None = None
         if learned is not None and learned.ready:

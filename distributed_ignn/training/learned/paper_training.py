@@ -74,7 +74,7 @@ class PaperParts(LearnedSolver):
         """Say that gradient steps train something."""
         return True
 
-    def solver(self, tolerance: float) -> AnySizedSolver:
+    def solver(self, tolerance: float = 0.0) -> AnySizedSolver:
         """Make the method of a forward solve, the same for every tolerance."""
         return PaperSolver(
             self.network,
