@@ -222,7 +222,7 @@ class History:
             alpha: weights [m] newest first that sum to 1, or [O, m] with a row per node.
             beta: mixing of the residuals.
         """
-        if self._ahead is not None and beta == 1.0:
+        if self._ahead is not None and beta == 1.0 and alpha.dim() == 1:
             return self._mix_ahead(self._ahead, alpha)
         point, residual = self.newest()
         mixed = torch.empty_like(point)
