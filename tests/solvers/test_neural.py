@@ -261,7 +261,7 @@ def test_rows_with_equal_weights_mix_as_one_vector_does(
     z = torch.randn(NODES, WIDTH, dtype=torch.float64)
     history = History(2)
     for _ in range(4):  # the ring has been written over
-        enter(history, torch.randn_like(z), torch.randn_like(z))
+        history.set_newest_gram(enter(history, torch.randn_like(z), torch.randn_like(z)))
     alpha = torch.tensor([0.7, -0.2, 0.5], dtype=torch.float64)
     rows = alpha.expand(NODES, 3)
     assert torch.allclose(history.mix(rows, beta), history.mix(alpha, beta), rtol=0, atol=1e-12)
