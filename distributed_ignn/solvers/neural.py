@@ -55,6 +55,7 @@ from distributed_ignn.solvers.reduced import ReducedBasis
 
 _MAX_STRIKES = 2  # learned steps that may fail before Anderson finishes the solve alone
 _GROWTH_LIMIT = 2.0  # an estimated step may let the residual grow once, up to this factor
+_SAFE = 0.8  # of the tolerance, which a plain step must be expected to reach
 _PACE_STEPS, _PACE = 4, 0.5  # so many estimated steps must bring the residual down by this factor
 
 
@@ -284,7 +285,8 @@ class NeuralSolver:
         waiting, residual = state.base.waiting, state.base.residual
         if waiting is None or self.estimator is None or not state.estimated or state.plain:
             return None
-        if not self.tolerance < residual <= self.tolerance / float(self.estimator.plain_rate):
+        expected = residual * float(self.estimator.plain_rate)
+        if residual <= self.tolerance or expected > _SAFE * self.tolerance:
             return None
         state.plain = True
         state.base.history.clear()

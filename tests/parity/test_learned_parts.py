@@ -18,7 +18,7 @@ from distributed_ignn.solvers.base import Iterate
 from distributed_ignn.solvers.blocks import residual_squares
 from distributed_ignn.solvers.estimator import ErrorEstimator
 from distributed_ignn.solvers.initialiser import Initialiser
-from distributed_ignn.solvers.neural import NeuralSolver
+from distributed_ignn.solvers.neural import _SAFE, NeuralSolver
 from distributed_ignn.solvers.paper_solver import PaperNetwork, PaperSolver
 from distributed_ignn.solvers.reduced import BasisCache
 from distributed_ignn.solvers.solve import solve
@@ -107,10 +107,9 @@ def _plain_first(
     squares = comm.sum(residual_squares(z, cell(z, None).image))
     first = float(squares[0] / squares[1]) ** 0.5
     rate = float(estimator.plain_rate)
-    assert 0.0 < rate < 0.99
-    solver = NeuralSolver(
-        None, NODES, 1e-10, estimator=estimator, memory=3, tolerance=1.01 * rate * first
-    )
+    tolerance = 1.01 * rate * first / _SAFE
+    assert 0.0 < tolerance < 0.99 * first
+    solver = NeuralSolver(None, NODES, 1e-10, estimator=estimator, memory=3, tolerance=tolerance)
     state = solver.init(z, cell)
     for step in range(4):
         evaluation = cell(z, None)

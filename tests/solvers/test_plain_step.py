@@ -8,7 +8,7 @@ from torch import Tensor
 
 from distributed_ignn.solvers.base import Iterate, Solution
 from distributed_ignn.solvers.estimator import ErrorEstimator
-from distributed_ignn.solvers.neural import NeuralSolver
+from distributed_ignn.solvers.neural import _SAFE, NeuralSolver
 from distributed_ignn.solvers.reduced import BasisCache
 from distributed_ignn.solvers.solve import solve
 from tests.solvers.dense_map import NODES, DenseMap
@@ -44,7 +44,7 @@ def _first_step(share: float, rate: float = RATE) -> tuple[bool, bool]:
     the_map = DenseMap()
     evaluation = the_map(_start(the_map), None)
     residual = float((evaluation.image - evaluation.point).norm() / evaluation.image.norm())
-    solver = _solver(share * RATE * residual, rate)
+    solver = _solver(share * RATE * residual / _SAFE, rate)
     state = solver.init(evaluation.point, the_map)
     assert solver.observe(state, evaluation, lambda s: s) == pytest.approx(residual)
     z = solver.advance(state, Iterate(evaluation, residual))
@@ -59,7 +59,7 @@ def test_the_step_is_the_image_where_that_is_expected_to_reach_the_tolerance() -
 
 def test_a_tolerance_that_has_been_reached_says_nothing_about_the_next_step() -> None:
     """The solve goes on, so somebody wants more than the tolerance."""
-    assert _first_step(1.01 / RATE) == (False, False)
+    assert _first_step(1.01 * _SAFE / RATE) == (False, False)
 
 
 def test_unfitted_and_without_a_tolerance_every_step_is_estimated() -> None:
