@@ -111,6 +111,11 @@ class _StudyOptions(Options):
     plot: OutputFile | None = Field(None, description="a PNG")
     variants: bool = Field(False, description="train variants of the learned solver (solver)")
     solver_steps: Count = Field(100, description="gradient steps of each network (solver)")
+    cpu_time: bool = Field(
+        False,
+        description="seconds of the processor, which others on the machine do not lengthen; one "
+        "process (solver)",
+    )
     seeds: Count = Field(3, description="draws of the edges per choice (sparsifier)")
     keep: Shares = Field((0.1, 0.2, 0.3, 0.5, 0.7), description="shares of edges kept (sparsifier)")
     max_steps: Count = Field(100, description="most evaluations of a solve")
@@ -239,7 +244,12 @@ def _study(options: _Options, comm: Communicator) -> Study:
     steps = options.solver_steps if options.variants else None
     return solver.run(
         solver.SolverOptions(
-            run, options.rounds, max_steps=options.max_steps, solver_steps=steps, tell=tell
+            run,
+            options.rounds,
+            max_steps=options.max_steps,
+            solver_steps=steps,
+            cpu_time=options.cpu_time,
+            tell=tell,
         ),
         comm,
     )

@@ -22,13 +22,13 @@ import torch
 from torch import Tensor
 
 from distributed_ignn.models.activations import RELU, Activation
-from distributed_ignn.models.dense import affine, matmul
 from distributed_ignn.propagation.operators import ChannelOperator
 from distributed_ignn.propagation.propagate import Propagation
 from distributed_ignn.propagation.row_sum import RowSum
 from distributed_ignn.propagation.triton_rows import Tail
 from distributed_ignn.solvers.base import Evaluation
 from distributed_ignn.solvers.blocks import residual_squares
+from distributed_ignn.solvers.dense import affine, matmul
 
 _SAFETY = 2.0  # measured: up to 1.3 is needed with two bits, and no more with the others
 

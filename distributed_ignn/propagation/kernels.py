@@ -36,13 +36,20 @@ class EmbeddingBag:
 
     def __matmul__(self, dense: Tensor) -> Tensor:
         """See ``RowProduct``."""
+        return self._sum(dense, self.entries.values())
+
+    def of_scaled(self, dense: Tensor) -> Tensor:
+        """The product with rows [m, D] that ``right`` has been multiplied onto; no values."""
+        return self._sum(dense, None)
+
+    def _sum(self, dense: Tensor, values: Tensor | None) -> Tensor:
         part = self.entries
         total = torch.nn.functional.embedding_bag(
             part.col,
             dense,
             part.offsets,
             mode="sum",
-            per_sample_weights=part.values(),
+            per_sample_weights=values,
             include_last_offset=True,
         )
         return total if part.left is None else total.mul_(part.left[:, None])

@@ -18,12 +18,13 @@ from torch import Tensor
 from distributed_ignn.errors import UserError
 from distributed_ignn.graph.data import CSRMatrix, transpose
 from distributed_ignn.propagation.entries import Entries, RowProduct
-from distributed_ignn.propagation.kernels import choose_kernel, row_product
+from distributed_ignn.propagation.kernels import EmbeddingBag, choose_kernel, row_product
 
 Sides = tuple[Tensor | None, Tensor | None]
 """What rows and columns are multiplied by; None for ones."""
 
 BLOCK_ROWS = 4096  # of a CPU's block: 2 MiB of float32 at 128 columns
+NARROW = 32  # columns whose scaled copy is small beside the entries' values
 _INT32_MAX = 2**31 - 1
 
 
@@ -156,12 +157,29 @@ class SparseMatrix:
 
     def __matmul__(self, dense: Tensor) -> Tensor:
         """[num_rows, D] = matrix @ [num_cols, D]."""
+        right = self._scale_of(dense)
+        if right is not None:
+            dense = dense * right[:, None]
         if len(self.blocks) == 1:
-            return self.multiply_block(0, dense)
+            return self._block(0, dense, scaled=right is not None)
         result = dense.new_empty(self.num_rows, dense.shape[1])
         for number, (low, high) in enumerate(_pairs(self.bounds)):
-            result[low:high] = self.multiply_block(number, dense)
+            result[low:high] = self._block(number, dense, scaled=right is not None)
         return result
+
+    def _scale_of(self, dense: Tensor) -> Tensor | None:
+        """What few columns are multiplied by once, in the place of a value for every entry."""
+        bags = any(isinstance(block, EmbeddingBag) for block in self.blocks)
+        if not bags or dense.shape[1] > NARROW or self.parts[0].value is not None:
+            return None
+        return self.parts[0].right
+
+    def _block(self, number: int, dense: Tensor, *, scaled: bool) -> Tensor:
+        """As ``multiply_block``; ``scaled``: the columns' scale is in ``dense`` already."""
+        product = self.blocks[number]
+        if scaled and isinstance(product, EmbeddingBag) and dense.shape[1]:
+            return product.of_scaled(dense)
+        return self.multiply_block(number, dense)
 
     def to_dense(self) -> Tensor:
         """Dense copy [num_rows, num_cols]; for tests and small graphs."""

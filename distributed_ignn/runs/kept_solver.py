@@ -23,6 +23,7 @@ from distributed_ignn.training.learned_solver import LearnedSolver
 
 KEPT_SOLVER = "solver.safetensors"
 _FORMAT = "learned solver, version 1"
+_LATER = ("estimator.plain_rate", "adjoint.plain_rate")  # older files do without
 
 
 def save_solver(run: Path, learned: LearnedSolver, epoch: int, comm: Communicator) -> Path:
@@ -84,10 +85,12 @@ def _read(path: Path, learned: LearnedSolver, epoch: int) -> bool:
     if metadata.get("epoch") != str(epoch):
         return False
     named = learned.named_parameters()
-    if {k: _kind(v) for k, v in tensors.items()} != {k: _kind(v) for k, v in named.items()}:
+    absent = {name for name in _LATER if name not in tensors}
+    kinds = {name: _kind(value) for name, value in named.items() if name not in absent}
+    if {name: _kind(value) for name, value in tensors.items()} != kinds:
         raise UserError(f"{path} belongs to a run with other solver settings; {remedy}")
-    for name, parameter in named.items():
-        parameter.copy_(tensors[name])
+    for name in kinds:
+        named[name].copy_(tensors[name])
     learned.ready = True
     return True
 

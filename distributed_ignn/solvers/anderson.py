@@ -14,6 +14,7 @@ small, one reduction for all is worth more.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -104,6 +105,7 @@ class Anderson:
         regularization: see ``anderson_weights``.
         storage: number format of the past iterates, see ``History``; None for that of the points.
         num_nodes: rows of all ranks, which say whether points are large; 0 if they are not.
+        judge_first: whether evaluations are judged before they are entered, however small they are.
     """
 
     def __init__(
@@ -113,16 +115,19 @@ class Anderson:
         regularization: float = 1e-10,
         storage: torch.dtype | None = None,
         num_nodes: int = 0,
+        *,
+        judge_first: bool = False,
     ) -> None:
         self.memory = memory
         self.storage = storage
         self.beta = beta
         self.regularization = regularization
         self.num_nodes = num_nodes
+        self.judge_first = judge_first
 
     def init(self, z0: Tensor, fixed_point_map: FixedPointMap | None = None) -> AndersonState:
         """An empty history."""
-        defers = self.num_nodes * z0.shape[1] >= DEFERRED_FROM
+        defers = self.judge_first or self.num_nodes * z0.shape[1] >= DEFERRED_FROM
         asked: object = fixed_point_map
         if defers and isinstance(asked, SummingMap):
             asked.sum_squares()
@@ -170,23 +175,23 @@ class Anderson:
         return state.residual
 
     @staticmethod
-    def catch_up(state: AndersonState, estimate: Rows | None = None) -> None:
-        """Enter what waits, if anything does; one reduction, but none for a plain first iterate.
+    def catch_up(state: AndersonState, correction: Rows | None = None) -> None:
+        """Enter what waits, if anything does; one reduction, but none for a first iterate.
 
         Args:
             state: of the solve.
-            estimate: what stands in for the residual.
+            correction: what an estimate adds to the image.
         """
         waiting, state.waiting = state.waiting, None
         if waiting is None:
             return
         found, history = waiting.evaluation, state.history
-        if estimate is None and len(history) == 0:
-            history.begin(found.point, found.image)
-            dots = torch.tensor([waiting.square], dtype=torch.float64)
-        else:
-            dots = waiting.reduce(history.enter(found.point, found.image, estimate).cpu())
-        history.set_newest_gram(dots)
+        if len(history) == 0:
+            square = waiting.square if correction is None else math.nan
+            history.begin(found.point, found.image, correction, square)
+            return
+        dots = history.enter(found.point, found.image, correction)
+        history.set_newest_gram(waiting.reduce(dots.cpu()))
 
     def advance(self, state: AndersonState, best: Iterate) -> Tensor:
         """The mixed point, or a restart where the history misleads or is singular."""
@@ -200,6 +205,8 @@ class Anderson:
 
     def weights(self, state: AndersonState) -> Tensor | None:
         """alpha of the current history, newest first."""
+        if len(state.history) == 1:
+            return torch.ones(1, dtype=torch.float64)  # whatever its Gram matrix
         return anderson_weights(state.history.ordered_gram(), self.regularization)
 
     def has_grown(self, state: AndersonState, best: Iterate) -> bool:

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from distributed_ignn.solvers.dense import matmul
+
 _BLOCK_ENTRIES = {"cpu": 1 << 17, "cuda": 1 << 23}  # a few blocks fit into the cache
 
 Rows = Callable[[slice], Tensor]
@@ -63,5 +65,5 @@ def project(rows: Rows, matrix: Tensor, like: Tensor) -> Tensor:
     """The array [O, D] of ``rows``, shaped as ``like``, times ``matrix`` [D, p]."""
     product = like.new_empty(like.shape[0], matrix.shape[1])
     for part in blocks(like):
-        torch.mm(rows(part), matrix, out=product[part])
+        product[part] = matmul(rows(part), matrix)
     return product

@@ -22,6 +22,7 @@ Letters: O owned rows, D columns, p compressed width, C channels, L resolvents, 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -30,6 +31,7 @@ from torch import Tensor, nn
 from distributed_ignn.solvers.anderson import Anderson
 from distributed_ignn.solvers.base import Evaluation
 from distributed_ignn.solvers.blocks import Rows, assemble, project
+from distributed_ignn.solvers.dense import matmul
 from distributed_ignn.solvers.reduced import (
     RESOLVENTS,
     BasisCache,
@@ -114,6 +116,19 @@ def coarse_solution(coarse: CoarseGraph, columns: Tensor, inner: Tensor) -> Tens
     ).image
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Folded:
+    """The coefficients of a step times the basis matrices that they belong to.
+
+    Args:
+        key: basis, step, and the coefficients' count of changes.
+        matrix: [(1 + hops C) p, D].
+    """
+
+    key: tuple[ReducedBasis, int, int]
+    matrix: Tensor
+
+
 class ErrorEstimator(nn.Module):
     """beta: coefficients per step, and how they are applied.
 
@@ -124,6 +139,11 @@ class ErrorEstimator(nn.Module):
         steps: steps with coefficients of their own; later ones use the last.
         sparsified: whether the hops use A_s instead of the channels.
         coarse: the cluster graph, or None.
+
+    Attributes:
+        coefficients: t [steps, J].
+        plain_rate: what one application of the map leaves of the distance to Z*, as the fit has
+            seen it; 1 before.
     """
 
     def __init__(
@@ -145,6 +165,8 @@ class ErrorEstimator(nn.Module):
         starts = 1 if coarse is None else 2
         count = starts * levels * (1 + hops * (1 if sparsified else channels)) - 1
         self.coefficients = nn.Parameter(torch.zeros(steps, count), requires_grad=False)
+        self.plain_rate = nn.Parameter(torch.ones(()), requires_grad=False)
+        self._folded: _Folded | None = None
 
     @staticmethod
     def held_bytes(rows: int, rank: int, item: int, hops: int, channels: int, coarse: bool) -> int:
@@ -176,41 +198,38 @@ class ErrorEstimator(nn.Module):
             image: f(z).
             step: k, counted from 0 within the solve.
         """
+        basis = self.basis(fixed_point_map)
+        columns = self.columns(fixed_point_map, basis, residual.__getitem__, image)
+        correction = self.correction(fixed_point_map, basis, columns, image, step)
+        return assemble(lambda rows: correction(rows).add_(residual[rows]), image)
 
-        def rows(part: slice) -> Tensor:
-            return residual[part]
-
-        columns = self.columns_of(fixed_point_map, rows, image)
-        return assemble(self.estimate_rows(fixed_point_map, columns, rows, image, step), image)
-
-    def columns_of(
-        self, fixed_point_map: StructuredMap, residual: Rows, image: Tensor
-    ) -> list[Tensor]:
-        """What an estimate reads of a residual; ``hops`` exchanges of p columns."""
-        return self.columns(fixed_point_map, self.basis(fixed_point_map), residual, image)
-
-    def estimate_rows(
+    def correction(
         self,
         fixed_point_map: StructuredMap,
+        basis: ReducedBasis,
         columns: list[Tensor],
-        residual: Rows,
         image: Tensor,
         step: int,
     ) -> Rows:
-        """H block by block, from what ``columns_of`` found of the same residual."""
-        row = self.coefficients[min(step, self.steps - 1)]
-        matrix = self._matrix(self.basis(fixed_point_map), row)
+        """H - G block by block, from what ``columns`` found of the residual G; one product each.
+
+        The image and this are the estimate of Z*.
+        """
+        matrix = self._matrix(basis, min(step, self.steps - 1))
 
         def rows(part: slice) -> Tensor:
-            change = torch.cat([block[part] for block in columns], dim=1) @ matrix
-            return fixed_point_map.gate(change, image[part], part).add_(residual(part))
+            change = matmul(torch.cat([block[part] for block in columns], dim=1), matrix)
+            return fixed_point_map.gate(change, image[part], part)
 
         return rows
 
     def columns(
         self, fixed_point_map: StructuredMap, basis: ReducedBasis, residual: Rows, like: Tensor
     ) -> list[Tensor]:
-        """The starts Y_0 (and the coarse level's), then A_c Y_h of each, [O, p] per block."""
+        """What an estimate reads of a residual; ``hops`` exchanges of p columns.
+
+        The starts Y_0 (and the coarse level's), then A_c Y_h of each, [O, p] per block.
+        """
         starts = [project(residual, basis.frame, like)]
         if self._coarse is not None:
             inner = self._cache.get(fixed_point_map.weights).inner  # of all channels
@@ -227,18 +246,21 @@ class ErrorEstimator(nn.Module):
                 current = [hop(starts[0], arrived, basis.inner) for arrived in per_start]
         return found
 
-    def matrices(self, basis: ReducedBasis) -> list[list[Tensor]]:
-        """For each block of ``columns`` the basis matrices [p, D] that a coefficient belongs to."""
-        own = list(basis.own.unbind(0))
-        starts = [own] if self._coarse is None else [own, [basis.frame.T, *own]]
-        per_hop = [list(c.unbind(0)) for c in basis.lifted.unbind(0) for _ in starts]
+    def matrices(self, basis: ReducedBasis) -> list[Tensor]:
+        """For each block of ``columns`` the basis matrices of its coefficients, [., p, D]."""
+        starts = [basis.own]
+        if self._coarse is not None:
+            starts.append(torch.cat([basis.frame.T[None], basis.own]))
+        per_hop = [lifted for lifted in basis.lifted for _ in starts]
         return [*starts, *per_hop * self.hops]
 
-    def _matrix(self, basis: ReducedBasis, row: Tensor) -> Tensor:
-        """All N below each other, [(1 + hops C) p, D]."""
-        parts, taken = [], 0
-        for block in self.matrices(basis):
-            weights = row[taken : taken + len(block)]
-            parts.append(torch.tensordot(weights, torch.stack(block), dims=1))
-            taken += len(block)
-        return torch.cat(parts)
+    def _matrix(self, basis: ReducedBasis, step: int) -> Tensor:
+        """All N of a step below each other, [(1 + hops C) p, D]; kept until something changes."""
+        key = basis, step, self.coefficients._version
+        if self._folded is None or self._folded.key != key:
+            blocks = self.matrices(basis)
+            weights = self.coefficients[step].split([len(block) for block in blocks])
+            pairs = zip(weights, blocks, strict=True)
+            parts = [torch.tensordot(some, block, dims=1) for some, block in pairs]
+            self._folded = _Folded(key, torch.cat(parts))
+        return self._folded.matrix

@@ -16,15 +16,17 @@ computed per step, so the reduction carries M + 2 numbers. Everything is done bl
 number read once; a slot's memory is taken when it is first written.
 
 The newest iterate is held as z and g by ``push``, and as z and y by ``enter``, which costs less: y
-of a plain iterate is the map's image, which is there already, so the first one of a solve is
-entered without a pass, and the step from it is the image itself. In floating point z + (f(z) - z)
-is f(z) but for the last bit.
+of a plain iterate is the map's image, which is there already, and that of an estimate is the image
+and a correction. ``begin`` enters the first iterate of a solve, from which the step is y itself;
+its Gram matrix is not asked for before there is a second one, and is found with that. In floating
+point z + (f(z) - z) is f(z) but for the last bit.
 
 Letters: M memory, m <= M + 1 iterates held, O owned rows, D columns.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -90,10 +92,6 @@ class History:
         ``z`` is kept, not copied: nobody may write into it while the solve lasts. Float64, on the
         device of ``z``.
         """
-        return self.push_rows(z, lambda rows: image[rows] - z[rows])
-
-    def push_rows(self, z: Tensor, residual: Rows) -> Tensor:
-        """As ``push``, with what stands in for the residual, made block by block."""
         slot = self._take_slot(z)
         older = self._older if slot is None else [slot, *self._older]
         if self._residual is None and self._ahead is not None and self._point is not None:
@@ -101,7 +99,7 @@ class History:
         newest = torch.empty_like(z) if self._residual is None else self._residual
         total = torch.zeros(1 + len(older), dtype=torch.float64, device=z.device)
         for rows in blocks(z):
-            fresh = residual(rows)
+            fresh = image[rows] - z[rows]
             if slot is not None and self._point is not None:
                 change = fresh - newest[rows]
                 slot.residual[rows].copy_(change)
@@ -116,37 +114,59 @@ class History:
         total[1:] = total[0] - total[1:].cumsum(0)
         return total
 
-    def begin(self, z: Tensor, image: Tensor) -> None:
-        """Enter (z, f(z) - z) as the only iterate; nothing is read. Its Gram matrix is ||g||^2.
-
-        Nobody may write into either while the solve lasts.
-        """
-        self.clear()
-        self._point, self._residual, self._ahead, self._held = z, None, image, 1
-
-    def enter(self, z: Tensor, image: Tensor, residual: Rows | None = None) -> Tensor:
-        """As ``push`` or ``push_rows``, with y held, which is the image where no residual is given.
+    def begin(
+        self, z: Tensor, image: Tensor, correction: Rows | None = None, square: float = math.nan
+    ) -> None:
+        """Enter the only iterate; of a plain one nothing is read.
 
         Nobody may write into ``z`` or ``image`` while the solve lasts.
+
+        Args:
+            z, image: the point and f(z), [O, D].
+            correction: y - f(z), made block by block; None for 0.
+            square: ||g||^2 over all ranks, where that is known; else ``enter`` finds it.
         """
+        self.clear()
+        ahead = image
+        if correction is not None:
+            ahead = torch.empty_like(z)
+            for rows in blocks(z):
+                torch.add(image[rows], correction(rows), out=ahead[rows])
+        self._point, self._residual, self._ahead, self._held = z, None, ahead, 1
+        self.gram = torch.tensor([[square]], dtype=torch.float64)
+
+    def enter(self, z: Tensor, image: Tensor, correction: Rows | None = None) -> Tensor:
+        """As ``push``, with y held, which is the image and the correction.
+
+        Nobody may write into ``z`` or ``image`` while the solve lasts.
+
+        Returns:
+            The dots [m], and, where ``begin`` was not told it, the square of the iterate before.
+        """
+        unknown = self._held == 1 and bool(self.gram.isnan())
         slot = self._take_slot(z)
         older = self._older if slot is None else [slot, *self._older]
-        ahead = image if residual is None else torch.empty_like(z)
-        total = torch.zeros(1 + len(older), dtype=torch.float64, device=z.device)
+        ahead = image if correction is None else torch.empty_like(z)
+        total = torch.zeros(1 + len(older) + unknown, dtype=torch.float64, device=z.device)
         for rows in blocks(z):
-            if residual is None:
-                fresh = image[rows] - z[rows]
-            else:
-                fresh = residual(rows)
-                torch.add(z[rows], fresh, out=ahead[rows])
+            if correction is not None:
+                torch.add(image[rows], correction(rows), out=ahead[rows])
+            fresh = ahead[rows] - z[rows]
             if slot is not None:
                 self._note_change(slot, rows, fresh, ahead)
             flat = fresh.reshape(-1)
             dots = [torch.dot(flat, flat), *(_dot(flat, old.residual[rows]) for old in older)]
+            if unknown and slot is not None:
+                change = slot.residual[rows].reshape(-1).to(flat.dtype)
+                dots.append(torch.dot(change, change))
             total += torch.stack(dots)
         self._point, self._residual, self._ahead, self._older = z, None, ahead, older
         self._held = 1 + len(older)
-        total[1:] = total[0] - total[1:].cumsum(0)
+        if unknown:
+            # g_0 = g_1 - dg
+            total[2] += total[0] - 2.0 * total[1]
+        held = slice(1, self._held)
+        total[held] = total[0] - total[held].cumsum(0)
         return total
 
     def _note_change(self, slot: _Slot, rows: slice, fresh: Tensor, ahead: Tensor) -> None:
@@ -168,8 +188,10 @@ class History:
         return _Slot(*(torch.empty_like(z, dtype=self.storage) for _ in range(2)))
 
     def set_newest_gram(self, dots: Tensor) -> None:
-        """Enter the globally reduced dots [m] (float64, CPU), newest first."""
-        held = dots.numel()
+        """Enter the globally reduced dots of ``push`` or ``enter`` (float64, CPU), newest first."""
+        held = self._held
+        if dots.numel() > held:
+            dots, self.gram = dots[:held], dots[held:].reshape(1, 1)
         gram = torch.empty(held, held, dtype=torch.float64)
         gram[0], gram[:, 0] = dots, dots
         gram[1:, 1:] = self.gram[: held - 1, : held - 1]
@@ -200,7 +222,7 @@ class History:
             alpha: weights [m] newest first that sum to 1, or [O, m] with a row per node.
             beta: mixing of the residuals.
         """
-        if self._ahead is not None and beta == 1.0:
+        if self._ahead is not None and beta == 1.0 and alpha.dim() == 1:
             return self._mix_ahead(self._ahead, alpha)
         point, residual = self.newest()
         mixed = torch.empty_like(point)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from distributed_ignn.solvers.blocks import assemble, project
+from distributed_ignn.solvers.dense import affine
 from distributed_ignn.solvers.estimator import StructuredMap
 from distributed_ignn.solvers.reduced import BasisCache, ReducedBasis, hop
 
@@ -99,4 +100,4 @@ class Initialiser(nn.Module):
         if self.hops:
             reached = basis.lifted[:, 0].flatten(0, 1)
             matrix[: reached.shape[0]] += reached
-        return torch.addmm(injection, torch.cat(columns, dim=1), matrix)
+        return affine(torch.cat(columns, dim=1), matrix, injection)

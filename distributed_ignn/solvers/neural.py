@@ -15,11 +15,15 @@ by the global root mean square and compressed from D to p numbers; a graph layer
 graph A_s mixes them; the mean over all nodes, the normalised Gram matrix and the step enter two
 small heads. Their output is a zero-sum shift of alpha and a change of beta's scale, zero untrained.
 
-One reduction per iteration, or two where points are large and nothing is left to s (see
-``anderson.py``): then the last evaluation of a solve is not estimated. One exchange of D columns,
-and one of p columns for every hop of the estimator; what s compresses rides on the exchange of the
-next evaluation, so its graph layer sees the neighbours one step late. All of it is the same however
-the graph is cut.
+Where nothing is left to s an evaluation is judged first and estimated only if the solve goes on
+(see ``anderson.py``), so the last one of a solve costs no estimate: one reduction per iteration,
+and a second one from the second estimate on. With s one reduction carries all. One exchange of D
+columns, and one of p columns for every hop of an estimate; what s compresses rides on the exchange
+of the next evaluation, so its graph layer sees the neighbours one step late. All of it is the same
+however the graph is cut.
+
+An estimate costs a good part of an evaluation. Where one more application of the map alone will do,
+as far as the fit has seen what that leaves of the distance, the step is that: the image.
 
 Letters: O owned rows, n nodes, D columns, M memory, m <= M + 1 iterates held, p compressed width,
 H hidden width of s, K steps s is trained for.
@@ -47,9 +51,11 @@ from distributed_ignn.solvers.base import (
 from distributed_ignn.solvers.blocks import Rows, square_sum
 from distributed_ignn.solvers.estimator import ErrorEstimator, StructuredMap, structured
 from distributed_ignn.solvers.predictors import Evidence, Predictor
+from distributed_ignn.solvers.reduced import ReducedBasis
 
 _MAX_STRIKES = 2  # learned steps that may fail before Anderson finishes the solve alone
 _GROWTH_LIMIT = 2.0  # an estimated step may let the residual grow once, up to this factor
+_SAFE = 0.8  # of the tolerance, which a plain step must be expected to reach
 _PACE_STEPS, _PACE = 4, 0.5  # so many estimated steps must bring the residual down by this factor
 
 
@@ -60,6 +66,7 @@ class NeuralState:
     Args:
         base: Anderson's state; where beta is an operator its history holds H_i instead of G_i.
         map: what is solved, where the estimator needs it.
+        basis: of its weights, from the first estimate on.
         own: compressed residuals [O, p], newest first.
         neighbours: A_s times them, newest first, one step behind ``own``.
         nodes: features of the owned nodes [O, H], or None where the network has no say.
@@ -74,11 +81,13 @@ class NeuralState:
         estimated: whether the newest entry of the history is an estimate.
         failed: whether the last learned step did not reduce the residual.
         learned: whether the last ``advance`` used an estimate or s.
+        plain: whether a step without estimate has been taken because it would do.
         alpha, beta: what s gave the last ``advance``, beta as a float64 scalar; None without it.
     """
 
     base: AndersonState
     map: StructuredMap | None = None
+    basis: ReducedBasis | None = None
     own: list[Tensor] = field(default_factory=list)
     neighbours: list[Tensor] = field(default_factory=list)
     nodes: Tensor | None = None
@@ -93,6 +102,7 @@ class NeuralState:
     estimated: bool = False
     failed: bool = False
     learned: bool = False
+    plain: bool = False
     alpha: Tensor | None = None
     beta: Tensor | None = None
 
@@ -116,6 +126,8 @@ class NeuralSolver:
         storage: see ``Anderson``.
         safeguard: whether steps are judged at all; without it, none is ever taken back.
         first_step: which of the estimator's steps the first evaluation is.
+        tolerance: relative residual that a solve is to reach. Once in a solve, where the map alone
+            is expected to get there, nothing is estimated; 0 estimates every step.
     """
 
     def __init__(
@@ -130,8 +142,10 @@ class NeuralSolver:
         storage: torch.dtype | None = None,
         *,
         safeguard: bool = True,
+        tolerance: float = 0.0,
     ) -> None:
         self.first_step = first_step
+        self.tolerance = tolerance
         self.safeguard = safeguard
         self.predictor = predictor
         self.estimator = estimator
@@ -139,7 +153,10 @@ class NeuralSolver:
         memory = memory if predictor is None else predictor.shape.memory
         # what s reads of an evaluation is reduced with what it is judged by
         large = num_nodes if predictor is None else 0
-        self.anderson = Anderson(memory, 1.0, regularization, storage, large)
+        judge_first = predictor is None and estimator is not None
+        self.anderson = Anderson(
+            memory, 1.0, regularization, storage, large, judge_first=judge_first
+        )
         self._reduce_grad = reduce_grad
 
     def init(self, z0: Tensor, fixed_point_map: FixedPointMap | None = None) -> NeuralState:
@@ -223,7 +240,7 @@ class NeuralSolver:
         state.estimated = self._estimates(state)
         if state.estimated:
             square = square_sum(image, lambda rows: image[rows] - z[rows])[None]
-            dots = history.push_rows(z, self._estimate(state, z, image, state.step))
+            dots = history.enter(z, image, self._correction(state, z, image, state.step))
         else:
             dots = history.push(z, image)
             square = dots[:1]
@@ -234,28 +251,47 @@ class NeuralSolver:
         known = self.estimator is not None and state.map is not None
         return known and state.strikes < _MAX_STRIKES
 
-    def _estimate(self, state: NeuralState, z: Tensor, image: Tensor, step: int) -> Rows:
-        """H block by block; ``step`` counts evaluations of the solve from 0."""
+    def _correction(self, state: NeuralState, z: Tensor, image: Tensor, step: int) -> Rows:
+        """What the estimate adds to the image; ``step`` counts evaluations of the solve from 0."""
         if self.estimator is None or state.map is None:
             raise ValueError("there is no estimator")
 
         def residual(rows: slice) -> Tensor:
             return image[rows] - z[rows]
 
-        columns = self.estimator.columns_of(state.map, residual, image)
+        if state.basis is None:
+            state.basis = self.estimator.basis(state.map)
+        columns = self.estimator.columns(state.map, state.basis, residual, image)
         step += self.first_step
-        return self.estimator.estimate_rows(state.map, columns, residual, image, step)
+        return self.estimator.correction(state.map, state.basis, columns, image, step)
 
     def _catch_up(self, state: NeuralState) -> None:
         """Enter what waits, if anything does."""
         waiting = state.base.waiting
         if waiting is None:
             return
-        found, estimate = waiting.evaluation, None
+        found, correction = waiting.evaluation, None
         if state.estimated:
             # the step has been counted already
-            estimate = self._estimate(state, found.point, found.image, state.step - 1)
-        self.anderson.catch_up(state.base, estimate)
+            correction = self._correction(state, found.point, found.image, state.step - 1)
+        self.anderson.catch_up(state.base, correction)
+
+    def _plain_step(self, state: NeuralState) -> Tensor | None:
+        """The newest image, once in a solve, where that is expected to be close enough; else None.
+
+        The history begins anew: plain residuals and estimates do not mix well. By the residual over
+        all ranks, so every rank decides alike.
+        """
+        waiting, residual = state.base.waiting, state.base.residual
+        if waiting is None or self.estimator is None or not state.estimated or state.plain:
+            return None
+        expected = residual * float(self.estimator.plain_rate)
+        if residual <= self.tolerance or expected > _SAFE * self.tolerance:
+            return None
+        state.plain = True
+        state.base.history.clear()
+        state.base.waiting = None
+        return waiting.evaluation.image
 
     def _read_nodes(self, state: NeuralState, ridden: Tensor | None) -> Tensor | None:
         """Features of owned nodes [O, H]; None at the first step, where no scale is known yet."""
@@ -307,6 +343,9 @@ class NeuralSolver:
             state.own, state.neighbours, state.pending, state.norms = [], [], None, []
             state.base.waiting = None  # it failed
             return self._go_back(state.base, best)
+        plain = self._plain_step(state)
+        if plain is not None:
+            return plain
         self._catch_up(state)
         found = self._learned_weights(state, best)
         if found is not None:

@@ -87,11 +87,13 @@ class LearnedSolver:
             for name, parameter in module.named_parameters()
         }
 
-    def solver(self) -> AnySizedSolver:
-        """Make the method of a forward solve."""
-        return self.training_solver(None)
+    def solver(self, tolerance: float = 0.0) -> AnySizedSolver:
+        """Make the method of a forward solve to ``tolerance``; 0 if that is not known."""
+        return self.training_solver(None, tolerance)
 
-    def training_solver(self, reduce_grad: Callable[[Tensor], Tensor] | None) -> NeuralSolver:
+    def training_solver(
+        self, reduce_grad: Callable[[Tensor], Tensor] | None, tolerance: float = 0.0
+    ) -> NeuralSolver:
         """Make the method of a forward solve in which s is trained by ``reduce_grad``, if at all.
 
         That is a differentiable sum over ranks.
@@ -105,10 +107,11 @@ class LearnedSolver:
             self.memory,
             storage=self.storage,
             safeguard=self.safeguard,
+            tolerance=tolerance,
         )
 
-    def adjoint_solver(self) -> NeuralSolver:
-        """Make the method of a backward solve from ``adjoint_start``."""
+    def adjoint_solver(self, tolerance: float = 0.0) -> NeuralSolver:
+        """Make the method of a backward solve to ``tolerance`` from ``adjoint_start``."""
         return NeuralSolver(
             None,
             self.num_nodes,
@@ -119,6 +122,7 @@ class LearnedSolver:
             first_step=1,
             storage=self.adjoint_storage,
             safeguard=self.safeguard,
+            tolerance=tolerance,
         )
 
     def adjoint_start(self, cell: AdjointCell, incoming: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -103,12 +104,9 @@ class SolvePlanner:
 
     def evaluate(self, tolerance: float | None = None, max_steps: int | None = None) -> SolvePlan:
         """Plan the forward solve without dropout."""
-        plan = self._plan(EVALUATE, self._config.forward, self.first_guess, EVALUATE)
-        return replace(
-            plan,
-            tolerance=plan.tolerance if tolerance is None else tolerance,
-            max_steps=plan.max_steps if max_steps is None else max_steps,
-        )
+        section = self._config.forward
+        plan = self._plan(EVALUATE, section, self.first_guess, EVALUATE, tolerance)
+        return plan if max_steps is None else replace(plan, max_steps=max_steps)
 
     def confirm(self, start: list[Tensor], tolerance: float, max_steps: int) -> SolvePlan:
         """Plan a forward solve that begins at nothing kept, and of which nothing is kept.
@@ -125,7 +123,7 @@ class SolvePlanner:
         def done(solution: Solution) -> None:
             self.log.add(CONFIRM, solution)
 
-        return SolvePlan(self.method(), first, tolerance, max_steps, done)
+        return SolvePlan(self.method(CONFIRM, tolerance), first, tolerance, max_steps, done)
 
     def adjoint(self) -> SolvePlan:
         """Plan the backward solve; it starts from m * g, or from what is learned of it."""
@@ -137,6 +135,7 @@ class SolvePlanner:
         config: SolveConfig | AdjointConfig,
         first_guess: Callable[[Cell, Tensor], Tensor],
         state: str,
+        tolerance: float | None = None,
     ) -> SolvePlan:
         def start(cell: Cell, driver: Tensor) -> Tensor:
             # taken out: it need not stay in memory once the solve has moved on
@@ -149,8 +148,8 @@ class SolvePlanner:
             if solution.outcome is not Outcome.DIVERGED and self._starts_warm(purpose, config):
                 self.states[state] = solution.image
 
-        tolerance = self.tolerance(config)
-        return SolvePlan(self.method(purpose), start, tolerance, config.max_steps, done)
+        goal = self.tolerance(config) if tolerance is None else tolerance
+        return SolvePlan(self.method(purpose, goal), start, goal, config.max_steps, done)
 
     def tolerance(self, config: SolveConfig | AdjointConfig) -> float:
         """Return the relative residual at which the solves of an epoch stop."""
@@ -209,15 +208,20 @@ class SolvePlanner:
             return incoming
         return learned.adjoint_start(cell, incoming)
 
-    def method(self, purpose: str = EVALUATE) -> AnySolver:
-        """Make the solver of a solve; another stands in for a learned one until that is ready."""
+    def method(self, purpose: str = EVALUATE, tolerance: float = 0.0) -> AnySolver:
+        """Make the solver of a solve; another stands in for a learned one until that is ready.
+
+        Args:
+            purpose: of the solve.
+            tolerance: that a learned solver is told; 0 for none.
+        """
         learned = self._learned
         trained: Callable[[], AnySizedSolver] | None = None
         if learned is not None and learned.ready:
             if purpose != ADJOINT:
-                trained = learned.solver
+                trained = partial(learned.solver, tolerance)
             elif learned.adjoint is not None:
-                trained = learned.adjoint_solver
+                trained = partial(learned.adjoint_solver, tolerance)
         method, settings = chosen_method(self._config, adjoint=purpose == ADJOINT)
         return method.solver(replace(settings, trained=trained, num_nodes=self._num_nodes))
 

@@ -10,12 +10,15 @@ from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import NeuralSolverConfig
 from distributed_ignn.graph.partitioning.sharding import build_shards
 from distributed_ignn.graph.shard import GraphShard
+from distributed_ignn.models.maps import EquilibriumCell
 from distributed_ignn.models.shard_model import ShardModel
 from distributed_ignn.propagation.sparsify import sparsify
 from distributed_ignn.solvers.anderson import Anderson
 from distributed_ignn.solvers.base import Iterate
+from distributed_ignn.solvers.blocks import residual_squares
 from distributed_ignn.solvers.estimator import ErrorEstimator
 from distributed_ignn.solvers.initialiser import Initialiser
+from distributed_ignn.solvers.neural import _SAFE, NeuralSolver
 from distributed_ignn.solvers.paper_solver import PaperNetwork, PaperSolver
 from distributed_ignn.solvers.reduced import BasisCache
 from distributed_ignn.solvers.solve import solve
@@ -81,6 +84,8 @@ def _parts(shard: GraphShard, comm: Communicator) -> dict[str, Tensor]:
             point = fit.estimator(estimator, cell, start, target)
             found[f"fit {name}, {who}"] = estimator.coefficients * share
             found[f"fit {name}, {who}, point"] = spread(shard, point)
+            found[f"fit {name}, {who}, plain rate"] = estimator.plain_rate * share
+        found |= _plain_first(estimator, cell, shard, comm, start)
     for hops in (0, 2):
         h = Initialiser(WIDTH, BasisCache(3), hops, channels).to(kind)
         found[f"h {hops}"] = spread(shard, h(cell, injection, torch.relu))
@@ -89,6 +94,30 @@ def _parts(shard: GraphShard, comm: Communicator) -> dict[str, Tensor]:
         found[f"fitted h {hops}"] = spread(shard, h(cell, injection, torch.relu))
     found |= _paper(model, shard, comm, target)
     return {name: value.detach().clone() for name, value in found.items()}
+
+
+def _plain_first(
+    estimator: ErrorEstimator,
+    cell: EquilibriumCell,
+    shard: GraphShard,
+    comm: Communicator,
+    z: Tensor,
+) -> dict[str, Tensor]:
+    """A solve whose first step is expected to reach the tolerance without an estimate."""
+    squares = comm.sum(residual_squares(z, cell(z, None).image))
+    first = float(squares[0] / squares[1]) ** 0.5
+    rate = float(estimator.plain_rate)
+    tolerance = 1.01 * rate * first / _SAFE
+    assert 0.0 < tolerance < 0.99 * first
+    solver = NeuralSolver(None, NODES, 1e-10, estimator=estimator, memory=3, tolerance=tolerance)
+    state = solver.init(z, cell)
+    for step in range(4):
+        evaluation = cell(z, None)
+        residual = solver.observe(state, evaluation, comm.sum)
+        z = solver.advance(state, Iterate(evaluation, residual))
+        assert state.plain
+        assert state.learned == (step > 0)
+    return {f"plain first, {estimator.hops} hops": spread(shard, z)}
 
 
 def _paper(

@@ -101,6 +101,8 @@ def test_the_closed_form_parts_resume_too(tmp_path: Path) -> None:
     assert [numbers(r) for r in found] == [numbers(r) for r in expected[3:]]
     assert_equal(everything(resumed), everything(whole))
     assert any(name.startswith("solver/weight|adjoint") for name in everything(whole))
+    for part in ("estimator", "adjoint"):
+        assert 0.0 < float(everything(first)[f"solver/weight|{part}.plain_rate"]) < 1.0
 
 
 def test_every_second_epoch_interrupted_is_the_same_too(tmp_path: Path) -> None:

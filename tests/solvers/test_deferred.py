@@ -16,6 +16,7 @@ from distributed_ignn.solvers.blocks import residual_squares
 from distributed_ignn.solvers.estimator import ErrorEstimator
 from distributed_ignn.solvers.history import History
 from distributed_ignn.solvers.neural import NeuralSolver
+from distributed_ignn.solvers.predictors import NeuralShape, build_predictor
 from distributed_ignn.solvers.reduced import BasisCache
 from distributed_ignn.solvers.solve import solve
 from tests.solvers.dense_map import NODES, WIDTH, DenseMap
@@ -42,13 +43,15 @@ def _several_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(blocks._BLOCK_ENTRIES, "cpu", 7 * WIDTH)
 
 
-def _method(kind: str, nodes: int) -> AnySolver:
+def _method(kind: str, nodes: int, *, at_once: bool = False) -> AnySolver:
     if kind.startswith("anderson"):
         return Anderson(3, beta=0.8 if "damped" in kind else 1.0, num_nodes=nodes)
     estimator = ErrorEstimator(BasisCache(3), 1, 2, 3).double()
     # "misled": restarts, and Anderson finishes alone
     estimator.coefficients.fill_(50.0 if "misled" in kind else 0.02)
-    return NeuralSolver(None, nodes, 1e-10, estimator=estimator, memory=3)
+    solver = NeuralSolver(None, nodes, 1e-10, estimator=estimator, memory=3)
+    solver.anderson.judge_first = not at_once
+    return solver
 
 
 def _solved(the_map: DenseMap, solver: AnySolver, start: float = 1.0) -> tuple[Solution, list[int]]:
@@ -69,7 +72,7 @@ KINDS = ["anderson", "anderson, damped", "neural", "neural, misled"]
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("start", [1.0, 1e3])
 def test_the_solve_is_the_same(kind: str, start: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected, one_each = _solved(DenseMap(), _method(kind, NODES), start)
+    expected, one_each = _solved(DenseMap(), _method(kind, NODES, at_once=True), start)
     assert len(one_each) == expected.steps
     monkeypatch.setattr(rules, "DEFERRED_FROM", NODES * WIDTH)
     for the_map in (DenseMap(), _Summing()):
@@ -83,7 +86,7 @@ def test_the_solve_is_the_same(kind: str, start: float, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("kind", ["anderson", "neural"])
-def test_the_last_evaluation_is_not_entered_and_a_plain_first_one_costs_nothing(
+def test_the_last_evaluation_is_not_entered_and_the_first_one_needs_no_dots(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rules, "DEFERRED_FROM", NODES * WIDTH)
@@ -98,18 +101,23 @@ def test_the_last_evaluation_is_not_entered_and_a_plain_first_one_costs_nothing(
     the_map = _Summing()
     found, _ = _solved(the_map, _method(kind, NODES))
     assert the_map.summed
-    plain = kind == "anderson"
-    assert len(entered) == found.steps - 1 - int(plain)
-    assert the_map.products == (0 if plain else found.steps - 1)
+    # the first one is begun with
+    assert len(entered) == found.steps - 2
+    assert the_map.products == (0 if kind == "anderson" else found.steps - 1)
     again, lengths = _solved(the_map, _method(kind, NODES), start=1.0)
     assert again.steps == found.steps
     assert len(lengths) == again.steps + len(entered) // 2
 
 
 def test_small_points_and_those_that_s_reads_are_entered_at_once() -> None:
-    for solver in (Anderson(3), Anderson(3, num_nodes=NODES), _method("neural", NODES)):
+    shape = NeuralShape(WIDTH, 3, 8, 3, 5)
+    estimator = ErrorEstimator(BasisCache(3), 1, 2, 3)
+    network = NeuralSolver(build_predictor(shape), NODES, 1e-10, estimator=estimator)
+    for solver in (Anderson(3), Anderson(3, num_nodes=NODES), network):
         state = solver.init(torch.zeros(NODES, WIDTH, dtype=torch.float64), _Summing())
         base = state if isinstance(state, AndersonState) else state.base
         assert not base.defers
     large = Anderson(3, num_nodes=rules.DEFERRED_FROM)
     assert large.init(torch.zeros(1, 1), DenseMap()).defers
+    estimates = NeuralSolver(None, 1, 1e-10, estimator=estimator)
+    assert estimates.init(torch.zeros(1, 1), DenseMap()).base.defers

@@ -42,8 +42,8 @@ def _entered(history: History, z: Tensor, image: Tensor, how: str) -> Tensor:
         return history.push(z, image)
     if how == "enter":
         return history.enter(z, image)
-    # the image is another one, and something stands in for the residual
-    return history.enter(z, image.cos(), lambda rows: image[rows] - z[rows])
+    # the image is another one, and corrected
+    return history.enter(z, image.cos(), lambda rows: image[rows] - image[rows].cos())
 
 
 @pytest.mark.parametrize("how", ["push", "enter", "enter an estimate"])

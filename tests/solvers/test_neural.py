@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -252,11 +253,15 @@ def test_a_network_reads_every_residual_it_is_given(network: str) -> None:
         assert not torch.allclose(predictor.read(changed, []), features), index
 
 
-def test_rows_with_equal_weights_mix_as_one_vector_does() -> None:
+@pytest.mark.parametrize("beta", [0.8, 1.0])
+@pytest.mark.parametrize("enter", [History.push, History.enter])
+def test_rows_with_equal_weights_mix_as_one_vector_does(
+    enter: Callable[[History, Tensor, Tensor], Tensor], beta: float
+) -> None:
     z = torch.randn(NODES, WIDTH, dtype=torch.float64)
     history = History(2)
     for _ in range(4):  # the ring has been written over
-        history.push(torch.randn_like(z), torch.randn_like(z))
+        history.set_newest_gram(enter(history, torch.randn_like(z), torch.randn_like(z)))
     alpha = torch.tensor([0.7, -0.2, 0.5], dtype=torch.float64)
     rows = alpha.expand(NODES, 3)
-    assert torch.allclose(history.mix(rows, 0.8), history.mix(alpha, 0.8), rtol=0, atol=1e-12)
+    assert torch.allclose(history.mix(rows, beta), history.mix(alpha, beta), rtol=0, atol=1e-12)

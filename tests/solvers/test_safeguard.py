@@ -15,7 +15,7 @@ from distributed_ignn.solvers.broyden import Broyden
 from distributed_ignn.solvers.estimator import ErrorEstimator, StructuredMap
 from distributed_ignn.solvers.neural import NeuralSolver, NeuralState
 from distributed_ignn.solvers.picard import Picard
-from distributed_ignn.solvers.reduced import BasisCache
+from distributed_ignn.solvers.reduced import BasisCache, ReducedBasis
 from distributed_ignn.solvers.solve import solve
 from tests.solvers.dense_map import NODES, WIDTH, DenseMap
 
@@ -35,16 +35,22 @@ class Stretched(ErrorEstimator):
 
     lengths: list[float]
 
-    def estimate_rows(
+    def columns(
+        self, fixed_point_map: StructuredMap, basis: ReducedBasis, residual: Rows, like: Tensor
+    ) -> list[Tensor]:
+        self.residual = residual
+        return super().columns(fixed_point_map, basis, residual, like)
+
+    def correction(
         self,
         fixed_point_map: StructuredMap,
+        basis: ReducedBasis,
         columns: list[Tensor],
-        residual: Rows,
         image: Tensor,
         step: int,
     ) -> Rows:
-        found = super().estimate_rows(fixed_point_map, columns, residual, image, step)
-        length = self.lengths[min(step, len(self.lengths) - 1)]
+        found = super().correction(fixed_point_map, basis, columns, image, step)
+        length, residual = self.lengths[min(step, len(self.lengths) - 1)], self.residual
         return lambda part: found(part).add_(residual(part), alpha=length - 1.0)
 
 

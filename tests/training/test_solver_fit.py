@@ -91,6 +91,20 @@ def test_no_other_coefficients_estimate_the_error_better(case: str, sample: FitS
     assert max(rises) > 1e-2 * best
 
 
+def test_the_fit_sees_what_the_map_leaves_of_the_distance() -> None:
+    trainer = _trainer()
+    cell, injection, target = _map(trainer)
+    estimator = _learned(trainer).estimator
+    assert estimator is not None
+    start = torch.relu(injection) / 2
+    _fit(FitSample(None)).estimator(estimator, cell, start, target)
+    expected = (cell(start, None).image - target).norm() / (start - target).norm()
+    assert 0.0 < float(expected) < 1.0
+    assert float(estimator.plain_rate) == pytest.approx(float(expected), rel=1e-9)
+    _fit(FitSample(None)).estimator(estimator, cell, target, target)
+    assert float(estimator.plain_rate) == 1.0  # nothing was left to begin with
+
+
 def test_a_sample_decides_the_fit() -> None:
     trainer = _trainer()
     cell, injection, target = _map(trainer)

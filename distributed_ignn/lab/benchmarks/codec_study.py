@@ -116,10 +116,10 @@ def _variants(problem: Problem, method: str, options: CodecOptions) -> list[_Var
     return [_Variant(method, name, Propagation(shard, comm, dtype, o)) for name, o in chosen]
 
 
-def _solver(problem: Problem, method: str) -> AnySolver:
+def _solver(problem: Problem, method: str, tolerance: float) -> AnySolver:
     config, learned = problem.trainer.config.forward, problem.trainer.learned
     if method == "learned" and learned is not None:
-        return learned.solver()
+        return learned.solver(tolerance)
     if method == "picard":
         return Picard()
     return Anderson(config.memory, config.beta, config.regularization)
@@ -141,7 +141,7 @@ def _solve(problem: Problem, variant: _Variant, options: CodecOptions) -> Soluti
     return solve(
         cell,
         start,
-        _solver(problem, variant.method),
+        _solver(problem, variant.method, options.tolerance),
         problem.comm.sum,
         tolerance=options.tolerance,
         max_steps=options.max_steps,

@@ -45,7 +45,12 @@ class Goal:
 
 def distance_goal(distance: float) -> Goal:
     """Relative distance to Z* at most ``distance``."""
-    return Goal(f"{distance:.0e}".replace("e-0", "e-"), lambda step: step.distance <= distance)
+    return Goal(short(distance), lambda step: step.distance <= distance)
+
+
+def short(distance: float) -> str:
+    """As tables show a distance."""
+    return f"{distance:.0e}".replace("e-0", "e-")
 
 
 def metric_goal(converged: float) -> Goal:

@@ -32,10 +32,10 @@ from distributed_ignn.lab.benchmarks.interleaving import (
 from distributed_ignn.lab.benchmarks.silence import SilentCommunicator
 from distributed_ignn.lab.benchmarks.waiting import clock_figures, clocked
 from distributed_ignn.lab.benchmarks.yardstick import PlainLayout, Yardstick
-from distributed_ignn.models.dense import affine
 from distributed_ignn.models.maps import EquilibriumCell
 from distributed_ignn.propagation.halo import HaloExchange, HaloLink
 from distributed_ignn.propagation.propagate import Propagation, PropagationOptions
+from distributed_ignn.solvers.dense import affine
 
 YARDSTICK, OURS, ALONE = "plain torch, ascending ids", "ours", "one process"
 _PLAIN_OURS = "plain torch, our order"

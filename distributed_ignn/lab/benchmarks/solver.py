@@ -8,7 +8,7 @@ evaluations, ``problem`` for Z*, ``variants`` for how variants of the learned so
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from distributed_ignn.comm.communicator import Communicator
-from distributed_ignn.lab.benchmarks.goals import Goal, distance_goal, metric_goal
+from distributed_ignn.errors import UserError
+from distributed_ignn.lab.benchmarks.goals import Goal, distance_goal, metric_goal, short
 from distributed_ignn.lab.benchmarks.interleaving import Figure, Report, compare, interleave
 from distributed_ignn.lab.benchmarks.pareto import draw_pareto
 from distributed_ignn.lab.benchmarks.peers import torchdeq_drives
@@ -55,6 +56,8 @@ class SolverOptions:
         distances: relative distances to Z* to reach.
         max_steps: evaluations allowed.
         solver_steps: gradient steps of a variant's network; None leaves the variants out.
+        cpu_time: whether seconds are those of the processor, which others who use the machine do
+            not lengthen.
         tell: told what has been finished.
     """
 
@@ -63,6 +66,7 @@ class SolverOptions:
     distances: tuple[float, ...] = (1e-1, 1e-2, 1e-3, 1e-4)
     max_steps: int = 100
     solver_steps: int | None = None
+    cpu_time: bool = False
     tell: Tell = tell_nobody
 
 
@@ -81,10 +85,17 @@ def run(options: SolverOptions, comm: Communicator) -> Study:
     """Measure on all ranks of the job; every rank calls it.
 
     Raises:
-        UserError: see ``load_run``.
+        UserError: see ``load_run``; or processor time is asked for where it is not what a solve
+            takes.
     """
+    if options.cpu_time and (comm.world_size > 1 or comm.device.type != "cpu"):
+        raise UserError(
+            f"--cpu-time: {comm.world_size} ranks on {comm.device.type} wait for each other or for "
+            "the device, which processor time does not show; start one process with --device cpu, "
+            "or leave it out"
+        )
     problem = load_problem(options.run, comm)
-    contest = enlist(problem, options.solver_steps, options.tell)
+    contest = enlist(problem, options.distances, options.solver_steps, options.tell)
     measured = measure(problem, contest.methods, options)
     goals = (*map(distance_goal, options.distances), metric_goal(problem.metric))
     figures = [figure for goal in goals for figure in _figures(goal, measured)]
@@ -101,11 +112,17 @@ def run(options: SolverOptions, comm: Communicator) -> Study:
     )
 
 
-def enlist(problem: Problem, solver_steps: int | None, tell: Tell = tell_nobody) -> Contest:
+def enlist(
+    problem: Problem,
+    distances: Sequence[float],
+    solver_steps: int | None,
+    tell: Tell = tell_nobody,
+) -> Contest:
     """All methods that the run allows, variants included if they are to be trained.
 
     Args:
         problem: of the run.
+        distances: that are to be reached.
         solver_steps: gradient steps of a variant's network; None leaves variants out.
         tell: told what has been finished.
     """
@@ -121,12 +138,20 @@ def enlist(problem: Problem, solver_steps: int | None, tell: Tell = tell_nobody)
         _enlist_classical(contest, name, start, problem.comm)
     if own is not None:
         for name, start in learned_starts(problem, own):
-            contest.add(learned_method("learned", name, start, own))
+            for label, tolerance in _aims(problem, distances):
+                contest.add(learned_method(label, name, start, own, tolerance))
     if solver_steps is not None:
         initialisers = [None] if own is None or own.initialiser is None else [None, own.initialiser]
         for initialiser in initialisers:
             _enlist_variants(contest, problem, initialiser, solver_steps, tell)
     return contest
+
+
+def _aims(problem: Problem, distances: Sequence[float]) -> list[tuple[str, float]]:
+    """The tolerances that a learned solver is told: the run's, and the distances below it."""
+    own = problem.trainer.config.forward.tolerance
+    below = [(f"learned to {short(d)}", d) for d in distances if d < own]
+    return [("learned", own), *below]
 
 
 def learned_starts(problem: Problem, learned: LearnedSolver) -> list[tuple[str, Start]]:
@@ -175,9 +200,11 @@ def _enlist_variants(
         tell(contest.notes[-1])
 
 
-def learned_method(name: str, start_name: str, start: Start, learned: LearnedSolver) -> Method:
-    """A learned solver as a method."""
-    solver = learned.solver()
+def learned_method(
+    name: str, start_name: str, start: Start, learned: LearnedSolver, tolerance: float = 0.0
+) -> Method:
+    """A learned solver as a method, for solves to ``tolerance``; 0 estimates every step."""
+    solver = learned.solver(tolerance)
     return Method(name, start_name, start, drive_solver(solver), solver)
 
 
@@ -213,7 +240,8 @@ def measure(
     found = {n: trace(problem, m, options.max_steps, floor) for n, m in methods.items()}
     options.tell(f"{len(methods)} methods measured; timing them, {options.rounds} rounds")
     lengths = {name: len(steps) for name, steps in found.items()}
-    times = time_steps(problem, methods, lengths, options.rounds)
+    now = time.process_time if options.cpu_time else time.perf_counter
+    times = time_steps(problem, methods, lengths, options.rounds, now)
     return {
         name: [replace(step, seconds=s) for step, s in zip(steps, times[name], strict=True)]
         for name, steps in found.items()
@@ -265,4 +293,5 @@ def _settings(problem: Problem, options: SolverOptions) -> dict[str, Any]:
         "metric_at_target": problem.metric,
         "seconds_injection": seconds,
         "solver_steps_of_variants": options.solver_steps,
+        "clock": "processor" if options.cpu_time else "wall",
     }

@@ -27,6 +27,9 @@ from distributed_ignn.lab.benchmarks.problem import Problem
 from distributed_ignn.solvers.base import AnySolver, Evaluation, FixedPointMap, relative_residual
 from distributed_ignn.solvers.solve import solve
 
+Now = Callable[[], float]
+"""Seconds since some moment."""
+
 Start = Callable[[Tensor], Tensor]
 """Starting point [O, D] from the injection b [O, D]."""
 
@@ -98,6 +101,9 @@ class _Observed:
     def weights(self) -> tuple[Tensor, ...]:
         return self._cell.weights
 
+    def sum_squares(self) -> None:
+        self._cell.sum_squares()
+
     def gate(self, values: Tensor, image: Tensor, rows: slice = slice(None)) -> Tensor:
         return self._cell.gate(values, image, rows)
 
@@ -132,16 +138,16 @@ class _Recorder(_Observed):
 class _Clock(_Observed):
     """Notes when each point is there."""
 
-    def __init__(self, problem: Problem, points: int) -> None:
+    def __init__(self, problem: Problem, points: int, now: Now) -> None:
         super().__init__(problem)
-        self._comm, self._points = problem.comm, points
+        self._comm, self._points, self._now = problem.comm, points, now
         finish_device(self._comm)
-        self._started = time.perf_counter()
+        self._started = now()
         self.seconds: list[float] = []
 
     def __call__(self, z: Tensor, rider: Tensor | None) -> Evaluation:
         finish_device(self._comm)
-        self.seconds.append(time.perf_counter() - self._started)
+        self.seconds.append(self._now() - self._started)
         if len(self.seconds) >= self._points:
             raise _EnoughError
         return self._cell(z, rider)
@@ -171,7 +177,11 @@ def trace(problem: Problem, method: Method, most: int, floor: float = 0.0) -> li
 
 @torch.no_grad()
 def time_steps(
-    problem: Problem, methods: Mapping[str, Method], lengths: Mapping[str, int], rounds: int
+    problem: Problem,
+    methods: Mapping[str, Method],
+    lengths: Mapping[str, int],
+    rounds: int,
+    now: Now = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Median seconds until each of a method's first points is there; every rank calls it.
 
@@ -180,12 +190,13 @@ def time_steps(
         methods: run in turn in every round, after one round that only warms up.
         lengths: points of each method.
         rounds: measured ones.
+        now: the clock that is read.
     """
     found: dict[str, list[list[float]]] = {name: [] for name in methods}
     for round_number in range(rounds + 1):
         for name, method in methods.items():
             problem.comm.barrier()
-            clock = _Clock(problem, lengths[name])
+            clock = _Clock(problem, lengths[name], now)
             _run(method, clock, problem, lengths[name])
             slowest = problem.comm.max(torch.tensor(clock.seconds, dtype=torch.float64))
             if round_number:

@@ -18,11 +18,11 @@ import torch
 from distributed_ignn.comm.codecs import Integers, decode_change, encode_change
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.graph.storage.shard_file import read_shard_file
-from distributed_ignn.models.dense import affine
 from distributed_ignn.models.dropout import NodeDropout
 from distributed_ignn.propagation.operators import ChannelOperator
 from distributed_ignn.propagation.sparse import BLOCK_ROWS, SparseMatrix
 from distributed_ignn.runs.memory.machine import peak
+from distributed_ignn.solvers.dense import affine
 from distributed_ignn.solvers.history import PASSES, History
 
 Sizes = tuple[tuple[int, int], ...]

@@ -16,6 +16,7 @@ reads.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -27,6 +28,7 @@ from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.graph.hashing import hash_uniform
 from distributed_ignn.models.maps import AdjointCell, EquilibriumCell
 from distributed_ignn.solvers.anderson import anderson_weights
+from distributed_ignn.solvers.blocks import square_sum
 from distributed_ignn.solvers.estimator import ErrorEstimator
 from distributed_ignn.solvers.history import History
 from distributed_ignn.solvers.initialiser import Initialiser
@@ -148,6 +150,8 @@ class SolverFit:
             start: first point [O, D].
             target: Z* [O, D].
 
+        Sets ``plain_rate`` as well, that of the last of these steps.
+
         Returns:
             The point that the last of these steps leads to, [O, D].
         """
@@ -160,7 +164,8 @@ class SolverFit:
             missing = self._few.take(target) - self._few.take(image)  # Z* - Z_k - G_k
             row = self._solve(self._equations(beta.matrices(basis), columns, missing, cell, image))
             beta.coefficients[step:].copy_(row.expand(beta.steps - step, -1))
-            dots = history.push_rows(z, beta.estimate_rows(cell, columns, residual, image, step))
+            self._note_rate(beta, z, image, target)
+            dots = history.enter(z, image, beta.correction(cell, basis, columns, image, step))
             history.set_newest_gram(self._comm.sum(dots.cpu()))
             alpha = anderson_weights(history.ordered_gram(), self._regularization)
             if alpha is None:
@@ -169,9 +174,16 @@ class SolverFit:
             z = history.mix(alpha, 1.0)
         return z
 
+    def _note_rate(self, beta: ErrorEstimator, z: Tensor, image: Tensor, target: Tensor) -> None:
+        """Set what the map leaves of the distance to Z*, by the sums of all ranks; 1 for none."""
+        squares = [square_sum(target, partial(_difference, target, x)) for x in (image, z)]
+        after, before = self._comm.sum(torch.stack(squares).cpu()).tolist()
+        rate = math.sqrt(after / before) if 0.0 < before < math.inf else 1.0
+        beta.plain_rate.fill_(rate if math.isfinite(rate) else 1.0)
+
     def _equations(
         self,
-        matrices: list[list[Tensor]],
+        matrices: list[Tensor],
         columns: list[Tensor],
         missing: Tensor,
         cell: EquilibriumCell | AdjointCell,

@@ -157,7 +157,7 @@ class SolverTrainer:
         """Fit the backward solve's estimator to the v of the current loss."""
         cell = model.layer.adjoint_cell(target, model.channel_weights(), incoming(target))
         with torch.no_grad():
-            solver = self._learned.adjoint_solver()
+            solver = self._learned.adjoint_solver(self._config.target_tolerance)
             first = [self._learned.adjoint_start(cell, cell.start())]
             found = self._solve(cell, first.pop(), solver).image
             self._fit.estimator(beta, cell, torch.zeros_like(found), found)
@@ -172,7 +172,7 @@ class SolverTrainer:
 
     def target_solver(self) -> AnySizedSolver:
         """Return the method that finds Z*."""
-        return self._learned.solver()
+        return self._learned.solver(self._config.target_tolerance)
 
     def _solve(self, cell: Cell, start: Tensor, solver: AnySizedSolver) -> Solution:
         held = [start]

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.commands.benchmark import main
+from distributed_ignn.errors import UserError
 from distributed_ignn.lab.benchmarks import solver
 from distributed_ignn.lab.benchmarks.goals import Goal, distance_goal, metric_goal
 from distributed_ignn.lab.benchmarks.peers import torchdeq_drives
@@ -40,6 +41,7 @@ from distributed_ignn.runs.run import run_training
 from distributed_ignn.solvers.anderson import Anderson
 from distributed_ignn.solvers.base import AnySolver
 from distributed_ignn.solvers.estimator import StructuredMap
+from distributed_ignn.solvers.neural import NeuralSolver
 from distributed_ignn.solvers.picard import Picard
 from distributed_ignn.solvers.solve import solve
 from tests.lab.benchmarks.tiny_run import tiny_run
@@ -207,6 +209,26 @@ def test_time_contains_the_start(problem: Problem) -> None:
 
     method = Method("a", "late", late, drive_solver(Picard()))
     assert time_steps(problem, {"a": method}, {"a": 1}, 1)["a"][0] >= 0.2
+    assert time_steps(problem, {"a": method}, {"a": 1}, 1, time.process_time)["a"][0] < 0.2
+
+
+def test_processor_time_is_refused_where_ranks_wait_for_each_other(trained: Path) -> None:
+    options = solver.SolverOptions(trained, cpu_time=True)
+    with pytest.raises(UserError, match=r"--cpu-time: 2 ranks on cpu wait .* leave it out"):
+        solver.run(options, Communicator(0, 2))
+
+
+def test_the_learned_solver_is_told_the_run_s_tolerance_and_the_goals_below(
+    problem: Problem,
+) -> None:
+    own = problem.trainer.config.forward.tolerance
+    contest = solver.enlist(problem, (10 * own, own, 1e-7), None)
+    told = {
+        method.name: method.solver.tolerance
+        for method in contest.methods.values()
+        if isinstance(method.solver, NeuralSolver)
+    }
+    assert told == {"learned": own, "learned to 1e-7": 1e-7}
 
 
 def test_the_study_has_every_method_and_every_goal(study: Study) -> None:
