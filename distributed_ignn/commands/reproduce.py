@@ -39,9 +39,9 @@ from distributed_ignn.lab.studies import (
 )
 from distributed_ignn.lab.studies.outcome import Outcome, Request, show_outcome, write_outcome
 from distributed_ignn.lab.studies.tables.paper_figures import COLUMNS
+from distributed_ignn.lab.studies.tables.paper_results import RESULTS, reproduce_result
 from distributed_ignn.lab.studies.tables.table_cells import TableRequest
 from distributed_ignn.lab.studies.tables.table_models import DECIDED, MODELS, dotted
-from distributed_ignn.lab.studies.tables.table_study import RESULTS, reproduce_result
 from distributed_ignn.launchers.this_rank import on_this_rank
 
 Study = Callable[[Request, Communicator], Outcome]
@@ -183,14 +183,16 @@ def _reproduce_result(options: _Options, flags: dict[str, Any], config_file: Pat
             f"{options.study} takes --datasets, with names or files, as in --datasets "
             "citeseer,graph.npz"
         )
-    processes = {name: flags.pop(name) for name in ("workers", "gpus") if name in flags}
+    processes: dict[str, Any] = {
+        name: flags.pop(name) for name in ("workers", "gpus") if name in flags
+    }
     settings = dict(dotted(flags))
     _refuse(options.study, settings, (*_OWN, *DECIDED))
     request = TableRequest(
         study=options.study,
         size=result.size,
         datasets=options.datasets or COLUMNS[result.size],
-        models=options.models or tuple(MODELS),
+        models=tuple(name for name in MODELS if name in (options.models or MODELS)),
         seeds=options.seeds,
         flags=settings,
         out=(options.out or Path("runs") / result.runs).absolute(),
@@ -230,9 +232,8 @@ def _defaults(argv: Sequence[str]) -> list[str]:
     if LONG_RANGE in argv:
         name = "long-range-hard.yaml" if "--hard" in argv else "long-range.yaml"
         return ["--config", str(CONFIG_FOLDER / name)]
-    if not {*RESULTS}.isdisjoint(argv):
-        return []
-    return [] if _holds(argv, "--dataset") else ["--dataset", "citeseer"]
+    named = _holds(argv, "--dataset") or not {*RESULTS}.isdisjoint(argv)
+    return [] if named else ["--dataset", "citeseer"]
 
 
 def _holds(argv: Sequence[str], flag: str) -> bool:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from distributed_ignn.comm.communicator import Communicator
-from distributed_ignn.commands.reproduce import STUDIES, main
+from distributed_ignn.commands.reproduce import NAMES, main
 from distributed_ignn.config import parse_args
 from distributed_ignn.errors import UserError
 from distributed_ignn.lab.benchmarks.variants import all_variants
@@ -310,7 +310,7 @@ def _refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     ("arguments", "expected"),
     [
         ([], "STUDY is missing; --help shows examples"),
-        (["figure6"], "STUDY figure6 must be 'figure3', 'figure4'"),
+        (["figure9"], "STUDY figure9 must be 'table1', 'table3'"),
         (["figure3", "--dataset", "citeser"], "did you mean"),
         (["figure3", "--seeds", "0,x"], "--seeds 0,x must be whole numbers from 0 on"),
         (["figure3", "--seeds", "-1"], "--seeds"),
@@ -361,7 +361,7 @@ def test_every_study_has_its_line_of_help(capsys: pytest.CaptureFixture[str]) ->
         main(["--help"])
     assert stop.value.code == 0
     text = capsys.readouterr().out
-    assert all(f"\n  {study} " in text for study in STUDIES)
+    assert all(f"\n  {study} " in text for study in NAMES)
 
 
 def _curves_on_a_rank(comm: Communicator, out: Path) -> list[dict[str, Any]]:

@@ -80,8 +80,7 @@ class CellTrainer:
             Stopped: some rank was asked to stop; the same call goes on.
         """
         for cell in self.cells:
-            done = comm.together(lambda cell=cell: is_finished(cell.run) if comm.is_main else None)
-            if comm.gather_json(done)[0]:
+            if _is_finished_for_all(cell, comm):
                 continue
             self.begin(cell)
             run = self.sharded(cell, comm)
@@ -90,6 +89,12 @@ class CellTrainer:
             reason = train_cell(comm, run, shows=self.shows)
             if reason is not None:
                 self.give_up(cell, reason)
+
+
+def _is_finished_for_all(cell: TableCell, comm: Communicator) -> bool:
+    """What the first rank sees; other machines need not see the folder."""
+    found: list[bool | None] = comm.gather_json(is_finished(cell.run) if comm.is_main else None)
+    return bool(found[0])
 
 
 def train_cell(

@@ -48,16 +48,16 @@ def train_on_ray(trainer: CellTrainer, asked: RunConfig) -> None:
 def _prepare(asked: RunConfig) -> None:
     if "RANK" in os.environ:
         raise UserError(
-            "--workers and --gpus train several runs at once through Ray, and the ranks of torchrun "
-            "train one after the other; leave them out, or start without torchrun"
+            "--workers and --gpus train several runs at once through Ray, and the ranks of "
+            "torchrun train one after the other; leave them out, or start without torchrun"
         )
     try:
         cluster.prepare(asked)
     except UserError as error:
         raise UserError(
-            "--workers and --gpus train several runs at once through Ray, which is missing; install "
-            "it with pip install 'distributed-ignn[ray]', or leave them out to train one run after "
-            "the other"
+            "--workers and --gpus train several runs at once through Ray, which is missing; "
+            "install it with pip install 'distributed-ignn[ray]', or leave them out to train one "
+            "run after the other"
         ) from error
 
 
@@ -97,7 +97,8 @@ def _task(each: Mapping[str, float], restarts: int) -> Any:
     """What Ray runs for each cell; sent as it is, so that it finds the package by its path."""
     import ray
 
-    path = search_path()
+    path, places = search_path(), {"num_cpus": each["CPU"], "num_gpus": each.get("GPU", 0)}
+    remote: Any = ray.remote(max_calls=1, max_retries=restarts)  # max_calls: memory is given back
 
     def train(settings: dict[str, Any], device: str) -> str | None:
         import sys
@@ -107,8 +108,7 @@ def _task(each: Mapping[str, float], restarts: int) -> Any:
 
         return ray_cells.train_in_task(settings, device)
 
-    options = {"num_cpus": each["CPU"], "num_gpus": each.get("GPU", 0)}
-    return ray.remote(max_calls=1, max_retries=restarts, **options)(train)
+    return remote(train).options(**places)
 
 
 def train_in_task(settings: dict[str, Any], device: str) -> str | None:

@@ -63,7 +63,8 @@ def plan_cells(request: TableRequest) -> list[TableCell]:
     Raises:
         UserError: settings are wrong, or one of the command line has an effect on no run.
     """
-    cells, effective = [], set()
+    cells: list[TableCell] = []
+    effective: set[str] = set()
     for dataset in request.datasets:
         for model in request.models:
             config = settings_of(model, dataset, request.size)

@@ -14,13 +14,13 @@ from distributed_ignn.lab.studies.tables.paper_figures import Printed, printed
 from distributed_ignn.lab.studies.tables.standings import Standing, Standings
 from distributed_ignn.lab.studies.tables.table_models import MODELS
 
-_GONE = "–"
+_GONE = "-"
 _MARKDOWN = {0: "%s", 1: "**%s**", 2: "<u>%s</u>"}
 _LATEX = {0: "%s", 1: "\\textbf{%s}", 2: "\\underline{%s}"}
 _SCREEN = {0: "%s", 1: "[bold]%s[/bold]", 2: "[underline]%s[/underline]"}
 """How the best (1) and the runner-up (2) of a dataset are set."""
 
-_ESCAPED = {**{ord(c): f"\\{c}" for c in "&%$#_{}"}, ord("±"): "$\\pm$", ord(_GONE): "--"}
+_ESCAPED = {**{ord(c): f"\\{c}" for c in "&%$#_{}"}, ord("±"): "$\\pm$"}
 _COSTS = "What a training takes, and the parameters of model and solver."
 
 _Entry = tuple[Standing | None, Printed | None]
