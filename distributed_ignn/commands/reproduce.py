@@ -72,7 +72,7 @@ studies:
   figure8     training with the learned solver, Anderson and Picard, epoch by epoch
   long-range  accuracy over the length of a chain, against GCN, SGC, APPNP and GCNII
   rivals      accuracy on any graph, beside GCN, GraphSAGE, APPNP, GCNII and an MLP of one setting
-              each; the rivals are trained anew by every call
+              each
 
 examples:
   {_EXAMPLE}

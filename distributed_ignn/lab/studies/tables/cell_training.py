@@ -82,10 +82,10 @@ class CellTrainer:
         for cell in self.cells:
             if _is_finished_for_all(cell, comm):
                 continue
-            self.begin(cell)
             run = self.sharded(cell, comm)
             if run is None:
                 continue
+            self.begin(cell)
             reason = train_cell(comm, run, shows=self.shows)
             if reason is not None:
                 self.give_up(cell, reason)

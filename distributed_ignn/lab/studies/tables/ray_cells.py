@@ -70,9 +70,9 @@ def _train(trainer: CellTrainer, task: Any, asked: RunConfig, on_gpus: bool) -> 
     while waiting or running:
         while waiting and len(running) < cluster.processes(asked):
             cell = waiting.pop(0)
-            trainer.begin(cell)
             run = trainer.sharded(cell, comm)
             if run is not None:
+                trainer.begin(cell)
                 device = run.device if on_gpus else "cpu"
                 running[task.remote(run.model_dump(mode="json"), device)] = cell
         for reference in ray.wait(list(running))[0] if running else ():
