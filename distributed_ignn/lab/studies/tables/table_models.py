@@ -19,10 +19,10 @@ from distributed_ignn.config.shipped import shipped_file
 from distributed_ignn.errors import UserError
 from distributed_ignn.lab.studies.study_runs import with_settings
 from distributed_ignn.lab.studies.tables.paper_figures import paper_name, size_of
+from distributed_ignn.models.kinds import KINDS
 
 OURS = "ours"
 _LIKE = {"large": "ogbn-products", "small": "citeseer"}
-_NO_SOLVER: Mapping[str, Any] = {"solver": {}, "schedule": {}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,52 +30,55 @@ class TableModel:
     """A row.
 
     Args:
+        name: as the command line has it; of an explicit model, its ``model.kind``.
         label: as the tables show it.
-        kind: ``model.kind``.
         changes: of the paper's own settings; None for a model that has none of these.
         large: settings on large datasets, where the paper has others there.
     """
 
+    name: str
     label: str
-    kind: str = "implicit"
     changes: Mapping[str, Any] | None = None
     large: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def explicit(self) -> bool:
         """Whether it has finitely many layers."""
-        return self.kind != "implicit"
+        return self.name in KINDS
 
 
-def _cell(name: str, **changes: Any) -> dict[str, Any]:
-    """With a cell that is bounded by the way it is made, and Anderson's method."""
-    bounded = {"model.cell": name, "model.constraint": "projection", "forward.method": "anderson"}
-    return {**_NO_SOLVER, **bounded, **changes}
+def _solved(method: str, **model: Any) -> dict[str, Any]:
+    """Without a learned solver, by a method, and with other settings of the model."""
+    chosen = {f"model.{key}": value for key, value in model.items()}
+    return {"solver": {}, "schedule": {}, "forward.method": method, **chosen}
 
 
+_BOUNDED = {"constraint": "projection"}  # by the way in which the cell is made
+_ROWS = (
+    TableModel("gcn", "GCN"),
+    TableModel("gat", "GAT"),
+    TableModel("sgc", "SGC"),
+    TableModel("appnp", "APPNP"),
+    TableModel("jknet", "JKNet", large={"explicit.layers": 8}),
+    TableModel("amgcn", "AM-GCN"),
+    TableModel("demonet", "DEMO-Net"),
+    TableModel("gcnii", "GCNII"),
+    TableModel("acmgcn", "ACM-GCN", large={"explicit.layers": 4}),
+    TableModel("graphsage", "GraphSAGE"),
+    TableModel("mlp", "MLP"),
+    TableModel("ignn", "IGNN", _solved("picard")),
+    TableModel("eignn", "EIGNN", _solved("anderson", cell="eignn", kappa=0.8, **_BOUNDED)),
+    TableModel("mignn", "MIGNN", _solved("anderson", cell="mignn", **_BOUNDED)),
+    TableModel("ignn-aa", "IGNN w. AA", _solved("anderson")),
+    TableModel("ignn-nn", "IGNN w. NN", {"solver.graph_layer": False, "solver.sparsifier": "none"}),
+    TableModel("ignn-solver", "IGNN-Solver", {}),
+    TableModel(OURS, "ours"),
+)
+_NEW = (TableModel(kind, kind) for kind in KINDS if kind not in {row.name for row in _ROWS})
 MODELS: Mapping[str, TableModel] = {
-    "gcn": TableModel("GCN", "gcn"),
-    "gat": TableModel("GAT", "gat"),
-    "sgc": TableModel("SGC", "sgc"),
-    "appnp": TableModel("APPNP", "appnp"),
-    "jknet": TableModel("JKNet", "jknet", large={"explicit.layers": 8}),
-    "amgcn": TableModel("AM-GCN", "amgcn"),
-    "demonet": TableModel("DEMO-Net", "demonet"),
-    "gcnii": TableModel("GCNII", "gcnii"),
-    "acmgcn": TableModel("ACM-GCN", "acmgcn", large={"explicit.layers": 4}),
-    "graphsage": TableModel("GraphSAGE", "graphsage"),
-    "mlp": TableModel("MLP", "mlp"),
-    "ignn": TableModel("IGNN", changes={**_NO_SOLVER, "forward.method": "picard"}),
-    "eignn": TableModel("EIGNN", changes=_cell("eignn", **{"model.kappa": 0.8})),
-    "mignn": TableModel("MIGNN", changes=_cell("mignn")),
-    "ignn-aa": TableModel("IGNN w. AA", changes={**_NO_SOLVER, "forward.method": "anderson"}),
-    "ignn-nn": TableModel(
-        "IGNN w. NN", changes={"solver.graph_layer": False, "solver.sparsifier": "none"}
-    ),
-    "ignn-solver": TableModel("IGNN-Solver", changes={}),
-    OURS: TableModel("ours"),
+    row.name: row for row in sorted((*_ROWS, *_NEW), key=lambda row: not row.explicit)
 }
-"""Every row, by the name that the command line has for it, in the order of the tables."""
+"""Every row by its name, in the order of the tables; a kind that is new is one too."""
 
 DECIDED = ("model.kind", "model.cell", "forward.method", "solver.kind", "solver.graph_layer")
 """Settings that make a row what it is."""
@@ -97,7 +100,7 @@ def settings_of(name: str, dataset: str, size: str) -> RunConfig:
         return with_settings(_of_paper(dataset, size), model.changes)
     if not model.explicit:
         return resolve_run({"dataset": dataset}, None)
-    chosen: dict[str, Any] = {"kind": model.kind}
+    chosen: dict[str, Any] = {"kind": name}
     if size_of(dataset) is not None:
         chosen["hidden"] = _of_paper(dataset, size).model.hidden
     found = resolve_run({"dataset": dataset, "model": chosen}, None)
