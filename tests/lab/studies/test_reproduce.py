@@ -326,6 +326,15 @@ def _refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
         (["long-range", "--lengths", "1"], "must be whole numbers from 2 on"),
         (["long-range", "--depths", "0"], "must be whole numbers from 1 on"),
         (["long-range", "--hard", "--config", "c.yaml"], "give one of them"),
+        (["table3", "--models", "gcn,gcn"], "--models gcn,gcn names one twice; leave one out"),
+        (["table3", "--dataset", "acm"], "table3 takes --datasets, with names or files"),
+        (["table3", "--datasets", "file"], "table3 takes --datasets, with names or files"),
+        (["table3", "--config", "c.yaml"], "table3 takes the settings that come with each model"),
+        (["table3", "--model.kind", "gcn"], "--model.kind is set by the study; it takes --models"),
+        (["table3", "--seed", "1"], "--seed is set by the study; it takes --models, --seeds"),
+        (["table3", "--train.lr", "x"], "train.lr = 'x' must be a number"),
+        (["figure3", "--models", "gcn"], "belong to table1, table3, figure2, figure6, not figure3"),
+        (["table3", "--hard"], "belong to long-range, not table3"),
     ],
 )
 def test_wrong_arguments_are_one_line(

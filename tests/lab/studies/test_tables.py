@@ -288,34 +288,6 @@ def _check_figure(out: Path, common: list[str], capsys: pytest.CaptureFixture[st
     }
 
 
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        (["table3", "--models", "gcn,gcn"], "--models gcn,gcn names one twice; leave one out"),
-        (["table3", "--dataset", "acm"], "table3 takes --datasets, with names or files"),
-        (["table3", "--datasets", "file"], "table3 takes --datasets, with names or files"),
-        (["table3", "--config", "c.yaml"], "table3 takes the settings that come with each model"),
-        (["table3", "--model.kind", "gcn"], "--model.kind is set by the study; it takes --models"),
-        (["table3", "--seed", "1"], "--seed is set by the study; it takes --models, --seeds"),
-        (["table3", "--train.lr", "x"], "train.lr = 'x' must be a number"),
-        (["figure3", "--models", "gcn"], "belong to table1, table3, figure2, figure6, not figure3"),
-        (["table3", "--hard"], "belong to long-range, not table3"),
-    ],
-)
-def test_wrong_arguments_are_one_line(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    arguments: list[str],
-    expected: str,
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert main(arguments) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert expected in line
-    assert not list(tmp_path.iterdir())
-
-
 def test_several_at_once_need_ray_and_no_torchrun(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
