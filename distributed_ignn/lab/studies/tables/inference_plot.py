@@ -36,7 +36,7 @@ def draw_inference(
     """
     columns = min(3, len(curves))
     lines = -(-len(curves) // columns)
-    figure = Figure(figsize=(max(6.0, 4.2 * columns), 1.6 + 3.2 * lines), layout="constrained")
+    figure = Figure(figsize=(max(7.0, 4.2 * columns), 1.6 + 3.2 * lines), layout="constrained")
     grid = figure.subplots(lines, columns, squeeze=False)
     for axes, (dataset, models) in zip(grid.flat, curves.items(), strict=False):
         for model, curve in models.items():
@@ -54,7 +54,7 @@ def draw_inference(
         [known[label] for label in labels],
         labels,
         loc="outside lower center",
-        ncols=min(6, 2 * columns),
+        ncols=min(6, 2 + 2 * columns),
         fontsize="small",
     )
     figure.suptitle(title)
