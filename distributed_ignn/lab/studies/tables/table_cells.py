@@ -36,6 +36,11 @@ class TableRequest:
     out: Path
     train: bool = True
 
+    @property
+    def seeds_text(self) -> str:
+        """``seed 0``, ``seeds 0, 1``."""
+        return f"seed{'s' * (len(self.seeds) > 1)} {', '.join(map(str, self.seeds))}"
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TableCell:
