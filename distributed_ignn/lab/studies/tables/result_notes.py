@@ -9,13 +9,21 @@ from typing import Any
 from distributed_ignn import __version__
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.errors import IncompleteError
-from distributed_ignn.lab.studies.outcome import PROTOCOL
 from distributed_ignn.lab.studies.tables.table_cells import TableRequest
 
 _ALIKE = (
     "IGNN, IGNN w. AA, IGNN w. NN and IGNN-Solver have one map and one training, and every solver "
     "finds the fixed point of the map, so that they differ in accuracy by the noise of training "
     "alone; what a solver changes is the time."
+)
+_TUNED = (
+    "All rows but ours have published settings, which were not tuned here; ours were chosen on "
+    "validation nodes, with a neighbour graph of the features on citeseer, acm, blogcatalog and "
+    "flickr."
+)
+_PROTOCOL = (
+    "Validation nodes choose the epoch; test nodes are read once, at the end. The paper's authors "
+    "choose on the test nodes in their released code, which favours theirs."
 )
 _OTHERWISE = {
     "reddit2": (
@@ -36,7 +44,7 @@ _OTHERWISE = {
 def differences(datasets: Sequence[str]) -> list[str]:
     """In what results on these datasets cannot be the paper's."""
     own = [text for name, text in _OTHERWISE.items() if name in datasets]
-    return [PROTOCOL, _ALIKE, *own]
+    return [_PROTOCOL, _TUNED, _ALIKE, *own]
 
 
 def gaps(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
