@@ -36,10 +36,11 @@ class TableRequest:
     out: Path
     train: bool = True
 
-    @property
-    def seeds_text(self) -> str:
-        """``seed 0``, ``seeds 0, 1``."""
-        return f"seed{'s' * (len(self.seeds) > 1)} {', '.join(map(str, self.seeds))}"
+    def averaged(self, what: str) -> str:
+        """``mean over seeds 0, 1`` of ``mean``, or ``seed 0`` where there is one."""
+        if len(self.seeds) == 1:
+            return f"seed {self.seeds[0]}"
+        return f"{what} over seeds {', '.join(map(str, self.seeds))}"
 
 
 @dataclass(frozen=True, slots=True, eq=False)

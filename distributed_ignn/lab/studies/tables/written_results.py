@@ -55,10 +55,10 @@ def _write_table(request: TableRequest, trainer: CellTrainer) -> Rows:
     found = standings(rows)
     notes = [*differences(request.datasets), *rivals_ahead(found), *gaps(rows)]
     metrics = sorted({row["metric"] for row in rows if row["metric"]}) or ["metric"]
+    figures = request.averaged("mean and standard deviation")
     caption = (
-        f"Test {' or '.join(metrics)} in per cent, mean and standard deviation over "
-        f"{request.seeds_text}; the best in bold, the runner-up underlined, the paper's figures "
-        "beside them."
+        f"Test {' or '.join(metrics)} in per cent, {figures}; the best in bold, the runner-up "
+        "underlined, the paper's figures beside them."
     )
     text = TableText(request.study, request.datasets, request.models, found, caption, notes)
     start = request.out / request.study
@@ -112,7 +112,7 @@ def _write_figure(request: TableRequest, runs: Rows, measured: Rows) -> None:
     start = request.out / request.study
     if curves:
         metrics = {row["dataset"]: row["metric"] for row in runs if row["metric"]}
-        title = f"{request.study}: metric over inference time, mean over {request.seeds_text}"
+        title = f"{request.study}: metric over inference time, {request.averaged('mean')}"
         figure = draw_inference(curves, metrics, title)
         save_figure(figure, start.with_suffix(".png"))
         save_figure(figure, start.with_suffix(".svg"))
