@@ -24,11 +24,12 @@ _WAITS = "watchdog talks"  # comm.watchdog.TALKS, whose import takes seconds tha
 def run_main(main: Callable[[], None]) -> int:
     """Run a command and return its exit code.
 
-    0; 2 after a UserError; 75 after a JobError; 128 + signal where a signal ended it. The reason is
-    printed as one line to stderr: a UserError as ``error: ...`` by its teller, which is one rank
-    where every rank raises the same one, a JobError by the first rank that knows of it. Any other
-    exception is a bug and passes through with its stack trace. What the library logs meanwhile is
-    shown, see ``shown_log``. The process is taken to be ours: see ``use_huge_pages``.
+    0; 2 after a UserError, 3 if that is an IncompleteError; 75 after a JobError; 128 + signal where
+    a signal ended it. The reason is printed as one line to stderr: a UserError as ``error: ...`` by
+    its teller, which is one rank where every rank raises the same one, a JobError by the first rank
+    that knows of it. Any other exception is a bug and passes through with its stack trace. What the
+    library logs meanwhile is shown, see ``shown_log``. The process is taken to be ours: see
+    ``use_huge_pages``.
     """
     use_huge_pages()
     code = _exit_code(main)
@@ -49,7 +50,7 @@ def _exit_code(main: Callable[[], None]) -> int:
         if elsewhere:
             # torchrun ends all ranks when the first has ended, and that must not be one in silence
             time.sleep(_TELLER_SECONDS)
-        return 2
+        return error.exit_code
     except JobError as error:
         _say(f"error: {error}", unless=error.told)
         return JobError.EXIT_CODE

@@ -18,9 +18,21 @@ class UserError(Exception):
         teller: who prints it where there are several ranks: the first rank of each machine, as long
             as ranks have not met; the first of the job, once all of them raise it alike; or every
             rank that raises it.
+        exit_code: of the command that ends with it.
     """
 
     teller: Teller = "machine"
+    exit_code = 2
+
+
+class IncompleteError(UserError):
+    """A table is written and some of its runs are missing.
+
+    Entry points print it as any UserError and exit with code 3, so that a script can tell a table
+    with gaps from a command that did nothing.
+    """
+
+    exit_code = 3
 
 
 class JobError(Exception):

@@ -348,6 +348,11 @@ def test_command_with_flags_of_its_own(
             "keep = 0.5 has no effect with",
         ),
         ("--solver.kind paper --solver.fit-nodes 9", "fit_nodes = 9 has no effect"),
+        ("--solver.graph-layer false", "solver.graph_layer = False has no effect with solver.kind"),
+        (
+            "--solver.kind paper --solver.graph-layer false --solver.sparsifier pri",
+            "solver.sparsifier = pri has no effect with solver.kind = paper",
+        ),
         (
             "--solver.lr 0.1 --schedule.solver-steps 3",
             "lr = 0.1 has no effect .*; drop it .and 1",

@@ -9,7 +9,10 @@ COMMANDS = {
     "benchmark": ("benchmark", "measure products, exchanges, epochs, solvers and codecs"),
     "scaling": ("scaling", "measure how training speeds up with ranks and slow links"),
     "plan": ("plan", "predict time and memory on machines that are not at hand"),
-    "reproduce": ("reproduce", "repeat one of the paper's studies, or the long-range study"),
+    "reproduce": (
+        "reproduce",
+        "repeat the paper's tables, figures and studies, or ours",
+    ),
     "link": ("link", "run ranks with a slow network between two halves of them"),
 }
 """Name, module of this package, and what it does."""

@@ -19,7 +19,9 @@ from distributed_ignn.config.parse import (
     parse_args,
     parse_options,
     parse_options_and_run,
+    parse_options_and_settings,
     parse_run,
+    resolve_run,
 )
 from distributed_ignn.config.paths import absolute_paths
 from distributed_ignn.config.sections import RunConfig
@@ -57,7 +59,9 @@ __all__ = [
     "parse_args",
     "parse_options",
     "parse_options_and_run",
+    "parse_options_and_settings",
     "parse_run",
+    "resolve_run",
     "run_from_settings",
     "what_was_decided",
 ]

@@ -115,6 +115,14 @@ def whole_numbers(least: int) -> Callable[[Any], Any]:
     return parse
 
 
+def distinct_names(value: Any) -> Any:
+    """The members of a list of names with commas between them, none of them twice."""
+    names = _split(value)
+    if isinstance(names, list) and len(set(names)) < len(names):
+        raise ValueError("names one twice; leave one out")
+    return names
+
+
 _UNITS = {"s": 1.0, "min": 60.0, "h": 3600.0}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(s|min|h)")
 

@@ -118,13 +118,30 @@ def parse_options_and_run(
     Raises:
         UserError, SystemExit: as ``parse_args``.
     """
+    values, flags, path = parse_options_and_settings(
+        options, argv, name=name, about=about, more=more
+    )
+    return values, resolve_run(_merge(flags, means(values)), path)
+
+
+def parse_options_and_settings(
+    options: type[OptionsT], argv: Sequence[str], *, name: str, about: str, more: str
+) -> tuple[OptionsT, dict[str, Any], Path | None]:
+    """As ``parse_options_and_run``, for a command that makes its runs itself.
+
+    Returns:
+        Its own flags, the sections and keys that the command line sets, unchecked, and the file
+        that it names with ``--config``.
+
+    Raises:
+        UserError, SystemExit: as ``parse_args``.
+    """
     parser = CommandParser(prog=name, description=about, epilog=more)
     declare(options, parser, _PLACEHOLDERS)
     own = " ".join(parser.format_usage().replace("%", "%%").split()).removeprefix("usage: ")
     parser.usage = f"{own} [--config FILE] [--SECTION.KEY VALUE ...]"
     found, flags = _read(parser, argv)
-    values = validate_options(options, given(options, found))
-    return values, resolve_run(_merge(flags, means(values)), found.config)
+    return validate_options(options, given(options, found)), flags, found.config
 
 
 def _read(parser: CommandParser, argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:

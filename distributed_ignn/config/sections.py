@@ -252,7 +252,7 @@ class RunConfig(Section):
                 "the features, so drop it, or take none",
             ),
             (
-                paper and self.model.normalisation == "row",
+                paper and self.solver.graph_layer and self.model.normalisation == "row",
                 "model.normalisation = row makes no symmetric A_s, and solver.kind = paper needs "
                 "one; use --solver.kind estimator, or drop the setting",
             ),

@@ -95,6 +95,11 @@ class NeuralSolverConfig(Section):
         "none", description="how the graph of estimator and network is thinned"
     )
     keep: float = Field(0.3, gt=0, le=1, description="share of edges kept in its graph")
+    graph_layer: bool = Field(
+        True,
+        description="kind paper: whether its network reads the neighbours' residuals; false: the "
+        "plain network that the paper calls NN",
+    )
     lambda1: float = Field(
         0.3,
         ge=0,

@@ -13,6 +13,9 @@ every rank knows, so that s sees how fast the solve converges and not how far it
 begin at zero, where every step is Picard's. One reduction an iteration; one exchange of D columns
 and one of p. All of it is the same however the graph is cut.
 
+Without its graph layer (the paper's NN) s reads the compressed history of a node alone: A_s is the
+identity, and nothing but the state is exchanged.
+
 Letters: O owned rows, n nodes, D columns, M memory, m <= M + 1 iterates held, p compressed width,
 H hidden width.
 """
@@ -49,10 +52,14 @@ class PaperNetwork(nn.Module):
         memory: M.
         compress: p.
         hidden: H.
+        reads_graph: whether it has a graph layer.
     """
 
-    def __init__(self, width: int, memory: int, compress: int, hidden: int) -> None:
+    def __init__(
+        self, width: int, memory: int, compress: int, hidden: int, *, reads_graph: bool = True
+    ) -> None:
         super().__init__()
+        self.reads_graph = reads_graph
         self.slots = memory + 1
         self.width = width
         self.first = nn.Linear(width, hidden)
@@ -201,9 +208,10 @@ class PaperSolver:
         if self.safeguard and state.strikes >= _MAX_STRIKES:
             return None
         _, newest = state.base.history.newest()
-        own = self.network.squeeze(newest, state.scale)
-        thinned = state.map.propagate(own, True)[0]
-        state.blocks = [thinned, *state.blocks][: self.network.slots]
+        block = self.network.squeeze(newest, state.scale)
+        if self.network.reads_graph:
+            block = state.map.propagate(block, True)[0]
+        state.blocks = [block, *state.blocks][: self.network.slots]
         return self.network.read(state.blocks).sum(dim=0, dtype=torch.float64)
 
     def _judge(self, state: PaperState, norm: float, accepted: float) -> None:

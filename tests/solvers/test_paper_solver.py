@@ -91,6 +91,20 @@ def test_the_sparsified_graph_reaches_alpha_and_beta() -> None:
     assert not torch.equal(beta, other_beta)
 
 
+def test_a_network_without_its_graph_layer_asks_no_neighbour() -> None:
+    given = []
+    for thin in (1.0, 2.0):
+        the_map, network = DenseMap(), _network(0.1)
+        network.reads_graph = False
+        the_map.thin[0, 1] = thin
+        solver = Watched(network)
+        _solve(the_map, solver, 4)
+        given.append(solver.given[-1])
+        assert the_map.products == 0
+    assert torch.equal(given[0][0], given[1][0])
+    assert not torch.equal(given[0][0], torch.eye(given[0][0].numel(), dtype=torch.float64)[0])
+
+
 @pytest.mark.parametrize("bias", [9.0, math.nan])
 def test_the_safeguard_lets_anderson_finish(bias: float) -> None:
     network = _network()

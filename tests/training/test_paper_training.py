@@ -79,9 +79,13 @@ def _rollout(trainer: Trainer, **settings: Any) -> Any:
     return loss
 
 
+@pytest.mark.parametrize("graph_layer", [True, False])
 @pytest.mark.parametrize("graph", ["plain", "channels"])
-def test_the_unrolled_gradient_is_that_of_the_loss(graph: str) -> None:
-    trainer = _trainer({"model": {"residual": 0.2}}, graph)
+def test_the_unrolled_gradient_is_that_of_the_loss(graph: str, graph_layer: bool) -> None:
+    changes: dict[str, dict[str, Any]] = {"model": {"residual": 0.2}}
+    changes["solver"] = {"graph_layer": graph_layer}
+    trainer = _trainer(changes, graph)
+    assert (trainer.implicit.layer.sparsified is None) != graph_layer
     network, loss = _network(trainer), _rollout(trainer)
     loss().backward()
     for name, parameter in network.named_parameters():

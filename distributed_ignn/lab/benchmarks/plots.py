@@ -11,15 +11,16 @@ from distributed_ignn.files import atomic_write_bytes
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a PNG that replaces ``path`` only once it is complete.
+    """Write a picture that replaces ``path`` only once it is complete.
 
     Args:
         figure: made with ``matplotlib.figure.Figure``, whose canvas (Agg) needs no display.
-        path: of the PNG; its folder must exist.
+        path: an SVG if it ends in ``.svg``, else a PNG; its folder must exist.
 
     Raises:
         OSError: the folder is missing or not writable, or the disk is full.
     """
+    kind = "svg" if path.suffix == ".svg" else "png"
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150, bbox_inches="tight")
+    figure.savefig(buffer, format=kind, dpi=150, bbox_inches="tight")
     atomic_write_bytes(path, buffer.getvalue())

@@ -18,10 +18,12 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.lab.benchmarks.interleaving import finish_device
 from distributed_ignn.lab.benchmarks.problem import Problem
 from distributed_ignn.solvers.base import AnySolver, Evaluation, FixedPointMap, relative_residual
@@ -114,9 +116,10 @@ class _Observed:
 class _Recorder(_Observed):
     """Measures every point that is evaluated."""
 
-    def __init__(self, problem: Problem, most: int, floor: float) -> None:
+    def __init__(self, problem: Problem, most: int, floor: float, tolerance: float) -> None:
         super().__init__(problem)
         self._problem, self._most, self._floor = problem, most, floor
+        self._tolerance = tolerance
         self.steps: list[Step] = []
 
     def __call__(self, z: Tensor, rider: Tensor | None) -> Evaluation:
@@ -126,7 +129,8 @@ class _Recorder(_Observed):
         metric = self._problem.test_metric(z)
         self.steps.append(Step(len(self.steps), distance, residual, metric))
         # the last point is evaluated for its residual only
-        if len(self.steps) > self._most or distance <= self._floor or not math.isfinite(residual):
+        there = distance <= self._floor or residual <= self._tolerance
+        if len(self.steps) > self._most or there or not math.isfinite(residual):
             raise _EnoughError
         return evaluation
 
@@ -161,7 +165,9 @@ def _run(method: Method, observed: _Recorder | _Clock, problem: Problem, most: i
 
 
 @torch.no_grad()
-def trace(problem: Problem, method: Method, most: int, floor: float = 0.0) -> list[Step]:
+def trace(
+    problem: Problem, method: Method, most: int, floor: float = 0.0, tolerance: float = 0.0
+) -> list[Step]:
     """One step per point, the starting point first; not timed. Every rank calls it.
 
     Args:
@@ -169,13 +175,13 @@ def trace(problem: Problem, method: Method, most: int, floor: float = 0.0) -> li
         method: how.
         most: evaluations allowed.
         floor: ends the run once the distance is at or below it.
+        tolerance: ends it once the relative residual is.
     """
-    recorder = _Recorder(problem, most, floor)
+    recorder = _Recorder(problem, most, floor, tolerance)
     _run(method, recorder, problem, most)
     return recorder.steps
 
 
-@torch.no_grad()
 def time_steps(
     problem: Problem,
     methods: Mapping[str, Method],
@@ -187,18 +193,43 @@ def time_steps(
 
     Args:
         problem: what is solved.
-        methods: run in turn in every round, after one round that only warms up.
+        methods: run in turn.
         lengths: points of each method.
-        rounds: measured ones.
+        rounds: see ``take_turns``.
         now: the clock that is read.
     """
-    found: dict[str, list[list[float]]] = {name: [] for name in methods}
+    runs = {
+        name: partial(clocked, problem, each, lengths[name], now) for name, each in methods.items()
+    }
+    return take_turns(runs, rounds, problem.comm)
+
+
+@torch.no_grad()
+def clocked(
+    problem: Problem, method: Method, points: int, now: Now = time.perf_counter
+) -> list[float]:
+    """Seconds by ``now`` until each of a method's first points is there, on this rank."""
+    clock = _Clock(problem, points, now)
+    _run(method, clock, problem, points)
+    return clock.seconds
+
+
+def take_turns(
+    runs: Mapping[str, Callable[[], list[float]]], rounds: int, comm: Communicator
+) -> dict[str, list[float]]:
+    """Medians of what runs return, each number that of the slowest rank; every rank calls it.
+
+    Args:
+        runs: called in turn in every round, after one round that only warms up; each returns as
+            many seconds every time.
+        rounds: measured ones.
+        comm: this rank's communicator.
+    """
+    found: dict[str, list[list[float]]] = {name: [] for name in runs}
     for round_number in range(rounds + 1):
-        for name, method in methods.items():
-            problem.comm.barrier()
-            clock = _Clock(problem, lengths[name], now)
-            _run(method, clock, problem, lengths[name])
-            slowest = problem.comm.max(torch.tensor(clock.seconds, dtype=torch.float64))
+        for name, run in runs.items():
+            comm.barrier()
+            slowest = comm.max(torch.tensor(run(), dtype=torch.float64))
             if round_number:
                 found[name].append(slowest.tolist())
     return {

@@ -2,41 +2,29 @@
 
 The implicit model has the settings that the study is given. Each rival has one setting for all
 graphs, the one that its own paper or most of the literature takes, and reads the same nodes,
-features and split, edges both ways. Validation chooses the epoch of each; test nodes are read once.
-
-Letters: n nodes, F features, C classes, D width, E directed edges.
+features and split, edges both ways. All are runs of the ordinary trainer: validation chooses the
+epoch of each, and test nodes are read once.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import torch
 from matplotlib.figure import Figure
-from rich.console import Console
 
 from distributed_ignn.comm.communicator import Communicator
-from distributed_ignn.config import ExplicitConfig, ModelConfig, RunConfig
-from distributed_ignn.distributed_graph import DistributedGraph
-from distributed_ignn.errors import UserError
-from distributed_ignn.graph.datasets import load_dataset
-from distributed_ignn.graph.partitioning.partition import assign_parts
-from distributed_ignn.graph.partitioning.sharding import build_shard
+from distributed_ignn.config import RunConfig
 from distributed_ignn.lab.studies.outcome import Outcome, Request, spread
 from distributed_ignn.lab.studies.study_runs import train_run, with_settings
-from distributed_ignn.models.kinds import KINDS, ExplicitModel, Site
-from distributed_ignn.training.losses.objective import Objective
 
 IMPLICIT = "implicit"
 WIDTH, DROPOUT = 64, 0.5
 LR, WEIGHT_DECAY = 0.01, 5e-4
 EPOCHS, PATIENCE = 300, 100
 
-_PAPER = "No figure of its own: its Table 1 has other graphs, and settings of each."
-
+_PAPER = "No figure of its own: its Tables 1 and 3 have settings of each graph; see table1, table3."
+_TRAINING = ("loss", "metric", "threads", "dtype", "memory_limit", "log_level")
 
 RIVALS: Mapping[str, Mapping[str, Any]] = {
     "GCN": {"kind": "gcn"},
@@ -49,49 +37,21 @@ RIVALS: Mapping[str, Mapping[str, Any]] = {
 """``model.kind`` and the settings of ``explicit``; two layers where they are silent."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Ended:
-    """What a training came to, at the epoch that validation chose."""
-
-    val: float
-    test: float
-    best_epoch: int
-    epochs: int
-    seconds: float
-
-    @classmethod
-    def of(cls, summary: Mapping[str, Any]) -> _Ended:
-        return cls(
-            val=summary["best_val"],
-            test=summary["test_at_best_val"],
-            best_epoch=summary["best_epoch"],
-            epochs=summary["epochs"],
-            seconds=summary["seconds_total"],
-        )
-
-
 def run(request: Request, comm: Communicator) -> Outcome:
-    """Train every rival, and the implicit model, for every seed.
+    """Train every rival, and the implicit model, for every seed; every rank calls it.
 
     Raises:
-        UserError: a graph without features, or more than one rank.
+        UserError: see ``train_run``.
     """
-    if comm.world_size > 1:
-        raise UserError(
-            "rivals trains explicit networks on the whole graph; start it without torchrun"
-        )
-    console = Console(highlight=False)
+    configs = {name: settings_of_rival(name, request.config) for name in RIVALS}
     rows: list[dict[str, Any]] = []
-    graph = _whole(request.config, comm)
-    for name in RIVALS:
+    metric = ""
+    for model, config in (configs | {IMPLICIT: request.config}).items():
         for seed in request.seeds:
-            ended = train_rival(name, graph, request.config, seed)
-            rows.append(_row(name, seed, ended))
-            console.print(f"{name}, seed {seed}: validation {ended.val:.4f}, {ended.seconds:.1f} s")
-    for seed in request.seeds:
-        found = train_run(request.config, request.out, f"seed{seed}", {"seed": seed}, comm)
-        rows.append(_row(IMPLICIT, seed, _Ended.of(found.summary)))
-    metric = str(found.summary["metric"])
+            name = f"seed{seed}" if model == IMPLICIT else f"{model}-seed{seed}"
+            found = train_run(config, request.out, name, {"seed": seed}, comm).summary
+            rows.append(_row(model, seed, found))
+            metric = str(found["metric"])
     return Outcome(
         rows=rows,
         ours=_table(rows),
@@ -101,70 +61,46 @@ def run(request: Request, comm: Communicator) -> Outcome:
             f"Rivals with one setting each: width {WIDTH}, dropout {DROPOUT}, learning rate {LR}, "
             f"weight decay {WEIGHT_DECAY}, {EPOCHS} epochs at most, {PATIENCE} without a better "
             f"validation; two layers, APPNP with {RIVALS['APPNP']['layers']} steps, "
-            f"GCNII with {RIVALS['GCNII']['layers']} layers, GAT with {RIVALS['GAT']['heads']} heads."
+            f"GCNII with {RIVALS['GCNII']['layers']} layers, GAT with {RIVALS['GAT']['heads']} "
+            "heads."
         ),
         figure=_draw(rows, request.config.dataset, metric),
     )
 
 
-def _whole(config: RunConfig, comm: Communicator) -> DistributedGraph:
-    """The graph in one part, with the features of the run and edges both ways."""
-    config = with_settings(config, {"data.directions": "undirected", "data.knn": 0})
-    data = load_dataset(config.dataset, config.data_root, config.data)
-    if data.features is None:
-        raise UserError(f"rivals needs features, and {config.dataset} has none; add x")
-    plan = assign_parts(data.graphs, 1, config.partition).plan
-    return DistributedGraph(build_shard(data, plan, 0), comm, torch.float32)
-
-
-def _network(name: str, graph: DistributedGraph, seed: int) -> ExplicitModel:
-    """A rival, untrained."""
-    kind, *settings = RIVALS[name]
-    model = ModelConfig(hidden=WIDTH, dropout=DROPOUT, input_dropout=DROPOUT)
-    explicit = ExplicitConfig.model_validate({key: RIVALS[name][key] for key in settings})
-    site = Site(graph.shard, graph.comm, model, explicit, torch.float32, seed)
-    return KINDS[RIVALS[name][kind]](site)
-
-
-def train_rival(name: str, graph: DistributedGraph, config: RunConfig, seed: int) -> _Ended:
-    """Adam on the full graph, and the epoch that validates best.
+def settings_of_rival(name: str, config: RunConfig) -> RunConfig:
+    """The run of a rival on the graph of the implicit model's, with loss and metric of that.
 
     Args:
         name: a key of ``RIVALS``.
-        graph: whole, in this process.
-        config: whose loss and metric count.
-        seed: of weights and dropout.
+        config: of the implicit model.
     """
-    network = _network(name, graph, seed)
-    optimiser = torch.optim.Adam(network.parameters(), LR, weight_decay=WEIGHT_DECAY)
-    train = config.train
-    objective = Objective(graph.shard, graph.comm, train.loss, metric=train.metric)
-    best, best_epoch, chosen = float("-inf"), 0, torch.empty(0)
-    started, epoch = time.perf_counter(), 0
-    while epoch < EPOCHS and epoch - best_epoch < PATIENCE:
-        epoch += 1
-        optimiser.zero_grad()
-        objective.loss(network.read_out(network(epoch), epoch)).backward()
-        optimiser.step()
-        with torch.no_grad():
-            logits = network.read_out(network(None))
-        val = objective.metrics(logits, ("val",))["val"]
-        if val > best:
-            best, best_epoch, chosen = val, epoch, logits
-    seconds = time.perf_counter() - started
-    test = objective.metrics(chosen, ("test",))["test"]
-    return _Ended(best, test, best_epoch, epoch, seconds)
+    kind, *explicit = RIVALS[name]
+    steps = {"lr": LR, "weight_decay": WEIGHT_DECAY, "epochs": EPOCHS, "patience": PATIENCE}
+    shape = {"hidden": WIDTH, "dropout": DROPOUT, "input_dropout": DROPOUT}
+    unread: dict[str, Any] = {key: {} for key in ("forward", "adjoint", "solver", "schedule")}
+    unread |= {"data.directions": "undirected", "data.knn": 0, "partition.clusters": 0}
+    unread |= {"comm.halo": "auto", "comm.stale": False}
+    return with_settings(
+        config,
+        {
+            **unread,
+            "model": {"kind": RIVALS[name][kind], **shape},
+            "explicit": {key: RIVALS[name][key] for key in explicit},
+            "train": {**{key: getattr(config.train, key) for key in _TRAINING}, **steps},
+        },
+    )
 
 
-def _row(model: str, seed: int, ended: _Ended) -> dict[str, Any]:
+def _row(model: str, seed: int, summary: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "model": model,
         "seed": seed,
-        "val": ended.val,
-        "test": ended.test,
-        "best_epoch": ended.best_epoch,
-        "epochs": ended.epochs,
-        "seconds": ended.seconds,
+        "val": summary["best_val"],
+        "test": summary["test_at_best_val"],
+        "best_epoch": summary["best_epoch"],
+        "epochs": summary["epochs"],
+        "seconds": summary["seconds_total"],
     }
 
 

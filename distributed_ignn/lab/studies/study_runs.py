@@ -16,8 +16,8 @@ from distributed_ignn.errors import UserError
 from distributed_ignn.reading.plain_files import in_one_line
 from distributed_ignn.reading.strict_json import read_json
 from distributed_ignn.runs.output.folder import SETTINGS
-from distributed_ignn.runs.output.records import read_metrics
-from distributed_ignn.runs.run import run_training
+from distributed_ignn.runs.output.records import METRICS, SUMMARY, read_metrics
+from distributed_ignn.runs.run import Conduct, EpochHook, run_training
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,14 +72,40 @@ def train_run(
     """
     folder = out / "runs" / name
     run = absolute_paths(with_settings(config, {**changes, "output": folder}))
-    begun = comm.together(lambda: is_same_run(run))
     if comm.is_main:
         Console(highlight=False).print(f"[bold]run {name}[/bold]", soft_wrap=True)
-    if not begun or not (run.output / "summary.json").is_file():
-        resumed = with_settings(run, {"resume": "auto"}) if begun else run
-        run_training(resumed, comm)
+    complete_run(run, comm)
     comm.barrier()  # rank 0 has written the files that every rank reads now
-    return comm.together(lambda: _read(run), doing=f"read {run.output}")
+    return comm.together(lambda: read_finished(run), doing=f"read {run.output}")
+
+
+def complete_run(
+    run: RunConfig,
+    comm: Communicator,
+    hook: EpochHook | None = None,
+    conduct: Conduct | None = None,
+) -> None:
+    """Train a run from where a former call has left it; nothing, if that has finished it.
+
+    Args:
+        run: with absolute paths; ``run.output`` is its folder.
+        comm: this rank's communicator; every rank calls it.
+        hook, conduct: see ``run_training``.
+
+    Raises:
+        UserError: see ``train_run``.
+    """
+    found = comm.together(lambda: (is_same_run(run), is_finished(run)) if comm.is_main else None)
+    begun, finished = comm.gather_json(found)[0]  # other machines may not see the folder
+    if begun and finished:
+        return
+    resumed = with_settings(run, {"resume": "auto"}) if begun else run
+    run_training(resumed, comm, hook, conduct=conduct or Conduct())
+
+
+def is_finished(run: RunConfig) -> bool:
+    """Whether the folder of a run has its summary."""
+    return (run.output / SUMMARY).is_file()
 
 
 def is_same_run(run: RunConfig) -> bool:
@@ -98,8 +124,13 @@ def is_same_run(run: RunConfig) -> bool:
     return True
 
 
-def _read(run: RunConfig) -> FinishedRun:
-    path = run.output / "summary.json"
+def read_finished(run: RunConfig) -> FinishedRun:
+    """What the finished run in ``run.output`` left behind.
+
+    Raises:
+        UserError: its files cannot be read.
+    """
+    path = run.output / SUMMARY
     try:
         summary = read_json(path)
         if not isinstance(summary, dict):
@@ -108,4 +139,4 @@ def _read(run: RunConfig) -> FinishedRun:
         raise UserError(
             f"{path} cannot be read ({in_one_line(error)}); remove {run.output} to run it again"
         ) from error
-    return FinishedRun(run, summary, tuple(read_metrics(run.output / "metrics.jsonl")))
+    return FinishedRun(run, summary, tuple(read_metrics(run.output / METRICS)))

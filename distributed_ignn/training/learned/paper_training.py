@@ -94,14 +94,16 @@ def build_paper_parts(
     Raises:
         UserError: A_s is not its own transpose, which the gradient through it needs.
     """
-    if not shard.channels[0].self_adjoint:
+    section, width = config.solver, config.model.hidden
+    if section.graph_layer and not shard.channels[0].self_adjoint:
         raise UserError(
             "solver.kind = paper needs an undirected graph with a symmetric A_hat, and this one is "
-            "directed or divided by rows; take --solver.kind estimator"
+            "directed or divided by rows; take --solver.kind estimator, or --solver.graph-layer "
+            "false"
         )
-    section, width = config.solver, config.model.hidden
     torch.manual_seed(config.seed + 1)
-    network = PaperNetwork(width, section.memory, section.compress, section.hidden)
+    sizes = width, section.memory, section.compress, section.hidden
+    network = PaperNetwork(*sizes, reads_graph=section.graph_layer)
     mlp = _initialiser(section, model, shard.num_features)
     return PaperParts(
         initialiser=None,
@@ -262,7 +264,10 @@ class PaperRollout:
         for k in range(config.steps):
             residual = self._evaluate(cell, z) - z
             points, residuals = self._held(z, points), self._held(residual, residuals)
-            blocks = self._held(_Thinned.apply(network.squeeze(residual, scale), cell), blocks)
+            block = network.squeeze(residual, scale)
+            if network.reads_graph:
+                block = _Thinned.apply(block, cell)
+            blocks = self._held(block, blocks)
             mean, scale = self._mean(network.read(blocks), residual)
             if not bool(torch.isfinite(scale)):
                 break

@@ -82,11 +82,13 @@ def _estimator_reads(section: NeuralSolverConfig) -> frozenset[str]:
 
 
 def _paper_reads(section: NeuralSolverConfig) -> frozenset[str]:
-    read = set(_COMMON | _NETWORK | {"lambda1_steps", "training", "sparsifier"})
+    read = set(_COMMON | _NETWORK | {"lambda1_steps", "training", "graph_layer"})
     if section.initialiser != "none":
         read.add("bottleneck")
-    if section.sparsifier != "none":
-        read.add("keep")
+    if section.graph_layer:
+        read.add("sparsifier")
+        if section.sparsifier != "none":
+            read.add("keep")
     return frozenset(read)
 
 
@@ -111,7 +113,7 @@ SOLVER_KINDS: dict[str, SolverKind] = {
         build_paper_parts,
         PaperTrainer,
         _paper_reads,
-        lambda section: True,
+        lambda section: section.graph_layer,
         paper_bytes,
         rollout_bytes,
         backward=False,

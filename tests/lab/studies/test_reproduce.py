@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from distributed_ignn.comm.communicator import Communicator
-from distributed_ignn.commands.reproduce import STUDIES, main
+from distributed_ignn.commands.reproduce import NAMES, main
 from distributed_ignn.config import parse_args
 from distributed_ignn.errors import UserError
 from distributed_ignn.lab.benchmarks.variants import all_variants
@@ -382,7 +382,7 @@ def _refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     ("arguments", "expected"),
     [
         ([], "STUDY is missing; --help shows examples"),
-        (["figure6"], "STUDY figure6 must be 'figure3', 'figure4'"),
+        (["figure9"], "STUDY figure9 must be 'table1', 'table3'"),
         (["figure3", "--dataset", "citeser"], "did you mean"),
         (["figure3", "--seeds", "0,x"], "--seeds 0,x must be whole numbers from 0 on"),
         (["figure3", "--seeds", "-1"], "--seeds"),
@@ -400,6 +400,15 @@ def _refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
         (["long-range", "--lengths", "1"], "must be whole numbers from 2 on"),
         (["long-range", "--depths", "0"], "must be whole numbers from 1 on"),
         (["long-range", "--hard", "--config", "c.yaml"], "give one of them"),
+        (["table3", "--models", "gcn,gcn"], "--models gcn,gcn names one twice; leave one out"),
+        (["table3", "--dataset", "acm"], "table3 takes --datasets, with names or files"),
+        (["table3", "--datasets", "file"], "table3 takes --datasets, with names or files"),
+        (["table3", "--config", "c.yaml"], "table3 takes the settings that come with each model"),
+        (["table3", "--model.kind", "gcn"], "--model.kind is set by the study; it takes --models"),
+        (["table3", "--seed", "1"], "--seed is set by the study; it takes --models, --seeds"),
+        (["table3", "--train.lr", "x"], "train.lr = 'x' must be a number"),
+        (["figure3", "--models", "gcn"], "belong to table1, table3, figure2, figure6, not figure3"),
+        (["table3", "--hard"], "belong to long-range, not table3"),
     ],
 )
 def test_wrong_arguments_are_one_line(
@@ -435,7 +444,7 @@ def test_every_study_has_its_line_of_help(capsys: pytest.CaptureFixture[str]) ->
         main(["--help"])
     assert stop.value.code == 0
     text = capsys.readouterr().out
-    assert all(f"\n  {study} " in text for study in STUDIES)
+    assert all(f"\n  {study} " in text for study in NAMES)
 
 
 def _curves_on_a_rank(comm: Communicator, out: Path) -> list[dict[str, Any]]:

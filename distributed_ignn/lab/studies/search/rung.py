@@ -10,21 +10,11 @@ import math
 import signal
 import time
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import RunConfig
 from distributed_ignn.errors import Stopped, UserError
-from distributed_ignn.graph.datasets import load_dataset
-from distributed_ignn.graph.storage.shard_store import (
-    MANIFEST,
-    data_settings,
-    partition_request,
-    prepare_shards,
-    read_manifest,
-)
 from distributed_ignn.lab.studies.study_runs import is_same_run, with_settings
 from distributed_ignn.runs.run import Conduct, run_training
 
@@ -105,31 +95,3 @@ class _Late:
     def __call__(self) -> int | None:
         """See ``StopPoll``."""
         return _TIME_IS_UP if self.seconds > self._limit else None
-
-
-def shard_folder(config: RunConfig, parts: int, cache: Path) -> Path:
-    """The shards of a trial's data, which all trials with these data share.
-
-    To be called by one process on each file system.
-
-    Args:
-        config: the trial, with absolute paths.
-        parts: its ranks.
-        cache: folder of the search for shards.
-
-    Raises:
-        UserError: the data cannot be read or prepared so, or the folder cannot be written.
-    """
-    if config.partition.dir is not None:
-        return config.partition.dir
-    settings = data_settings(config.dataset, config.data)
-    wanted = parts, settings, partition_request(config.partition)
-    for path in sorted(cache.glob(f"*/{MANIFEST}")):
-        try:
-            found = read_manifest(path.parent)
-        except UserError:  # of another version, or damaged: left alone
-            continue
-        if (found.parts, found.settings, found.request) == wanted:
-            return path.parent
-    load = partial(load_dataset, config.dataset, config.data_root, config.data)
-    return prepare_shards(load, cache, parts, config.partition, settings)[0]

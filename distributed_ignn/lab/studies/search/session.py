@@ -21,7 +21,6 @@ from queue import SimpleQueue
 from threading import Thread
 from typing import Any
 
-from distributed_ignn.comm.apart import apart
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import RunConfig, absolute_paths
 from distributed_ignn.errors import JobError, Stopped, UserError
@@ -39,15 +38,16 @@ from distributed_ignn.lab.studies.search.halving import (
     rungs_of,
 )
 from distributed_ignn.lab.studies.search.ledger import Ledger, read_record, search_identity
-from distributed_ignn.lab.studies.search.rung import Rung, shard_folder, train_rung
+from distributed_ignn.lab.studies.search.rung import Rung, train_rung
 from distributed_ignn.lab.studies.search.space import Settings, Space, restricted
+from distributed_ignn.lab.studies.shared_shards import SHARDS, shard_folder, shards_for_all
 from distributed_ignn.lab.studies.study_runs import with_settings
 from distributed_ignn.launchers.local import run_local
 
 TRIALS = 24
 """So many, where neither a number nor a budget of time is given."""
 
-_SHARDS, _RUNS = "shards", "runs"
+_RUNS = "runs"
 _LONGEST_NAME = 100
 _UNSAFE = re.compile(r"[^\w.=+-]")
 
@@ -253,7 +253,7 @@ def search_here(
         Stopped: some rank was asked to stop; the same call goes on.
     """
     budget, request = Budget(request.budget), replace(request, ranks=comm.world_size)
-    whole = read_manifest(_shards_for_all(request, request.config, comm)).whole
+    whole = read_manifest(shards_for_all(request.config, request.out, comm)).whole
 
     def begin() -> Search | None:
         return Search(request, whole, budget, enabled=shows) if comm.is_main else None
@@ -281,24 +281,10 @@ def _next_for_all(search: Search | None, comm: Communicator) -> tuple[Rung, Job 
 
 def _train_with_all(request: Request, rung: Rung, comm: Communicator, owns: bool) -> dict[str, Any]:
     try:
-        folder = _shards_for_all(request, rung.run, comm)
+        folder = shards_for_all(rung.run, request.out, comm)
     except UserError as error:  # of this trial's data settings; on every rank alike
         return {"failure": str(error)}
     return train_rung(comm, _on(rung, folder), owns)
-
-
-def _shards_for_all(request: Request, config: RunConfig, comm: Communicator) -> Path:
-    """The shards of a trial, written where they are not there yet by a rank on each machine."""
-    first, config = comm.local_rank == 0, absolute_paths(config)
-    with comm.activity.phase("preparing shards"):
-        folder = apart(
-            comm,
-            lambda: shard_folder(config, request.ranks, request.out / _SHARDS),
-            works=first,
-            doing=f"write to --out {request.out}",
-            way_out="choose another --out",
-        )
-    return Path(comm.gather_json(str(folder))[0])
 
 
 def _on(rung: Rung, shards: Path) -> Rung:
@@ -335,7 +321,7 @@ class Driver:
 
     def _shards(self, config: RunConfig) -> Path:
         with writing_to(self._request.out):
-            return shard_folder(config, self._request.ranks, self._request.out / _SHARDS)
+            return shard_folder(config, self._request.ranks, self._request.out / SHARDS)
 
     def next(self) -> tuple[Job, Rung] | None:
         """As ``Search.next``, with the run, whose shards are there."""
