@@ -21,6 +21,7 @@ _SCREEN = {0: "%s", 1: "[bold]%s[/bold]", 2: "[underline]%s[/underline]"}
 """How the best (1) and the runner-up (2) of a dataset are set."""
 
 _ESCAPED = {**{ord(c): f"\\{c}" for c in "&%$#_{}"}, ord("±"): "$\\pm$"}
+_WIDEST = 1000  # characters
 _COSTS = "What a training takes, and the parameters of model and solver."
 
 _Entry = tuple[Standing | None, Printed | None]
@@ -114,10 +115,12 @@ class TableText:
         """Print the metrics and the notes."""
         table = Table(title=self.study, caption=self.caption)
         for place, head in enumerate(self._heads("paper")):
-            table.add_column(head, justify="right" if place else "left")
+            table.add_column(head, justify="right" if place else "left", no_wrap=True)
         for row in self._rows(_metrics(_SCREEN)):
             table.add_row(*row)
-        console.print(table)
+        # as wide as it is: cells that are cut or broken tell nothing
+        wide = console.measure(table, options=console.options.update(max_width=_WIDEST))
+        Console(file=console.file, width=wide.maximum, highlight=False).print(table)
         for note in self.notes:
             console.print(note, soft_wrap=True, markup=False)
 
