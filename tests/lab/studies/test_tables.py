@@ -8,7 +8,6 @@ import json
 import re
 import subprocess
 import sys
-import urllib.error
 from pathlib import Path
 from typing import Any
 
@@ -203,9 +202,9 @@ def test_a_seed_whose_solve_has_ended_stays_where_it_is() -> None:
 
 def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> None:
-        raise urllib.error.URLError(OSError("no network"))
+        raise OSError("no network")
 
-    monkeypatch.setattr(download, "_download", refuse)
+    monkeypatch.setattr(download, "transfer", refuse)
 
 
 def _read(path: Path) -> list[dict[str, str]]:
