@@ -99,7 +99,7 @@ class EpochModel:
         return self._evaluation(False)
 
     def _evaluation(self, adjoint: bool) -> Cost:
-        """The map, the method, and with the learned solver an estimate."""
+        """The map and the method's step."""
         part, work, model, state = self.part, self.work, self.machine, self._state
         moved = self._propagation(work.width, adjoint)
         # what a block of rows reads and writes beside the products, which stay in the cache;
@@ -127,7 +127,10 @@ class EpochModel:
         return cost + Cost(exposed=waited - cost.exposed)
 
     def _method(self, adjoint: bool) -> Cost:
-        """The method's step, with H in place of G where there is an estimator."""
+        """The method's step, averaged over a solve; with an estimate where that is learned.
+
+        A learned solver judges an evaluation first, and the last one is only judged.
+        """
         work, model, state = self.work, self.machine, self._state
         steps = max(work.adjoint if adjoint else work.forward, 1)
         # of a state of one byte, since a part's sizes may be estimates and not whole
@@ -137,7 +140,7 @@ class EpochModel:
         if not work.learned:
             passes = model.stream(state, state)  # the square of the image
             return cost + Cost(elementwise=passes, starting=model.operations(_OPERATIONS))
-        return cost + self._estimate()
+        return cost + self._estimate().times((steps - 1) / steps)
 
     def _estimate(self) -> Cost:
         """H from G: one hop of p columns, and the way back to D."""

@@ -81,7 +81,8 @@ class Workload:
         classes: C.
         forward, adjoint, validation: evaluations of the map in each of an epoch's solves.
         memory: M.
-        method: of the equilibrium; a learned one adds a hop to every evaluation.
+        method: of the equilibrium; a learned one adds a hop to every evaluation of a solve but the
+            last.
         compress: p.
         cold_start: whether a learned initialiser starts the forward solve, not the last state.
         warm_adjoint: whether the backward solve starts from the last one's solution.
