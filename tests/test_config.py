@@ -104,6 +104,9 @@ def test_null_on_the_command_line_unsets_a_value_of_the_file(tmp_path: Path) -> 
     [
         ("--dataset chains --modle.hidden=3", ["--modle.hidden", "'--model.hidden'"]),
         ("--dataset chains --model.hid 3", ["unknown flag --model.hid"]),
+        ("--dataset chains --weight_decay 3", ["mean '--train.weight-decay'?"]),
+        ("--dataset chains --tolerance 3", ["'--forward.tolerance' or '--adjoint.tolerance'"]),
+        ("--dataset chains --shards x", ["mean '--partition.dir'?"]),
         ("--dataset chains --train.lr -1e-3", ["--train.lr"]),
         ("--dataset chains --data.label-rate 41", ["data.label_rate = 41", "20, 40 or 60"]),
         ("--dataset chains --device tpu", ["device = 'tpu'", "'auto', 'cpu' or 'cuda'"]),

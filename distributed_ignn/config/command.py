@@ -9,6 +9,8 @@ from typing import Any, NoReturn
 from distributed_ignn.config.suggest import suggest
 from distributed_ignn.errors import UserError
 
+_ELSEWHERE = {"--partition.dir": "shards"}  # what benchmark and Python call a setting
+
 
 class CommandParser(argparse.ArgumentParser):
     """An ArgumentParser that raises UserError and takes ``-`` and ``_`` in a flag as the same.
@@ -57,4 +59,14 @@ class CommandParser(argparse.ArgumentParser):
         if not argument.startswith("-"):
             return f"unexpected argument {argument!r}: a setting looks like --train.epochs 10"
         flag = argument.partition("=")[0]
+        word = flag.strip("-").replace("_", "-")
+        named = [option for option in self._option_string_actions if self._is_called(option, word)]
+        if named:
+            return f"unknown flag {flag} (did you mean {' or '.join(map(repr, named))}?)"
         return f"unknown flag {flag}{suggest(flag, self._option_string_actions)}"
+
+    @staticmethod
+    def _is_called(option: str, word: str) -> bool:
+        """Whether a setting of a section is called so, or is what another command calls so."""
+        short = option.rpartition(".")[2].replace("_", "-")
+        return "." in option and word in (short, _ELSEWHERE.get(option))
