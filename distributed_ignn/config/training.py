@@ -90,8 +90,8 @@ class TrainConfig(Section):
     grace_seconds: float = Field(
         120.0,
         gt=0,
-        description="after SIGTERM or SIGINT, seconds to finish the epoch and write a checkpoint; "
-        "then the run ends without",
+        description="after SIGTERM, SIGINT or SIGHUP, seconds to finish the epoch and write a "
+        "checkpoint; then the run ends without",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="lowest level that logs/rank-N.jsonl of each rank holds"

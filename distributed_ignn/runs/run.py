@@ -95,7 +95,8 @@ def run_training(
 ) -> dict[str, Any]:
     """Prepare shards, train, evaluate once on the test nodes, and write everything down.
 
-    SIGTERM and SIGINT end the run after the epoch in which any rank gets one, with a checkpoint.
+    SIGTERM, SIGINT and SIGHUP end the run after the epoch in which any rank gets one, with a
+    checkpoint.
 
     Args:
         config: the run.

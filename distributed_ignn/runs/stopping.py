@@ -13,7 +13,8 @@ from types import FrameType
 from distributed_ignn.comm.activity import Activity
 from distributed_ignn.errors import Stopped
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""The last is that of a terminal that is gone; where it is ignored (nohup), the run goes on."""
 
 # Ctrl-C in a terminal reaches a rank twice within moments: from the terminal, which signals the
 # whole process group, and from torchrun, which passes on what it got itself.
@@ -61,7 +62,8 @@ class StopRequest:
         if threading.current_thread() is not threading.main_thread():
             yield self
             return
-        before = {signum: signal.signal(signum, self._asked) for signum in SIGNALS}
+        handled = [signum for signum in SIGNALS if not _is_ignored_hangup(signum)]
+        before = {signum: signal.signal(signum, self._asked) for signum in handled}
         try:
             yield self
         finally:
@@ -115,3 +117,7 @@ class StopRequest:
         if self._announce:
             with suppress(OSError):
                 os.write(2, f"{text}\n".encode())
+
+
+def _is_ignored_hangup(signum: signal.Signals) -> bool:
+    return signum == signal.SIGHUP and signal.getsignal(signum) == signal.SIG_IGN

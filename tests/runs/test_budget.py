@@ -398,3 +398,59 @@ def test_a_process_knows_its_memory() -> None:
     free = memory.available(device)
     assert free is not None
     assert free > 1 << 26
+
+
+@pytest.mark.parametrize(
+    ("groups", "files"),
+    [
+        (
+            "5:cpu,memory:/slurm/job_1/step_0\n0::/\n",
+            {
+                "memory/memory.limit_in_bytes": 1 << 62,
+                "memory/memory.usage_in_bytes": 1 << 29,
+                "memory/slurm/job_1/memory.limit_in_bytes": 3 << 20,
+                "memory/slurm/job_1/memory.usage_in_bytes": 2 << 20,
+                "memory/slurm/job_1/memory.stat": "inactive_file 7\ntotal_inactive_file 4096\n",
+            },
+        ),
+        (
+            "0::/user.slice/run.scope\n",
+            {
+                "user.slice/memory.max": 3 << 20,
+                "user.slice/memory.current": 2 << 20,
+                "user.slice/memory.stat": "inactive_file 4096\n",
+                "user.slice/run.scope/memory.max": "max",
+                "user.slice/run.scope/memory.current": 1 << 20,
+            },
+        ),
+        # a container sees its own group as the root, and its path as the machine has it
+        (
+            "0::/docker/7\n",
+            {
+                "memory.max": 3 << 20,
+                "memory.current": 2 << 20,
+                "memory.stat": "inactive_file 4096\n",
+            },
+        ),
+        # both versions, the second beside the first
+        (
+            "0::/job\n",
+            {
+                "unified/job/memory.max": 3 << 20,
+                "unified/job/memory.current": (2 << 20) - 4096,
+            },
+        ),
+    ],
+    ids=["version 1, above the process", "version 2", "container", "hybrid"],
+)
+def test_limits_of_control_groups_count_on_every_level(
+    groups: str, files: dict[str, int | str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mount, own = tmp_path / "mount", tmp_path / "own"
+    own.write_text(groups)
+    for name, content in files.items():
+        (mount / name).parent.mkdir(parents=True, exist_ok=True)
+        (mount / name).write_text(f"{content}\n")
+    monkeypatch.setattr(memory, "_MOUNT", mount)
+    monkeypatch.setattr(memory, "_GROUPS", own)
+    assert memory.available(torch.device("cpu")) == (1 << 20) + 4096

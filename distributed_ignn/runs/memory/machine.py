@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import resource
 import socket
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,11 +19,10 @@ from distributed_ignn.comm.communicator import Communicator
 _M_MMAP_THRESHOLD = -3  # of malloc.h
 _STATUS = Path("/proc/self/status")
 _MEMINFO = Path("/proc/meminfo")
-# folder, limit and usage of a container, for either version of control groups
-_CGROUPS = (
-    (Path("/sys/fs/cgroup"), "memory.max", "memory.current"),
-    (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes"),
-)
+_GROUPS = Path("/proc/self/cgroup")
+_MOUNT = Path("/sys/fs/cgroup")
+_UNIFIED = "memory.max", "memory.current"
+_LEGACY = "memory.limit_in_bytes", "memory.usage_in_bytes"
 
 
 def resident(device: torch.device) -> int:
@@ -45,7 +45,7 @@ def available(device: torch.device) -> int | None:
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     found = [_field(_MEMINFO, "MemAvailable")]
-    for folder, limit, usage in _CGROUPS:
+    for folder, (limit, usage) in _control_groups():
         most, used = _number(folder / limit), _number(folder / usage)
         if most is not None and used is not None:
             # files that were read count as used, and make room when it is needed
@@ -74,6 +74,30 @@ def return_freed_memory() -> None:
         library.malloc_trim(0)
 
 
+def _control_groups() -> Iterator[tuple[Path, tuple[str, str]]]:
+    """All control groups of this process, with the names of their limit and usage.
+
+    A container, SLURM or systemd may set a limit on any level, of either version. Where only a part
+    of the hierarchy is mounted, its root stands for what is above it.
+    """
+    roots = {_MOUNT: (_UNIFIED, "/"), _MOUNT / "memory": (_LEGACY, "/")}
+    try:
+        lines = [line.split(":", 2) for line in _GROUPS.read_text().splitlines()]
+    except OSError:
+        lines = []
+    for number, controllers, path in (line for line in lines if len(line) == 3):
+        if "memory" in controllers.split(","):
+            roots[_MOUNT / "memory"] = _LEGACY, path
+        elif number == "0":
+            roots[_MOUNT] = _UNIFIED, path
+            roots[_MOUNT / "unified"] = _UNIFIED, path
+    for root, (names, path) in roots.items():
+        folder = root / path.strip("/")
+        above = [folder, *folder.parents]
+        for group in above[: len(above) - len(root.parents)]:
+            yield group, names
+
+
 def _field(path: Path, key: str) -> int | None:
     """A line "key:   number kB" of a file in /proc."""
     try:
@@ -87,12 +111,14 @@ def _field(path: Path, key: str) -> int | None:
 
 
 def _cached(path: Path) -> int:
-    """Bytes of files in a container's memory that it can do without."""
+    """Bytes of files in the memory of a control group, and of those below, that it can drop."""
     try:
         pairs = [line.split() for line in path.read_text().splitlines()]
     except OSError:
         return 0
-    return sum(int(value) for key, value in pairs if key == "inactive_file")
+    found = {pair[0]: pair[1] for pair in pairs if len(pair) == 2}
+    # version 1 counts its own group and all below apart
+    return int(found.get("total_inactive_file", found.get("inactive_file", 0)))
 
 
 def _number(path: Path) -> int | None:
