@@ -13,11 +13,13 @@ from distributed_ignn.config import parse_options
 from distributed_ignn.config.options import Bare, Count, Options, OutputFile, check_outputs
 from distributed_ignn.launchers.this_rank import on_this_rank
 from distributed_ignn.runs.predict import PredictOptions, predict
+from distributed_ignn.runs.prediction_file import checked_ending
 
 _EXAMPLE = "ignn predict runs/acm --out acm.parquet"
 _EXAMPLES = f"""\
 examples:
   {_EXAMPLE}
+  ignn predict runs/acm --out acm.csv
   torchrun --standalone --nproc-per-node 2 -m distributed_ignn predict runs/acm --out acm.parquet
 
 In a checkout, launch/predict.py is the same command.
@@ -34,7 +36,7 @@ class _Options(Options):
     run: Annotated[Path, Bare("RUN", _EXAMPLE, flag=True)] = Field(
         description="output folder of a training run"
     )
-    out: OutputFile = Field(description="parquet file to write")
+    out: OutputFile = Field(description="file to write, a .parquet, .csv or .npz")
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="auto: cuda where there is one"
     )
@@ -62,6 +64,7 @@ def main(argv: Sequence[str]) -> int:
 def _run(argv: Sequence[str]) -> None:
     found = parse_options(_Options, argv, name="ignn predict", about=__doc__, more=_EXAMPLES)
     check_outputs(found)
+    checked_ending(found.out)
     options = PredictOptions(
         found.run, found.out, found.tolerance, found.steps, found.require_converged
     )

@@ -3,30 +3,23 @@
 Settings from config.yaml, the graph from the shards that shards.json names (merged and cut again
 when the number of ranks differs), weights from the newest checkpoint, at the epoch that validation
 chose, and the learned solver from solver.safetensors. Nothing is kept from the training solves: the
-equilibrium is found from the initialiser. How close it was found is written into the file, beside
-the predictions, as JSON under the key ``distributed_ignn`` of the schema's metadata.
+equilibrium is found from the initialiser. ``prediction_file.py`` writes what comes of it.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import RunConfig, load_yaml
 from distributed_ignn.errors import UserError
-from distributed_ignn.files import sync, temporary_sibling
 from distributed_ignn.graph.datasets import graph_to_predict
 from distributed_ignn.graph.feature_scaling import FeatureScaling
 from distributed_ignn.graph.partitioning.partition import assign_clusters
@@ -38,10 +31,9 @@ from distributed_ignn.runs.checkpoints.snapshot import restore, restore_best
 from distributed_ignn.runs.kept_solver import load_solver
 from distributed_ignn.runs.output.folder import CHECKPOINTS, SETTINGS
 from distributed_ignn.runs.prediction import Prediction, SolveRequest, solved
+from distributed_ignn.runs.prediction_file import write_predictions
 from distributed_ignn.runs.shards import open_shards
 from distributed_ignn.training.trainer import Trainer
-
-METADATA_KEY = "distributed_ignn"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +42,7 @@ class PredictOptions:
 
     Args:
         run: output folder of a training run.
-        out: parquet file to write.
+        out: file to write; its ending says which kind, see ``prediction_file.py``.
         tolerance: relative residual to solve to; None takes the run's own.
         steps: exactly so many evaluations instead, whatever the residual.
         require_converged: write nothing unless the tolerance is reached.
@@ -170,47 +162,19 @@ def predict(options: PredictOptions, comm: Communicator) -> Prediction:
     """Solve, read out, and write one row per node; every rank calls it.
 
     Raises:
-        UserError: see ``load_run`` and ``solved``; or the file cannot be written.
+        UserError: see ``load_run``, ``solved`` and ``write_predictions``.
     """
     started = time.perf_counter()
     trainer = load_run(options.run, comm)
     request = SolveRequest(options.tolerance, options.steps, options.require_converged)
     found = solved(trainer, options.run, request, embeddings=False)
     comm.together(
-        lambda: _write(options.out, found) if comm.is_main else None,
+        lambda: write_predictions(options.out, found) if comm.is_main else None,
         doing=f"write {options.out}",
     )
     if comm.is_main:
         _show(options, found, time.perf_counter() - started)
     return found
-
-
-def _write(path: Path, found: Prediction) -> None:
-    probability = found.probabilities.float()
-    nodes, classes = probability.shape
-    flat = pa.array(probability.reshape(-1).numpy())
-    columns = {
-        "node": pa.array(range(nodes), pa.int64()),
-        "prediction": _labels(probability, found.multilabel),
-        "probabilities": pa.FixedSizeListArray.from_arrays(flat, classes),
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_sibling(path)
-    try:
-        metadata = {METADATA_KEY: json.dumps(found.quality())}
-        pq.write_table(pa.table(columns, metadata=metadata), temporary)
-        sync(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _labels(probability: Tensor, multilabel: bool) -> pa.Array:
-    """The likeliest class, or the list of classes above one half."""
-    if not multilabel:
-        return pa.array(probability.argmax(dim=1).numpy())
-    chosen = [row.nonzero()[:, 0].tolist() for row in probability > 0.5]
-    return pa.array(chosen, pa.list_(pa.int64()))
 
 
 def _show(options: PredictOptions, found: Prediction, seconds: float) -> None:

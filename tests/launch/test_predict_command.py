@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 from collections.abc import Sequence
@@ -11,13 +12,16 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.commands.predict import main
 from distributed_ignn.config import load_yaml, parse_args
 from distributed_ignn.graph.data import GraphData
 from distributed_ignn.graph.datasets import load_dataset
-from distributed_ignn.runs.predict import METADATA_KEY, PredictOptions, predict
+from distributed_ignn.runs.predict import PredictOptions, predict
+from distributed_ignn.runs.prediction import Prediction
+from distributed_ignn.runs.prediction_file import METADATA_KEY, write_predictions
 from distributed_ignn.runs.run import run_training
 from distributed_ignn.runs.shards import read_record
 from tests.launch.test_train_command import SMALL
@@ -93,6 +97,40 @@ def test_predictions_repeat_the_summary(folder: Path, tmp_path: Path, name: str)
     hits = found["prediction"] == data.labels.numpy()
     for split, key in ((data.test_nodes, "test_at_best_val"), (data.val_nodes, "best_val")):
         assert hits[split.numpy()].mean() == summary[key]
+
+
+def test_every_kind_of_file_says_the_same(folder: Path, tmp_path: Path) -> None:
+    parquet = _predict(folder / "one", tmp_path / "p.parquet")
+    for kind in ("csv", "npz"):
+        out = tmp_path / f"p.{kind}"
+        assert main([str(folder / "one"), "--out", str(out), "--device", "cpu"]) == 0
+    with (tmp_path / "p.csv").open(newline="") as file:
+        header, *rows = csv.reader(file)
+    assert header == ["node", "prediction", "probability_0", "probability_1"]
+    table = np.array(rows, dtype=np.float64)
+    assert np.array_equal(table[:, :2].T, [parquet["node"], parquet["prediction"]])
+    assert np.array_equal(table[:, 2:].astype(np.float32), parquet["probabilities"])
+    arrays = np.load(tmp_path / "p.npz", allow_pickle=False)
+    for name, expected in parquet.items():
+        assert np.array_equal(arrays[name], expected)
+    quality = _quality(tmp_path / "p.parquet")
+    assert quality["converged"]
+    assert json.loads((tmp_path / "p.csv.json").read_text()) == quality
+    assert json.loads(str(arrays[METADATA_KEY])) == quality
+
+
+def test_several_labels_of_a_node_are_kept(tmp_path: Path) -> None:
+    logits = torch.tensor([[2.0, -1.0, 3.0], [-1.0, -2.0, -3.0]])
+    found = Prediction(
+        logits, True, None, 1, 0, 0.0, 1.0, None, None, None, None, None, "micro_f1", {}, False
+    )
+    for kind in ("csv", "npz", "parquet"):
+        write_predictions(tmp_path / f"p.{kind}", found)
+    with (tmp_path / "p.csv").open(newline="") as file:
+        assert [row["prediction"] for row in csv.DictReader(file)] == ["0 2", ""]
+    chosen = np.load(tmp_path / "p.npz", allow_pickle=False)["prediction"]
+    assert chosen.tolist() == [[True, False, True], [False, False, False]]
+    assert pq.read_table(tmp_path / "p.parquet")["prediction"].to_pylist() == [[0, 2], []]
 
 
 def test_one_rank_predicts_from_the_shards_of_two(folder: Path, tmp_path: Path) -> None:
@@ -209,6 +247,7 @@ def test_a_folder_without_a_run_is_one_line(
         (["r", "--run", "s", "--out", "p"], "r and --run s name two of the same"),
         (["r", "s", "--out", "p"], "unexpected argument 's'"),
         (["--run", "r", "--out", "p", "--stepz", "2"], "--steps"),
+        (["r", "--out", "p.xlsx"], "out = p.xlsx says no kind of file; end it in .parquet, .csv,"),
     ],
 )
 def test_wrong_arguments_are_one_line(
