@@ -34,7 +34,7 @@ help:
 	@echo "make clean   remove the virtual environment and caches"
 
 train: $(TRAIN_READY)
-	OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node 2 launch/train.py \
+	OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --local-addr 127.0.0.1 --nproc-per-node 2 launch/train.py \
 		--dataset chains --device cpu --output runs/quickstart-$$(date +%Y%m%d-%H%M%S)
 
 # Cheapest first, each in any case, two files at a time: the tests of one process, those of a few

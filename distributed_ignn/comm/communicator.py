@@ -8,6 +8,8 @@ that several ranks may share one GPU.
 from __future__ import annotations
 
 import json
+import os
+import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -246,7 +248,8 @@ def start_communicator(
         shares_memory: whether rows may go through shared memory where ranks are on one machine.
 
     Raises:
-        UserError: nccl was asked for without a GPU per rank, or see ``join``.
+        UserError: nccl was asked for without a GPU per rank, gloo is to use a network interface
+            that is not there, or see ``join``.
         JobError: another rank did not come.
     """
     if device.type == "cuda":
@@ -256,6 +259,7 @@ def start_communicator(
     own = not dist.is_initialized()
     if own:
         name = choose_backend(backend, device, local_world_size or world_size)
+        _check_interfaces(name)
         by_environment = init_method == "env://"
         dist.init_process_group(
             name,
@@ -301,6 +305,24 @@ def choose_backend(backend: str, device: torch.device, local_world_size: int) ->
             f"{local_world_size} ranks on {device.type}; use --comm.backend gloo"
         )
     return backend
+
+
+def _check_interfaces(backend: str) -> None:
+    """Refuse network interfaces that this machine has not.
+
+    gloo would say so only once all ranks are there, in words of its own, and not on all of them.
+
+    Raises:
+        UserError: the environment names one.
+    """
+    named = os.environ.get("GLOO_SOCKET_IFNAME", "")
+    present = [interface for _, interface in socket.if_nameindex()]
+    absent = [name for name in named.split(",") if name not in present]
+    if named and absent and backend == "gloo":
+        raise UserError(
+            f"GLOO_SOCKET_IFNAME = {named} names no network interface of {socket.gethostname()}; "
+            f"it has {', '.join(present)}; name one of them, or unset the variable"
+        )
 
 
 def _to_pinned(rows: Tensor) -> Tensor:

@@ -110,6 +110,18 @@ def test_ranks_on_machines_of_their_own_take_nccl(groups: dict[str, list[Any]]) 
     assert groups["backend"] == ["nccl", "nccl"]
 
 
+def test_a_network_interface_that_is_not_there_is_refused(
+    groups: dict[str, list[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo,eth99")
+    said = _start(2, "gloo")
+    assert said[0] == said[1]
+    assert said[0].startswith("GLOO_SOCKET_IFNAME = lo,eth99 names no network interface of ")
+    assert groups["backend"] == []
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    assert _start(2, "gloo") == ["gloo", "gloo"]
+
+
 def test_nccl_on_a_shared_gpu_is_refused_by_all_ranks(groups: dict[str, list[Any]]) -> None:
     said = _start(2, "nccl")
     assert said[0] == said[1]
