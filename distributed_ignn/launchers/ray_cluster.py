@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import tempfile
 
 import torch
 
@@ -60,6 +61,14 @@ def connect() -> None:
         raise UserError(
             f"cannot join the Ray cluster{named} ({reason}); give this shell the cluster's token, "
             "or end it with ray stop and start it again"
+        ) from error
+    except OSError as error:
+        if "AF_UNIX" not in str(error):
+            raise
+        folder = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+        raise UserError(
+            f"the path of the folder for Ray's temporary files, {folder}, is too long for its "
+            "sockets; name a shorter one with RAY_TMPDIR, as in RAY_TMPDIR=/tmp"
         ) from error
 
 

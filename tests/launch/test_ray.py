@@ -246,6 +246,19 @@ def test_who_is_lost_is_said_in_short() -> None:
 
 
 @needs_ray
+def test_a_folder_with_too_long_a_name_is_refused_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = tmp_path / ("a" * 100)
+    folder.mkdir()
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    monkeypatch.setenv("RAY_TMPDIR", str(folder))
+    with pytest.raises(UserError, match="is too long for its sockets; name a shorter one") as told:
+        ray_cluster.connect()
+    assert str(folder) in str(told.value)
+
+
+@needs_ray
 @pytest.mark.parametrize(("lost", "restarts", "ends"), [(2, 2, None), (3, 2, "after 2 restarts")])
 def test_a_worker_lost_while_starting_makes_the_driver_join_anew(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, lost: int, restarts: int, ends: str | None
