@@ -10,6 +10,7 @@ from distributed_ignn.config.suggest import suggest
 from distributed_ignn.errors import UserError
 
 _ELSEWHERE = {"--partition.dir": "shards"}  # what benchmark and Python call a setting
+_SURE = 0.85  # likeness of a flag that is misspelt, rather than a setting without its section
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -60,10 +61,12 @@ class CommandParser(argparse.ArgumentParser):
             return f"unexpected argument {argument!r}: a setting looks like --train.epochs 10"
         flag = argument.partition("=")[0]
         word = flag.strip("-").replace("_", "-")
-        named = [option for option in self._option_string_actions if self._is_called(option, word)]
-        if named:
-            return f"unknown flag {flag} (did you mean {' or '.join(map(repr, named))}?)"
-        return f"unknown flag {flag}{suggest(flag, self._option_string_actions)}"
+        known = list(self._option_string_actions)
+        meant = suggest(flag, [option for option in known if "." not in option], likeness=_SURE)
+        named = " or ".join(repr(option) for option in known if self._is_called(option, word))
+        if not meant and named:
+            meant = f" (did you mean {named}?)"
+        return f"unknown flag {flag}{meant or suggest(flag, known)}"
 
     @staticmethod
     def _is_called(option: str, word: str) -> bool:
