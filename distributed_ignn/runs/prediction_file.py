@@ -43,6 +43,9 @@ def write_predictions(path: Path, found: Prediction) -> None:
     """
     write = WRITERS[checked_ending(path).suffix]
     path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f"{path.name}.json")
+    if path.suffix == ".csv":
+        beside.unlink(missing_ok=True)  # it must not outlive the table that it is about
     temporary = temporary_sibling(path)
     try:
         write(temporary, found)
@@ -51,7 +54,7 @@ def write_predictions(path: Path, found: Prediction) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     if path.suffix == ".csv":
-        atomic_write_text(path.with_name(f"{path.name}.json"), _quality(found) + "\n")
+        atomic_write_text(beside, _quality(found) + "\n")
 
 
 def checked_ending(path: Path) -> Path:
