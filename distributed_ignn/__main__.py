@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-
 from distributed_ignn.commands.main import script
 
 if __name__ == "__main__":
-    sys.exit(script())
+    script()

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
 import io
 import logging
 import os
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import NoReturn
 
 from distributed_ignn.errors import JobError, Stopped, UserError
 from distributed_ignn.resident import use_huge_pages
@@ -18,7 +19,6 @@ from distributed_ignn.resident import use_huge_pages
 LOG_ONLY = {"log_only": True}
 """``extra=LOG_ONLY`` of a logging call: for the log files, not for the screen."""
 _TELLER_SECONDS = 5.0
-_WAITS = "watchdog talks"  # comm.watchdog.TALKS, whose import takes seconds that --help need not
 
 
 def run_main(main: Callable[[], None]) -> int:
@@ -32,15 +32,6 @@ def run_main(main: Callable[[], None]) -> int:
     ``use_huge_pages``.
     """
     use_huge_pages()
-    code = _exit_code(main)
-    if any(thread.name == _WAITS for thread in threading.enumerate()):
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)  # it would abort an interpreter that is taken down
-    return code
-
-
-def _exit_code(main: Callable[[], None]) -> int:
     try:
         with shown_log():
             main()
@@ -61,6 +52,22 @@ def _exit_code(main: Callable[[], None]) -> int:
         _say("stopped by SIGINT", unless=_is_other_rank())
         return 128 + signal.SIGINT
     return 0
+
+
+def leave(code: int) -> NoReturn:
+    """End this process, for scripts that are nothing but a command.
+
+    A rank of a job does what is registered with ``atexit`` and ends there: a thread of a library
+    that is still inside C++, waiting for a network, aborts an interpreter that is taken down, and
+    the exit code with it.
+    """
+    if "RANK" in os.environ:
+        atexit._run_exitfuncs()
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):  # of a reader that is gone
+                stream.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _is_told_elsewhere(error: UserError) -> bool:

@@ -2,7 +2,8 @@
 
 import sys
 
+from distributed_ignn.cli import leave
 from distributed_ignn.commands.predict import main
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    leave(main(sys.argv[1:]))

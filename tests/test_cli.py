@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import logging
-import threading
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
-from distributed_ignn.cli import run_main, shown_log
-from distributed_ignn.comm.watchdog import TALKS
+from distributed_ignn.cli import leave, run_main, shown_log
 from distributed_ignn.errors import Teller, UserError
 
 LOGGER = logging.getLogger("distributed_ignn.graph.anything")
@@ -85,17 +87,29 @@ def test_who_tells_of_a_mistake(
     assert len(waited) == (not printed)  # the one that tells is ended if another is sooner
 
 
-def test_a_thread_that_waits_for_the_network_does_not_spoil_the_exit_code(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    codes: list[int] = []
-    monkeypatch.setattr("os._exit", codes.append)
-    over = threading.Event()
-    thread = threading.Thread(target=over.wait, name=TALKS, daemon=True)
-    run_main(_speak)
-    assert codes == []
-    thread.start()
-    run_main(_speak)
-    over.set()
-    thread.join()
-    assert codes == [0]
+_A_RANK = """
+import atexit, threading, torch.distributed as dist
+from distributed_ignn.cli import leave
+atexit.register(print, "last word")
+wait = dist.FileStore({store!r}, -1).get
+threading.Thread(target=wait, args=("never",), daemon=True).start()
+atexit.register(__import__("time").sleep, 0.2)
+print("first", end=" ")
+leave(75)
+"""
+
+
+def test_a_rank_leaves_with_its_own_code_while_a_thread_waits_in_a_store(tmp_path: Path) -> None:
+    code = _A_RANK.format(store=str(tmp_path / "store"))
+    environment = os.environ | {"RANK": "0", "WORLD_SIZE": "2"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (75, "first last word\n", "")
+
+
+def test_a_process_of_its_own_leaves_as_any_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(SystemExit) as left:
+        leave(3)
+    assert left.value.code == 3

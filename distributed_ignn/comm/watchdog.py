@@ -30,8 +30,7 @@ _MISSED = 3  # beats without which a rank counts as gone once a connection has b
 _NAMING_SECONDS = 5.0
 _ALIVE, _ENDED = "alive", "ended"
 TALKS = "watchdog talks"
-"""Name of the thread that talks. One that still waits for a dead network while Python is taken down
-aborts the process, whatever its exit code should have been."""
+"""Name of the thread that talks."""
 
 
 @dataclass(slots=True)
@@ -101,7 +100,7 @@ class Watchdog:
         self._wake.set()
 
     def close(self) -> None:
-        """Stop watching. A thread that waits for a dead network is left, see ``TALKS``."""
+        """Stop watching. A thread that waits for a dead network is left, see ``cli.leave``."""
         self._closed.set()
         self._wake.set()
         for thread in self._threads:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from typing import NoReturn
 
 from distributed_ignn import __version__
-from distributed_ignn.cli import run_main
+from distributed_ignn.cli import leave, run_main
 from distributed_ignn.commands.table import COMMANDS
 from distributed_ignn.errors import UserError
 
@@ -40,9 +41,9 @@ def main(argv: Sequence[str]) -> int:
     return run_main(lambda: _answer(name))
 
 
-def script() -> int:
+def script() -> NoReturn:
     """What ``ignn`` runs."""
-    return main(sys.argv[1:])
+    leave(main(sys.argv[1:]))
 
 
 def _answer(name: str) -> None:

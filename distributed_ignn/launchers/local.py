@@ -21,6 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from distributed_ignn.cli import leave
 from distributed_ignn.config import CommConfig
 from distributed_ignn.errors import JobError, Stopped, UserError
 from distributed_ignn.launchers.local_job import Job, RanksFailed, run_job
@@ -140,7 +141,4 @@ def _call(action: Callable[..., Any], args: tuple[Any, ...], comm: Any) -> Any:
 if __name__ == "__main__":
     from distributed_ignn.launchers import local  # so that a failure has the module's own class
 
-    ended_with = local._be_a_rank(Path(sys.argv[1]))
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(ended_with)  # threads of libraries may abort an interpreter that is taken down
+    leave(local._be_a_rank(Path(sys.argv[1])))
