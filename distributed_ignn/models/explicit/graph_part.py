@@ -33,6 +33,7 @@ class GraphPart:
         fetch: halo rows [H, D] of owned rows [O, D], differentiable; an exchange between ranks.
         total: the sum of a tensor over all parts, differentiable; a reduction between ranks.
         norms: what ``gcn_norm`` has found for the graph's own edges.
+        sums: products with these edges, made when a layer first needs them.
     """
 
     owned_nodes: Tensor
@@ -42,6 +43,7 @@ class GraphPart:
     fetch: Callable[[Tensor], Tensor]
     total: Callable[[Tensor], Tensor]
     norms: dict[Any, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    sums: dict[Any, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, shard: GraphShard, comm: Communicator, dtype: torch.dtype) -> GraphPart:

@@ -23,6 +23,7 @@ from torch_geometric.nn.conv import gcn_conv
 from distributed_ignn.errors import UserError
 from distributed_ignn.models.explicit.graph_part import GraphPart
 from distributed_ignn.models.explicit.normalise import gcn_norm
+from distributed_ignn.models.explicit.row_sums import summed_rows
 
 
 class LayerBinding:
@@ -118,6 +119,9 @@ def _bound_class(cls: type[MessagePassing]) -> type[MessagePassing]:
 
     def propagate(self: Any, edge_index: Tensor, size: Any = None, **kwargs: Any) -> Any:
         given = _on_part(self, self._user_args, kwargs)
+        summed = summed_rows(self, cls, self.exact_binding.graph, edge_index, kwargs, given)
+        if summed is not None:
+            return summed
         return cls.propagate(self, edge_index, size=_size(self), **given)
 
     def edge_updater(self: Any, edge_index: Tensor, size: Any = None, **kwargs: Any) -> Any:

@@ -72,4 +72,4 @@ class ACMGCN(ExplicitModel):
         """See ``ExplicitModel``."""
         # mapped, spread, stacked, activated and weighted channels
         width = model.hidden
-        return Columns(rows=16 * width * explicit.layers, passing=4 * width)
+        return Columns(rows=24 * width * explicit.layers)

@@ -149,4 +149,4 @@ class AMGCN(ExplicitModel):
         """See ``ExplicitModel``."""
         # four embeddings in every layer, and what attention and constraints make of them
         rows = model.hidden * (4 * 4 * explicit.layers + 4 * _EMBEDDINGS)
-        return Columns(rows=rows, passing=4 * model.hidden)
+        return Columns(rows=rows)

@@ -33,4 +33,4 @@ class APPNP(ExplicitModel):
     def columns(cls, model: ModelConfig, explicit: ExplicitConfig, classes: int) -> Columns:
         """See ``ExplicitModel``."""
         sums = Columns.of_sums([classes])
-        return Columns(rows=sums.rows + 4 * model.hidden, passing=sums.passing)
+        return Columns(rows=sums.rows + 4 * model.hidden)

@@ -31,6 +31,7 @@ _STREAM = 5  # its masks are apart from those of the implicit model's
 _PLACES = 4099  # keeps the masks of a model's dropouts apart
 _HEAD = _PLACES - 1
 _INDEX_BYTES = 16  # of an edge: its two ends
+_SHORT_BYTES = 4  # of one end in a sparse product
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -76,18 +77,19 @@ class Columns:
         rows: of every owned and halo node, kept for the backward pass.
         edges: of every edge, kept for it.
         passing: of every edge while messages are summed, in the widest layer.
+        sums: whether neighbours' rows are summed by a product, which holds the edges twice more.
     """
 
     rows: int
     edges: int = 0
     passing: int = 0
+    sums: bool = True
 
     @classmethod
     def of_sums(cls, widths: list[int]) -> Columns:
         """Of layers that sum their neighbours' rows with fixed weights, of these widths."""
-        # what enters the linear map, the sum, the activation and what is dropped of it; messages
-        # before and after they are weighted
-        return cls(rows=4 * sum(widths), passing=2 * max(widths, default=0))
+        # what enters the linear map, the sum, the activation and what is dropped of it
+        return cls(rows=4 * sum(widths))
 
 
 class InputRows(nn.Module):
@@ -280,12 +282,13 @@ class ExplicitModel(NodeModel):
         """
         item, columns = dtype.itemsize, cls.columns(model, explicit, sizes.classes)
         edges = sizes.owned_entries + sizes.boundary_entries if cls.reads_edges else 0
+        products = 2 * (_SHORT_BYTES + item) if columns.sums else 0
         nodes = sizes.owned + sizes.halo
         features = FeatureStore.held_bytes(sizes, item, device.type == "cuda")
         weights = (sizes.features or model.hidden) * model.hidden * item
         return {
-            # as they are, and once more with self-loops and their weights
-            "edges": edges * (2 * _INDEX_BYTES + (2 if sizes.weighted else 1) * item),
+            # as they are, once more with self-loops and their weights, and in products
+            "edges": edges * (2 * _INDEX_BYTES + (2 if sizes.weighted else 1) * item + products),
             "features": features if sizes.features else 0,
             "embedding and its optimiser": 0
             if sizes.features

@@ -87,4 +87,4 @@ class DemoNet(ExplicitModel):
         width, layers = model.hidden, explicit.layers
         hashed = explicit.hash_width + 2 * width  # what is hashed, and the rows before that
         constants = 5 * width  # buckets and signs
-        return Columns(rows=(4 * width + hashed) * layers + 2 * constants, passing=2 * width)
+        return Columns(rows=(4 * width + hashed) * layers + 2 * constants)

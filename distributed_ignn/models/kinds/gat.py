@@ -53,7 +53,7 @@ class GAT(ExplicitModel):
         widths = [width * heads] * (explicit.layers - 1) + [classes * heads]
         # messages are weighted by what is learned, so they stay
         kept = sum(widths) + _KEPT_PER_HEAD * heads * len(widths)
-        return Columns(rows=5 * sum(widths), edges=kept, passing=2 * max(widths))
+        return Columns(rows=5 * sum(widths), edges=kept, passing=2 * max(widths), sums=False)
 
 
 def head_width(model: ModelConfig, explicit: ExplicitConfig) -> int:

@@ -43,4 +43,4 @@ class GraphSAGE(ExplicitModel):
     def columns(cls, model: ModelConfig, explicit: ExplicitConfig, classes: int) -> Columns:
         """See ``ExplicitModel``."""
         sums = Columns.of_sums([model.hidden] * (explicit.layers - 1) + [classes])
-        return Columns(rows=sums.rows + 2 * model.hidden, passing=max(sums.passing, model.hidden))
+        return Columns(rows=sums.rows + 2 * model.hidden)

@@ -38,4 +38,4 @@ class JKNet(ExplicitModel):
     def columns(cls, model: ModelConfig, explicit: ExplicitConfig, classes: int) -> Columns:
         """See ``ExplicitModel``."""
         sums = Columns.of_sums([model.hidden] * explicit.layers)
-        return Columns(sums.rows + 2 * model.hidden * explicit.layers, 0, sums.passing)
+        return Columns(rows=sums.rows + 2 * model.hidden * explicit.layers)
