@@ -104,6 +104,20 @@ def shown_log(stream: io.TextIOBase | None = None) -> Iterator[None]:
         logger.level, logger.propagate = before
 
 
+@contextmanager
+def hushed(hush: bool = True) -> Iterator[None]:
+    """Of what ``shown_log`` shows, leave out all but warnings and errors, if that is asked."""
+    handlers = logging.getLogger("distributed_ignn").handlers
+    shown = [handler for handler in handlers if hush and isinstance(handler, _Plain)]
+    for handler in shown:
+        handler.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for handler in shown:
+            handler.setLevel(logging.INFO)
+
+
 class _Plain(logging.Handler):
     """Lines without time and origin."""
 

@@ -117,7 +117,7 @@ def test_what_is_entered_can_be_chosen_counts_its_memory_and_is_in_the_help(
     assert total("momentum") == total("picard") + state
     monkeypatch.setenv("COLUMNS", "200")
     with pytest.raises(SystemExit):
-        parse_args(["--help"])
+        parse_args(["--help-all"])
     text = " ".join(capsys.readouterr().out.split())
     assert "{picard,anderson,broyden,neural,momentum}" in text
     assert "momentum: heavy ball" in text
@@ -137,7 +137,7 @@ def test_a_kind_that_is_entered_trains_and_counts_its_memory() -> None:
     losses = [trainer.train_epoch().loss for _ in range(config.train.epochs)]
     assert losses[-1] < 0.9 * losses[0]
     held = budget(PartSizes.from_shard(shard), config)
-    assert held["messages"] == 2 * config.model.hidden * 4 * shard.channels[0].owned.num_entries
+    assert held["states of layers"] == 4 * config.model.hidden * 4 * data.num_nodes
 
 
 def _after(path: Path, anchor: str, text: str) -> None:

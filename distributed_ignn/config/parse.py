@@ -155,6 +155,7 @@ def _read(parser: CommandParser, argv: Sequence[str]) -> tuple[argparse.Namespac
         cli_parse_none_str="null",
         add_argument_method=_add_setting,
     )
+    parser.fold_sections()
     found = parser.parse_args(argv)
     settings = {key: value for key, value in vars(found).items() if not isinstance(value, list)}
     return found, source(parsed_args=settings)()
@@ -162,6 +163,8 @@ def _read(parser: CommandParser, argv: Sequence[str]) -> tuple[argparse.Namespac
 
 def _add_setting(group: Any, *flags: str, **kwargs: Any) -> argparse.Action:
     """Declare a flag, with the placeholders of a manual instead of Python's type names."""
+    if kwargs.get("action") == "store_true":
+        return argparse.ArgumentParser.add_argument(group, *flags, **kwargs)
     kwargs["metavar"] = _PLACEHOLDERS.get(kwargs["metavar"], kwargs["metavar"])
     choice = choice_at(RunConfig, kwargs["dest"])
     if choice is not None:

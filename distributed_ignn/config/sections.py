@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
+from pydantic_settings import CliToggleFlag
 
 from distributed_ignn.config import choices
 from distributed_ignn.config.choices import Choice
@@ -85,6 +86,9 @@ class RunConfig(Section):
     )
     resume: Literal["auto"] | Path | None = Field(
         None, description="auto: newest checkpoint in the output folder, if any; or a checkpoint"
+    )
+    quiet: CliToggleFlag[bool] = Field(
+        False, description="show warnings, errors and the table at the end alone"
     )
     data: DataConfig = Field(default_factory=DataConfig)
     partition: PartitionConfig = Field(default_factory=PartitionConfig)

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from distributed_ignn.cli import LOG_ONLY
+from distributed_ignn.cli import LOG_ONLY, hushed
 from distributed_ignn.comm.apart import apart
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import RunConfig, what_was_decided
@@ -128,11 +128,13 @@ def run_training(
     )
     with (
         request.listening(),
+        hushed(config.quiet),
         claimed(config, comm) as config,
         rank_log(config.output, comm, config.train.log_level),
         crash_reports(config, comm),
     ):
-        progress = Progress(config.train.epochs, enabled=conduct.shows and comm.is_main)
+        shows = conduct.shows and comm.is_main
+        progress = Progress(config.train.epochs, enabled=shows, quiet=config.quiet)
         try:
             if graph is not None:
                 _store(config, comm, graph)

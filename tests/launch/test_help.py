@@ -11,17 +11,20 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from pydantic.fields import FieldInfo
 
 from distributed_ignn.commands.main import main
 from distributed_ignn.commands.table import COMMANDS
-from distributed_ignn.config import dataset_names, parse_args
+from distributed_ignn.config import RunConfig, dataset_names, parse_args
+from distributed_ignn.config.section import Section
+from distributed_ignn.config.solvers import ScheduleConfig
 
 _LAUNCH = Path(__file__).resolve().parents[2] / "launch"
 
 
-def _help(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+def _help(argv: list[str], capsys: pytest.CaptureFixture[str], flag: str = "--help") -> str:
     try:
-        code = main([*argv, "--help"])
+        code = main([*argv, flag])
     except SystemExit as stopped:
         code = int(stopped.code or 0)
     assert code == 0
@@ -67,7 +70,7 @@ def test_help_of_training_explains_its_settings(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
-    text = _help(["train"], capsys)
+    text = _help(["train"], capsys, "--help-all")
     assert "torchrun --standalone" in text
     assert "solver options:\n  The learned solver" in text
     assert "most steps of one solve (default: 50)" in text
@@ -77,6 +80,37 @@ def test_help_of_training_explains_its_settings(
     assert len(examples) >= 3
     for line in examples:
         parse_args(shlex.split(line)[1:])
+
+
+def test_help_names_sections_and_fits_the_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    text = _help(["train"], capsys)
+    head, _, examples = text.partition("examples:\n")
+    assert len(text.splitlines()) <= 75
+    assert max(map(len, head.splitlines()[1:])) <= 80
+    assert "ray job submit" in examples
+    sections = dict(re.findall(r"^  --([a-z.]+)\.KEY [^(]*(?:\([^0-9][^(]*)*\((\d+)\)", head, re.M))
+    nested = {"data.chains", "data.synthetic", "data.heterophilous"}
+    named = {name for name, field in RunConfig.model_fields.items() if _is_section(field)}
+    assert set(sections) == named | nested
+    assert int(sections["schedule"]) == len(ScheduleConfig.model_fields)
+    assert "--forward.tolerance" not in head
+
+
+def _is_section(field: FieldInfo) -> bool:
+    return isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+
+
+def test_words_of_other_tools_are_understood() -> None:
+    line = (
+        "--dataset chains --train.learning-rate 0.5 --model.hidden_channels 8 --output-dir out "
+        "--forward.tol 1e-3 --train.num-epochs 3"
+    )
+    run = parse_args(shlex.split(line))
+    assert (run.train.lr, run.model.hidden, run.train.epochs) == (0.5, 8, 3)
+    assert (run.forward.tolerance, run.output) == (1e-3, Path("out"))
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,11 @@ class BudgetReport:
             "ranks_together": self.ranks,
         }
 
+    def line(self) -> str:
+        """For people, where there is enough."""
+        line = f"memory: about {self.needed / _GIB:.2f} GiB for {_ranks(self.ranks)}"
+        return line if self.available is None else f"{line}, of {self.available / _GIB:.1f} GiB"
+
     def table(self) -> Table:
         """For people, largest items first."""
         table = Table("memory of the largest rank", "MiB", title="memory budget")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as RichProgress
 from rich.table import Column, Table
 
+from distributed_ignn.config.dataset import IN_MEMORY
 from distributed_ignn.runs.memory.budget_check import BudgetReport
 from distributed_ignn.training.epoch_record import EpochRecord
 
 _PLAIN_LINES = 20  # about how many epoch lines a log file gets
+_TIGHT = 0.7  # share of the memory there is from which every part of the budget is shown
+_LEGEND = (
+    "val: validation metric; evals: evaluations of the map, forward with validation + backward; "
+    "residual: where the forward solve ended"
+)
 
 
 class Progress:
@@ -22,34 +29,44 @@ class Progress:
     Args:
         epochs: of the whole run.
         enabled: whether this rank shows anything.
+        quiet: whether the table at the end is all that is shown.
         console: where to; standard output by default.
     """
 
-    def __init__(self, epochs: int, *, enabled: bool, console: Console | None = None) -> None:
+    def __init__(
+        self, epochs: int, *, enabled: bool, quiet: bool = False, console: Console | None = None
+    ) -> None:
         self._epochs = epochs
         self._enabled = enabled
+        self._on_the_way = enabled and not quiet
+        self._explained = False
         self._console = console or Console(highlight=False)
         self._bar: RichProgress | None = None
 
     def status(self, what: str) -> None:
         """One line about a step that may take a while."""
-        if self._enabled:
+        if self._on_the_way:
             self._console.print(f"[dim]{what} ...[/dim]")
 
     def budget(self, report: BudgetReport) -> None:
-        """What the run will hold in memory."""
-        if self._enabled:
-            self._console.print(report.table())
+        """What the run will hold in memory: a line, or where that is tight, every part of it."""
+        if not self._on_the_way:
+            return
+        tight = report.available is not None and report.needed > _TIGHT * report.available
+        self._console.print(report.table() if tight else report.line(), soft_wrap=not tight)
 
     def resumed(self, epoch: int) -> None:
         """Say where the run goes on."""
-        if self._enabled:
+        if self._on_the_way:
             self._console.print(f"resumed after epoch {epoch} of {self._epochs}")
 
     def epoch(self, record: EpochRecord) -> None:
         """Show one finished epoch."""
-        if not self._enabled:
+        if not self._on_the_way:
             return
+        if record.solves and not self._explained:
+            self._explained = True
+            self._console.print(f"[dim]{_LEGEND}[/dim]")
         text = _describe(record)
         if self._console.is_terminal:
             bar = self._started_bar()
@@ -83,7 +100,11 @@ class Progress:
         for label, text in summary_rows(summary):
             table.add_row(label, text)
         self._console.print(table)
-        self._console.print(f"results: {_shown(output)}", soft_wrap=True)
+        folder = shlex.quote(str(_shown(output)))
+        lines = [f"results: {folder}", f"curves:  tensorboard --logdir {folder}"]
+        if summary["dataset"] != IN_MEMORY:
+            lines.insert(1, f"next:    ignn predict {folder} --out {folder}/predictions.parquet")
+        self._console.print("\n".join(lines), soft_wrap=True)
 
 
 def _shown(path: Path) -> Path:
@@ -112,7 +133,7 @@ def summary_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
     kind = [] if solves else [("model", summary["kind"])]
     return [
         *kind,
-        ("graph", f"{summary['nodes']:,} nodes, {summary['edges']:,} edges"),
+        ("graph", f"{_count(summary['nodes'])} nodes, {_count(summary['edges'])} edges"),
         ("ranks", f"{summary['world_size']} on {summary['device']}"),
         ("best epoch (by validation)", f"{summary['best_epoch']} of {summary['epochs']}"),
         (f"validation {metric}", f"{summary['best_val']:.4f}"),
@@ -121,11 +142,11 @@ def summary_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
         *_local_steps(summary),
         *_faults(summary),
         ("parameters", _parameters(summary["parameters"], solves)),
-        *([("halo bytes per exchange", _bytes(summary))] if solves else ()),
+        *([("halo of an exchange", _bytes(summary))] if solves else ()),
         (
             "peak memory (largest rank)",
-            f"{summary['peak_memory_bytes'] / 2**20:,.0f} MiB, budget "
-            f"{summary['memory_budget_bytes'] / 2**20:,.0f} MiB",
+            f"{_memory(summary['peak_memory_bytes'])}, budget "
+            f"{_memory(summary['memory_budget_bytes'])}",
         ),
         ("seconds", _seconds(summary)),
     ]
@@ -152,14 +173,31 @@ def _solves(summary: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _parameters(counts: dict[str, int], solves: bool) -> str:
-    text = f"model {counts['model']:,}"
+    text = f"model {_count(counts['model'])}"
     if not solves:
         return text
-    return f"{text}, solver {counts['solver']:,}, initialiser {counts['initialiser']:,}"
+    solver, initialiser = _count(counts["solver"]), _count(counts["initialiser"])
+    return f"{text}, solver {solver}, initialiser {initialiser}"
+
+
+def _count(number: int) -> str:
+    """All digits up to a million, then three of them and a unit."""
+    for unit, name in ((1e9, "G"), (1e6, "M")):
+        if number >= unit:
+            return f"{number / unit:.3g} {name}"
+    return f"{number:,}"
+
+
+def _memory(size: int) -> str:
+    """Bytes in the largest unit of which there are ten."""
+    for unit, name in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+        if size >= 10 * unit:
+            return f"{size / unit:,.0f} {name}" if unit < 2**30 else f"{size / unit:.1f} {name}"
+    return f"{size:,} B"
 
 
 def _bytes(summary: dict[str, Any]) -> str:
-    return f"{summary['halo_bytes_per_exchange']:,}"
+    return _memory(summary["halo_bytes_per_exchange"])
 
 
 def _seconds(summary: dict[str, Any]) -> str:
