@@ -101,7 +101,11 @@ class TrainConfig(Section):
     )
     dtype: Literal["float32", "float64"] = Field("float32", description="number format")
     threads: int = Field(
-        0, ge=0, le=4096, description="CPU threads of each rank (0: cores divided by local ranks)"
+        0,
+        ge=0,
+        le=4096,
+        description="CPU threads of each rank (0: OMP_NUM_THREADS, or cores divided by "
+        "local ranks)",
     )
     kernel: Annotated[str, Choice(choices.KERNELS, ("auto",))] = Field(
         "auto", description="sparse product; auto: what suits the device and the number format"

@@ -15,6 +15,13 @@ from distributed_ignn.errors import UserError
 
 T = TypeVar("T")
 
+_TASKS = {
+    "srun": "SLURM_STEP_NUM_TASKS",
+    "mpirun": "OMPI_COMM_WORLD_SIZE",
+    "mpiexec": "PMI_SIZE",
+}
+"""What tells a task how many there are, by who starts it; sbatch itself sets none of them."""
+
 
 def on_this_rank(
     action: Callable[[Communicator], T], device: str, config: CommConfig | None = None
@@ -93,7 +100,10 @@ def _position() -> _Position:
         UserError: a variable is missing, not a number, or too large.
     """
     if "RANK" not in os.environ:
-        rank, world_size = joined() or (0, 1)
+        group = joined()
+        if group is None:
+            _check_alone()
+        rank, world_size = group or (0, 1)
         return _Position(rank, world_size, rank, world_size)
     values = []
     # starters other than torchrun may leave it out
@@ -116,6 +126,22 @@ def _position() -> _Position:
     if place.world_size > 1:
         _check_address()
     return place
+
+
+def _check_alone() -> None:
+    """Refuse to be one of several tasks that know nothing of each other and would all do the same.
+
+    Raises:
+        UserError: srun or mpirun has started several.
+    """
+    for starter, name in _TASKS.items():
+        tasks = os.environ.get(name, "1")
+        if tasks.isdecimal() and int(tasks) > 1:
+            raise UserError(
+                f"{starter} has started {tasks} tasks ({name} = {tasks}) that know nothing of each "
+                "other: let it start one torchrun on each machine, as configs/slurm/train.sbatch "
+                "does, or give every task RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT"
+            )
 
 
 def _check_address() -> None:

@@ -205,10 +205,16 @@ def _load(config: RunConfig, comm: Communicator, progress: Progress) -> GraphDat
 
 
 def _set_threads(config: RunConfig, conduct: Conduct) -> None:
-    """Share the cores among the ranks of this machine unless a number is given."""
+    """Share the cores among the ranks of this machine unless a number is given.
+
+    OMP_NUM_THREADS is one; but the 1 of several ranks is torchrun's, who sets it where nobody has.
+    """
     if not (conduct.owns_process or config.train.threads):
         return
     local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    if not config.train.threads and asked and not (asked == "1" and local_ranks > 1):
+        return
     cores = len(os.sched_getaffinity(0))
     torch.set_num_threads(config.train.threads or max(1, cores // local_ranks))
 

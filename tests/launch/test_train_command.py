@@ -240,6 +240,8 @@ def test_a_folder_with_a_run_is_refused_and_then_resumed(
             {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "1"},
             "LOCAL_RANK = 1 in the environment is not below LOCAL_WORLD_SIZE = 1",
         ),
+        ({"SLURM_STEP_NUM_TASKS": "4"}, "srun has started 4 tasks"),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, "mpirun has started 2 tasks"),
     ],
 )
 def test_a_meaningless_rank_is_one_line(
