@@ -21,7 +21,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-_BLOCK_ENTRIES = 1 << 18  # rows are coded in blocks that stay in the cache
+from distributed_ignn.device.block_size import block_entries
+
+_BLOCK_ENTRIES = 1 << 18  # on a CPU: rows are coded in blocks that stay in the cache
 _SCALE_ZERO = 200  # table entry of scale 1: scales reach from 2^-49.75 to 2^13.5
 _TOO_LARGE = 255
 _QUARTERS = (1.0, 1.189207115002721, 1.4142135623730951, 1.681792830507429)
@@ -150,9 +152,10 @@ def encodes(codec: str) -> bool:
     return CODECS[codec] is not None
 
 
-def blocks(rows: int, width: int) -> Iterator[slice]:
-    """Consecutive rows that fit in the cache together."""
-    height = max(1, _BLOCK_ENTRIES // max(width, 1))
+def blocks(like: Tensor) -> Iterator[slice]:
+    """Consecutive rows of ``like`` [S, D] that are coded together."""
+    rows, width = like.shape
+    height = max(1, block_entries(like.device, _BLOCK_ENTRIES) // max(width, 1))
     return (slice(begin, min(begin + height, rows)) for begin in range(0, rows, height))
 
 
@@ -173,7 +176,7 @@ def encode_change(
     count, width = held.shape
     payload = torch.empty(count, coder.row_bytes(width), dtype=torch.uint8, device=held.device)
     error = torch.zeros(1, dtype=torch.float64, device=held.device)
-    for block in blocks(count, width):
+    for block in blocks(held):
         change = rows(block).sub_(held[block])
         error += coder.encode(change, payload[block])
         held[block].add_(change)
@@ -182,7 +185,7 @@ def encode_change(
 
 def decode_change(payload: Tensor, held: Tensor, coder: Quantiser) -> None:
     """Add an encoded change to ``held`` [S, D]."""
-    for block in blocks(*held.shape):
+    for block in blocks(held):
         change = torch.empty_like(held[block])
         coder.decode(payload[block], change)
         held[block].add_(change)
@@ -193,14 +196,14 @@ def encode_once(rows: Tensor, coder: Quantiser) -> Tensor:
     payload = torch.empty(
         rows.shape[0], coder.row_bytes(rows.shape[1]), dtype=torch.uint8, device=rows.device
     )
-    for block in blocks(*rows.shape):
+    for block in blocks(rows):
         coder.encode(rows[block], payload[block])
     return payload
 
 
 def decode_once(payload: Tensor, rows: Tensor, coder: Quantiser) -> Tensor:
     """Inverse of ``encode_once``: write into ``rows`` [S, D] and return them."""
-    for block in blocks(*rows.shape):
+    for block in blocks(rows):
         coder.decode(payload[block], rows[block])
     return rows
 

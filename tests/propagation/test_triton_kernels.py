@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +11,7 @@ from distributed_ignn.errors import UserError
 from distributed_ignn.propagation.entries import Entries
 from distributed_ignn.propagation.kernels import choose_kernel
 from distributed_ignn.propagation.triton_rows import LONGEST, TritonRows, tile_columns, tile_rows
+from tests.device.triton_runs import needs_triton, run_compiling, run_interpreted
 from tests.parity.cases import sum_reports
 from tests.propagation.triton_cases import (
     cell_report,
@@ -29,32 +29,19 @@ ROUNDED = 2.0**-7  # of bfloat16; the interpreter cuts digits off where a GPU ro
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
-needs_triton = pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None,
-    reason="Triton is not installed; it comes with CUDA builds of torch",
-)
-
-
-@pytest.fixture
-def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Processes started from here on run the kernels on the CPU."""
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
-
 
 @needs_triton
-@pytest.mark.usefixtures("interpreted")
 def test_products_agree_with_float64() -> None:
-    (errors,) = run_ranks(product_errors, 1)
+    (errors,) = run_interpreted(product_errors)
     assert len(errors) == 16
     assert {name: error for name, error in errors.items() if error > EXACT} == {}
 
 
 @needs_triton
-@pytest.mark.usefixtures("interpreted")
 def test_bfloat16_rows_are_added_in_float32() -> None:
-    (error,) = run_ranks(rounded_product_error, 1)
+    (error,) = run_interpreted(rounded_product_error)
     assert error < ROUNDED
-    (report,) = run_ranks(evaluation_errors, 1, torch.bfloat16)
+    (report,) = run_interpreted(evaluation_errors, torch.bfloat16)
     for name, errors in report.items():
         # only what is stored in bfloat16 is rounded
         assert errors["squares"] < EXACT, name
@@ -64,27 +51,24 @@ def test_bfloat16_rows_are_added_in_float32() -> None:
 
 
 @needs_triton
-@pytest.mark.usefixtures("interpreted")
 def test_evaluations_agree_with_float64() -> None:
-    (report,) = run_ranks(evaluation_errors, 1)
+    (report,) = run_interpreted(evaluation_errors)
     assert sum("product" in errors for errors in report.values()) == 2
     for name, errors in report.items():
         assert max(errors.values()) < EXACT, (name, errors)
 
 
 @needs_triton
-@pytest.mark.usefixtures("interpreted")
 def test_nan_is_seen_and_only_rows_that_a_kernel_takes_are_fused() -> None:
-    assert run_ranks(not_a_number, 1) == [[True, True, True]]
-    assert run_ranks(fusable, 1) == [[True, False, False, False]]
+    assert run_interpreted(not_a_number) == [[True, True, True]]
+    assert run_interpreted(fusable) == [[True, False, False, False]]
 
 
 @needs_triton
-@pytest.mark.usefixtures("interpreted")
 def test_cells_agree_with_float64_on_one_rank_and_two() -> None:
     expected = sum_reports(run_ranks(cell_report, 1, "reduce"))
     for world_size in (1, 2):
-        found = sum_reports(run_ranks(cell_report, world_size, "triton"))
+        found = sum_reports(run_interpreted(cell_report, "triton", ranks=world_size))
         for case, values in found.items():
             # what is mixed goes the usual way, product by product
             fused = not case.endswith("mixed")
@@ -99,12 +83,8 @@ def test_cells_agree_with_float64_on_one_rank_and_two() -> None:
 
 @needs_triton
 @pytest.mark.parametrize("capability", [80, 90])
-def test_kernels_compile_for_gpus(
-    capability: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    (sizes,) = run_ranks(compiled, 1, capability, timeout=110)
+def test_kernels_compile_for_gpus(capability: int) -> None:
+    sizes = run_compiling(compiled, capability)
     assert sizes["product_kernel"] == 0
     # three programs fit beside each other on an A100 (164 KiB) and on an H100 (228 KiB)
     assert 0 < sizes["evaluation_kernel"] < 164 * 1024 / 3
