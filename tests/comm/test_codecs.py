@@ -12,10 +12,9 @@ from distributed_ignn.comm.codecs import (
     decode_once,
     encode_change,
     encode_once,
-    pack,
     quantiser,
-    unpack,
 )
+from distributed_ignn.comm.packing import pack, unpack
 
 INTEGERS: tuple[str, ...] = ("int8", "int4", "int3", "int2")
 ALL: tuple[str, ...] = ("bf16", *INTEGERS)

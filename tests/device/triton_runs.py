@@ -101,11 +101,12 @@ def counted() -> Iterator[Traffic]:
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """What a compiled kernel takes: registers of a thread, bytes spilled, shared bytes."""
+    """What a compiled kernel takes: registers of a thread, bytes spilled, shared bytes; its PTX."""
 
     registers: int
     spilled: int
     shared: int
+    ptx: str = field(repr=False)
 
 
 Types = Mapping[str, str | tuple[str, ...]]
@@ -151,8 +152,9 @@ def resources(
         attrs=attributes,
     )
     binary = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-    registers, spilled = _assembled(str(binary.asm["ptx"]), capability)
-    return Resources(registers, spilled, int(binary.metadata.shared))
+    ptx = str(binary.asm["ptx"])
+    registers, spilled = _assembled(ptx, capability)
+    return Resources(registers, spilled, int(binary.metadata.shared), ptx)
 
 
 def _assembled(ptx: str, capability: int) -> tuple[int, int]:
