@@ -144,6 +144,10 @@ def _triton(part: Entries, dtype: torch.dtype) -> RowProduct:
     return TritonRows.from_entries(part)
 
 
+def _triton_tf32x3(part: Entries, dtype: torch.dtype) -> RowProduct:
+    return TritonRows.from_entries(part, "tf32x3")
+
+
 KERNELS = {
     "bag": Kernel(
         lambda part, dtype: EmbeddingBag(part), "sums of embedding rows", stores_values=False
@@ -156,6 +160,12 @@ KERNELS = {
     ),
     "triton": Kernel(
         _triton, "a GPU kernel for the whole evaluation", fuses=True, obstacle=_against_triton
+    ),
+    "triton-tf32x3": Kernel(
+        _triton_tf32x3,
+        "the same, which multiplies with W on tensor cores, in three parts of ten bits",
+        fuses=True,
+        obstacle=_against_triton,
     ),
     "triton-product": Kernel(_triton, "one for the product alone", obstacle=_against_triton),
 }
