@@ -15,13 +15,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
-from typing import Protocol
+from functools import cache, partial
+from types import ModuleType
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-_BLOCK_ENTRIES = 1 << 18  # rows are coded in blocks that stay in the cache
+from distributed_ignn.comm.packing import GROUPS, pack, unpack
+from distributed_ignn.device.block_size import block_entries
+from distributed_ignn.device.triton_seam import triton_kernels_for
+
+_BLOCK_ENTRIES = 1 << 18  # on a CPU: rows are coded in blocks that stay in the cache
 _SCALE_ZERO = 200  # table entry of scale 1: scales reach from 2^-49.75 to 2^13.5
 _TOO_LARGE = 255
 _QUARTERS = (1.0, 1.189207115002721, 1.4142135623730951, 1.681792830507429)
@@ -92,16 +97,14 @@ class Integers:
 
     def row_bytes(self, width: int) -> int:
         """See ``Quantiser``; entries are packed in groups that fill whole bytes."""
-        group, size = _GROUPS[self.bits]
+        group, size = GROUPS[self.bits]
         return -(-width // group) * size + 1
 
     def encode(self, rows: Tensor, payload: Tensor) -> Tensor:
         """See ``Quantiser``."""
         # torch's own largest absolute value is twenty times slower on a CPU
         peak = torch.maximum(rows.amax(dim=1), rows.amin(dim=1).neg_())
-        code = torch.log2(peak.mul_(_SHARE[self.bits] / self.largest)).mul_(4.0)
-        code = code.ceil_() if self.bits >= 4 else code.round_()
-        code = code.add_(_SCALE_ZERO).clamp_(0, _TOO_LARGE).to(torch.uint8)
+        code = self.scale_code(peak).to(torch.uint8)
         index = code.to(torch.int32)
         scale = _scales(rows).index_select(0, index)
         rows.mul_(_inverse_scales(rows).index_select(0, index)[:, None])
@@ -114,6 +117,12 @@ class Integers:
         torch.mul(rounded, scale[:, None], out=rows)
         return lost.square().masked_fill_(code == _TOO_LARGE, torch.inf).sum().reshape(1)
 
+    def scale_code(self, peak: Tensor) -> Tensor:
+        """Codes of the scales of rows whose largest entries are ``peak`` [S], overwritten."""
+        code = torch.log2(peak.mul_(_SHARE[self.bits] / self.largest)).mul_(4.0)
+        code = code.ceil_() if self.bits >= 4 else code.round_()
+        return code.add_(_SCALE_ZERO).clamp_(0, _TOO_LARGE)
+
     def decode(self, payload: Tensor, rows: Tensor) -> None:
         """See ``Quantiser``."""
         unpack(payload[:, :-1], self.bits, rows)
@@ -124,10 +133,6 @@ class Integers:
 # Picard, Anderson and the learned solver send (citeseer, acm): relative error of a message 0.35 at
 # 0.7 against 0.52 at 1 with two bits, 0.17 against 0.19 with three.
 _SHARE = {8: 1.0, 4: 1.0, 3: 0.88, 2: 0.7}
-# bits: entries and bytes of a group
-_GROUPS = {8: (1, 1), 4: (2, 1), 3: (8, 3), 2: (4, 1)}
-
-
 CODECS: dict[str, Callable[[], Quantiser] | None] = {
     "fp32": None,
     "bf16": Bfloat16,
@@ -150,10 +155,29 @@ def encodes(codec: str) -> bool:
     return CODECS[codec] is not None
 
 
-def blocks(rows: int, width: int) -> Iterator[slice]:
-    """Consecutive rows that fit in the cache together."""
-    height = max(1, _BLOCK_ENTRIES // max(width, 1))
+def blocks(like: Tensor) -> Iterator[slice]:
+    """Consecutive rows of ``like`` [S, D] that are coded together."""
+    rows, width = like.shape
+    height = max(1, block_entries(like.device, _BLOCK_ENTRIES) // max(width, 1))
     return (slice(begin, min(begin + height, rows)) for begin in range(0, rows, height))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Picked:
+    """Rows that are copied when they are asked for.
+
+    Args:
+        source: [n, D].
+        index: which rows, int64 [S]; None for all of them.
+    """
+
+    source: Tensor
+    index: Tensor | None
+
+    def __call__(self, block: slice) -> Tensor:
+        if self.index is None:
+            return self.source[block].clone()
+        return self.source.index_select(0, self.index[block])
 
 
 def encode_change(
@@ -162,7 +186,8 @@ def encode_change(
     """Write the change of rows since ``held`` and bring ``held`` to what receivers will hold.
 
     Args:
-        rows: a copy of the rows in a slice of 0..S-1, [s, D].
+        rows: a copy of the rows in a slice of 0..S-1, [s, D]; ``Picked`` on a GPU, where a kernel
+            reads them in place.
         held: [S, D], what the receivers hold; updated.
         coder: how the change is rounded.
 
@@ -170,10 +195,17 @@ def encode_change(
         Payload uint8 [S, bytes], and the squared distance between the rows and what receivers will
         hold; float64 [1].
     """
-    count, width = held.shape
-    payload = torch.empty(count, coder.row_bytes(width), dtype=torch.uint8, device=held.device)
+    payload = _payload_for(held, coder)
+    if isinstance(rows, Picked):
+        kernels = _kernels(coder, held, rows.source)
+        if kernels is not None:
+            codes = _codes(kernels, coder, held)
+            lost: Tensor = kernels.encode(
+                rows.source, rows.index, held, payload, codes, changes=True
+            )
+            return payload, lost
     error = torch.zeros(1, dtype=torch.float64, device=held.device)
-    for block in blocks(count, width):
+    for block in blocks(held):
         change = rows(block).sub_(held[block])
         error += coder.encode(change, payload[block])
         held[block].add_(change)
@@ -182,7 +214,11 @@ def encode_change(
 
 def decode_change(payload: Tensor, held: Tensor, coder: Quantiser) -> None:
     """Add an encoded change to ``held`` [S, D]."""
-    for block in blocks(*held.shape):
+    kernels = _kernels(coder, held, payload)
+    if kernels is not None:
+        kernels.decode(payload, held, _codes(kernels, coder, held), changes=True)
+        return
+    for block in blocks(held):
         change = torch.empty_like(held[block])
         coder.decode(payload[block], change)
         held[block].add_(change)
@@ -190,76 +226,63 @@ def decode_change(payload: Tensor, held: Tensor, coder: Quantiser) -> None:
 
 def encode_once(rows: Tensor, coder: Quantiser) -> Tensor:
     """Payload uint8 [S, bytes] of rows [S, D] by themselves; ``rows`` become what is decoded."""
-    payload = torch.empty(
-        rows.shape[0], coder.row_bytes(rows.shape[1]), dtype=torch.uint8, device=rows.device
-    )
-    for block in blocks(*rows.shape):
+    payload = _payload_for(rows, coder)
+    kernels = _kernels(coder, rows)
+    if kernels is not None:
+        kernels.encode(rows, None, rows, payload, _codes(kernels, coder, rows), changes=False)
+        return payload
+    for block in blocks(rows):
         coder.encode(rows[block], payload[block])
     return payload
 
 
 def decode_once(payload: Tensor, rows: Tensor, coder: Quantiser) -> Tensor:
     """Inverse of ``encode_once``: write into ``rows`` [S, D] and return them."""
-    for block in blocks(*rows.shape):
+    kernels = _kernels(coder, rows, payload)
+    if kernels is not None:
+        kernels.decode(payload, rows, _codes(kernels, coder, rows), changes=False)
+        return rows
+    for block in blocks(rows):
         coder.decode(payload[block], rows[block])
     return rows
 
 
-def pack(codes: Tensor, bits: int, out: Tensor) -> None:
-    """Write whole-numbered codes -L..L, floating [S, D], into uint8 ``out``.
+def _payload_for(rows: Tensor, coder: Quantiser) -> Tensor:
+    size = rows.shape[0], coder.row_bytes(rows.shape[1])
+    return torch.empty(size, dtype=torch.uint8, device=rows.device)
 
-    Column j of group g stands at j * groups + g, so that a group's entries lie in planes of
-    neighbouring columns. A group is the sum of its codes times powers of 2^b; it stays below 2^23,
-    where float32 counts exactly.
+
+def _kernels(coder: Quantiser, rows: Tensor, *others: Tensor) -> ModuleType | None:
+    """The GPU's kernels for contiguous arrays; None where torch codes them block by block."""
+    if not isinstance(coder, Integers | Bfloat16):
+        return None
+    if not all(array.is_contiguous() for array in (rows, *others)):
+        return None
+    return triton_kernels_for("triton_codecs", rows, torch.float32)
+
+
+def _codes(kernels: ModuleType, coder: Quantiser, rows: Tensor) -> Any:
+    """What the kernels know of ``coder``; None of bfloat16."""
+    if not isinstance(coder, Integers):
+        return None
+    group, size = GROUPS[coder.bits]
+    tables = _scales(rows), _inverse_scales(rows), _thresholds(coder, rows.device)
+    return kernels.Codes(coder.bits, group, size, coder.largest, *tables)
+
+
+@cache
+def _thresholds(coder: Integers, device: torch.device) -> Tensor:
+    """The smallest largest entry of a row that each scale code is given to, float32 [256].
+
+    Found on the CPU by halving intervals of bit patterns, which are in the order of the numbers.
     """
-    group, size = _GROUPS[bits]
-    if bits == 8:
-        out.view(torch.int8).copy_(codes)
-        return
-    planes = _planes(codes, group)
-    total = planes[-1]
-    for plane in planes[-2::-1]:
-        total = torch.add(plane, total, alpha=2**bits)
-    if size == 1:
-        out.view(torch.int8).copy_(total)
-    else:
-        words = total.to(torch.int32).view(torch.uint8)
-        out.unflatten(1, (-1, size)).copy_(words.unflatten(1, (-1, 4))[:, :, :size])
-
-
-def unpack(packed: Tensor, bits: int, codes: Tensor) -> None:
-    """Inverse of ``pack``: write the codes into floating ``codes`` [S, D]."""
-    group, size = _GROUPS[bits]
-    if bits == 8:
-        codes.copy_(packed.view(torch.int8))
-        return
-    if size == 1:
-        rest = packed.view(torch.int8).to(codes.dtype)
-    else:
-        words = packed.new_zeros(packed.shape[0], packed.shape[1] // size, 4)
-        words[:, :, :size] = packed.unflatten(1, (-1, size))
-        whole = words.flatten(1).view(torch.int32)
-        rest = ((whole << 8) >> 8).to(codes.dtype)
-    padded = (
-        codes
-        if codes.shape[1] % group == 0
-        else codes.new_empty(codes.shape[0], rest.shape[1] * group)
-    )
-    planes = padded.tensor_split(group, dim=1)
-    for plane in planes[:-1]:
-        upper = rest.mul(2.0**-bits).round_()
-        torch.sub(rest, upper, alpha=2**bits, out=plane)
-        rest = upper
-    planes[-1].copy_(rest)
-    if padded is not codes:
-        codes.copy_(padded[:, : codes.shape[1]])
-
-
-def _planes(codes: Tensor, group: int) -> tuple[Tensor, ...]:
-    missing = -codes.shape[1] % group
-    if missing:
-        codes = torch.nn.functional.pad(codes, (0, missing))
-    return codes.tensor_split(group, dim=1)
+    code = torch.arange(256)
+    low, high = torch.zeros(256, dtype=torch.int32), torch.full((256,), 0x7F800000).int()
+    while bool((high - low > 1).any()):
+        middle = low + (high - low) // 2
+        reached = coder.scale_code(middle.view(torch.float32).clone()) >= code
+        low, high = torch.where(reached, low, middle), torch.where(reached, middle, high)
+    return high.view(torch.float32).to(device)
 
 
 _tables: dict[tuple[torch.dtype, torch.device, bool], Tensor] = {}

@@ -146,7 +146,7 @@ class CommConfig(Section):
         "auto",
         description="how halo rows are written inside iterations; fp32: as they are, in "
         "train.dtype; the others: their change in so many bits, with the same fixed point; auto: "
-        "int4 between machines, fp32 within one",
+        "int4 between machines without GPUs, else fp32",
     )
     shared_memory: bool = Field(
         True, description="exchange rows through shared memory where all ranks are on one machine"

@@ -8,9 +8,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from distributed_ignn.graph.hashing import keep_mask
+from distributed_ignn.device.block_size import block_entries
+from distributed_ignn.graph.hashing import fused_node_mask, keep_mask
 
-_BLOCK_ENTRIES = 1 << 18  # hash in blocks that stay in the cache
+_BLOCK_ENTRIES = 1 << 18  # on a CPU: hash in blocks that stay in the cache
 
 
 class NodeDropout:
@@ -34,8 +35,11 @@ class NodeDropout:
     def mask(self, seed: int, step: int, nodes: Tensor, width: int) -> Tensor:
         """Boolean [len(nodes), width] for global node ids."""
         key = self._key(seed, step)
+        fused = fused_node_mask(key, nodes, width, self.probability)
+        if fused is not None:
+            return fused
         cols = torch.arange(width, device=nodes.device)[None, :]
-        rows = max(1, _BLOCK_ENTRIES // max(width, 1))
+        rows = max(1, block_entries(nodes.device, _BLOCK_ENTRIES) // max(width, 1))
         blocks = [
             keep_mask(key, block[:, None], cols, self.probability)
             for block in torch.split(nodes, rows)

@@ -11,7 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_BLOCK_ENTRIES = 1 << 18  # of the output: it stays in the cache while the terms are added
+from distributed_ignn.device.block_size import block_entries
+
+# of the output, on a CPU: it stays in the cache while the terms are added
+_BLOCK_ENTRIES = 1 << 18
 
 
 def sum_of_products(
@@ -38,7 +41,7 @@ class _SumOfProducts(torch.autograd.Function):
         ctx.blocks = blocks
         rows, width = blocks[0].shape[0], weights[0].shape[1]
         out = weights[0].new_empty(rows, width)
-        height = max(1, _BLOCK_ENTRIES // max(width, 1))
+        height = max(1, block_entries(out.device, _BLOCK_ENTRIES) // max(width, 1))
         for begin in range(0, rows, height):
             part = slice(begin, begin + height)
             total = out[part]

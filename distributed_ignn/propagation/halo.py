@@ -15,6 +15,7 @@ from torch import Tensor
 
 from distributed_ignn.comm.codecs import (
     Bfloat16,
+    Picked,
     Quantiser,
     decode_change,
     decode_once,
@@ -292,11 +293,8 @@ class HaloLink:
         index = self._exchange.send_index
         if coder is None or self._sent is None:
             return rows if self._transposed else rows.index_select(0, index)
-
-        def copy(block: slice) -> Tensor:
-            return rows[block].clone() if self._transposed else rows.index_select(0, index[block])
-
-        payload, self.error_square = encode_change(copy, self._sent, coder)
+        picked = Picked(rows, None if self._transposed else index)
+        payload, self.error_square = encode_change(picked, self._sent, coder)
         return payload
 
     def arrived(self) -> bool:

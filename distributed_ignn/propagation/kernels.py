@@ -12,8 +12,6 @@ operand.
 
 from __future__ import annotations
 
-import importlib.util
-import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from distributed_ignn.device.triton_seam import triton_obstacle
 from distributed_ignn.errors import UserError
 from distributed_ignn.propagation.entries import Entries, RowProduct
 from distributed_ignn.propagation.triton_rows import TritonRows
@@ -133,11 +132,7 @@ def _against_triton(dtype: torch.dtype, device: torch.device) -> str | None:
     """Why the Triton kernels cannot multiply; None if they can."""
     if dtype not in (torch.float32, torch.bfloat16):
         return f"Triton's sums are float32, and the state is {str(dtype).removeprefix('torch.')}"
-    if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
-        return f"Triton needs a CUDA device, and this is a {device.type.upper()}"
-    if importlib.util.find_spec("triton") is None:
-        return "Triton is not installed (pip install triton)"
-    return None
+    return triton_obstacle(device)
 
 
 def row_product(part: Entries, kernel: str, dtype: torch.dtype) -> RowProduct:
@@ -147,6 +142,10 @@ def row_product(part: Entries, kernel: str, dtype: torch.dtype) -> RowProduct:
 
 def _triton(part: Entries, dtype: torch.dtype) -> RowProduct:
     return TritonRows.from_entries(part)
+
+
+def _triton_tf32x3(part: Entries, dtype: torch.dtype) -> RowProduct:
+    return TritonRows.from_entries(part, "tf32x3")
 
 
 KERNELS = {
@@ -161,6 +160,12 @@ KERNELS = {
     ),
     "triton": Kernel(
         _triton, "a GPU kernel for the whole evaluation", fuses=True, obstacle=_against_triton
+    ),
+    "triton-tf32x3": Kernel(
+        _triton_tf32x3,
+        "the same, which multiplies with W on tensor cores, in three parts of ten bits",
+        fuses=True,
+        obstacle=_against_triton,
     ),
     "triton-product": Kernel(_triton, "one for the product alone", obstacle=_against_triton),
 }

@@ -67,10 +67,13 @@ INDEX_BYTES = 4  # of a column number and of a row's start in a block
 
 
 def choose_codec(name: str, comm: Communicator) -> str:
-    """Resolve ``auto`` by what measured best: bytes count between machines, packing within one."""
+    """Resolve ``auto`` by what measured best: bytes count between machines, packing within one.
+
+    On GPUs neither links nor the codec's kernels have been measured: rows as they are.
+    """
     if name != "auto":
         return name
-    return "int4" if comm.spans_machines else "fp32"
+    return "int4" if comm.spans_machines and comm.device.type != "cuda" else "fp32"
 
 
 class Propagation:

@@ -17,23 +17,32 @@ Letters: r rows of the block, p rows of the work list, m rows and D columns of t
 # ruff: noqa: ANN001, ANN201, ANN202 - Triton compiles these functions; it has its own types
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
 
-import os
+from typing import Any
 
 import triton
 import triton.language as tl
 
+from distributed_ignn.device.triton_seam import interpreted
 
-def _configurations() -> list[triton.Config]:
-    """What is tried: how many reads are in flight, and over how many warps rows are spread.
+PRODUCT = ((4, 4), (2, 4), (8, 4), (4, 8), (2, 8), (4, 2))
+"""Reads in flight and warps that the product is tried with. Neither changes the order of a sum."""
 
-    Neither changes the order in which numbers are added. The interpreter has no clock to tune by.
+EVALUATION = {"ieee": ((1, 16), (2, 16), (1, 8), (2, 8)), "tf32x3": ((2, 8), (1, 8), (4, 8))}
+"""The same of an evaluation, by how W is multiplied; 64 rows of 128 columns leave no other room."""
+
+_KEY = ("D", "density", "HAS_VALUE", "HAS_SCALE", "HAS_LEFT")
+
+
+def tuned(kernel: Any, tried: tuple[tuple[int, int], ...], stages: int, *key: str) -> Any:
+    """``kernel`` with what runs fastest on the GPU at hand, tried once for every ``key``.
+
+    Number formats belong to the key in any case. The interpreter has no clock to tune by.
     """
-    if os.environ.get("TRITON_INTERPRET") == "1":
-        return [triton.Config({"UNROLL": 2}, num_warps=4, num_stages=1)]
-    return [
-        triton.Config({"UNROLL": unroll}, num_warps=warps, num_stages=2)
-        for unroll, warps in ((4, 4), (2, 4), (8, 4), (4, 8), (2, 8), (4, 2))
+    configurations = [
+        triton.Config({"UNROLL": unroll}, num_warps=warps, num_stages=stages)
+        for unroll, warps in (((2, 4),) if interpreted() else tried)
     ]
+    return triton.autotune(configs=configurations, key=[*_KEY, *key])(kernel)
 
 
 @triton.jit
@@ -71,9 +80,8 @@ def _accumulate(
     return total
 
 
-@triton.autotune(configs=_configurations(), key=["D"])
-@triton.jit
-def product_kernel(
+@triton.jit(do_not_specialize=["density"])
+def product(
     row_ptr,
     begin_ptr,
     length_ptr,
@@ -86,6 +94,7 @@ def product_kernel(
     dense_stride,
     out_ptr,
     D,
+    density,
     HAS_VALUE: tl.constexpr,
     HAS_SCALE: tl.constexpr,
     HAS_LEFT: tl.constexpr,
@@ -103,6 +112,8 @@ def product_kernel(
         value_ptr: [e]; scale_ptr: [m]; left_ptr: [r]; read where HAS_... says so.
         dense_ptr, dense_stride: [m, D], elements from row to row.
         out_ptr: [r, D], contiguous.
+        density: a number by which the kernel is tuned, not read: entries of a row, see
+            ``triton_rows.density``.
     """
     position = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     columns = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
@@ -131,9 +142,8 @@ def product_kernel(
     tl.store(out_ptr + at, total.to(out_ptr.dtype.element_ty), mask=here[:, None] & inside[None, :])
 
 
-@triton.autotune(configs=_configurations(), key=["D"])
-@triton.jit
-def evaluation_kernel(
+@triton.jit(do_not_specialize=["density"])
+def evaluation(
     row_ptr,
     begin_ptr,
     length_ptr,
@@ -152,12 +162,14 @@ def evaluation_kernel(
     image_ptr,
     square_ptr,
     D,
+    density,
     HAS_VALUE: tl.constexpr,
     HAS_SCALE: tl.constexpr,
     HAS_LEFT: tl.constexpr,
     HAS_START: tl.constexpr,
     KEEP: tl.constexpr,
     LINEAR: tl.constexpr,
+    PRECISION: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_N: tl.constexpr,
     ROWS: tl.constexpr,
@@ -173,13 +185,16 @@ def evaluation_kernel(
         offset_ptr, own_ptr: [r, D], what is added, and the point that was evaluated.
         image_ptr: [r, D].
         square_ptr: float32 [programs, 2]: ||image - own||^2 and ||image||^2 of a program's rows.
+        density: see ``product``.
+        PRECISION: how the product with W is made: "ieee" in float32 one by one; "tf32x3" on tensor
+            cores, each number as two of ten bits and three of the four products of such pairs.
     """
     position = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     columns = tl.arange(0, BLOCK_D)
     here, inside = position < num_rows, columns < D
     begin = tl.load(begin_ptr + position, mask=here, other=0)
     length = tl.load(length_ptr + position, mask=here, other=0)
-    product = _accumulate(
+    gathered = _accumulate(
         tl.zeros((ROWS, BLOCK_D), dtype=tl.float32),
         begin,
         length,
@@ -196,13 +211,13 @@ def evaluation_kernel(
     )
     row = tl.load(row_ptr + position, mask=here, other=0).to(tl.int64)
     if HAS_LEFT:
-        product *= tl.load(left_ptr + row, mask=here, other=0.0).to(tl.float32)[:, None]
+        gathered *= tl.load(left_ptr + row, mask=here, other=0.0).to(tl.float32)[:, None]
     at = row[:, None] * D + columns[None, :]
     there = here[:, None] & inside[None, :]
     if HAS_START:
-        product += tl.load(start_ptr + at, mask=there, other=0.0).to(tl.float32)
+        gathered += tl.load(start_ptr + at, mask=there, other=0.0).to(tl.float32)
     if KEEP:
-        tl.store(product_ptr + at, product.to(product_ptr.dtype.element_ty), mask=there)
+        tl.store(product_ptr + at, gathered.to(product_ptr.dtype.element_ty), mask=there)
     change = tl.zeros((ROWS,), dtype=tl.float32)
     size = tl.zeros((ROWS,), dtype=tl.float32)
     # a few columns of W at a time: all of it would not fit into registers
@@ -214,8 +229,7 @@ def evaluation_kernel(
             mask=inside[:, None] & used[None, :],
             other=0.0,
         )
-        # "ieee": TF32 would round the operands to ten bits
-        total = tl.dot(product, weight, input_precision="ieee")
+        total = tl.dot(gathered, weight, input_precision=PRECISION)
         spot = row[:, None] * D + some[None, :]
         exists = here[:, None] & used[None, :]
         total += tl.load(offset_ptr + spot, mask=exists, other=0.0).to(tl.float32)
@@ -231,3 +245,10 @@ def evaluation_kernel(
     program = tl.program_id(0).to(tl.int64)
     tl.store(square_ptr + 2 * program, tl.sum(change, axis=0))
     tl.store(square_ptr + 2 * program + 1, tl.sum(size, axis=0))
+
+
+product_kernel = tuned(product, PRODUCT, 2)
+evaluation_kernels = {
+    precision: tuned(evaluation, tried, 1, "HAS_START", "KEEP")
+    for precision, tried in EVALUATION.items()
+}

@@ -30,7 +30,9 @@ _WINDOW = 4096  # rows whose order may change: 2 MiB of float32 at 128 columns
 _TILE = 2048  # entries of the state that a program of four warps holds: 16 registers a thread
 _FEWEST_ROWS = 16  # of a program: what the dense product of a tile asks for
 MAX_FUSED_COLUMNS = 256  # of a tile: an evaluation needs all columns of its rows on chip
-_WEIGHT_COLUMNS = 32  # of W at a time
+WEIGHT_COLUMNS = 16  # of W at a time; with all of them, registers spill (docs/experiments.md)
+_FUSED_ROWS = 64  # of a program that evaluates: it reads W once for so many
+_FUSED_TILE = 8192  # entries of the state that it holds: 32 registers for each thread of 8 warps
 
 FUSED = {"relu": False, "identity": True}
 """Activations that the evaluation kernel knows: whether each is linear."""
@@ -94,6 +96,7 @@ class TritonRows:
         long: the other rows; their entries are pieces.
         pieces: pieces of the long rows.
         piece_ids: int32 [p], 0, 1, ...: the pieces as entries of the long rows.
+        precision: how an evaluation multiplies with W, one of ``triton_kernels.EVALUATION``.
     """
 
     entries: Entries
@@ -101,9 +104,10 @@ class TritonRows:
     long: WorkList
     pieces: WorkList
     piece_ids: Tensor
+    precision: str = "ieee"
 
     @classmethod
-    def from_entries(cls, part: Entries) -> TritonRows:
+    def from_entries(cls, part: Entries, precision: str = "ieee") -> TritonRows:
         """Order the rows of ``part`` and cut the long ones."""
         length = part.offsets.diff().to(torch.int64)
         begin = part.offsets[:-1]
@@ -122,6 +126,7 @@ class TritonRows:
             WorkList.of(long, count.cumsum(0) - count, count),
             pieces,
             torch.arange(len(pieces), dtype=torch.int32, device=length.device),
+            precision,
         )
 
     def __matmul__(self, dense: Tensor) -> Tensor:
@@ -148,6 +153,12 @@ class TritonRows:
         return torch.stack([part.sum(0, dtype=torch.float64) for part in squares]).sum(0)
 
     @property
+    def density(self) -> int:
+        """Entries of a row, to the next power of two: what a kernel is tuned for."""
+        rows = max(self.entries.offsets.numel() - 1, 1)
+        return (self.entries.col.numel() // rows).bit_length()
+
+    @property
     def _sparse(self) -> Sparse:
         """Columns, values and scales of the entries."""
         part = self.entries
@@ -163,9 +174,8 @@ class TritonRows:
         self._multiply(self.pieces, self._sparse, dense, sums, None)
         return sums
 
-    @staticmethod
     def _multiply(
-        work: WorkList, sparse: Sparse, dense: Tensor, out: Tensor, left: Tensor | None
+        self, work: WorkList, sparse: Sparse, dense: Tensor, out: Tensor, left: Tensor | None
     ) -> None:
         width = dense.shape[1]
         if not len(work) or not width:
@@ -177,6 +187,7 @@ class TritonRows:
                 *_operands(work, sparse, left, dense),
                 out,
                 width,
+                self.density,
                 **_present(sparse, left),
                 BLOCK_D=block,
                 ROWS=tile_rows(block),
@@ -186,11 +197,12 @@ class TritonRows:
         """Partial sums of squares, float32 [programs, 2]."""
         width, left = dense.shape[1], self.entries.left
         block = tile_columns(width)
-        squares = dense.new_empty(-(-len(work) // tile_rows(block)), 2, dtype=torch.float32)
+        height = fused_rows(block)
+        squares = dense.new_empty(-(-len(work) // height), 2, dtype=torch.float32)
         if not len(work):
             return squares
         with torch.cuda.device_of(dense):
-            _kernels().evaluation_kernel[(squares.shape[0],)](
+            _kernels().evaluation_kernels[self.precision][(squares.shape[0],)](
                 *_operands(work, sparse, left, dense),
                 tail.image if tail.start is None else tail.start,
                 tail.image if tail.product is None else tail.product,
@@ -200,13 +212,15 @@ class TritonRows:
                 tail.image,
                 squares,
                 width,
+                self.density,
                 **_present(sparse, left),
                 HAS_START=tail.start is not None,
                 KEEP=tail.product is not None,
                 LINEAR=FUSED[tail.activation],
+                PRECISION=self.precision,
                 BLOCK_D=block,
-                BLOCK_N=min(block, _WEIGHT_COLUMNS),
-                ROWS=tile_rows(block),
+                BLOCK_N=WEIGHT_COLUMNS,
+                ROWS=height,
             )
         return squares
 
@@ -219,6 +233,11 @@ def tile_columns(width: int) -> int:
 def tile_rows(columns: int) -> int:
     """Rows of a tile of so many columns."""
     return max(_TILE // columns, _FEWEST_ROWS)
+
+
+def fused_rows(columns: int) -> int:
+    """Rows of a tile of so many columns that goes on after the product."""
+    return min(max(_FUSED_TILE // columns, _FEWEST_ROWS), _FUSED_ROWS)
 
 
 def _balanced(row: Tensor, length: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ from distributed_ignn.solvers.base import (
     SummingMap,
     relative_residual,
 )
-from distributed_ignn.solvers.blocks import Rows, residual_squares, square_sum
+from distributed_ignn.solvers.blocks import Rows, residual_squares
 from distributed_ignn.solvers.history import History
 
 DEFERRED_FROM = 1 << 22
@@ -153,8 +153,7 @@ class Anderson:
         """
         if state.defers:
             return self.judge(state, evaluation, reduce)
-        dots = state.history.push(evaluation.point, evaluation.image)
-        sums = reduce(torch.cat([dots, square_sum(evaluation.image)[None]]).cpu())
+        sums = reduce(state.history.push_with_image(evaluation.point, evaluation.image).cpu())
         return self.record(state, sums[:-1], float(sums[-1]))
 
     def record(self, state: AndersonState, dots: Tensor, image_square: float) -> float:

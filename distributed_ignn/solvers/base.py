@@ -184,11 +184,13 @@ class SolveSizes:
         state: bytes of a point.
         item: bytes of one of its numbers.
         steps: evaluations of the longest solve, at least 1.
+        fused: whether a GPU's kernels enter and mix iterates, see ``triton_history``.
     """
 
     state: int
     item: int
     steps: int
+    fused: bool = False
 
 
 class SizedSolver(FixedPointSolver[State], Protocol):

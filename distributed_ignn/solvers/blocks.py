@@ -10,9 +10,14 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from distributed_ignn.device.block_size import block_entries
+from distributed_ignn.device.triton_seam import triton_kernels_for
 from distributed_ignn.solvers.dense import matmul
 
-_BLOCK_ENTRIES = {"cpu": 1 << 17, "cuda": 1 << 23}  # a few blocks fit into the cache
+_BLOCK_ENTRIES = 1 << 17  # on a CPU, where a few blocks fit into the cache
+
+HISTORY_FORMATS = (torch.float32, torch.float64, torch.bfloat16)
+"""Number formats of points that ``triton_history`` reads."""
 
 Rows = Callable[[slice], Tensor]
 """Some rows of an array [O, D] that is made when they are asked for; may be overwritten."""
@@ -20,7 +25,8 @@ Rows = Callable[[slice], Tensor]
 
 def blocks(like: Tensor) -> Iterator[slice]:
     """Slices that cover the rows of ``like`` [O, D]."""
-    height = max(1, _BLOCK_ENTRIES[like.device.type] // max(like[:1].numel(), 1))
+    entries = block_entries(like.device, _BLOCK_ENTRIES)
+    height = max(1, entries // max(like[:1].numel(), 1))
     return (slice(begin, begin + height) for begin in range(0, like.shape[0], height))
 
 
@@ -45,11 +51,15 @@ def residual_squares(z: Tensor, image: Tensor) -> Tensor:
     Returns:
         float64 [2] on their device.
     """
+    kernels = triton_kernels_for("triton_history", image, *HISTORY_FORMATS)
+    if kernels is not None and z.is_contiguous() and image.is_contiguous():
+        found: Tensor = kernels.residual_squares(z, image)
+        return found
     totals = torch.zeros(2, dtype=torch.float64, device=image.device)
     for part in blocks(image):
-        found = image[part].reshape(-1)
-        change = found - z[part].reshape(-1)
-        totals += torch.stack([torch.dot(change, change), torch.dot(found, found)])
+        flat = image[part].reshape(-1)
+        change = flat - z[part].reshape(-1)
+        totals += torch.stack([torch.dot(change, change), torch.dot(flat, flat)])
     return totals
 
 

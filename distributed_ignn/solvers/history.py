@@ -28,16 +28,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
+from distributed_ignn.device.triton_seam import triton_kernels_for
 from distributed_ignn.solvers.base import SolveSizes
-from distributed_ignn.solvers.blocks import Rows, blocks
+from distributed_ignn.solvers.blocks import HISTORY_FORMATS, Rows, blocks, square_sum
 
 PASSES = 10.0
 """Over [O, D] in a step besides two for each older iterate: entering a point reads it, its image
-and the last pair and writes three arrays, mixing reads two and writes one."""
+and the last pair and writes three arrays, mixing reads two and writes one. (On a CPU, where what a
+block makes stays in the cache.)"""
 
 
 @dataclass(slots=True, eq=False)
@@ -80,6 +83,9 @@ class History:
         """Bytes that ``push`` and ``mix`` of an average step read and write."""
         share = 1.0 if storage is None else storage.itemsize / sizes.item
         steps = max(sizes.steps, 1)
+        if sizes.fused:
+            counts = (min(i + 1, memory + 1) for i in range(steps))
+            return sum(_fused_passes(held, share) for held in counts) / steps * sizes.state
         held = sum(min(i + 1, memory + 1) for i in range(steps)) / steps
         return (PASSES + 2.0 * (held - 1.0) * share) * sizes.state
 
@@ -92,11 +98,12 @@ class History:
         ``z`` is kept, not copied: nobody may write into it while the solve lasts. Float64, on the
         device of ``z``.
         """
+        kernels = _kernels(z, image)
+        if kernels is not None:
+            return self._push_fused(kernels, z, image, image_square=False)
         slot = self._take_slot(z)
         older = self._older if slot is None else [slot, *self._older]
-        if self._residual is None and self._ahead is not None and self._point is not None:
-            self._residual = self._ahead - self._point
-        newest = torch.empty_like(z) if self._residual is None else self._residual
+        newest = self._room_for_residual(z)
         total = torch.zeros(1 + len(older), dtype=torch.float64, device=z.device)
         for rows in blocks(z):
             fresh = image[rows] - z[rows]
@@ -108,11 +115,50 @@ class History:
             flat = newest[rows].view(-1)
             dots = [torch.dot(flat, flat), *(_dot(flat, old.residual[rows]) for old in older)]
             total += torch.stack(dots)
-        self._point, self._residual, self._ahead, self._older = z, newest, None, older
-        self._held = 1 + len(older)
+        self._hold(z, slot, residual=newest, ahead=None)
         # g_i = g_k - sum of the changes since
         total[1:] = total[0] - total[1:].cumsum(0)
         return total
+
+    def push_with_image(self, z: Tensor, image: Tensor) -> Tensor:
+        """As ``push``, and ||f(z)||^2 after the dots: [m + 1], local."""
+        kernels = _kernels(z, image)
+        if kernels is not None:
+            return self._push_fused(kernels, z, image, image_square=True)
+        return torch.cat([self.push(z, image), square_sum(image)[None]])
+
+    def _push_fused(
+        self, kernels: ModuleType, z: Tensor, image: Tensor, *, image_square: bool
+    ) -> Tensor:
+        slot, newest = self._take_slot(z), self._room_for_residual(z)
+        arrays = kernels.Entered(
+            z,
+            image,
+            before=self._point,
+            held=newest,
+            residual=None if slot is None else slot.residual,
+            estimate=None if slot is None else slot.estimate,
+            fresh=newest,
+            older=[old.residual for old in self._older],
+            holds_residual=True,
+        )
+        total: Tensor = kernels.enter(arrays, image_square=image_square)
+        self._hold(z, slot, residual=newest, ahead=None)
+        return total
+
+    def _room_for_residual(self, z: Tensor) -> Tensor:
+        """The newest residual, or where there is none room for one."""
+        if self._residual is None and self._ahead is not None and self._point is not None:
+            self._residual = self._ahead - self._point
+        return torch.empty_like(z) if self._residual is None else self._residual
+
+    def _hold(
+        self, z: Tensor, slot: _Slot | None, residual: Tensor | None, ahead: Tensor | None
+    ) -> None:
+        """``z`` is the newest; the one before is in ``slot``."""
+        self._older = self._older if slot is None else [slot, *self._older]
+        self._point, self._residual, self._ahead = z, residual, ahead
+        self._held = 1 + len(self._older)
 
     def begin(
         self, z: Tensor, image: Tensor, correction: Rows | None = None, square: float = math.nan
@@ -127,11 +173,7 @@ class History:
             square: ||g||^2 over all ranks, where that is known; else ``enter`` finds it.
         """
         self.clear()
-        ahead = image
-        if correction is not None:
-            ahead = torch.empty_like(z)
-            for rows in blocks(z):
-                torch.add(image[rows], correction(rows), out=ahead[rows])
+        ahead = image if correction is None else _corrected(image, correction)
         self._point, self._residual, self._ahead, self._held = z, None, ahead, 1
         self.gram = torch.tensor([[square]], dtype=torch.float64)
 
@@ -145,6 +187,10 @@ class History:
         """
         unknown = self._held == 1 and bool(self.gram.isnan())
         slot = self._take_slot(z)
+        kernels = _kernels(z, image)
+        if kernels is not None:
+            ahead = image if correction is None else _corrected(image, correction)
+            return self._enter_fused(kernels, z, ahead, slot, unknown=unknown)
         older = self._older if slot is None else [slot, *self._older]
         ahead = image if correction is None else torch.empty_like(z)
         total = torch.zeros(1 + len(older) + unknown, dtype=torch.float64, device=z.device)
@@ -160,13 +206,30 @@ class History:
                 change = slot.residual[rows].reshape(-1).to(flat.dtype)
                 dots.append(torch.dot(change, change))
             total += torch.stack(dots)
-        self._point, self._residual, self._ahead, self._older = z, None, ahead, older
-        self._held = 1 + len(older)
+        self._hold(z, slot, residual=None, ahead=ahead)
         if unknown:
             # g_0 = g_1 - dg
             total[2] += total[0] - 2.0 * total[1]
         held = slice(1, self._held)
         total[held] = total[0] - total[held].cumsum(0)
+        return total
+
+    def _enter_fused(
+        self, kernels: ModuleType, z: Tensor, ahead: Tensor, slot: _Slot | None, *, unknown: bool
+    ) -> Tensor:
+        if slot is not None and self._ahead is None:
+            raise ValueError("the history was filled by push")
+        arrays = kernels.Entered(
+            z,
+            ahead,
+            before=self._point,
+            held=self._ahead,
+            residual=None if slot is None else slot.residual,
+            estimate=None if slot is None else slot.estimate,
+            older=[old.residual for old in self._older],
+        )
+        total: Tensor = kernels.enter(arrays, square_before=unknown)
+        self._hold(z, slot, residual=None, ahead=ahead)
         return total
 
     def _note_change(self, slot: _Slot, rows: slice, fresh: Tensor, ahead: Tensor) -> None:
@@ -215,16 +278,21 @@ class History:
             raise ValueError("the history is empty")
         return self._point, self._residual
 
-    def mix(self, alpha: Tensor, beta: float) -> Tensor:
+    def mix(self, alpha: Tensor, beta: float | Tensor) -> Tensor:
         """sum_i alpha_i (z_i + beta g_i), [O, D].
 
         Args:
-            alpha: weights [m] newest first that sum to 1, or [O, m] with a row per node.
-            beta: mixing of the residuals.
+            alpha: weights [m] newest first that sum to 1, or [O, m] with a row per node. Of [m] in
+                the memory of a GPU nothing is copied to the host where kernels mix.
+            beta: mixing of the residuals; a tensor is float64 without dimensions.
         """
-        if self._ahead is not None and beta == 1.0 and alpha.dim() == 1:
+        if self._ahead is not None and alpha.dim() == 1 and _is_one(beta):
             return self._mix_ahead(self._ahead, alpha)
         point, residual = self.newest()
+        kernels = _kernels(point, residual) if alpha.dim() == 1 else None
+        if kernels is not None:
+            return self._mix_fused(kernels, point, residual, alpha, beta)
+        beta = float(beta)
         mixed = torch.empty_like(point)
         per_node = alpha.dim() == 2
         alpha = alpha.detach().to(point.device if per_node else "cpu", torch.float64)
@@ -244,12 +312,28 @@ class History:
         """sum_i alpha_i y_i, where y of the newest iterate is held; that itself if it is alone."""
         if not self._older:
             return newest
+        kernels = _kernels(newest)
+        if kernels is not None:
+            return self._mix_fused(kernels, newest, None, alpha, 1.0)
         mixed = torch.empty_like(newest)
         gamma = alpha.detach().to("cpu", torch.float64)[1:].flip(-1).cumsum(-1).flip(-1).tolist()
         for rows in blocks(newest):
             part = mixed[rows].copy_(newest[rows])
             for weight, slot in zip(gamma, self._older, strict=True):
                 _subtract(part, slot.estimate[rows], weight)
+        return mixed
+
+    def _mix_fused(
+        self,
+        kernels: ModuleType,
+        newest: Tensor,
+        residual: Tensor | None,
+        alpha: Tensor,
+        beta: float | Tensor,
+    ) -> Tensor:
+        estimates = [old.estimate for old in self._older]
+        changes = [old.residual for old in self._older]
+        mixed: Tensor = kernels.mix(newest, residual, estimates, changes, alpha.detach(), beta)
         return mixed
 
     def row_dots(self, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -313,6 +397,36 @@ class History:
         self.forget_all_but_newest()
         self._held, self._point, self._ahead = 0, None, None
         self.gram = self.gram[:0, :0]
+
+
+def _fused_passes(held: int, share: float) -> float:
+    """Over [O, D] in one pass of ``push`` and one of ``mix``; ``share`` of one in a difference.
+
+    Entering reads two arrays and writes one, and from the second iterate on reads the last pair,
+    too, writes two differences and reads those of the residuals before. Mixing reads two arrays and
+    a difference for each older iterate, and writes one.
+    """
+    return 6.0 if held == 1 else 8.0 + (2 * held - 1) * share
+
+
+def _kernels(*arrays: Tensor) -> ModuleType | None:
+    """The GPU's kernels for arrays [O, D]; None where torch works on them block by block."""
+    if not all(array.is_contiguous() for array in arrays):
+        return None
+    return triton_kernels_for("triton_history", arrays[0], *HISTORY_FORMATS)
+
+
+def _corrected(image: Tensor, correction: Rows) -> Tensor:
+    """The image and what an estimate adds to it."""
+    ahead = torch.empty_like(image)
+    for rows in blocks(image):
+        torch.add(image[rows], correction(rows), out=ahead[rows])
+    return ahead
+
+
+def _is_one(beta: float | Tensor) -> bool:
+    """Whether beta is known to be 1, without asking a GPU."""
+    return not isinstance(beta, Tensor) and beta == 1.0
 
 
 def _dot(flat: Tensor, stored: Tensor) -> Tensor:

@@ -34,9 +34,10 @@ def test_products_agree_with_float64() -> None:
     assert {name: error for name, error in errors.items() if error > EXACT} == {}
 
 
+@pytest.mark.parametrize("precision", ["ieee", "tf32x3"])
 @pytest.mark.parametrize("state", [torch.float32, torch.bfloat16])
-def test_evaluations_agree_with_float64(state: torch.dtype) -> None:
-    (report,) = run_ranks(evaluation_errors, 1, state, timeout=400, device=GPU)
+def test_evaluations_agree_with_float64(state: torch.dtype, precision: str) -> None:
+    (report,) = run_ranks(evaluation_errors, 1, state, precision, timeout=400, device=GPU)
     rounded = EXACT if state is torch.float32 else 2.0**-8 + EXACT
     for name, errors in report.items():
         assert errors["image"] < rounded, name

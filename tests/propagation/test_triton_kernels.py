@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import importlib.util
-from pathlib import Path
 
 import pytest
 import torch
 
+from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.errors import UserError
 from distributed_ignn.propagation.entries import Entries
 from distributed_ignn.propagation.kernels import choose_kernel
-from distributed_ignn.propagation.triton_rows import LONGEST, TritonRows, tile_columns, tile_rows
+from distributed_ignn.propagation.propagate import choose_codec
+from distributed_ignn.propagation.triton_rows import (
+    LONGEST,
+    TritonRows,
+    fused_rows,
+    tile_columns,
+    tile_rows,
+)
+from tests.device.triton_runs import needs_triton, run_interpreted
 from tests.parity.cases import sum_reports
 from tests.propagation.triton_cases import (
     cell_report,
-    compiled,
     evaluation_errors,
     fusable,
     not_a_number,
@@ -29,32 +36,19 @@ ROUNDED = 2.0**-7  # of bfloat16; the interpreter cuts digits off where a GPU ro
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
-needs_triton = pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None,
-    reason="Triton is not installed; it comes with CUDA builds of torch",
-)
-
-
-@pytest.fixture
-def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Processes started from here on run the kernels on the CPU."""
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
-
 
 @needs_triton
-@pytest.mark.usefixtures("interpreted")
 def test_products_agree_with_float64() -> None:
-    (errors,) = run_ranks(product_errors, 1)
+    (errors,) = run_interpreted(product_errors)
     assert len(errors) == 16
     assert {name: error for name, error in errors.items() if error > EXACT} == {}
 
 
 @needs_triton
-@pytest.mark.usefixtures("interpreted")
 def test_bfloat16_rows_are_added_in_float32() -> None:
-    (error,) = run_ranks(rounded_product_error, 1)
+    (error,) = run_interpreted(rounded_product_error)
     assert error < ROUNDED
-    (report,) = run_ranks(evaluation_errors, 1, torch.bfloat16)
+    (report,) = run_interpreted(evaluation_errors, torch.bfloat16)
     for name, errors in report.items():
         # only what is stored in bfloat16 is rounded
         assert errors["squares"] < EXACT, name
@@ -64,27 +58,25 @@ def test_bfloat16_rows_are_added_in_float32() -> None:
 
 
 @needs_triton
-@pytest.mark.usefixtures("interpreted")
 def test_evaluations_agree_with_float64() -> None:
-    (report,) = run_ranks(evaluation_errors, 1)
-    assert sum("product" in errors for errors in report.values()) == 2
-    for name, errors in report.items():
-        assert max(errors.values()) < EXACT, (name, errors)
+    for precision in ("ieee", "tf32x3"):
+        (report,) = run_interpreted(evaluation_errors, torch.float32, precision)
+        assert sum("product" in errors for errors in report.values()) == 2
+        for name, errors in report.items():
+            assert max(errors.values()) < EXACT, (name, errors)
 
 
 @needs_triton
-@pytest.mark.usefixtures("interpreted")
 def test_nan_is_seen_and_only_rows_that_a_kernel_takes_are_fused() -> None:
-    assert run_ranks(not_a_number, 1) == [[True, True, True]]
-    assert run_ranks(fusable, 1) == [[True, False, False, False]]
+    assert run_interpreted(not_a_number) == [[True, True, True]]
+    assert run_interpreted(fusable) == [[True, False, False, False]]
 
 
 @needs_triton
-@pytest.mark.usefixtures("interpreted")
 def test_cells_agree_with_float64_on_one_rank_and_two() -> None:
     expected = sum_reports(run_ranks(cell_report, 1, "reduce"))
     for world_size in (1, 2):
-        found = sum_reports(run_ranks(cell_report, world_size, "triton"))
+        found = sum_reports(run_interpreted(cell_report, "triton", ranks=world_size))
         for case, values in found.items():
             # what is mixed goes the usual way, product by product
             fused = not case.endswith("mixed")
@@ -95,19 +87,6 @@ def test_cells_agree_with_float64_on_one_rank_and_two() -> None:
                     continue
                 error = (value - expected[case][name]).norm() / expected[case][name].norm()
                 assert error < EXACT, (case, name, world_size)
-
-
-@needs_triton
-@pytest.mark.parametrize("capability", [80, 90])
-def test_kernels_compile_for_gpus(
-    capability: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    (sizes,) = run_ranks(compiled, 1, capability, timeout=110)
-    assert sizes["product_kernel"] == 0
-    # three programs fit beside each other on an A100 (164 KiB) and on an H100 (228 KiB)
-    assert 0 < sizes["evaluation_kernel"] < 164 * 1024 / 3
 
 
 def test_every_entry_is_summed_once_and_programs_take_rows_alike() -> None:
@@ -154,7 +133,9 @@ def test_tiles_hold_all_columns_and_enough_rows_for_a_dense_product() -> None:
     for width in (1, 16, 100, 128, 256):
         assert tile_columns(width) >= max(width, 16)
     assert tile_columns(300) == 256
-    assert [tile_rows(tile_columns(width)) for width in (1, 64, 128, 256)] == [128, 32, 16, 16]
+    widths = (1, 64, 128, 256)
+    assert [tile_rows(tile_columns(width)) for width in widths] == [128, 32, 16, 16]
+    assert [fused_rows(tile_columns(width)) for width in widths] == [64, 64, 64, 32]
 
 
 def test_triton_is_taken_by_name_where_it_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,3 +152,11 @@ def test_triton_is_taken_by_name_where_it_can_run(monkeypatch: pytest.MonkeyPatc
     assert choose_kernel("auto", torch.float32, GPU) == "csr"
     with pytest.raises(UserError, match="not installed"):
         choose_kernel("triton", torch.float32, GPU)
+
+
+def test_rows_stay_as_they_are_on_gpus_unless_a_codec_is_named() -> None:
+    for device, expected in ((CPU, "int4"), (GPU, "fp32")):
+        comm = Communicator(device=device, spans_machines=True)
+        assert choose_codec("auto", comm) == expected
+        assert choose_codec("int3", comm) == "int3"
+    assert choose_codec("auto", Communicator()) == "fp32"

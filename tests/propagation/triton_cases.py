@@ -27,6 +27,7 @@ from distributed_ignn.propagation.sparse import SparseMatrix
 from distributed_ignn.propagation.triton_rows import Tail, TritonRows
 from distributed_ignn.solvers.picard import Picard
 from distributed_ignn.solvers.solve import solve
+from tests.device.triton_runs import Resources, resources
 from tests.parity.cases import WIDTH, assign, make_data, spread
 
 COLUMNS = 50  # m
@@ -109,12 +110,12 @@ def rounded_product_error(comm: Communicator) -> float:
 
 
 def evaluation_errors(
-    comm: Communicator, state: torch.dtype = torch.float32
+    comm: Communicator, state: torch.dtype = torch.float32, precision: str = "ieee"
 ) -> dict[str, dict[str, float]]:
     """Of whole evaluations: product, image and squares, with ``state`` the format of z and f(z)."""
     _use_small_limits()
     part, dense = random_entries(comm.device)
-    rows = TritonRows.from_entries(part)
+    rows = TritonRows.from_entries(part, precision)
     return {
         f"{width} columns, start {start}, keep {keep}, linear {linear}": _evaluation_error(
             rows, dense, width, start, keep, linear, state
@@ -262,37 +263,39 @@ def _cell(comm: Communicator, case: str, form: CellForm, kernel: str) -> dict[st
     return found
 
 
-def compiled(comm: Communicator, capability: int) -> dict[str, int]:
-    """Bytes of shared memory of the kernels, compiled for a GPU that need not be there."""
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
+def compiled_rows(comm: Communicator, capability: int) -> dict[str, Resources]:
+    """The product and the evaluation of 128 columns, by how W is multiplied, in both formats."""
+    from distributed_ignn.propagation import triton_kernels as kernels
 
-    from distributed_ignn.propagation import triton_kernels
-
-    flags = {"HAS_VALUE": False, "HAS_SCALE": True, "HAS_LEFT": True}
-    tail = {"HAS_START": True, "KEEP": True, "LINEAR": False, "BLOCK_N": 32}
-    shape = {"BLOCK_D": 128, "ROWS": triton_rows.tile_rows(128), "UNROLL": 4}
-    sizes = {}
-    for kernel, constants in (
-        (triton_kernels.product_kernel.fn, flags | shape),
-        (triton_kernels.evaluation_kernel.fn, flags | tail | shape),
-    ):
-        names = list(kernel.arg_names)
-        source = ASTSource(
-            fn=kernel,
-            signature={name: _kind(name, constants) for name in names},
-            constexprs={(names.index(name),): value for name, value in constants.items()},
+    pointers = (n for n in kernels.evaluation.arg_names if n.endswith("_ptr"))
+    types: dict[str, str | tuple[str, ...]] = dict.fromkeys([*pointers, "out_ptr"], "*fp32")
+    types |= dict.fromkeys(("row_ptr", "begin_ptr", "length_ptr", "col_ptr"), "*i32")
+    types |= {"num_rows": "i32", "dense_stride": "i32 16", "D": "i32 16", "density": "i32"}
+    flags: dict[str, int | str] = {"HAS_VALUE": False, "HAS_SCALE": True, "HAS_LEFT": True}
+    flags["BLOCK_D"] = 128
+    tail: dict[str, int | str] = {"HAS_START": True, "KEEP": True, "LINEAR": False}
+    tail |= {"BLOCK_N": triton_rows.WEIGHT_COLUMNS, "ROWS": triton_rows.fused_rows(128)}
+    unroll, warps = kernels.PRODUCT[0]
+    found = {
+        "product": resources(
+            kernels.product,
+            types,
+            flags | {"UNROLL": unroll, "ROWS": triton_rows.tile_rows(128)},
+            capability,
+            num_warps=warps,
+            num_stages=2,
         )
-        binary = triton.compile(source, target=GPUTarget("cuda", capability, 32))
-        sizes[kernel.__name__] = binary.metadata.shared
-    return sizes
-
-
-def _kind(name: str, constants: dict[str, int]) -> str:
-    """Triton's name for the type of a kernel's argument."""
-    if name in constants:
-        return "constexpr"
-    if not name.endswith("_ptr"):
-        return "i32"
-    return "*i32" if name in ("row_ptr", "begin_ptr", "length_ptr", "col_ptr") else "*fp32"
+    }
+    short = dict.fromkeys(("dense_ptr", "own_ptr", "image_ptr"), "*bf16")
+    for precision, tried in kernels.EVALUATION.items():
+        unroll, warps = tried[0]
+        for stored, formats in (("fp32", types), ("bf16", types | short)):
+            found[f"evaluation, {precision}, {stored}"] = resources(
+                kernels.evaluation,
+                formats,
+                flags | tail | {"UNROLL": unroll, "PRECISION": precision},
+                capability,
+                num_warps=warps,
+                num_stages=1,
+            )
+    return found

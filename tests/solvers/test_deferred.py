@@ -40,7 +40,7 @@ class _Summing(DenseMap):
 
 @pytest.fixture(autouse=True)
 def _several_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(blocks._BLOCK_ENTRIES, "cpu", 7 * WIDTH)
+    monkeypatch.setattr(blocks, "_BLOCK_ENTRIES", 7 * WIDTH)
 
 
 def _method(kind: str, nodes: int, *, at_once: bool = False) -> AnySolver:

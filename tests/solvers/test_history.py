@@ -19,7 +19,7 @@ ROWS, WIDTH, MEMORY = 50, 4, 3
 
 @pytest.fixture(autouse=True)
 def _several_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(blocks._BLOCK_ENTRIES, "cpu", 7 * WIDTH)
+    monkeypatch.setattr(blocks, "_BLOCK_ENTRIES", 7 * WIDTH)
 
 
 def _pushed(history: History, count: int, how: str = "push") -> tuple[list[Tensor], list[Tensor]]:

@@ -134,7 +134,8 @@ class EpochModel:
         work, model, state = self.work, self.machine, self._state
         steps = max(work.adjoint if adjoint else work.forward, 1)
         # of a state of one byte, since a part's sizes may be estimates and not whole
-        moved = work.solver(adjoint).moved_bytes(SolveSizes(1, work.bytes, steps))
+        sizes = SolveSizes(1, work.bytes, steps, fused=not model.profile.on_cpu)
+        moved = work.solver(adjoint).moved_bytes(sizes)
         history = model.history(moved * state, state)
         cost = Cost(history=history, reduction=model.reduction())
         if not work.learned:

@@ -1,0 +1,11 @@
+"""Dropout masks by a kernel: the bits of torch's operations, in one launch."""
+
+from __future__ import annotations
+
+from tests.device.mask_cases import differing_masks
+from tests.device.triton_runs import needs_triton, run_interpreted
+
+
+@needs_triton
+def test_the_kernel_draws_the_bits_of_torch() -> None:
+    assert run_interpreted(differing_masks) == [[]]
