@@ -61,7 +61,7 @@ class ImplicitLayer:
 
     Args:
         propagation: normalised channels.
-        reduce: sums a float64 CPU vector over ranks.
+        reduce: sums a float64 vector over ranks, wherever it lies.
         sparsified: A_s for the learned solver, or None.
         form: activation, step and residual of the cell.
     """

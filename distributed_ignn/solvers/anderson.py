@@ -154,7 +154,7 @@ class Anderson:
         if state.defers:
             return self.judge(state, evaluation, reduce)
         dots = state.history.push(evaluation.point, evaluation.image)
-        sums = reduce(torch.cat([dots, square_sum(evaluation.image)[None]]).cpu())
+        sums = reduce(torch.cat([dots, square_sum(evaluation.image)[None]])).cpu()
         return self.record(state, sums[:-1], float(sums[-1]))
 
     def record(self, state: AndersonState, dots: Tensor, image_square: float) -> float:
@@ -169,7 +169,7 @@ class Anderson:
         squares = evaluation.squares
         if squares is None:
             squares = residual_squares(evaluation.point, evaluation.image)
-        square, image_square = reduce(squares.cpu()).tolist()
+        square, image_square = reduce(squares).tolist()
         state.waiting = Waiting(evaluation.lasting(), square, reduce)
         state.residual = relative_residual(square, image_square)
         return state.residual
@@ -191,7 +191,7 @@ class Anderson:
             history.begin(found.point, found.image, correction, square)
             return
         dots = history.enter(found.point, found.image, correction)
-        history.set_newest_gram(waiting.reduce(dots.cpu()))
+        history.set_newest_gram(waiting.reduce(dots).cpu())
 
     def advance(self, state: AndersonState, best: Iterate) -> Tensor:
         """The mixed point, or a restart where the history misleads or is singular."""

@@ -57,10 +57,10 @@ class Picard:
         z, image = evaluation.point, evaluation.image
         if evaluation.squares is not None and self.beta == 1.0:
             state.point = image
-            return relative_residual(*reduce(evaluation.squares.cpu()).tolist())
+            return relative_residual(*reduce(evaluation.squares).tolist())
         square = square_sum(z, lambda rows: image[rows] - z[rows])
         state.point = image if self.beta == 1.0 else z.lerp(image, self.beta)
-        sums = reduce(torch.stack([square, square_sum(image)]).cpu())
+        sums = reduce(torch.stack([square, square_sum(image)]))
         return relative_residual(*sums.tolist())
 
     def advance(self, state: PicardState, best: Iterate) -> Tensor:
