@@ -14,7 +14,7 @@ r residual.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -223,6 +223,20 @@ class EquilibriumCell:
         shown = [gain * float(w.square().sum() / w.shape[0]) ** 0.5 for gain, w in pairs]
         return _SAFETY * sum(shown) * self.form.step
 
+    def arrays(self) -> tuple[Tensor, ...]:
+        """See ``GroupMap``: W_c and b."""
+        return *self.weights, self._injection
+
+    def reading(self, arrays: Sequence[Tensor]) -> EquilibriumCell:
+        """See ``GroupMap``."""
+        *weights, injection = arrays
+        where = self._propagation, weights, injection, self._sparsified, self.form
+        return EquilibriumCell(*where, keep_products=self._keep)
+
+    def constants(self) -> Hashable:
+        """See ``GroupMap``."""
+        return self._propagation, self.form, self._keep
+
     def sum_squares(self) -> None:
         """From the next evaluation on, sum squares while the image is written."""
         self._sums = True
@@ -351,6 +365,24 @@ class AdjointCell:
             squares=_sum_known(squares),
             error_square=self._error_square(),
         )
+
+    def arrays(self) -> tuple[Tensor, ...]:
+        """See ``GroupMap``: W_c', g, and m where there is one."""
+        slope = () if self._slope is None else (self._slope,)
+        return *self.weights, self._incoming, *slope
+
+    def reading(self, arrays: Sequence[Tensor]) -> AdjointCell:
+        """See ``GroupMap``."""
+        count = len(self.weights)
+        weights = [weight.T for weight in arrays[:count]]
+        incoming, slope = (*arrays[count:], None)[:2]
+        if incoming is None:
+            raise ValueError("the arrays of an adjoint map end in g")
+        return AdjointCell(self._propagation, weights, slope, incoming, self._form)
+
+    def constants(self) -> Hashable:
+        """See ``GroupMap``."""
+        return self._propagation, self._form
 
     def _error_square(self) -> Tensor | None:
         """As of ``EquilibriumCell``."""

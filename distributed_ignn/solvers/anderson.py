@@ -31,12 +31,10 @@ from distributed_ignn.solvers.base import (
 )
 from distributed_ignn.solvers.blocks import Rows, residual_squares, square_sum
 from distributed_ignn.solvers.history import History
+from distributed_ignn.solvers.ring import GROWTH_LIMIT, LARGEST_WEIGHT, GroupAnderson
 
 DEFERRED_FROM = 1 << 22
 """Entries of the points of all ranks from which on an evaluation is judged before it is entered."""
-
-_LARGEST_WEIGHT = 1e4  # beyond it, cancellation eats the digits of float32
-_GROWTH_LIMIT = 2.0  # a residual this many times the best one means that the history misleads
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -93,7 +91,7 @@ def anderson_weights(gram: Tensor, regularization: float) -> Tensor | None:
     total = alpha.sum()
     alpha = alpha / total
     usable = int(info) == 0 and bool(torch.isfinite(alpha).all())
-    return alpha if usable and float(alpha.abs().max()) <= _LARGEST_WEIGHT else None
+    return alpha if usable and float(alpha.abs().max()) <= LARGEST_WEIGHT else None
 
 
 class Anderson:
@@ -142,6 +140,10 @@ class Anderson:
     def moved_bytes(self, sizes: SolveSizes) -> float:
         """Every array of the history is read twice: by the dot products and by the mixing."""
         return History.moved_bytes(sizes, self.memory, self.storage)
+
+    def in_groups(self) -> GroupAnderson:
+        """See ``GroupSolver``."""
+        return GroupAnderson(self.memory, self.beta, self.regularization, self.storage)
 
     def rider(self, state: AndersonState) -> None:
         """Nothing travels."""
@@ -211,7 +213,7 @@ class Anderson:
 
     def has_grown(self, state: AndersonState, best: Iterate) -> bool:
         """Whether the residual is well past the best one."""
-        return state.residual > _GROWTH_LIMIT * best.residual
+        return state.residual > GROWTH_LIMIT * best.residual
 
     def go_back(self, state: AndersonState, best: Iterate) -> Tensor:
         """Restart from the best iterate's image; Picard's step where that has been tried.

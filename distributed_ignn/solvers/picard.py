@@ -16,6 +16,7 @@ from distributed_ignn.solvers.base import (
     relative_residual,
 )
 from distributed_ignn.solvers.blocks import square_sum
+from distributed_ignn.solvers.groups import GroupPicard
 
 _PASSES = 3.0  # read point and image, and the image again
 
@@ -48,6 +49,10 @@ class Picard:
     def moved_bytes(self, sizes: SolveSizes) -> float:
         """Residual and squares: what is read is written once by the map already."""
         return _PASSES * sizes.state
+
+    def in_groups(self) -> GroupPicard:
+        """See ``GroupSolver``."""
+        return GroupPicard(self.beta)
 
     def rider(self, state: PicardState) -> None:
         """Nothing travels."""

@@ -111,7 +111,7 @@ def _inverse(matrix: Tensor) -> Tensor:
 
 @dataclass(slots=True, eq=False)
 class _Seen:
-    """A weight as it was seen: its memory, which nobody else gets while this is held, and a copy."""
+    """A weight as it was seen: its memory, which is nobody else's while it is held, and a copy."""
 
     weight: Tensor
     version: int

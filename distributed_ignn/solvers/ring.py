@@ -1,0 +1,212 @@
+"""Anderson acceleration without branches: the history in a ring, its small system on the device.
+
+The same method as ``Anderson``: the same differences (``history.py``), the same weights, restarts
+and ways back. The ring has a place for each of the last M differences, and every evaluation writes
+the next one, whatever becomes of it; how many of them count is a number on the device. What a
+branch decides on the host is a mask here:
+
+- weights of iterates that do not count are 0, because their rows of the system are those of I;
+- a system without useful solution gives Picard's step from the newest iterate, and so does a
+  residual that has grown although the best iterate has been gone back to;
+- a residual that has grown otherwise gives the best iterate's image, and nothing counts any more.
+
+The system is positive definite where it is regularised, so elimination needs no pivots, and no
+library that might ask the host. Its solution differs from the host's by rounding.
+
+Letters: M memory, n = M + 1, m <= n iterates that count, O owned rows, D columns.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from distributed_ignn.solvers.base import Evaluation
+from distributed_ignn.solvers.blocks import blocks
+from distributed_ignn.solvers.groups import Verdict
+
+GROWTH_LIMIT = 2.0  # a residual this many times the best one means that the history misleads
+LARGEST_WEIGHT = 1e4  # beyond it, cancellation eats the digits of float32
+
+
+def masked_weights(gram: Tensor, count: Tensor, regularization: float) -> tuple[Tensor, Tensor]:
+    """As ``anderson_weights`` of the newest ``count`` iterates, without asking the host.
+
+    Args:
+        gram: float64 [n, n], newest first.
+        count: m, an integer scalar from 1 to n.
+        regularization: see ``anderson_weights``.
+
+    Returns:
+        Weights [n], 0 for iterates that do not count, and whether they are usable, a bool scalar;
+        where they are not, the newest iterate alone has one.
+    """
+    places = torch.arange(gram.shape[0], device=gram.device)
+    counts = places < count
+    scale = gram.diagonal().clamp_min(torch.finfo(gram.dtype).tiny).sqrt()
+    correlation = gram / torch.outer(scale, scale)
+    identity = torch.eye(gram.shape[0], dtype=gram.dtype, device=gram.device)
+    correlation = correlation + regularization * identity
+    system = torch.where(counts & counts[:, None], correlation, identity)
+    right = torch.where(counts, 1.0 / scale, 0.0)
+    alpha = _solved(system, right, identity) / scale
+    alpha = alpha / alpha.sum()
+    alone = count == 1
+    usable = (alpha.abs().amax() <= LARGEST_WEIGHT) | alone  # NaN is not
+    return torch.where(usable & ~alone, alpha, identity[0]), usable
+
+
+def _solved(system: Tensor, right: Tensor, identity: Tensor) -> Tensor:
+    """x [n] with system x = right, by elimination of all other rows in turn."""
+    table = torch.cat([system, right[:, None]], dim=1)
+    for number in range(system.shape[0]):
+        pivot = table[number] / table[number, number]
+        table = torch.addr(table, table[:, number] - identity[number], pivot, alpha=-1.0)
+    return table[:, -1]
+
+
+@dataclass(slots=True, eq=False)
+class Ring:
+    """What ``GroupAnderson`` remembers.
+
+    Args:
+        residuals, estimates: dg and dy between neighbouring iterates, [M, O, D].
+        point, residual: z and g of the newest iterate [O, D], where the next group finds them.
+        gram: float64 [n, n], newest first.
+        count: m.
+        left_best: residual of the best iterate that a restart has gone back to.
+        orders: for each phase the places of the ring, newest first, int64 [M, M]; each row is its
+            own inverse.
+        newest: z and g of the newest iterate, within a group.
+    """
+
+    residuals: Tensor
+    estimates: Tensor
+    point: Tensor
+    residual: Tensor
+    gram: Tensor
+    count: Tensor
+    left_best: Tensor
+    orders: Tensor
+    newest: tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class GroupAnderson:
+    """Anderson acceleration, see ``Anderson``.
+
+    Args:
+        memory, beta, regularization, storage: as there.
+    """
+
+    memory: int
+    beta: float
+    regularization: float
+    storage: torch.dtype | None
+
+    @property
+    def phases(self) -> int:
+        """The ring's places."""
+        return self.memory
+
+    def allocate(self, like: Tensor) -> Ring:
+        """Zeros, so that places nobody has written to hold numbers."""
+        places = torch.arange(self.memory)
+        orders = (places[:, None] - places) % self.memory
+        shape, small = (self.memory, *like.shape), like.new_zeros((), dtype=torch.float64)
+        point, residual = torch.zeros_like(like), torch.zeros_like(like)
+        return Ring(
+            like.new_zeros(shape, dtype=self.storage),
+            like.new_zeros(shape, dtype=self.storage),
+            point,
+            residual,
+            small.new_zeros(self.memory + 1, self.memory + 1),
+            small.new_zeros((), dtype=torch.int64),
+            small.clone(),
+            orders.to(like.device),
+            (point, residual),
+        )
+
+    def begin(self, state: Ring, *, clean: bool) -> None:
+        """Nothing counts."""
+        if clean:
+            held = state.residuals, state.estimates, state.point, state.residual, state.gram
+            for array in held:
+                array.zero_()
+        state.count.zero_()
+        state.left_best.fill_(math.inf)
+        state.newest = state.point, state.residual
+
+    def sums(self, state: Ring, phase: int, evaluation: Evaluation) -> Tensor:
+        """The new row of the Gram matrix [n] and ||f(z)||^2."""
+        z, image = evaluation.point, evaluation.image
+        point, residual = state.newest
+        change, shift = state.residuals[phase], state.estimates[phase]
+        fresh = torch.empty_like(z)
+        total = torch.zeros(self.memory + 2, dtype=torch.float64, device=z.device)
+        for rows in blocks(z):
+            part = torch.sub(image[rows], z[rows], out=fresh[rows])
+            changed = part - residual[rows]
+            change[rows] = changed
+            shift[rows] = changed.add_(z[rows]).sub_(point[rows])
+            flat, reached = part.reshape(-1), image[rows].reshape(-1)
+            along = _flat(state.residuals, rows, flat.dtype) @ flat
+            squares = torch.stack([torch.dot(flat, flat), torch.dot(reached, reached)])
+            total += torch.cat([squares[:1], along, squares[1:]])
+        state.newest = z, fresh
+        older = total[1:-1].index_select(0, state.orders[phase])
+        # g_i = g_k - sum of the changes since
+        total[1:-1] = total[0] - older.cumsum(0)
+        return total
+
+    def advance(
+        self, state: Ring, phase: int, evaluation: Evaluation, sums: Tensor, verdict: Verdict
+    ) -> Tensor:
+        """The mixed point, or what a restart has in its place."""
+        self._enter(state, sums[:-1])
+        grown = verdict.residual > GROWTH_LIMIT * verdict.best
+        back = grown & (verdict.best < state.left_best)
+        state.left_best.copy_(torch.where(back, verdict.best, state.left_best))
+        alpha, usable = masked_weights(state.gram, state.count, self.regularization)
+        over = ~usable | grown
+        alone = torch.zeros_like(alpha)
+        alone[0] = 1.0
+        mixed = self._mix(state, phase, torch.where(over, alone, alpha), over)
+        state.count.copy_(torch.where(back, 0, torch.where(over, 1, state.count)))
+        return torch.where(back, verdict.best_image, mixed)
+
+    def _enter(self, state: Ring, dots: Tensor) -> None:
+        gram = torch.empty_like(state.gram)
+        gram[1:, 1:] = state.gram[:-1, :-1]
+        gram[0], gram[:, 0] = dots, dots
+        state.gram.copy_(gram)
+        state.count.add_(1).clamp_max_(self.memory + 1)
+
+    def _mix(self, state: Ring, phase: int, alpha: Tensor, over: Tensor) -> Tensor:
+        """sum_i alpha_i (z_i + beta g_i), [O, D]; with a beta of 1 where the method starts over."""
+        point, residual = state.newest
+        # what the iterates older than each difference weigh together, by places of the ring
+        gamma = alpha[1:].flip(0).cumsum(0).flip(0)
+        weights = gamma.index_select(0, state.orders[phase]).to(point.dtype)
+        beta = self.beta + (1.0 - self.beta) * over.to(point.dtype)
+        mixed = torch.empty_like(point)
+        for rows in blocks(point):
+            part = torch.addcmul(point[rows], residual[rows], beta, out=mixed[rows]).view(-1)
+            part -= weights @ _flat(state.estimates, rows, part.dtype)
+            if self.beta != 1.0:
+                part -= (weights * (beta - 1.0)) @ _flat(state.residuals, rows, part.dtype)
+        return mixed
+
+    def keep(self, state: Ring) -> None:
+        """z and g of the newest iterate."""
+        state.point.copy_(state.newest[0])
+        state.residual.copy_(state.newest[1])
+        state.newest = state.point, state.residual
+
+
+def _flat(stored: Tensor, rows: slice, dtype: torch.dtype) -> Tensor:
+    """Some rows of every array of the ring, [M, r D]."""
+    return stored[:, rows].reshape(stored.shape[0], -1).to(dtype)
