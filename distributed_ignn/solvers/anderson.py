@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from distributed_ignn.solvers.anderson_ring import GROWTH_LIMIT, LARGEST_WEIGHT, GroupAnderson
 from distributed_ignn.solvers.base import (
     Evaluation,
     FixedPointMap,
@@ -31,7 +32,6 @@ from distributed_ignn.solvers.base import (
 )
 from distributed_ignn.solvers.blocks import Rows, residual_squares, square_sum
 from distributed_ignn.solvers.history import History
-from distributed_ignn.solvers.ring import GROWTH_LIMIT, LARGEST_WEIGHT, GroupAnderson
 
 DEFERRED_FROM = 1 << 22
 """Entries of the points of all ranks from which on an evaluation is judged before it is entered."""

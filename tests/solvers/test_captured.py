@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from distributed_ignn.solvers.anderson import Anderson, AndersonState, anderson_weights
+from distributed_ignn.solvers.anderson_ring import masked_weights
 from distributed_ignn.solvers.base import (
     AnySolver,
     Evaluation,
@@ -20,7 +21,6 @@ from distributed_ignn.solvers.base import (
 from distributed_ignn.solvers.broyden import Broyden
 from distributed_ignn.solvers.captured import Captures
 from distributed_ignn.solvers.picard import Picard
-from distributed_ignn.solvers.ring import masked_weights
 from distributed_ignn.solvers.solve import solve
 from tests.solvers.dense_map import NODES, WIDTH, DenseMap
 
