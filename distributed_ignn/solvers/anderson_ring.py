@@ -32,12 +32,15 @@ GROWTH_LIMIT = 2.0  # a residual this many times the best one means that the his
 LARGEST_WEIGHT = 1e4  # beyond it, cancellation eats the digits of float32
 
 
-def masked_weights(gram: Tensor, count: Tensor, regularization: float) -> tuple[Tensor, Tensor]:
+def masked_weights(
+    gram: Tensor, count: Tensor, identity: Tensor, regularization: float
+) -> tuple[Tensor, Tensor]:
     """As ``anderson_weights`` of the newest ``count`` iterates, without asking the host.
 
     Args:
         gram: float64 [n, n], newest first.
         count: m, an integer scalar from 1 to n.
+        identity: I, like ``gram``.
         regularization: see ``anderson_weights``.
 
     Returns:
@@ -48,8 +51,7 @@ def masked_weights(gram: Tensor, count: Tensor, regularization: float) -> tuple[
     counts = places < count
     scale = gram.diagonal().clamp_min(torch.finfo(gram.dtype).tiny).sqrt()
     correlation = gram / torch.outer(scale, scale)
-    identity = torch.eye(gram.shape[0], dtype=gram.dtype, device=gram.device)
-    correlation = correlation + regularization * identity
+    correlation = torch.add(correlation, identity, alpha=regularization)
     system = torch.where(counts & counts[:, None], correlation, identity)
     right = torch.where(counts, 1.0 / scale, 0.0)
     alpha = _solved(system, right, identity) / scale
@@ -76,6 +78,7 @@ class Ring:
         residuals, estimates: dg and dy between neighbouring iterates, [M, O, D].
         point, residual: z and g of the newest iterate [O, D], where the next group finds them.
         gram: float64 [n, n], newest first.
+        identity: I, like that.
         count: m.
         left_best: residual of the best iterate that a restart has gone back to.
         orders: for each phase the places of the ring, newest first, int64 [M, M]; each row is its
@@ -88,6 +91,7 @@ class Ring:
     point: Tensor
     residual: Tensor
     gram: Tensor
+    identity: Tensor
     count: Tensor
     left_best: Tensor
     orders: Tensor
@@ -124,6 +128,7 @@ class GroupAnderson:
             point,
             residual,
             small.new_zeros(self.memory + 1, self.memory + 1),
+            torch.eye(self.memory + 1, dtype=small.dtype, device=small.device),
             small.new_zeros((), dtype=torch.int64),
             small.clone(),
             orders.to(like.device),
@@ -153,7 +158,7 @@ class GroupAnderson:
             change[rows] = changed
             shift[rows] = changed.add_(z[rows]).sub_(point[rows])
             flat, reached = part.reshape(-1), image[rows].reshape(-1)
-            along = _flat(state.residuals, rows, flat.dtype) @ flat
+            along = torch.mv(_flat(state.residuals, rows, flat.dtype), flat)
             squares = torch.stack([torch.dot(flat, flat), torch.dot(reached, reached)])
             total += torch.cat([squares[:1], along, squares[1:]])
         state.newest = z, fresh
@@ -170,11 +175,10 @@ class GroupAnderson:
         grown = verdict.residual > GROWTH_LIMIT * verdict.best
         back = grown & (verdict.best < state.left_best)
         state.left_best.copy_(torch.where(back, verdict.best, state.left_best))
-        alpha, usable = masked_weights(state.gram, state.count, self.regularization)
+        system = state.gram, state.count, state.identity
+        alpha, usable = masked_weights(*system, self.regularization)
         over = ~usable | grown
-        alone = torch.zeros_like(alpha)
-        alone[0] = 1.0
-        mixed = self._mix(state, phase, torch.where(over, alone, alpha), over)
+        mixed = self._mix(state, phase, torch.where(over, state.identity[0], alpha), over)
         state.count.copy_(torch.where(back, 0, torch.where(over, 1, state.count)))
         return torch.where(back, verdict.best_image, mixed)
 
@@ -195,9 +199,10 @@ class GroupAnderson:
         mixed = torch.empty_like(point)
         for rows in blocks(point):
             part = torch.addcmul(point[rows], residual[rows], beta, out=mixed[rows]).view(-1)
-            part -= weights @ _flat(state.estimates, rows, part.dtype)
+            part.addmv_(_flat(state.estimates, rows, part.dtype).T, weights, alpha=-1.0)
             if self.beta != 1.0:
-                part -= (weights * (beta - 1.0)) @ _flat(state.residuals, rows, part.dtype)
+                shares = weights * (1.0 - beta)
+                part.addmv_(_flat(state.residuals, rows, part.dtype).T, shares)
         return mixed
 
     def keep(self, state: Ring) -> None:

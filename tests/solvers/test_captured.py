@@ -201,6 +201,10 @@ def test_a_map_whose_image_vanishes_is_solved_alike() -> None:
         assert plain.residuals[-1] == 0.0
 
 
+def _identity(count: int) -> Tensor:
+    return torch.eye(count, dtype=torch.float64)
+
+
 @pytest.mark.parametrize("regularization", [0.0, 1e-10, 1e-3])
 def test_weights_are_those_of_the_host(regularization: float) -> None:
     generator = torch.Generator().manual_seed(5)
@@ -209,7 +213,7 @@ def test_weights_are_those_of_the_host(regularization: float) -> None:
         rows *= 10.0 ** -torch.arange(6, dtype=torch.float64).flip(0)[:, None]
         gram = rows @ rows.T
         gram[count:] = gram[:, count:] = 7.0  # of iterates that do not count any more
-        found, usable = masked_weights(gram, torch.tensor(count), regularization)
+        found, usable = masked_weights(gram, torch.tensor(count), _identity(6), regularization)
         expected = anderson_weights(gram[:count, :count].clone(), regularization)
         assert expected is not None
         assert bool(usable)
@@ -220,10 +224,10 @@ def test_weights_are_those_of_the_host(regularization: float) -> None:
 def test_a_system_without_solution_leaves_the_newest_iterate_alone() -> None:
     gram = torch.ones(3, 3, dtype=torch.float64)
     assert anderson_weights(gram.clone(), 0.0) is None
-    found, usable = masked_weights(gram, torch.tensor(3), 0.0)
+    found, usable = masked_weights(gram, torch.tensor(3), _identity(3), 0.0)
     assert not bool(usable)
     assert found.tolist() == [1.0, 0.0, 0.0]
-    found, usable = masked_weights(torch.zeros(3, 3, dtype=torch.float64), torch.tensor(1), 1e-8)
+    found, usable = masked_weights(torch.zeros_like(gram), torch.tensor(1), _identity(3), 1e-8)
     assert bool(usable)
     assert found.tolist() == [1.0, 0.0, 0.0]
 
