@@ -20,15 +20,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
+from distributed_ignn.device.triton_seam import triton_kernels_for
 from distributed_ignn.solvers.base import Evaluation
 from distributed_ignn.solvers.blocks import blocks
 from distributed_ignn.solvers.groups import Verdict
 
 GROWTH_LIMIT = 2.0  # a residual this many times the best one means that the history misleads
+_FORMATS = torch.float32, torch.float64, torch.bfloat16  # of points that the kernels read
 LARGEST_WEIGHT = 1e4  # beyond it, cancellation eats the digits of float32
 
 
@@ -148,6 +151,9 @@ class GroupAnderson:
     def sums(self, state: Ring, phase: int, evaluation: Evaluation) -> Tensor:
         """The new row of the Gram matrix [n] and ||f(z)||^2."""
         z, image = evaluation.point, evaluation.image
+        kernels = triton_kernels_for("triton_history", z, *_FORMATS)
+        if kernels is not None:
+            return self._sums_fused(kernels, state, phase, evaluation)
         point, residual = state.newest
         change, shift = state.residuals[phase], state.estimates[phase]
         fresh = torch.empty_like(z)
@@ -167,20 +173,57 @@ class GroupAnderson:
         total[1:-1] = total[0] - older.cumsum(0)
         return total
 
+    def _sums_fused(
+        self, kernels: ModuleType, state: Ring, phase: int, evaluation: Evaluation
+    ) -> Tensor:
+        """The same in two launches."""
+        z, (point, residual) = evaluation.point, state.newest
+        fresh = torch.empty_like(z)
+        older = self._order(phase)[1:]
+        arrays = kernels.Entered(
+            z,
+            evaluation.image,
+            before=point,
+            held=residual,
+            residual=state.residuals[phase],
+            estimate=state.estimates[phase],
+            fresh=fresh,
+            older=[state.residuals[place] for place in older],
+            holds_residual=True,
+        )
+        state.newest = z, fresh
+        found: Tensor = kernels.enter(arrays, image_square=True)
+        return found
+
+    def _order(self, phase: int) -> list[int]:
+        """The places of the ring, newest first."""
+        return [(phase - back) % self.memory for back in range(self.memory)]
+
     def advance(
         self, state: Ring, phase: int, evaluation: Evaluation, sums: Tensor, verdict: Verdict
     ) -> Tensor:
         """The mixed point, or what a restart has in its place."""
-        self._enter(state, sums[:-1])
+        kernels = triton_kernels_for("triton_steps", sums, torch.float64)
+        if kernels is None:
+            alpha, beta, back = self._decide(state, sums[:-1], verdict)
+        else:
+            numbers = state.gram, sums, state.count, state.left_best, verdict.residual, verdict.best
+            limits = self.regularization, self.beta, GROWTH_LIMIT, LARGEST_WEIGHT
+            alpha, beta, back = kernels.weights(*numbers, kernels.Rules(*limits))
+        return torch.where(back, verdict.best_image, self._mix(state, phase, alpha, beta))
+
+    def _decide(self, state: Ring, dots: Tensor, verdict: Verdict) -> tuple[Tensor, Tensor, Tensor]:
+        """Weights [n], beta, and whether the step goes back to the best iterate's image."""
+        self._enter(state, dots)
         grown = verdict.residual > GROWTH_LIMIT * verdict.best
         back = grown & (verdict.best < state.left_best)
         state.left_best.copy_(torch.where(back, verdict.best, state.left_best))
         system = state.gram, state.count, state.identity
         alpha, usable = masked_weights(*system, self.regularization)
         over = ~usable | grown
-        mixed = self._mix(state, phase, torch.where(over, state.identity[0], alpha), over)
         state.count.copy_(torch.where(back, 0, torch.where(over, 1, state.count)))
-        return torch.where(back, verdict.best_image, mixed)
+        beta = self.beta + (1.0 - self.beta) * over.double()
+        return torch.where(over, state.identity[0], alpha), beta, back
 
     def _enter(self, state: Ring, dots: Tensor) -> None:
         gram = torch.empty_like(state.gram)
@@ -189,13 +232,20 @@ class GroupAnderson:
         state.gram.copy_(gram)
         state.count.add_(1).clamp_max_(self.memory + 1)
 
-    def _mix(self, state: Ring, phase: int, alpha: Tensor, over: Tensor) -> Tensor:
-        """sum_i alpha_i (z_i + beta g_i), [O, D]; with a beta of 1 where the method starts over."""
+    def _mix(self, state: Ring, phase: int, alpha: Tensor, beta: Tensor) -> Tensor:
+        """sum_i alpha_i (z_i + beta g_i), [O, D]."""
         point, residual = state.newest
+        kernels = triton_kernels_for("triton_history", point, *_FORMATS)
+        if kernels is not None:
+            order = self._order(phase)
+            stored = [[kept[i] for i in order] for kept in (state.estimates, state.residuals)]
+            plain = 1.0 if self.beta == 1.0 else beta
+            found: Tensor = kernels.mix(point, residual, *stored, alpha, plain)
+            return found
         # what the iterates older than each difference weigh together, by places of the ring
         gamma = alpha[1:].flip(0).cumsum(0).flip(0)
         weights = gamma.index_select(0, state.orders[phase]).to(point.dtype)
-        beta = self.beta + (1.0 - self.beta) * over.to(point.dtype)
+        beta = beta.to(point.dtype)
         mixed = torch.empty_like(point)
         for rows in blocks(point):
             part = torch.addcmul(point[rows], residual[rows], beta, out=mixed[rows]).view(-1)

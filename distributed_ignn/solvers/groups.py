@@ -19,6 +19,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from distributed_ignn.device.triton_seam import triton_kernels_for
 from distributed_ignn.solvers.base import Evaluation, FixedPointMap
 from distributed_ignn.solvers.blocks import residual_squares
 
@@ -172,14 +173,24 @@ class Progress:
             sums: ||f(z) - z||^2, ..., ||f(z)||^2.
             found: its arrays, see ``held``; kept if it is the best of a solve that is not over.
         """
-        residual = relative_residual(sums[0], sums[-1])
-        self.residuals[number] = residual
-        better = ((residual < self._best) | self._best.isinf()) & self._going
-        self._best.copy_(torch.where(better, residual, self._best))
+        residual = self.residuals[number]
+        kernels = triton_kernels_for("triton_steps", sums, torch.float64)
+        if kernels is None:
+            better = self._judge(sums, residual)
+        else:
+            numbers = self._best, self._tolerance, self._left, self._going
+            better = kernels.judge(sums, residual, *numbers)
         for kept, array in zip(self.held, found, strict=True):
             torch.where(better, array, kept, out=kept)
+        return Verdict(residual, self._best, self.held[1])
+
+    def _judge(self, sums: Tensor, residual: Tensor) -> Tensor:
+        """Whether an evaluation is the best so far; ``residual`` is overwritten with its own."""
+        residual.copy_(relative_residual(sums[0], sums[-1]))
+        better = ((residual < self._best) | self._best.isinf()) & self._going
+        self._best.copy_(torch.where(better, residual, self._best))
         self._left -= 1.0
         # not a number is not above the tolerance either
         above = (residual > self._tolerance) & (residual < math.inf)
         self._going.logical_and_(above & (self._left > 0.0))
-        return Verdict(residual, self._best, self.held[1])
+        return better
