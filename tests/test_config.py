@@ -204,6 +204,7 @@ def _changed(section: type[BaseModel]) -> dict[str, Any]:
         "constraint": "projection",  # none contradicts the other cells and a learned kappa
         "init": "identity",  # signed contradicts the other cells
         "loose_tolerance": 0.1,
+        "capture": 0,  # goes with no CPU and with no other halo rows, which are changed here
     }
     if section is PartitionConfig:
         special["method"] = "metis"  # nothing else reads weights of edges

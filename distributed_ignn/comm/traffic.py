@@ -24,6 +24,11 @@ class Traffic:
     def snapshot(self) -> Traffic:
         return Traffic(**asdict(self))
 
+    def add(self, other: Traffic) -> None:
+        """Count what ``other`` has counted as well."""
+        for key, value in asdict(other).items():
+            setattr(self, key, getattr(self, key) + value)
+
     def since(self, earlier: Traffic) -> Traffic:
         """What was added after ``earlier``, a snapshot."""
         now, then = asdict(self), asdict(earlier)

@@ -194,6 +194,8 @@ class RunConfig(Section):
             ),
             *self._rollback_rules(),
             *self._paper_rules(),
+            *self._capture_rules("forward", self.forward),
+            *self._capture_rules("adjoint", self.adjoint),
             *self._unread("forward", self.forward, self.forward.method),
             *self._unread("adjoint", self.adjoint, self.adjoint_method),
             (
@@ -293,6 +295,31 @@ class RunConfig(Section):
             )
             for key, field in SolveLimits.model_fields.items()
             if key in unread
+        ]
+
+    def _capture_rules(self, section: str, limits: SolveLimits) -> list[tuple[bool, str]]:
+        """As ``_rules``, about what cannot be recorded; what a run finds out, ``Trainer`` says."""
+        setting = f"{section}.capture = {limits.capture}"
+        cell, halo = self.model.cell, self.comm.halo
+        reasons = [
+            (self.device == "cpu", "device = cpu, which has no launches to record"),
+            (
+                self.comm.backend == "gloo",
+                "comm.backend = gloo, whose exchanges wait on the host",
+            ),
+            (self.comm.stale, "comm.stale, whose exchanges outlast an evaluation"),
+            (
+                halo not in ("auto", "fp32"),
+                f"comm.halo = {halo}, whose rounding enters the residual",
+            ),
+            (
+                not _CELLS.entry(cell).fixed_form,
+                f"model.cell = {cell}, whose step follows the weights",
+            ),
+        ]
+        return [
+            (limits.capture > 0 and holds, f"{setting} does not go with {reason}; drop one of them")
+            for holds, reason in reasons
         ]
 
     def _rollback_rules(self) -> list[tuple[bool, str]]:

@@ -29,6 +29,14 @@ class SolveLimits(Section):
         description="added to Anderson's Gram matrix, relative to each residual's square",
     )
     warm_start: bool = Field(True, description="start from the solution of the last epoch")
+    capture: int = Field(
+        0,
+        ge=0,
+        le=1000,
+        description="evaluations that a GPU is handed at once, as a recorded graph, and whose "
+        "residuals are read together, with anderson and picard; the same iterates, and up to so "
+        "many evaluations after the last; 0: each by itself",
+    )
     history_dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
         description="number format of the past iterates, kept as differences; bfloat16 halves "

@@ -26,6 +26,7 @@ from distributed_ignn.models.maps import (
 from distributed_ignn.propagation.operators import ChannelOperator
 from distributed_ignn.propagation.propagate import Propagation
 from distributed_ignn.solvers.base import AnySolver, Outcome, Reduce, Solution
+from distributed_ignn.solvers.captured import Captures
 from distributed_ignn.solvers.solve import solve
 
 Cell = EquilibriumCell | AdjointCell
@@ -45,6 +46,7 @@ class SolvePlan:
         done: told the record of each solve (metrics, warm start).
         products: told B_c Z* [O, D] per channel where the backward pass keeps them, if anybody
             asks.
+        captures: solves in groups of evaluations; None for one by one.
     """
 
     solver: AnySolver
@@ -53,6 +55,7 @@ class SolvePlan:
     max_steps: int
     done: Callable[[Solution], None]
     products: Callable[[tuple[Tensor, ...]], None] | None = None
+    captures: Captures | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,7 +64,7 @@ class ImplicitLayer:
 
     Args:
         propagation: normalised channels.
-        reduce: sums a float64 CPU vector over ranks.
+        reduce: sums a float64 vector over ranks, wherever it lies.
         sparsified: A_s for the learned solver, or None.
         form: activation, step and residual of the cell.
     """
@@ -126,7 +129,8 @@ class ImplicitLayer:
     def _solve_cell(self, cell: Cell, driver: Tensor, plan: SolvePlan) -> Solution:
         start = [plan.start(cell, driver)]
         del driver
-        solution = solve(
+        by = solve if plan.captures is None else plan.captures.solve
+        solution = by(
             cell,
             start.pop(),  # so that nobody but the solve holds it
             plan.solver,

@@ -14,7 +14,7 @@ r residual.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -203,14 +203,18 @@ class EquilibriumCell:
             total.add_(z[rows], alpha=1.0 - step)
         self.form.activation.write(total, image)
 
-    def _error_square(self) -> Tensor:
+    def _error_square(self) -> Tensor | None:
         """Of what rounded halo rows have just done to the image, this rank's share; float64 [1].
+
+        None on a GPU where rows are exact: joining a zero to what is reduced costs a launch.
 
         Twice what is expected where the errors of different rows and columns are independent: rows
         of one community err alike to a degree.
         """
         square = self._propagation.link.error_square
-        return square * self._growth**2 if self._propagation.rounds else square
+        if self._propagation.rounds:
+            return square * self._growth**2
+        return None if square.is_cuda else square
 
     @cached_property
     def _growth(self) -> float:
@@ -218,6 +222,20 @@ class EquilibriumCell:
         pairs = zip(self._propagation.rounding_gains, self.weights, strict=True)
         shown = [gain * float(w.square().sum() / w.shape[0]) ** 0.5 for gain, w in pairs]
         return _SAFETY * sum(shown) * self.form.step
+
+    def arrays(self) -> tuple[Tensor, ...]:
+        """See ``GroupMap``: W_c and b."""
+        return *self.weights, self._injection
+
+    def reading(self, arrays: Sequence[Tensor]) -> EquilibriumCell:
+        """See ``GroupMap``."""
+        *weights, injection = arrays
+        where = self._propagation, weights, injection, self._sparsified, self.form
+        return EquilibriumCell(*where, keep_products=self._keep)
+
+    def constants(self) -> Hashable:
+        """See ``GroupMap``."""
+        return self._propagation, self.form, self._keep
 
     def sum_squares(self) -> None:
         """From the next evaluation on, sum squares while the image is written."""
@@ -345,8 +363,31 @@ class AdjointCell:
             point=z,
             image=image,
             squares=_sum_known(squares),
-            error_square=self._propagation.link_home.error_square,
+            error_square=self._error_square(),
         )
+
+    def arrays(self) -> tuple[Tensor, ...]:
+        """See ``GroupMap``: W_c', g, and m where there is one."""
+        slope = () if self._slope is None else (self._slope,)
+        return *self.weights, self._incoming, *slope
+
+    def reading(self, arrays: Sequence[Tensor]) -> AdjointCell:
+        """See ``GroupMap``."""
+        count = len(self.weights)
+        weights = [weight.T for weight in arrays[:count]]
+        incoming, slope = (*arrays[count:], None)[:2]
+        if incoming is None:
+            raise ValueError("the arrays of an adjoint map end in g")
+        return AdjointCell(self._propagation, weights, slope, incoming, self._form)
+
+    def constants(self) -> Hashable:
+        """See ``GroupMap``."""
+        return self._propagation, self._form
+
+    def _error_square(self) -> Tensor | None:
+        """As of ``EquilibriumCell``."""
+        square = self._propagation.link_home.error_square
+        return None if square.is_cuda and not self._propagation.rounds else square
 
     def sum_squares(self) -> None:
         """See ``EquilibriumCell``."""

@@ -130,6 +130,8 @@ class Direction:
             UserError: an unknown solver, or a number outside its limits.
         """
         config = checked({"forward": limits}).forward
+        if config.capture:
+            raise UserError(f"capture = {config.capture}: a layer records no solves; leave it out")
         found = _named(solver, config) if isinstance(solver, str) else solver
         return cls(found, config.tolerance, config.max_steps)
 

@@ -237,7 +237,7 @@ class HaloLink:
         self._last: Landed | None = None
         self._sent: Tensor | None = None
         self._held: Tensor | None = None
-        self.error_square = torch.zeros(1, dtype=torch.float64)
+        self.error_square = torch.zeros(1, dtype=torch.float64, device=exchange.comm.device)
 
     def begin(self) -> None:
         """A new solve: nothing is in flight, and rows may be stale again."""

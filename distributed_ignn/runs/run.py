@@ -46,6 +46,7 @@ from distributed_ignn.runs.stopping import StopPoll, StopRequest
 from distributed_ignn.runs.summary import standing, summarise
 from distributed_ignn.training.epoch_record import EpochRecord
 from distributed_ignn.training.numbers import warn_unconverged
+from distributed_ignn.training.recorded import refuse_captures
 from distributed_ignn.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -162,6 +163,7 @@ def _prepare(
     config: RunConfig, comm: Communicator, progress: Progress, started: float
 ) -> _Prepared:
     phase = comm.activity.phase
+    comm.together(lambda: refuse_captures(config, comm))
     with phase("finding shards"):
         shards = find_shards(config, comm, lambda: _load(config, comm, progress))
     memory.return_freed_memory()  # what loading and partitioning have left

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from distributed_ignn.solvers.anderson_ring import GROWTH_LIMIT, LARGEST_WEIGHT, GroupAnderson
 from distributed_ignn.solvers.base import (
     Evaluation,
     FixedPointMap,
@@ -34,9 +35,6 @@ from distributed_ignn.solvers.history import History
 
 DEFERRED_FROM = 1 << 22
 """Entries of the points of all ranks from which on an evaluation is judged before it is entered."""
-
-_LARGEST_WEIGHT = 1e4  # beyond it, cancellation eats the digits of float32
-_GROWTH_LIMIT = 2.0  # a residual this many times the best one means that the history misleads
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -93,7 +91,7 @@ def anderson_weights(gram: Tensor, regularization: float) -> Tensor | None:
     total = alpha.sum()
     alpha = alpha / total
     usable = int(info) == 0 and bool(torch.isfinite(alpha).all())
-    return alpha if usable and float(alpha.abs().max()) <= _LARGEST_WEIGHT else None
+    return alpha if usable and float(alpha.abs().max()) <= LARGEST_WEIGHT else None
 
 
 class Anderson:
@@ -143,6 +141,10 @@ class Anderson:
         """Every array of the history is read twice: by the dot products and by the mixing."""
         return History.moved_bytes(sizes, self.memory, self.storage)
 
+    def in_groups(self) -> GroupAnderson:
+        """See ``GroupSolver``."""
+        return GroupAnderson(self.memory, self.beta, self.regularization, self.storage)
+
     def rider(self, state: AndersonState) -> None:
         """Nothing travels."""
 
@@ -153,7 +155,7 @@ class Anderson:
         """
         if state.defers:
             return self.judge(state, evaluation, reduce)
-        sums = reduce(state.history.push_with_image(evaluation.point, evaluation.image).cpu())
+        sums = reduce(state.history.push_with_image(evaluation.point, evaluation.image)).cpu()
         return self.record(state, sums[:-1], float(sums[-1]))
 
     def record(self, state: AndersonState, dots: Tensor, image_square: float) -> float:
@@ -168,7 +170,7 @@ class Anderson:
         squares = evaluation.squares
         if squares is None:
             squares = residual_squares(evaluation.point, evaluation.image)
-        square, image_square = reduce(squares.cpu()).tolist()
+        square, image_square = reduce(squares).tolist()
         state.waiting = Waiting(evaluation.lasting(), square, reduce)
         state.residual = relative_residual(square, image_square)
         return state.residual
@@ -190,7 +192,7 @@ class Anderson:
             history.begin(found.point, found.image, correction, square)
             return
         dots = history.enter(found.point, found.image, correction)
-        history.set_newest_gram(waiting.reduce(dots.cpu()))
+        history.set_newest_gram(waiting.reduce(dots).cpu())
 
     def advance(self, state: AndersonState, best: Iterate) -> Tensor:
         """The mixed point, or a restart where the history misleads or is singular."""
@@ -210,7 +212,7 @@ class Anderson:
 
     def has_grown(self, state: AndersonState, best: Iterate) -> bool:
         """Whether the residual is well past the best one."""
-        return state.residual > _GROWTH_LIMIT * best.residual
+        return state.residual > GROWTH_LIMIT * best.residual
 
     def go_back(self, state: AndersonState, best: Iterate) -> Tensor:
         """Restart from the best iterate's image; Picard's step where that has been tried.

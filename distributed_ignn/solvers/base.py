@@ -24,7 +24,9 @@ from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 from torch import Tensor
 
 Reduce = Callable[[Tensor], Tensor]
-"""Sums a float64 CPU vector over ranks and returns it; the identity for one process."""
+"""Sums a float64 vector over ranks, where it lies, and returns it; the identity for one process.
+
+What is summed on a GPU stays there: whoever reads the numbers copies them to the host, once."""
 
 
 class FixedPointMap(Protocol):

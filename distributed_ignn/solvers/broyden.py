@@ -95,7 +95,7 @@ class Broyden:
 
     def observe(self, state: BroydenState, evaluation: Evaluation, reduce: Reduce) -> float:
         """<s_j, g>, <g, g> and ||f(z)||^2, reduced together."""
-        sums = reduce(_local_sums(state.steps[: state.held], evaluation).cpu())
+        sums = reduce(_local_sums(state.steps[: state.held], evaluation)).cpu()
         state.newest = evaluation.lasting()
         state.dots, state.square = sums[:-2], float(sums[-2])
         state.residual = relative_residual(float(sums[-2]), float(sums[-1]))

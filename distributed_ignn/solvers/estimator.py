@@ -167,6 +167,13 @@ class ErrorEstimator(nn.Module):
         self.coefficients = nn.Parameter(torch.zeros(steps, count), requires_grad=False)
         self.plain_rate = nn.Parameter(torch.ones(()), requires_grad=False)
         self._folded: _Folded | None = None
+        self._rate = -1, 1.0
+
+    def known_rate(self) -> float:
+        """``plain_rate`` as a number, copied to the host when it has changed."""
+        if self._rate[0] != self.plain_rate._version:
+            self._rate = self.plain_rate._version, float(self.plain_rate)
+        return self._rate[1]
 
     @staticmethod
     def held_bytes(rows: int, rank: int, item: int, hops: int, channels: int, coarse: bool) -> int:

@@ -62,8 +62,9 @@ class Method:
     @property
     def reads(self) -> frozenset[str]:
         """Keys of a solve's settings that make a difference to it."""
-        names = (name for name in self.arguments if name != _OF_THE_GRAPH)
-        return frozenset(SETTING.get(name, name) for name in names)
+        names = {SETTING.get(name, name) for name in self.arguments if name != _OF_THE_GRAPH}
+        groups = hasattr(self.build, "in_groups") and not self.learned
+        return frozenset(names | {"capture"} if groups else names)
 
     def solver(self, settings: SolverSettings) -> AnySizedSolver:
         """The method with these settings."""

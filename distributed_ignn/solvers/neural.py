@@ -201,14 +201,14 @@ class NeuralSolver:
         state.nodes = self._read_nodes(state, evaluation.ridden)
         node_sum = None if state.nodes is None else state.nodes.sum(dim=0)
         if node_sum is not None and self._reduce_grad is not None:
-            sums = reduce(own)
+            sums = reduce(own).cpu()
             state.node_mean = self._reduce_grad(node_sum) / self.num_nodes
         elif node_sum is not None:
-            sums = reduce(torch.cat([node_sum.double().cpu(), own]))
+            sums = reduce(torch.cat([node_sum.double(), own])).cpu()
             state.node_mean = (sums[: node_sum.numel()] / self.num_nodes).to(node_sum)
             sums = sums[node_sum.numel() :]
         else:
-            sums = reduce(own)
+            sums = reduce(own).cpu()
             state.node_mean = None
         accepted = state.base.residual
         state.base.history.set_newest_gram(sums[:-2])
@@ -235,7 +235,7 @@ class NeuralSolver:
         return residual
 
     def _push(self, state: NeuralState, z: Tensor, image: Tensor) -> Tensor:
-        """Enter the iterate; this rank's Gram row, ||G||^2 and ||f(z)||^2, float64 on the CPU."""
+        """Enter the iterate; this rank's Gram row, ||G||^2 and ||f(z)||^2, float64."""
         history = state.base.history
         state.estimated = self._estimates(state)
         if state.estimated:
@@ -244,7 +244,7 @@ class NeuralSolver:
         else:
             dots = history.push(z, image)
             square = dots[:1]
-        return torch.cat([dots, square, square_sum(image)[None]]).cpu()
+        return torch.cat([dots, square, square_sum(image)[None]])
 
     def _estimates(self, state: NeuralState) -> bool:
         """Whether an evaluation is entered with an estimate."""
@@ -285,7 +285,7 @@ class NeuralSolver:
         waiting, residual = state.base.waiting, state.base.residual
         if waiting is None or self.estimator is None or not state.estimated or state.plain:
             return None
-        expected = residual * float(self.estimator.plain_rate)
+        expected = residual * self.estimator.known_rate()
         if residual <= self.tolerance or expected > _SAFE * self.tolerance:
             return None
         state.plain = True

@@ -191,9 +191,9 @@ class PaperSolver:
         """Gram row, ||f(z)||^2 and the sum over nodes for s, reduced together."""
         history, accepted = state.base.history, state.base.residual
         dots = history.push(evaluation.point, evaluation.image)
-        own = torch.cat([dots, square_sum(evaluation.image)[None]]).cpu()
+        own = torch.cat([dots, square_sum(evaluation.image)[None]])
         nodes = self._read(state)
-        sums = reduce(own if nodes is None else torch.cat([nodes.cpu(), own]))
+        sums = reduce(own if nodes is None else torch.cat([nodes, own])).cpu()
         state.mean = None
         if nodes is not None:
             state.mean = (sums[: nodes.numel()] / self.num_nodes).to(evaluation.image)

@@ -16,6 +16,7 @@ from distributed_ignn.solvers.base import (
     relative_residual,
 )
 from distributed_ignn.solvers.blocks import square_sum
+from distributed_ignn.solvers.groups import GroupPicard
 
 _PASSES = 3.0  # read point and image, and the image again
 
@@ -49,6 +50,10 @@ class Picard:
         """Residual and squares: what is read is written once by the map already."""
         return _PASSES * sizes.state
 
+    def in_groups(self) -> GroupPicard:
+        """See ``GroupSolver``."""
+        return GroupPicard(self.beta)
+
     def rider(self, state: PicardState) -> None:
         """Nothing travels."""
 
@@ -57,10 +62,10 @@ class Picard:
         z, image = evaluation.point, evaluation.image
         if evaluation.squares is not None and self.beta == 1.0:
             state.point = image
-            return relative_residual(*reduce(evaluation.squares.cpu()).tolist())
+            return relative_residual(*reduce(evaluation.squares).tolist())
         square = square_sum(z, lambda rows: image[rows] - z[rows])
         state.point = image if self.beta == 1.0 else z.lerp(image, self.beta)
-        sums = reduce(torch.stack([square, square_sum(image)]).cpu())
+        sums = reduce(torch.stack([square, square_sum(image)]))
         return relative_residual(*sums.tolist())
 
     def advance(self, state: PicardState, best: Iterate) -> Tensor:

@@ -109,18 +109,44 @@ def _inverse(matrix: Tensor) -> Tensor:
     return inverse if usable else torch.eye(matrix.shape[0], dtype=matrix.dtype)
 
 
+@dataclass(slots=True, eq=False)
+class _Seen:
+    """A weight as it was seen: its memory, which is nobody else's while it is held, and a copy."""
+
+    weight: Tensor
+    version: int
+    copy: Tensor
+
+    def holds(self, weight: Tensor) -> bool:
+        """Whether ``weight`` is the same, which the host knows where nobody has written into it.
+
+        Else the numbers are compared, for which a GPU is waited for.
+        """
+        known, place = self.weight, weight.data_ptr()
+        alike = known.shape == weight.shape and known.stride() == weight.stride()
+        if place and alike and place == known.data_ptr() and weight._version == self.version:
+            return True
+        if not torch.equal(weight, self.copy):
+            return False
+        self.weight, self.version = weight.detach(), weight._version
+        return True
+
+
 class BasisCache:
-    """The basis of the last weights, kept until they change."""
+    """The basis of the last weights, kept until they change.
+
+    Whoever writes into weights past torch says so (``torch.autograd.graph.increment_version``).
+    """
 
     def __init__(self, rank: int) -> None:
         self.rank = rank
-        self._weights: tuple[Tensor, ...] = ()
+        self._seen: tuple[_Seen, ...] = ()
         self._basis: ReducedBasis | None = None
 
     def get(self, weights: Sequence[Tensor]) -> ReducedBasis:
         """As ``reduced_basis``."""
-        known = self._basis is not None and len(weights) == len(self._weights)
-        if self._basis is None or not (known and all(map(torch.equal, weights, self._weights))):
+        known = len(weights) == len(self._seen) and all(map(_Seen.holds, self._seen, weights))
+        if self._basis is None or not known:
             self._basis = reduced_basis(weights, self.rank)
-            self._weights = tuple(weight.detach().clone() for weight in weights)
+            self._seen = tuple(_Seen(w.detach(), w._version, w.detach().clone()) for w in weights)
         return self._basis

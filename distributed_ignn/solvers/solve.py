@@ -42,7 +42,7 @@ class _Watch:
             nonlocal error
             if evaluation.error_square is None:
                 return self._reduce(sums)
-            known = self._reduce(torch.cat([sums, evaluation.error_square.cpu()]))
+            known = self._reduce(torch.cat([sums, evaluation.error_square.to(sums.device)])).cpu()
             square, image_square = float(known[-1]), float(known[-2])
             error = math.sqrt(square / image_square) if square > 0.0 < image_square else 0.0
             return known[:-1]
@@ -80,7 +80,7 @@ def solve(
         fixed_point_map: the map f on this rank's rows.
         z0: starting point [O, D]; it stays as it is.
         solver: the method.
-        reduce: sums a float64 CPU vector over ranks.
+        reduce: sums a float64 vector over ranks, wherever it lies.
         tolerance: on ||f(z) - z|| / ||f(z)||, global norms.
         max_steps: evaluations allowed, at least 1.
 

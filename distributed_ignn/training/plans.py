@@ -8,7 +8,7 @@ validation after a step leaves the next step's forward solve already done.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -19,6 +19,7 @@ from distributed_ignn.config import AdjointConfig, RunConfig, SolveConfig
 from distributed_ignn.models.implicit import Cell, SolvePlan
 from distributed_ignn.models.maps import AdjointCell, EquilibriumCell
 from distributed_ignn.solvers.base import AnySizedSolver, AnySolver, Outcome, Solution
+from distributed_ignn.solvers.captured import Captures
 from distributed_ignn.solvers.methods import METHODS, Method, SolverSettings
 from distributed_ignn.training.learned_solver import LearnedSolver, storage_format
 from distributed_ignn.training.state import State
@@ -73,6 +74,7 @@ class SolvePlanner:
         learned: the learned solver, or None.
         device: where the states that it keeps belong.
         num_nodes: of the whole graph; 0 where it is small.
+        captures: how solves of the sections ``forward`` and ``adjoint`` go in groups, if they do.
     """
 
     def __init__(
@@ -81,8 +83,10 @@ class SolvePlanner:
         learned: LearnedSolver | None,
         device: torch.device,
         num_nodes: int = 0,
+        captures: Mapping[str, Captures] | None = None,
     ) -> None:
         self._config = config
+        self._captures = captures or {}
         self._learned = learned
         self._device = device
         self._num_nodes = num_nodes
@@ -123,7 +127,9 @@ class SolvePlanner:
         def done(solution: Solution) -> None:
             self.log.add(CONFIRM, solution)
 
-        return SolvePlan(self.method(CONFIRM, tolerance), first, tolerance, max_steps, done)
+        captures = self._captures.get("forward")
+        method = self.method(CONFIRM, tolerance)
+        return SolvePlan(method, first, tolerance, max_steps, done, captures=captures)
 
     def adjoint(self) -> SolvePlan:
         """Plan the backward solve; it starts from m * g, or from what is learned of it."""
@@ -149,7 +155,9 @@ class SolvePlanner:
                 self.states[state] = solution.image
 
         goal = self.tolerance(config) if tolerance is None else tolerance
-        return SolvePlan(self.method(purpose, goal), start, goal, config.max_steps, done)
+        captures = self._captures.get("adjoint" if purpose == ADJOINT else "forward")
+        method = self.method(purpose, goal)
+        return SolvePlan(method, start, goal, config.max_steps, done, captures=captures)
 
     def tolerance(self, config: SolveConfig | AdjointConfig) -> float:
         """Return the relative residual at which the solves of an epoch stop."""

@@ -50,6 +50,7 @@ from distributed_ignn.training.losses.step_loss import StepLoss
 from distributed_ignn.training.model_weights import Best, Weights
 from distributed_ignn.training.numbers import NumberGuard, NumbersError
 from distributed_ignn.training.plans import ADJOINT, CONFIRM, EVALUATE, TRAIN, SolvePlanner
+from distributed_ignn.training.recorded import captures
 from distributed_ignn.training.schedule import Schedule
 from distributed_ignn.training.state import Count, Number, RandomState, State, Stateful, Values
 from distributed_ignn.training.step_checks import StepChecks
@@ -94,7 +95,9 @@ class Trainer:
         self.model = self._build_model()
         self.weights = Weights(self.model)
         self.learned = self._build_learned_solver()
-        self.planner = SolvePlanner(config, self.learned, comm.device, shard.num_nodes)
+        self.planner = SolvePlanner(
+            config, self.learned, comm.device, shard.num_nodes, captures(config, comm)
+        )
         self.engine = self._build_engine()
         self.solver_trainer = self._build_solver_trainer()
         train = config.train

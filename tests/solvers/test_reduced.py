@@ -78,3 +78,27 @@ def test_the_cache_follows_the_weights() -> None:
     assert torch.equal(second.lifted, reduced_basis(weights, 3).lifted)
     assert not torch.allclose(second.lifted, first.lifted)
     assert cache.get(weights[:1]).lifted.shape[0] == 1
+
+
+def test_weights_that_nobody_has_written_into_are_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is compared on a GPU holds the host up."""
+    cache, weights = BasisCache(3), _weights()
+    cache.get(weights)
+    read: list[Tensor] = []
+
+    def equal(weight: Tensor, other: Tensor) -> bool:
+        read.append(weight)
+        return bool((weight == other).all())
+
+    monkeypatch.setattr(torch, "equal", equal)
+    for _ in range(2):
+        cache.get([weight.detach() for weight in weights])  # as the map of another solve has them
+    assert not read
+    copies = [weight.clone() for weight in weights]
+    assert [len(read) for _ in range(2) if cache.get(copies)] == [2, 2]  # once, then known
+    weights[0].data.mul_(2.0)
+    torch.autograd.graph.increment_version(weights[0])
+    cache.get(copies)
+    assert len(read) == 2
+    cache.get(weights)
+    assert len(read) == 3

@@ -108,6 +108,7 @@ class MignnWeights(CellWeights):
 
     summary = "monotone, bounded in the spectral norm"
     directed_norm = None
+    fixed_form = False
 
     def __init__(
         self, config: ModelConfig, channels: int, growth: float = 1.0, graph_channels: int = 1

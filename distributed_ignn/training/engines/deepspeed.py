@@ -104,6 +104,7 @@ class DeepSpeedEngine:
         ]
         self._engine.backward(self._engine(*whole))
         self._engine.step()
+        torch.autograd.graph.increment_version(self._replicated.values())  # it writes past torch
         # Newer releases skip such a step without a word, older ones take it; all ranks alike.
         finite = all(bool(p.isfinite().all()) for p in self._replicated.values())
         if not (finite and self._engine.was_step_applied()):
