@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -19,9 +18,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from distributed_ignn.comm import backends
 from distributed_ignn.comm.activity import Activity
 from distributed_ignn.comm.clock import Clock
-from distributed_ignn.comm.rendezvous import join
 from distributed_ignn.comm.traffic import Traffic
 from distributed_ignn.comm.watchdog import Watchdog
 from distributed_ignn.errors import UserError
@@ -239,6 +238,7 @@ def start_communicator(
     backend: str = "auto",
     init_method: str = "env://",
     timeout_seconds: float = 1800.0,
+    hang_seconds: float = 0.0,
     shares_memory: bool = True,
 ) -> Communicator:
     """Join the job and return this rank's Communicator.
@@ -251,6 +251,7 @@ def start_communicator(
         local_world_size: ranks on this machine; all of them by default.
         backend: see ``choose_backend``.
         init_method, timeout_seconds: how ranks find each other, and how long one waits for others.
+        hang_seconds: after which a watchdog will name a lost rank; 0 where there will be none.
         shares_memory: whether rows may go through shared memory where ranks are on one machine.
 
     Raises:
@@ -264,16 +265,22 @@ def start_communicator(
         return Communicator(rank, world_size, local_rank, device)
     own = not dist.is_initialized()
     if own:
-        name = choose_backend(backend, device, local_world_size or world_size)
-        _check_interfaces(name)
-        by_environment = init_method == "env://"
+        if device.type == "cpu" or backend == "gloo":
+            backends.check_interfaces()
+        store = backends.meet(rank, world_size, init_method, timeout_seconds)
+        name = backends.agreed_backend(store, rank, world_size, backend, device)
+        if name == "gloo":
+            backends.check_interfaces()
+        else:
+            watched = hang_seconds > 0 and init_method == "env://"
+            os.environ |= backends.nccl_environment(watched=watched)
         dist.init_process_group(
             name,
-            init_method=None if by_environment else init_method,
-            store=join(rank, world_size, timeout_seconds) if by_environment else None,
+            store=store,
             rank=rank,
             world_size=world_size,
             timeout=timedelta(seconds=timeout_seconds),
+            **backends.group_arguments(name, device),
         )
     return Communicator(
         rank,
@@ -290,45 +297,6 @@ def start_communicator(
 def joined() -> tuple[int, int] | None:
     """Rank and number of ranks of the process group that somebody has started, if any."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else None
-
-
-def choose_backend(backend: str, device: torch.device, local_world_size: int) -> str:
-    """Resolve ``auto``: nccl when every rank has a GPU of its own, gloo otherwise.
-
-    It reads only what all ranks of a machine share, so that they choose alike. Machines with other
-    numbers of ranks or GPUs may choose differently: jobs on several machines need machines that
-    are alike, or a backend that is named.
-
-    Raises:
-        UserError: nccl was asked for without a GPU per rank; on every rank of the machine.
-    """
-    own_gpu = device.type == "cuda" and local_world_size <= torch.cuda.device_count()
-    if backend == "auto":
-        return "nccl" if own_gpu else "gloo"
-    if backend == "nccl" and not own_gpu:
-        raise UserError(
-            f"comm.backend nccl needs one GPU per rank, found {torch.cuda.device_count()} GPUs for "
-            f"{local_world_size} ranks on {device.type}; use --comm.backend gloo"
-        )
-    return backend
-
-
-def _check_interfaces(backend: str) -> None:
-    """Refuse network interfaces that this machine has not.
-
-    gloo would say so only once all ranks are there, in words of its own, and not on all of them.
-
-    Raises:
-        UserError: the environment names one.
-    """
-    named = os.environ.get("GLOO_SOCKET_IFNAME", "")
-    present = [interface for _, interface in socket.if_nameindex()]
-    absent = [name for name in named.split(",") if name not in present]
-    if named and absent and backend == "gloo":
-        raise UserError(
-            f"GLOO_SOCKET_IFNAME = {named} names no network interface of {socket.gethostname()}; "
-            f"it has {', '.join(present)}; name one of them, or unset the variable"
-        )
 
 
 def _to_pinned(rows: Tensor) -> Tensor:

@@ -112,6 +112,9 @@ class _Hardware(Options):
     calibrate: Annotated[OutputFile, AfterValidator(_check_profile_name)] | None = Field(
         None, description="measure this machine"
     )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="with --calibrate: what to measure; auto: GPUs where there are any"
+    )
     network_gbit: Annotated[float, Shown("G"), Field(gt=0)] | None = Field(
         None, description="with --calibrate: of a box's network"
     )
@@ -155,7 +158,8 @@ def _calibrate(path: Path, options: _Options, console: Console) -> None:
     link = None
     if options.network_gbit is not None:
         link = known_link(options.network_gbit, options.network_us * 1e-6)
-    profile = calibrate(path.stem, Console(stderr=True).print, link)
+    tell = Console(stderr=True).print
+    profile = calibrate(path.stem, tell, link, device=options.device)
     write_profile(path, profile)
     console.print(f"wrote {path}; use it with --hardware {path}")
 
@@ -166,6 +170,11 @@ def _validate(options: _Options, console: Console) -> None:
         raise UserError(
             f"--validate compares with this machine and {profile.name} is another; measure it with "
             "--calibrate here.yaml, then add --hardware here.yaml"
+        )
+    if not profile.on_cpu:
+        raise UserError(
+            f"--validate trains on the CPU and {profile.name} is a profile of GPUs; measure the "
+            "CPU with --calibrate cpu.yaml --device cpu, then add --hardware cpu.yaml"
         )
     cases = [
         Case(scale, width, ranks, method)

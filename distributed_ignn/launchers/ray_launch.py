@@ -18,6 +18,7 @@ from threading import Thread
 from typing import Any
 
 from distributed_ignn.comm.activity import Activity
+from distributed_ignn.comm.backends import nccl_environment
 from distributed_ignn.config import RunConfig, absolute_paths
 from distributed_ignn.errors import JobError, Stopped, UserError
 from distributed_ignn.launchers import ray_cluster as cluster
@@ -183,7 +184,13 @@ def _trainer(config: RunConfig, each: dict[str, float], screen: messages.Screen,
             name=config.output.name,
             failure_config=FailureConfig(max_failures=config.restarts),
             checkpoint_config=CheckpointConfig(num_to_keep=None),  # we remove old ones ourselves
-            worker_runtime_env={"env_vars": {"PYTHONPATH": search_path()}},
+            worker_runtime_env={
+                "env_vars": {
+                    "PYTHONPATH": search_path(),
+                    # Ray starts the group, before anything of ours runs
+                    **nccl_environment(watched=config.comm.hang_seconds > 0),
+                }
+            },
             callbacks=[messages.make_failure_reporter(screen.lines)],
         ),
     )

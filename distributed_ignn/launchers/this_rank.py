@@ -58,6 +58,7 @@ def join(device: str, config: CommConfig | None = None) -> Communicator:
         device=choose_device(device, place.local_rank),
         backend=settings.backend,
         timeout_seconds=settings.timeout_seconds,
+        hang_seconds=settings.hang_seconds,
         shares_memory=settings.shared_memory,
     )
 

@@ -121,7 +121,9 @@ def choose_kernel(kernel: str, dtype: torch.dtype, device: torch.device) -> str:
     if kernel != "auto":
         reason = KERNELS[kernel].obstacle(dtype, device)
         if reason is not None:
-            raise UserError(f"train.kernel = {kernel}: {reason}; auto takes what there is")
+            raise UserError(
+                f"train.kernel = {kernel}: {reason}; --train.kernel auto takes what there is"
+            )
         return kernel
     if device.type == "cuda":
         return "csr"
@@ -133,6 +135,13 @@ def _against_triton(dtype: torch.dtype, device: torch.device) -> str | None:
     if dtype not in (torch.float32, torch.bfloat16):
         return f"Triton's sums are float32, and the state is {str(dtype).removeprefix('torch.')}"
     return triton_obstacle(device)
+
+
+def _on_gpu(dtype: torch.dtype, device: torch.device) -> str | None:
+    """Why ``torch.sparse.mm(..., "sum")`` cannot multiply: torch has it for CPUs only."""
+    if device.type == "cpu":
+        return None
+    return "torch has this product for CPUs only, and this rank computes on CUDA"
 
 
 def row_product(part: Entries, kernel: str, dtype: torch.dtype) -> RowProduct:
@@ -153,7 +162,9 @@ KERNELS = {
         lambda part, dtype: EmbeddingBag(part), "sums of embedding rows", stores_values=False
     ),
     "reduce": Kernel(
-        lambda part, dtype: TorchCSR.from_entries(part, dtype, reduce=True), "torch.sparse.mm"
+        lambda part, dtype: TorchCSR.from_entries(part, dtype, reduce=True),
+        "torch.sparse.mm, on CPUs",
+        obstacle=_on_gpu,
     ),
     "csr": Kernel(
         lambda part, dtype: TorchCSR.from_entries(part, dtype, reduce=False), "torch's CSR product"

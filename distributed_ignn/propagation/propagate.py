@@ -139,7 +139,8 @@ class Propagation:
 
         The transposed boundary block and the rows that come home have ids of their own, and so has
         a transposed owned block that is not at hand; one that is, with other scales, has values of
-        its own. Most kernels store values, and all of them do where edges have weights.
+        its own. Most kernels store values, and all of them do where edges have weights. A GPU has
+        copies of the ids, and a block that is there again with other scales has one of its own.
         """
         at_hand = sizes.symmetric or sizes.graph_channels > 1
         turned = sizes.boundary_entries + (0 if at_hand else sizes.owned_entries)
@@ -148,10 +149,12 @@ class Propagation:
         offsets = (2 if same else 3) * sizes.owned + 2 * sizes.boundary + sizes.halo
         scales = (sizes.owned + sizes.halo) * dtype.itemsize
         found = turned * INDEX_BYTES + sizes.channels * (offsets * INDEX_BYTES + scales)
+        again = sizes.owned_entries if at_hand and not same else 0
+        forward = sizes.owned_entries + sizes.boundary_entries + again
+        if device.type != "cpu":
+            found += forward * INDEX_BYTES
         if sizes.weighted or KERNELS[choose_kernel(kernel, dtype, device)].stores_values:
-            again = sizes.owned_entries if at_hand and not same else 0
-            entries = sizes.owned_entries + sizes.boundary_entries + turned + again
-            found += entries * dtype.itemsize
+            found += (forward + turned) * dtype.itemsize
         return found
 
     @property

@@ -26,6 +26,7 @@ from distributed_ignn.graph.partitioning.partition import assign_clusters
 from distributed_ignn.graph.partitioning.sharding import build_shards
 from distributed_ignn.graph.shard import GraphShard
 from distributed_ignn.graph.storage.shard_store import read_part, read_shard
+from distributed_ignn.propagation.kernels import KERNELS
 from distributed_ignn.runs.checkpoints.checkpoint import checkpoint_names, load_newest
 from distributed_ignn.runs.checkpoints.snapshot import restore, restore_best
 from distributed_ignn.runs.kept_solver import load_solver
@@ -68,7 +69,7 @@ def load_run(run: Path, comm: Communicator, kept_solver: bool = True) -> Trainer
         UserError: the folder holds no run, no checkpoint or no shards, or its solver is damaged
             (on every rank alike).
     """
-    config = comm.together(lambda: load_run_config(run))
+    config = _with_kernel(comm.together(lambda: load_run_config(run)), comm)
     if not checkpoint_names(run / CHECKPOINTS, comm):
         raise _no_checkpoint(run)
     shard = comm.together(lambda: load_run_shard(run, comm))
@@ -95,6 +96,14 @@ def load_run_config(run: Path) -> RunConfig:
     return config.model_copy(update={"engine": "torch", "deepspeed_config": None})
 
 
+def _with_kernel(config: RunConfig, comm: Communicator) -> RunConfig:
+    """The settings with a sparse product that this device has: a run may be read on another."""
+    kernel = KERNELS.get(config.train.kernel)
+    if kernel is None or kernel.obstacle(getattr(torch, config.train.dtype), comm.device) is None:
+        return config
+    return config.model_copy(update={"train": config.train.model_copy(update={"kernel": "auto"})})
+
+
 def load_run_shard(run: Path, comm: Communicator) -> GraphShard:
     """This rank's shard: one of those that the run read, or from all of them merged and cut again.
 
@@ -116,7 +125,7 @@ def load_run_for(run: Path, source: object, comm: Communicator) -> Trainer:
     Raises:
         UserError: see ``load_run`` and ``graph_to_predict``; or the model does not fit the graph.
     """
-    config = load_run_config(run)
+    config = _with_kernel(load_run_config(run), comm)
     folder, manifest = open_shards(run)
     shape = manifest.whole
     if shape.num_features == 0:

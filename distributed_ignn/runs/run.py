@@ -27,6 +27,7 @@ from distributed_ignn.errors import Stopped, UserError
 from distributed_ignn.graph.data import GraphData
 from distributed_ignn.graph.datasets import load_dataset
 from distributed_ignn.graph.storage.shard_store import read_shard
+from distributed_ignn.propagation.kernels import choose_kernel
 from distributed_ignn.runs.checkpoints.checkpoint import (
     CheckpointStore,
     load_checkpoint,
@@ -119,6 +120,7 @@ def run_training(
         JobError: another rank was lost.
     """
     started = time.perf_counter()
+    choose_kernel(config.train.kernel, getattr(torch, config.train.dtype), comm.device)
     _set_threads(config, conduct)
     memory.return_freed_memory()
     request = StopRequest(

@@ -2,6 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import threading
+import uuid
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,10 +18,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from distributed_ignn.comm.backends import Gpu, choose_backend, nccl_environment
 from distributed_ignn.comm.collectives import all_reduce_sum
-from distributed_ignn.comm.communicator import Communicator, choose_backend, start_communicator
+from distributed_ignn.comm.communicator import Communicator, start_communicator
 from distributed_ignn.comm.traffic import Traffic
 from distributed_ignn.errors import UserError
+from distributed_ignn.launchers.this_rank import choose_device
 from tests.ranks import run_ranks
 
 # rows that each rank (row) sends to each other one (column)
@@ -58,80 +69,142 @@ def test_one_rank_needs_no_process_group() -> None:
     assert comm.backend == "none"
 
 
-def test_backend_follows_the_device() -> None:
-    cpu = torch.device("cpu")
-    assert choose_backend("auto", cpu, 1) == "gloo"
-    assert choose_backend("gloo", cpu, 1) == "gloo"
-    with pytest.raises(UserError, match=r"nccl needs one GPU per rank.*--comm.backend gloo"):
-        choose_backend("nccl", cpu, 1)
+def test_backend_follows_the_gpus() -> None:
+    one, other = Gpu("GPU 1", "here"), Gpu("GPU 2", "here")
+    assert choose_backend("auto", [None, None]) == "gloo"
+    assert choose_backend("auto", [one, other, Gpu("GPU 3", "there")]) == "nccl"
+    assert choose_backend("auto", [one, None]) == "gloo"
+    assert choose_backend("auto", [one, other, one]) == "gloo"
+    assert choose_backend("gloo", [one, other]) == "gloo"
+    with pytest.raises(UserError, match=r"rank 1 computes on a CPU; use --comm.backend gloo"):
+        choose_backend("nccl", [one, None])
+    with pytest.raises(UserError, match=r"one GPU per rank, and ranks 1 and 2 share GPU 2 of here"):
+        choose_backend("nccl", [one, other, other])
+
+
+_NCCL = ("TORCH_NCCL_ASYNC_ERROR_HANDLING", "TORCH_NCCL_RETHROW_CUDA_ERRORS")
+_PRIORITY = "TORCH_NCCL_HIGH_PRIORITY"
+
+
+class _Machine:
+    """GPUs, without a group of ranks: what a start would do is recorded instead.
+
+    Args:
+        gpus: number of the one that each rank is shown as its only one.
+    """
+
+    def __init__(self, gpus: Sequence[int], folder: Path) -> None:
+        self.gpus = gpus
+        self.folder = folder
+        self.groups: list[dict[str, Any]] = []
+        self.made_current: list[torch.device] = []
+        self._here = threading.local()
+
+    def properties(self, device: torch.device) -> SimpleNamespace:
+        return SimpleNamespace(uuid=f"00-{self.gpus[self._here.rank]}")
+
+    def init(self, name: str, **rest: Any) -> None:
+        self.groups.append({"name": name, **rest})
+
+    def start(self, backend: str = "auto", hang_seconds: float = 120.0) -> list[str]:
+        """What each rank says or does, all of them at the same time."""
+        with ThreadPoolExecutor(len(self.gpus)) as pool:
+            meeting = (self.folder / uuid.uuid4().hex).as_uri()
+            start = partial(self._start, backend, hang_seconds, meeting)
+            return list(pool.map(start, range(len(self.gpus))))
+
+    def _start(self, backend: str, hang_seconds: float, meeting: str, rank: int) -> str:
+        self._here.rank = rank
+        try:
+            start_communicator(
+                rank=rank,
+                world_size=len(self.gpus),
+                local_rank=rank,
+                device=choose_device("cuda", rank),
+                backend=backend,
+                init_method=meeting,
+                timeout_seconds=20,
+                hang_seconds=hang_seconds,
+            )
+        except UserError as error:
+            return f"{error.teller}: {error}"
+        return "started"
 
 
 @pytest.fixture
-def groups(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Any]]:
-    """A machine with one GPU, and no other ranks: what a start would do is recorded instead."""
-    called: dict[str, list[Any]] = {"backend": [], "device": []}
+def machine(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> _Machine:
+    found = _Machine(request.param, tmp_path)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(torch.cuda, "set_device", called["device"].append)
-    monkeypatch.setattr(
-        dist, "init_process_group", lambda name, **rest: called["backend"].append(name)
-    )
-    monkeypatch.setattr(dist, "get_backend", lambda: called["backend"][-1])
-    return called
+    monkeypatch.setattr(torch.cuda, "set_device", found.made_current.append)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", found.properties)
+    monkeypatch.setattr(dist, "init_process_group", found.init)
+    monkeypatch.setattr(dist, "get_backend", lambda: found.groups[-1]["name"])
+    for name in (*_NCCL, "NCCL_ASYNC_ERROR_HANDLING", _PRIORITY, "GLOO_SOCKET_IFNAME"):
+        monkeypatch.delenv(name, raising=False)
+    return found
 
 
-def _start(world_size: int, backend: str, local_world_size: int | None = None) -> list[str]:
-    """What each rank says or does, all of them on one GPU."""
-    said = []
-    for rank in range(world_size):
-        try:
-            comm = start_communicator(
-                rank=rank,
-                world_size=world_size,
-                local_rank=rank % (local_world_size or world_size),
-                device=torch.device("cuda", 0),
-                local_world_size=local_world_size,
-                backend=backend,
-                init_method="file:///never-opened",
-            )
-            said.append(comm.backend)
-        except UserError as error:
-            said.append(str(error))
-    return said
+@pytest.mark.parametrize("machine", [(0, 1, 2)], indirect=True)
+def test_ranks_that_are_shown_one_gpu_each_take_nccl(machine: _Machine) -> None:
+    """As srun --gpus-per-task=1 has it: three times ``cuda:0``, and three GPUs."""
+    assert machine.start() == ["started"] * 3
+    assert [group["name"] for group in machine.groups] == ["nccl"] * 3
+    # the communicator is made for a device at once, and its stream goes first
+    gpu = torch.device("cuda", 0)
+    assert [group["device_id"] for group in machine.groups] == [gpu] * 3
+    assert machine.made_current == [gpu] * 3
+    assert os.environ[_PRIORITY] == "1"
 
 
-def test_ranks_that_share_a_gpu_choose_alike(groups: dict[str, list[Any]]) -> None:
-    assert _start(2, "auto") == ["gloo", "gloo"]
-    assert groups["backend"] == ["gloo", "gloo"]
-    assert groups["device"] == [torch.device("cuda", 0)] * 2
+@pytest.mark.parametrize("machine", [(0, 1, 0)], indirect=True)
+def test_ranks_that_share_a_gpu_take_gloo(machine: _Machine) -> None:
+    assert machine.start() == ["started"] * 3
+    assert [group["name"] for group in machine.groups] == ["gloo"] * 3
+    assert not any("device_id" in group for group in machine.groups)
+    assert _PRIORITY not in os.environ
 
 
-def test_ranks_on_machines_of_their_own_take_nccl(groups: dict[str, list[Any]]) -> None:
-    assert _start(2, "auto", local_world_size=1) == ["nccl", "nccl"]
-    assert groups["backend"] == ["nccl", "nccl"]
+@pytest.mark.parametrize("machine", [(5, 7, 7)], indirect=True)
+def test_nccl_on_a_shared_gpu_is_refused_by_all_ranks(machine: _Machine) -> None:
+    said = machine.start("nccl")
+    assert said[0].startswith("job: comm.backend nccl needs one GPU per rank, and ranks 1 and 2 ")
+    assert f"share GPU 00-7 of {socket.gethostname()}; use --comm.backend gloo" in said[0]
+    assert said == [said[0]] * 3
+    assert machine.groups == []
 
 
+@pytest.mark.parametrize("machine", [(0, 0)], indirect=True)
 def test_a_network_interface_that_is_not_there_is_refused(
-    groups: dict[str, list[Any]], monkeypatch: pytest.MonkeyPatch
+    machine: _Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo,eth99")
-    said = _start(2, "gloo")
-    assert said[0] == said[1]
-    assert said[0].startswith("GLOO_SOCKET_IFNAME = lo,eth99 names no network interface of ")
-    assert groups["backend"] == []
+    for backend in ("gloo", "auto"):
+        said = machine.start(backend)
+        assert said[0] == said[1]
+        assert "GLOO_SOCKET_IFNAME = lo,eth99 names no network interface of " in said[0]
+    assert machine.groups == []
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
-    assert _start(2, "gloo") == ["gloo", "gloo"]
+    assert machine.start("gloo") == ["started"] * 2
 
 
-def test_nccl_on_a_shared_gpu_is_refused_by_all_ranks(groups: dict[str, list[Any]]) -> None:
-    said = _start(2, "nccl")
-    assert said[0] == said[1]
-    assert "found 1 GPUs for 2 ranks on cuda" in said[0]
-    assert groups["backend"] == []
+def test_errors_of_nccl_are_left_to_the_watchdog_unless_the_user_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in (*_NCCL, "NCCL_ASYNC_ERROR_HANDLING", _PRIORITY):
+        monkeypatch.delenv(name, raising=False)
+    assert nccl_environment(watched=True) == {**dict.fromkeys(_NCCL, "0"), _PRIORITY: "1"}
+    assert nccl_environment(watched=False) == {_PRIORITY: "1"}
+    monkeypatch.setenv(_PRIORITY, "0")
+    monkeypatch.setenv("NCCL_ASYNC_ERROR_HANDLING", "1")
+    assert nccl_environment(watched=True) == {_NCCL[1]: "0"}
 
 
-def test_a_single_process_makes_its_gpu_the_current_one(groups: dict[str, list[Any]]) -> None:
-    assert _start(1, "auto") == ["none"]
-    assert groups == {"backend": [], "device": [torch.device("cuda", 0)]}
+@pytest.mark.parametrize("machine", [(0,)], indirect=True)
+def test_a_single_process_makes_its_gpu_the_current_one(machine: _Machine) -> None:
+    assert machine.start() == ["started"]
+    assert (machine.groups, machine.made_current) == ([], [torch.device("cuda", 0)])
 
 
 def _three_ranks(comm: Communicator) -> dict[str, Any]:

@@ -144,7 +144,9 @@ def test_triton_is_taken_by_name_where_it_can_run(monkeypatch: pytest.MonkeyPatc
     assert choose_kernel("triton", torch.float32, GPU) == "triton"
     assert choose_kernel("triton-product", torch.bfloat16, GPU) == "triton-product"
     assert choose_kernel("auto", torch.float32, CPU) == "bag"
-    with pytest.raises(UserError, match=r"train.kernel = triton: .*float32.*float64; auto"):
+    with pytest.raises(
+        UserError, match=r"train.kernel = triton: .*float32.*float64; --train.*auto"
+    ):
         choose_kernel("triton", torch.float64, GPU)
     with pytest.raises(UserError, match="needs a CUDA device, and this is a CPU"):
         choose_kernel("triton", torch.float32, CPU)
@@ -160,3 +162,9 @@ def test_rows_stay_as_they_are_on_gpus_unless_a_codec_is_named() -> None:
         assert choose_codec("auto", comm) == expected
         assert choose_codec("int3", comm) == "int3"
     assert choose_codec("auto", Communicator()) == "fp32"
+
+
+def test_reduce_is_refused_on_a_gpu() -> None:
+    assert choose_kernel("reduce", torch.float32, CPU) == "reduce"
+    with pytest.raises(UserError, match=r"kernel = reduce: .*CPUs only.*--train.kernel auto"):
+        choose_kernel("reduce", torch.float32, GPU)

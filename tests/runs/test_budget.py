@@ -154,6 +154,43 @@ def test_items_follow_the_settings() -> None:
     assert weighted["graph"] - plain["graph"] == 4 * (20_000 + 500 + 500 + 90)
 
 
+def test_items_of_a_gpu() -> None:
+    """Copies of ids, the array that csr adds to, and libraries; no mapped file."""
+    state = 1000 * 128 * 4
+    cpu = budget(SIZES, _run(device="cpu", train={"kernel": "csr"}), process=0)
+    gpu = budget(SIZES, _run(device="cuda"), process=0)
+    assert "process" not in gpu
+    assert gpu["libraries"] == (64 + 512) * 2**20
+    assert gpu["zeros that products are added to"] == state
+    assert gpu["graph"] - cpu["graph"] == 4 * (20_000 + 500)
+    assert "shard file" not in gpu
+    assert gpu["features"] == 1000 * 10 * 4  # a CPU reads them where the file is mapped
+    same = ("solve", "history", "equilibrium and products", "halo buffers")
+    assert {name: gpu[name] for name in same} == {name: cpu[name] for name in same}
+    alone = replace(SIZES, halo=0, sent=0)
+    assert budget(alone, _run(device="cuda"))["libraries"] == 64 * 2**20
+    bags = budget(SIZES, _run(device="cuda", train={"kernel": "bag"}))
+    assert "zeros that products are added to" not in bags
+    # rows divided by their sums: the transpose is made of the same ids, copied again
+    row = {"normalisation": "row"}
+    again = budget(SIZES, _run(device="cuda", model=row))["graph"]
+    assert again - budget(SIZES, _run(device="cuda"))["graph"] >= (4 + 4) * 20_000
+
+
+def test_auto_is_the_device_that_was_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``auto`` on a GPU is counted as a GPU."""
+    gpu = Communicator(device=torch.device("cuda", 0))
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 7)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**33, 2**34))
+    monkeypatch.setattr(memory, "place", lambda comm: "GPU 1 of here")
+    shard, config = own_shard(gpu, make_data("plain")), small_config()
+    assert config.device == "auto"
+    report = check_budget(config, shard, gpu)
+    assert report.items["libraries"] == 64 * 2**20
+    assert report.items["process"] == 7
+    assert "libraries" not in check_budget(config, shard, Communicator()).items
+
+
 _KNOWN: list[tuple[str, dict[str, Any], dict[str, Any], dict[str, Any], dict[str, int]]] = [
     (
         "anderson",

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import _thread
 import json
+import threading
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.errors import UserError
+from distributed_ignn.runs.output.crash import crash_reports
 from distributed_ignn.runs.run import run_training
 from distributed_ignn.training.epoch_record import EpochRecord
 from tests.training.test_two_ranks import _chains
@@ -44,3 +49,36 @@ def test_a_mistake_leaves_none(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="shape"):
         run_training(other, Communicator())
     assert not (tmp_path / "run" / "crash").exists()
+
+
+def _hang_in_the_adjoint(entered: threading.Event, over: threading.Event) -> None:
+    entered.set()
+    over.wait(60)
+
+
+def test_a_report_shows_what_every_thread_was_doing(tmp_path: Path) -> None:
+    """As on a GPU, where the adjoint hangs in a thread that torch has started, not Python."""
+    comm, entered, over = Communicator(), threading.Event(), threading.Event()
+    watchdog: Any = SimpleNamespace(before_exit=[], pulses={})
+    comm.watchdog = watchdog
+    with crash_reports(_chains(tmp_path / "run"), comm):
+        _thread.start_new_thread(_hang_in_the_adjoint, (entered, over))
+        assert entered.wait(20)
+        (tell,) = watchdog.before_exit
+        judge = threading.Thread(target=tell, args=("no answer from rank 1",), name="judges")
+        judge.start()
+        judge.join()
+        over.set()
+    (path,) = (tmp_path / "run" / "crash").glob("*/report.json")
+    own = json.loads(path.read_bytes())["ranks"]["0"]
+    assert own["error"] == "no answer from rank 1"
+    assert any("in test_a_report_shows_what" in line for line in own["stack"])
+    keys = list(own)
+    assert keys.index("stack") < keys.index("other_threads")
+    (hanging,) = (
+        name
+        for name, lines in own["other_threads"].items()
+        if any("in _hang_in_the_adjoint" in line for line in lines)
+    )
+    assert hanging.startswith("of a library")
+    assert not any(name.startswith("judges") for name in own["other_threads"])

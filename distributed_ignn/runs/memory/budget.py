@@ -30,6 +30,7 @@ from distributed_ignn.models.implicit import ImplicitLayer
 from distributed_ignn.models.kinds import KINDS
 from distributed_ignn.models.maps import EquilibriumCell
 from distributed_ignn.propagation.halo import HaloExchange
+from distributed_ignn.propagation.kernels import choose_kernel
 from distributed_ignn.propagation.propagate import Propagation
 from distributed_ignn.solvers.base import SolveSizes
 from distributed_ignn.solvers.solve import held_bytes as solve_bytes
@@ -46,6 +47,11 @@ graphs like ogbn-products. Each one more or less is two arrays of the history.""
 
 _WORKSPACE_BYTES = 110 * 2**20  # of libraries once they are used: mappings, threads, buffers
 
+# on a GPU, assumed and not measured: workspaces of cuBLAS for the thread that trains and autograd's
+# (32 MiB each on sm_90), and what NCCL keeps for its channels once ranks have exchanged rows
+_GPU_WORKSPACE_BYTES = 2 * 32 * 2**20
+_NCCL_BYTES = 512 * 2**20
+
 
 def budget(
     sizes: PartSizes,
@@ -60,8 +66,8 @@ def budget(
 
     Args:
         sizes: of the rank's part.
-        config: the run.
-        process: what the process holds before it has read its part.
+        config: the run; ``device: auto`` counts as a CPU.
+        process: what the process holds before it has read its part, on a GPU there.
         evaluations: of the map in the longest forward solve ("forward") and backward solve
             ("adjoint"); where they are not given, the history is taken to be full, and the best
             point not to be the last one.
@@ -70,7 +76,7 @@ def budget(
     """
     config = decided(config, sizes.train_nodes, sizes.classes)
     run = _Run(sizes, config)
-    always = {"process": process + _WORKSPACE_BYTES, "shard file": sizes.file}
+    always = run.of_process(process)
     if config.model.kind in KINDS:
         items = always | run.of_explicit(shares_memory)
         return {name: value for name, value in items.items() if value}
@@ -85,6 +91,7 @@ def budget(
         **encoder.held_bytes(sizes, config.model, *where),
         **HaloExchange.held_bytes(sizes, run.row, coded=coded_halo, shared=shares_memory),
         "frozen rows of local steps": run.local[0],
+        "zeros that products are added to": run.addend,
         **moments[largest],
     }
     return {name: value for name, value in items.items() if value}
@@ -104,6 +111,19 @@ class _Run:
         rollout = kind.training_bytes(config, sizes, self.dtype.itemsize)
         self._rollout = rollout if config.learns_forward else 0
         self.local = LocalLoss.held_bytes(sizes, config, self.dtype.itemsize)
+
+    def of_process(self, process: int) -> dict[str, int]:
+        """The items that are there before anything is computed; files are not mapped on a GPU."""
+        if self.device.type == "cpu":
+            return {"process": process + _WORKSPACE_BYTES, "shard file": self._sizes.file}
+        network = _NCCL_BYTES if self._sizes.sent or self._sizes.halo else 0
+        return {"process": process, "libraries": _GPU_WORKSPACE_BYTES + network}
+
+    @property
+    def addend(self) -> int:
+        """torch's CSR product on a GPU fills an array with zeros and adds to that."""
+        kernel = choose_kernel(self._config.train.kernel, self.dtype, self.device)
+        return self._state if (kernel, self.device.type) == ("csr", "cuda") else 0
 
     def of_explicit(self, shares_memory: bool) -> dict[str, int]:
         """The items of an explicit model, with every dropout mask's states."""

@@ -93,6 +93,7 @@ def check_budget(
     """
     resident = memory.resident(comm.device)
     base = resident if process is None else process
+    config = config.model_copy(update={"device": comm.device.type})  # auto is known by now
     sizes = PartSizes.from_shard(shard)
     steps = dict.fromkeys(("forward", "adjoint"), TYPICAL_EVALUATIONS)
     hold = partial(

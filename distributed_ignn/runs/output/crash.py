@@ -21,6 +21,7 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from distributed_ignn.cli import LOG_ONLY
@@ -51,15 +52,16 @@ def crash_reports(config: RunConfig, comm: Communicator) -> Iterator[None]:
     started = comm.gather_json(datetime.now(UTC).strftime("%Y%m%d-%H%M%S"))[0]
     folder = config.output / CRASHES / started
 
-    def write(error: str, stack: list[str]) -> None:
-        logger.critical("%s", error, extra=LOG_ONLY)
-        with suppress(OSError, ValueError):  # a full disk may be what the report is about
-            _write(folder, config, comm, error, stack)
-
     training = threading.get_ident()  # under Ray not the main thread
 
+    def write(error: str, stack: list[str]) -> None:
+        logger.critical("%s", error, extra=LOG_ONLY)
+        stacks = {"stack": stack, "other_threads": _other_stacks(training)}
+        with suppress(OSError, ValueError):  # a full disk may be what the report is about
+            _write(folder, config, comm, error, stacks)
+
     def write_from_watchdog(problem: str) -> None:
-        write(problem, _stack_of(training))
+        write(problem, _lines(_stack_of(sys._current_frames().get(training))))
 
     if comm.watchdog is not None:
         comm.watchdog.before_exit.append(write_from_watchdog)
@@ -69,20 +71,37 @@ def crash_reports(config: RunConfig, comm: Communicator) -> Iterator[None]:
     except (UserError, Stopped):
         raise
     except Exception as error:
-        write(f"{type(error).__name__}: {error}", traceback.format_exception(error))
+        write(f"{type(error).__name__}: {error}", _lines(traceback.format_exception(error)))
         raise
     finally:
         if comm.watchdog is not None:
             comm.watchdog.before_exit.remove(write_from_watchdog)
 
 
-def _stack_of(thread: int) -> list[str]:
-    frame = sys._current_frames().get(thread)
+def _other_stacks(training: int) -> dict[str, list[str]]:
+    """What the threads beside ``training`` are doing, by name, without the one that asks.
+
+    The backward pass of a GPU runs in a thread of torch's own, while the one that trains waits.
+    """
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    left_out = {training, threading.get_ident()}
+    return {
+        f"{names.get(ident, 'of a library')} ({ident})": _lines(_stack_of(frame))
+        for ident, frame in sys._current_frames().items()
+        if ident not in left_out
+    }
+
+
+def _stack_of(frame: FrameType | None) -> list[str]:
     return traceback.format_stack(frame) if frame is not None else []
 
 
+def _lines(stack: list[str]) -> list[str]:
+    return [line for entry in stack for line in entry.rstrip().splitlines()]
+
+
 def _write(
-    folder: Path, config: RunConfig, comm: Communicator, error: str, stack: list[str]
+    folder: Path, config: RunConfig, comm: Communicator, error: str, stacks: dict[str, Any]
 ) -> None:
     """This rank's part, and the whole as far as it is known."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -93,7 +112,7 @@ def _write(
         "pid": os.getpid(),
         "phase": comm.activity.failed_in or str(comm.activity),
         "error": error,
-        "stack": [line for entry in stack for line in entry.rstrip().splitlines()],
+        **stacks,
         "other_ranks": table(comm.watchdog),
     }
     atomic_write_json(folder / f"rank-{comm.rank:05d}.json", part)

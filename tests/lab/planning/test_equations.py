@@ -71,7 +71,8 @@ def test_seconds_fall_and_efficiency_falls_with_more_ranks() -> None:
     seconds, efficiency = [one.seconds for one in found], [one.efficiency for one in found]
     assert seconds == sorted(seconds, reverse=True)
     assert efficiency == sorted(efficiency, reverse=True)
-    assert [one.bytes for one in found] == sorted((one.bytes for one in found), reverse=True)
+    held = [one.bytes for one in found[1:]]  # one rank alone has no buffers of a network
+    assert held == sorted(held, reverse=True)
 
 
 def test_more_of_anything_takes_longer() -> None:
