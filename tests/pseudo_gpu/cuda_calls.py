@@ -62,7 +62,9 @@ def _devices(gpu: EmulatedGPU) -> Patches:
         return on_device(tensor.device) if tensor.device.type == "cuda" else nullcontext()
 
     cuda = torch.cuda
+    nvtx = [(cuda.nvtx, f"range_{name}", lambda *given: 0) for name in ("push", "pop")]
     return [
+        *nvtx,
         *((cuda, name, lambda: True) for name in ("is_available", "is_initialized")),
         *((cuda, name, lambda: None) for name in ("init", "_lazy_init")),
         (cuda, "is_bf16_supported", lambda including_emulation=True: True),

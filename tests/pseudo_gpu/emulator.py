@@ -6,7 +6,7 @@ import threading
 import weakref
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, ClassVar
 from unittest import mock
 
 import torch
@@ -35,6 +35,8 @@ class EmulatedGPU(TorchDispatchMode):
         package: part of the names of the files whose lines are named.
         strict: raise at the first fault; otherwise count it and go on.
     """
+
+    entered: ClassVar[EmulatedGPU | None] = None
 
     def __init__(
         self,
@@ -78,11 +80,13 @@ class EmulatedGPU(TorchDispatchMode):
             for target, name, value in (*cuda_patches(self), *nccl_patches(self)):
                 stack.enter_context(mock.patch.object(target, name, value, create=True))
             super().__enter__()
+            EmulatedGPU.entered = self
             self._patches = stack.pop_all()
         return self
 
     def __exit__(self, *args: Any) -> None:
         super().__exit__(*args)
+        EmulatedGPU.entered = None
         if self._patches is not None:
             self._patches.close()
 
@@ -141,6 +145,10 @@ class EmulatedGPU(TorchDispatchMode):
             self.fault(f"{what} while a CUDA graph is captured")
 
     # operations -------------------------------------------------------------------------------
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled here, and its wrapper would be called for every operation
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return self.run(func, args, kwargs or {})
@@ -209,7 +217,7 @@ class EmulatedGPU(TorchDispatchMode):
 
     def with_seed(self, func: Any, args: Any, kwargs: Any, device: torch.device) -> Any:
         """Run it; what is random draws from the device's generator and leaves the CPU's alone."""
-        if device.type == "cpu" or torch.Tag.nondeterministic_seeded not in func.tags:
+        if device.type == "cpu" or not rules.is_random(func):
             return func(*args, **kwargs)
         if kwargs.get("generator") is not None:
             self.fault("a generator of the CPU for a tensor of a GPU")
@@ -327,12 +335,24 @@ class EmulatedGPU(TorchDispatchMode):
 _apply = torch.nn.Module._apply
 
 
-def _keeping_parameters(module: torch.nn.Module, *args: Any, **kwargs: Any) -> torch.nn.Module:
+def _keeping_parameters(
+    module: torch.nn.Module, convert: Callable[[Tensor], Tensor], recurse: bool = True
+) -> torch.nn.Module:
     """Move a module's parameters without replacing them, as it is between a CPU and a GPU."""
+
+    def moves(parameter: Tensor) -> bool:
+        sample = torch.empty(0, dtype=parameter.dtype, device=parameter.device)
+        return convert(sample).device.type != parameter.device.type
+
+    own = [one for one in module._parameters.values() if one is not None]
+    swaps = any(moves(one) for one in own)
     before = torch.__future__.get_swap_module_params_on_conversion()
-    torch.__future__.set_swap_module_params_on_conversion(True)
+    if recurse:
+        for child in module.children():
+            _keeping_parameters(child, convert)
+    torch.__future__.set_swap_module_params_on_conversion(swaps)
     try:
-        return _apply(module, *args, **kwargs)
+        return _apply(module, convert, recurse=False)
     finally:
         torch.__future__.set_swap_module_params_on_conversion(before)
 

@@ -10,6 +10,7 @@
 #include <map>
 #include <mutex>
 #include <new>
+#include <string>
 
 namespace {
 
@@ -94,6 +95,7 @@ struct EmulatedHooks final : at::CUDAHooksInterface {
   c10::DeviceIndex deviceCount() const override { return kDevices; }
   c10::DeviceIndex getCurrentDevice() const override { return current; }
   c10::DeviceIndex current_device() const override { return current; }
+  std::string showConfig() const override { return "an emulated GPU\n"; }
   bool isPinnedPtr(const void* data) const override { return PinnedMemory::holds(data); }
   at::Allocator* getPinnedMemoryAllocator() const override {
     static PinnedMemory memory;

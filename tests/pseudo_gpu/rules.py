@@ -56,9 +56,10 @@ def refusal(func: Any, name: str, args: Any, tagged: list[Any], others: list[Any
     """
     if name in NO_KERNEL:
         return NO_KERNEL[name]
-    devices = sorted({str(one.device) for one in tagged})
-    if len(devices) > 1 and name not in MOVES:
-        return f"operands on {', '.join(devices)}"
+    if len(tagged) > 1 and name not in MOVES:
+        devices = sorted({str(one.device) for one in tagged})
+        if len(devices) > 1:
+            return f"operands on {', '.join(devices)}"
     if not others or name in MOVES or not tagged:
         return None
     if _indexes(name) and isinstance(args[0], DeviceTensor):
@@ -68,7 +69,7 @@ def refusal(func: Any, name: str, args: Any, tagged: list[Any], others: list[Any
     ):
         return None
     shapes = ", ".join(str(tuple(one.shape)) for one in others)
-    return f"CPU tensors of shape {shapes} beside tensors on {devices[0]}"
+    return f"CPU tensors of shape {shapes} beside tensors on {tagged[0].device}"
 
 
 def _indexes(name: str) -> bool:
@@ -102,6 +103,12 @@ def entries_moved(name: str, kwargs: Any, tagged: list[Any], made: list[Any]) ->
     read = tagged[1:] if name in _WRITES_ONLY else [one for one in tagged if one is not out]
     strided = [one for one in read if one.inner.layout is torch.strided]
     return [one.numel() for one in (*strided, *made)]
+
+
+@cache
+def is_random(func: Any) -> bool:
+    """Whether an operation draws random numbers."""
+    return torch.Tag.nondeterministic_seeded in func.tags
 
 
 @cache

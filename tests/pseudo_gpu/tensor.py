@@ -13,6 +13,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from tests.pseudo_gpu.emulator import EmulatedGPU
 
+_data: Any = Tensor.data
 _GRAIN = 512  # bytes that CUDA's allocator rounds up to
 
 
@@ -56,6 +57,17 @@ class DeviceTensor(Tensor):
         if force:
             return self.detach().cpu().numpy()
         raise TypeError(f"can't convert {self.device} device type tensor to numpy; use .cpu()")
+
+    @property
+    def data(self) -> Tensor:
+        """As torch's; what is assigned brings its numbers along."""
+        return _data.__get__(self)
+
+    @data.setter
+    def data(self, value: Tensor) -> None:
+        _data.__set__(self, value)
+        if isinstance(value, DeviceTensor):
+            self.inner, self.token = value.inner, value.token
 
     def data_ptr(self) -> int:
         return self.inner.data_ptr()
