@@ -10,10 +10,12 @@ import multiprocessing
 import os
 import pickle
 import queue
+import sys
 import tempfile
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -28,6 +30,7 @@ from distributed_ignn.comm.communicator import Communicator, start_communicator
 # Ranks are forked from a process that has imported these and started no thread; otherwise importing
 # them costs each rank two seconds.
 _PRELOADED = ["torch", "torch.distributed", "distributed_ignn.training.trainer", "pytest"]
+_EMULATED = "tests.pseudo_gpu.preload"  # where this process has it, ranks need it too, before torch
 _POLL_SECONDS = 0.1
 # A rank that fails often takes its neighbours down with it a moment later, and theirs may be the
 # first report to arrive; waiting briefly lets the message name all of them.
@@ -43,6 +46,8 @@ def run_ranks(
     device: torch.device | None = None,
     limit: float | None = None,
     grace: float = _GRACE_SECONDS,
+    backend: str = "gloo",
+    inside: Callable[[int], AbstractContextManager[Any]] | None = None,
 ) -> list[Any]:
     """Call ``fn(comm, *args)`` on ``world_size`` ranks.
 
@@ -51,9 +56,12 @@ def run_ranks(
         world_size: number of processes.
         args: passed to every rank; they and the results must pickle.
         timeout: seconds for everything, start included; then all ranks are killed.
-        device: of every rank; the CPU by default, or one GPU that the ranks share.
+        device: of every rank; the CPU by default, one GPU that the ranks share, or ``cuda`` without
+            a number, a GPU for each.
         limit: seconds that a rank waits for others in a collective; all of ``timeout`` by default.
         grace: seconds that the other ranks have once one has failed.
+        backend: of the process group.
+        inside: importable; each rank is inside of what it returns for the number of ranks.
 
     Returns:
         The results in the order of the ranks.
@@ -62,11 +70,12 @@ def run_ranks(
         AssertionError: a rank raised (its stack trace is the message), died, or the time is up.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_PRELOADED)
+    context.set_forkserver_preload([_EMULATED] * (_EMULATED in sys.modules) + _PRELOADED)
     reports: Any = context.Queue()
     with tempfile.TemporaryDirectory() as folder:
         init_method = (Path(folder) / "rendezvous").as_uri()
-        settings = (world_size, init_method, timeout, limit, device or torch.device("cpu"))
+        device = device or torch.device("cpu")
+        settings = (world_size, init_method, timeout, limit, device, backend, inside)
         ranks = [
             context.Process(target=_rank_main, args=(rank, *settings, reports, fn, args))
             for rank in range(world_size)
@@ -88,27 +97,32 @@ def _rank_main(
     timeout: float,
     limit: float | None,
     device: torch.device,
+    backend: str,
+    inside: Callable[[int], AbstractContextManager[Any]] | None,
     reports: Any,
     fn: Callable[..., Any],
     args: tuple[Any, ...],
 ) -> None:
     torch.set_num_threads(1)
+    own = device.type == "cuda" and device.index is None
     try:
-        comm = start_communicator(
-            rank=rank,
-            world_size=world_size,
-            local_rank=rank,
-            device=device,
-            backend="gloo",
-            init_method=init_method,
-            timeout_seconds=timeout,
-        )
-        if limit is not None:
-            _limit(comm, limit)
-        # Bytes, because a queue would hand over tensors as memory shared with this process, which
-        # ends at once, and because a result that does not pickle must fail here and not later.
-        result = pickle.dumps(fn(comm, *args))
-        comm.close()
+        with nullcontext() if inside is None else inside(world_size):
+            comm = start_communicator(
+                rank=rank,
+                world_size=world_size,
+                local_rank=rank,
+                device=torch.device("cuda", rank) if own else device,
+                backend=backend,
+                init_method=init_method,
+                timeout_seconds=timeout,
+            )
+            if limit is not None:
+                _limit(comm, limit)
+            # Bytes, because a queue would hand over tensors as memory shared with this process,
+            # which ends at once, and because a result that does not pickle must fail here and not
+            # later.
+            result = pickle.dumps(fn(comm, *args))
+            comm.close()
     except BaseException:
         reports.put((rank, False, traceback.format_exc().encode()))
     else:

@@ -379,10 +379,11 @@ def _learned_steps(
 ) -> dict[str, Tensor]:
     """alpha and beta of every learned step from ``z``."""
     torch.manual_seed(7)
-    predictor = build_predictor(shape).to(z)
+    predictor = build_predictor(shape).to(z.dtype)
     for name, parameter in predictor.named_parameters():
         if name.startswith("head") or shape.network == "table":
             torch.nn.init.normal_(parameter, std=0.05 if shape.network != "table" else 0.005)
+    predictor = predictor.to(z.device)  # only now: a GPU's random numbers are others
     learned, share = NeuralSolver(predictor, shard.num_nodes, 1e-10), 1.0 / comm.world_size
     run = learned.init(z)
     found: dict[str, Tensor] = {}

@@ -1,0 +1,26 @@
+"""Skips these tests where no GPU can be emulated; they are a process of their own (Makefile)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.pseudo_gpu import preload
+from tests.pseudo_gpu.emulator import EmulatedGPU
+
+_HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items if preload.OBSTACLE is not None else ():
+        if _HERE in item.path.parents:
+            item.add_marker(pytest.mark.skip(reason=preload.OBSTACLE))
+
+
+@pytest.fixture
+def gpu() -> Iterator[EmulatedGPU]:
+    """Two emulated GPUs."""
+    with EmulatedGPU(2) as entered:
+        yield entered
