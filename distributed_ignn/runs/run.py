@@ -38,6 +38,7 @@ from distributed_ignn.runs.memory import machine as memory
 from distributed_ignn.runs.memory.budget_check import BudgetReport, check_budget
 from distributed_ignn.runs.output.crash import crash_reports
 from distributed_ignn.runs.output.folder import CHECKPOINTS, claimed, leave, open_records
+from distributed_ignn.runs.output.loggers import check_loggers
 from distributed_ignn.runs.output.progress import Progress
 from distributed_ignn.runs.output.rank_log import rank_log
 from distributed_ignn.runs.output.records import RunRecorder
@@ -118,6 +119,7 @@ def run_training(
         JobError: another rank was lost.
     """
     started = time.perf_counter()
+    check_loggers(config.train.loggers)
     _set_threads(config, conduct)
     memory.return_freed_memory()
     request = StopRequest(

@@ -161,6 +161,7 @@ def open_records(
         write_record(config.output, shards)
         atomic_write_json(config.output / BUDGET, budget.as_json())
         atomic_write_text(config.output / SETTINGS, dump_yaml(config))
-        return RunRecorder(config.output, epoch)
+        settings = config.model_dump(mode="json")
+        return RunRecorder(config.output, epoch, loggers=config.train.loggers, settings=settings)
 
     return comm.together(write, doing=f"write to output = {config.output}")
