@@ -15,7 +15,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from distributed_ignn.comm.communicator import Communicator
-from distributed_ignn.config import RunConfig, dump_yaml
+from distributed_ignn.config import RunConfig, dump_yaml, load_yaml
+from distributed_ignn.config.dotted import differences
 from distributed_ignn.errors import UserError
 from distributed_ignn.files import atomic_write_json, atomic_write_text
 from distributed_ignn.reading.strict_json import read_json
@@ -137,6 +138,14 @@ def leave(config: RunConfig, comm: Communicator) -> None:
         return
     shutil.rmtree(config.output / LOGS, ignore_errors=True)
     (config.output / STARTER).unlink(missing_ok=True)
+
+
+def changed_settings(config: RunConfig) -> list[str]:
+    """What differs from the settings that the run in the output folder has had so far."""
+    try:
+        return differences(config, load_yaml(config.output / SETTINGS))
+    except (UserError, OSError):  # there is none, or it is of another version
+        return []
 
 
 def open_records(

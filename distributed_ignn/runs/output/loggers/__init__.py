@@ -9,12 +9,13 @@ has them. (The pattern is torchtitan's container of loggers.)
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
 from typing import Any
 
+from distributed_ignn.config.dotted import dotted
 from distributed_ignn.errors import UserError
-from distributed_ignn.runs.output.loggers.protocol import Backend, Course, Logger, Value
+from distributed_ignn.runs.output.loggers.protocol import Backend, Course, Logger
 
 __all__ = ["LOGGERS", "Backend", "Course", "Logger", "Loggers", "check_loggers", "course"]
 
@@ -109,19 +110,15 @@ def course(folder: Any, epochs_done: int, settings: Mapping[str, Any]) -> Course
         epochs_done: see ``Course``.
         settings: sections and keys.
     """
-    return Course(folder, epochs_done, dict(_dotted(settings)))
+    plain = {
+        name: value if isinstance(value, bool | int | float | str) else _text(value)
+        for name, value in dotted(settings)
+    }
+    return Course(folder, epochs_done, plain)
 
 
-def _dotted(settings: Mapping[str, Any], prefix: str = "") -> Sequence[tuple[str, Value]]:
-    found: list[tuple[str, Value]] = []
-    for key, value in settings.items():
-        if isinstance(value, Mapping):
-            found += _dotted(value, f"{prefix}{key}.")
-        elif isinstance(value, (bool, int, float, str)):
-            found.append((prefix + key, value))
-        else:
-            found.append((prefix + key, "null" if value is None else str(value)))
-    return found
+def _text(value: Any) -> str:
+    return "null" if value is None else str(value)
 
 
 def grouped(name: str) -> str:
