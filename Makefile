@@ -20,7 +20,7 @@ DEV_READY := $(VENV)/.dev-$(BUILD)
 EXAMPLES ?= 2000
 FUZZ_SECONDS ?= 120
 
-.PHONY: help train test long lint faults soak fuzz clean
+.PHONY: help train test long lint docs faults soak fuzz clean
 .DEFAULT_GOAL := help
 
 help:
@@ -28,6 +28,7 @@ help:
 	@echo "make test    the tests of every change, cheapest first (about 15 minutes on 2 cores)"
 	@echo "make long    tests that take too long for every change"
 	@echo "make lint    format, lint, types and import order"
+	@echo "make docs    the documentation as a site, in build/site"
 	@echo "make faults  200 kills at random moments under torchrun and Ray (half an hour on 2 cores)"
 	@echo "make soak    30 minutes of training; memory, file handles and threads have to stay flat"
 	@echo "make fuzz    damaged files in every reader, for about an hour"
@@ -59,6 +60,11 @@ lint: $(DEV_READY)
 	$(BIN)/ruff format --check
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/mypy
+
+# Warnings, such as a link that leads nowhere, are errors.
+docs: export NO_MKDOCS_2_WARNING = 1
+docs: $(DEV_READY)
+	$(BIN)/mkdocs build --quiet
 
 faults: $(DEV_READY)
 	$(BIN)/python -m tests.faults --kills $(KILLS)

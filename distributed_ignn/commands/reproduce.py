@@ -15,6 +15,7 @@ from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import CONFIG_FOLDER, parse_options_and_settings, resolve_run
 from distributed_ignn.config.choices import Choice
 from distributed_ignn.config.dataset import OWN_FILE, DatasetName
+from distributed_ignn.config.dotted import dotted
 from distributed_ignn.config.options import (
     Bare,
     Commas,
@@ -42,7 +43,7 @@ from distributed_ignn.lab.studies.outcome import Outcome, Request, show_outcome,
 from distributed_ignn.lab.studies.tables.paper_figures import COLUMNS
 from distributed_ignn.lab.studies.tables.paper_results import RESULTS, reproduce_result
 from distributed_ignn.lab.studies.tables.table_cells import TableRequest
-from distributed_ignn.lab.studies.tables.table_models import DECIDED, MODELS, dotted
+from distributed_ignn.lab.studies.tables.table_models import DECIDED, MODELS
 from distributed_ignn.launchers.this_rank import on_this_rank
 
 Study = Callable[[Request, Communicator], Outcome]

@@ -76,6 +76,32 @@ class Choice:
         return core_schema.no_info_plain_validator_function(self.check)
 
 
+class Choices(Choice):
+    """As ``Choice``, of several names with commas between them, or one of the words besides."""
+
+    __slots__ = ()
+
+    def placeholder(self) -> str | None:
+        """One name after another."""
+        return "NAME,NAME,..."
+
+    def explain(self, text: str) -> str:
+        """As ``Choice``, with all the names."""
+        return "; ".join([f"{text}: {', '.join(self.names())}", *self.summaries()])
+
+    def check(self, value: Any) -> str:
+        """The value, if each of its names is one; none of them twice."""
+        if value in self.also:
+            return str(value)
+        names = value.split(",") if isinstance(value, str) else [value]
+        single, listed = Choice(self.home), self.listed()
+        # a list may look further for a name that it does not have yet
+        checked = [name if name in listed else single.check(name) for name in names]
+        if len(set(checked)) < len(checked):
+            raise PydanticCustomError("twice", "names one twice; leave one out")
+        return ",".join(checked)
+
+
 def choice_at(section: type[BaseModel], key: str) -> Choice | None:
     """The choice that a setting is marked with; None for one that is not, or that is a section.
 
@@ -106,4 +132,5 @@ METIS_PROVIDERS = "distributed_ignn.graph.partitioning.metis:PROVIDERS"
 CELLS = "distributed_ignn.models.cells:CELLS"
 KINDS = "distributed_ignn.models.kinds:KINDS"
 DATASETS = "distributed_ignn.graph.datasets:DATASETS"
+LOGGERS = "distributed_ignn.runs.output.loggers:LOGGERS"
 DATA_READ_BY = "distributed_ignn.graph.datasets:READ_BY"

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from distributed_ignn.config import choices
-from distributed_ignn.config.choices import Choice
+from distributed_ignn.config.choices import Choice, Choices
 from distributed_ignn.config.section import Section
 
 Metric = Literal["auto", "accuracy", "roc_auc", "macro_f1", "micro_f1"]
@@ -95,6 +95,9 @@ class TrainConfig(Section):
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="lowest level that logs/rank-N.jsonl of each rank holds"
+    )
+    loggers: Annotated[str, Choices(choices.LOGGERS, ("none",))] = Field(
+        "tensorboard", description="who is told the figures of every epoch, beside metrics.jsonl"
     )
     patience: int = Field(
         0, ge=0, description="stop after so many validations without a better one (0: off)"

@@ -38,7 +38,14 @@ from distributed_ignn.runs.checkpoints.snapshot import restore, take_snapshot
 from distributed_ignn.runs.memory import machine as memory
 from distributed_ignn.runs.memory.budget_check import BudgetReport, check_budget
 from distributed_ignn.runs.output.crash import crash_reports
-from distributed_ignn.runs.output.folder import CHECKPOINTS, claimed, leave, open_records
+from distributed_ignn.runs.output.folder import (
+    CHECKPOINTS,
+    changed_settings,
+    claimed,
+    leave,
+    open_records,
+)
+from distributed_ignn.runs.output.loggers import check_loggers
 from distributed_ignn.runs.output.progress import Progress
 from distributed_ignn.runs.output.rank_log import rank_log
 from distributed_ignn.runs.output.records import RunRecorder
@@ -121,6 +128,7 @@ def run_training(
     """
     started = time.perf_counter()
     choose_kernel(config.train.kernel, getattr(torch, config.train.dtype), comm.device)
+    check_loggers(config.train.loggers)
     _set_threads(config, conduct)
     memory.return_freed_memory()
     request = StopRequest(
@@ -237,6 +245,9 @@ def _resume(config: RunConfig, trainer: Trainer, progress: Progress) -> None:
         comm.together(lambda: restore(trainer, load_checkpoint(named, comm, nodes)))
     logger.info("resumed after epoch %d", trainer.epoch, extra=LOG_ONLY)
     progress.resumed(trainer.epoch)
+    changed = changed_settings(config) if comm.is_main else []
+    if changed:
+        logger.info("from here on with other settings: %s", ", ".join(changed))
 
 
 class _Session:

@@ -216,10 +216,14 @@ def test_a_folder_with_a_run_is_refused_and_then_resumed(
     assert "--resume auto" in line
     assert (alone / "metrics.jsonl").read_bytes() == before
     arguments = [*SMALL, "--output", str(alone), "--resume", "auto", "--train.epochs", "7"]
+    arguments += ["--train.lr", "0.004"]
     with (alone / "metrics.jsonl").open("a") as file:
         file.write('{"epoch": 6, "los')  # as after a kill
     assert main(arguments) == 0
-    assert "resumed after epoch 5 of 7" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert "resumed after epoch 5 of 7" in printed.out
+    assert "from here on with other settings: train.lr = 0.004 (was " in printed.err
+    assert printed.err.count(" (was ") == 1
     records = _records(alone)
     assert [record["epoch"] for record in records] == [1, 2, 3, 4, 5, 6, 7]
     assert (alone / "metrics.jsonl").read_bytes().startswith(before)

@@ -15,7 +15,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from distributed_ignn.comm.communicator import Communicator
-from distributed_ignn.config import RunConfig, dump_yaml
+from distributed_ignn.config import RunConfig, dump_yaml, load_yaml
+from distributed_ignn.config.dotted import differences
 from distributed_ignn.errors import UserError
 from distributed_ignn.files import atomic_write_json, atomic_write_text
 from distributed_ignn.reading.strict_json import read_json
@@ -139,6 +140,14 @@ def leave(config: RunConfig, comm: Communicator) -> None:
     (config.output / STARTER).unlink(missing_ok=True)
 
 
+def changed_settings(config: RunConfig) -> list[str]:
+    """What differs from the settings that the run in the output folder has had so far."""
+    try:
+        return differences(config, load_yaml(config.output / SETTINGS))
+    except (UserError, OSError):  # there is none, or it is of another version
+        return []
+
+
 def open_records(
     config: RunConfig,
     comm: Communicator,
@@ -161,6 +170,7 @@ def open_records(
         write_record(config.output, shards)
         atomic_write_json(config.output / BUDGET, budget.as_json())
         atomic_write_text(config.output / SETTINGS, dump_yaml(config))
-        return RunRecorder(config.output, epoch)
+        settings = config.model_dump(mode="json")
+        return RunRecorder(config.output, epoch, loggers=config.train.loggers, settings=settings)
 
     return comm.together(write, doing=f"write to output = {config.output}")

@@ -6,12 +6,13 @@ import errno
 import json
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from distributed_ignn.files import atomic_write_json, atomic_write_text
 from distributed_ignn.reading.strict_json import parse_json
-from distributed_ignn.runs.output.loggers import Loggers
+from distributed_ignn.runs.output.loggers import Loggers, course
 from distributed_ignn.training.epoch_record import EpochRecord
 
 METRICS = "metrics.jsonl"
@@ -27,6 +28,8 @@ class RunRecorder:
 
     Args:
         folder: output folder of the run.
+        loggers: names of those that are told the same (``train.loggers``).
+        settings: of the run, for them.
         epochs_done: records after this epoch are dropped from an earlier metrics.jsonl, because a
             resumed run writes them again.
 
@@ -34,8 +37,16 @@ class RunRecorder:
         OSError: the folder cannot be written.
     """
 
-    def __init__(self, folder: Path, epochs_done: int = 0) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        epochs_done: int = 0,
+        *,
+        loggers: str = "tensorboard",
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
         self._folder = folder
+        self._names, self._settings = loggers, settings or {}
         self._path = folder / METRICS
         self.problem: str | None = None
         self._open(epochs_done)
@@ -44,7 +55,8 @@ class RunRecorder:
         kept = [r for r in read_metrics(self._path) if r["epoch"] <= epochs_done]
         atomic_write_text(self._path, "".join(_line(record) for record in kept))
         self._file = os.open(self._path, os.O_WRONLY | os.O_APPEND)
-        self._loggers = Loggers(self._folder, epochs_done)
+        told = course(self._folder, epochs_done, self._settings)
+        self._loggers = Loggers(self._names, told)
 
     def rewind(self, epochs_done: int) -> None:
         """Drop the records after this epoch: the run has gone back and writes them again.
@@ -66,12 +78,14 @@ class RunRecorder:
             self.problem = f"cannot write to {self._folder}: {error.strerror or error}"
 
     def summary(self, values: dict[str, Any]) -> None:
-        """Write summary.json.
+        """Write summary.json, and tell the loggers of it.
 
         Raises:
             OSError: it cannot be written.
         """
-        atomic_write_json(self._folder / SUMMARY, {k: _finite(v) for k, v in values.items()})
+        finite = {k: _finite(v) for k, v in values.items()}
+        atomic_write_json(self._folder / SUMMARY, finite)
+        self._loggers.finish(finite)
 
     def _append(self, line: bytes) -> None:
         before = os.fstat(self._file).st_size

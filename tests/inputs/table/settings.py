@@ -122,6 +122,13 @@ SETTINGS = [
         way_out="the default is 128",
     ),
     Case(
+        "a URL in the place of a folder",
+        f"{_CHAINS} --output s3://bucket/run",
+        value="output = s3://bucket/run",
+        rule="is a URL",
+        way_out="mount what s3: names",
+    ),
+    Case(
         "an unknown flag",
         f"{_CHAINS} --model.hiddn 3",
         value="--model.hiddn",

@@ -9,7 +9,7 @@ number of epochs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -151,15 +151,6 @@ def _without_effect(message: str) -> str | None:
     """The setting that a message finds to have no effect."""
     name, equals, rest = message.replace(": ", ".", 1).partition(" = ")
     return name if equals and "has no effect" in rest else None
-
-
-def dotted(flags: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Settings by dotted name, of sections and keys."""
-    for key, value in flags.items():
-        if isinstance(value, Mapping):
-            yield from dotted(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
 
 
 def _nested(flags: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

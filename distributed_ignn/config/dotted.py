@@ -1,0 +1,30 @@
+"""Settings by dotted name, and where two runs differ in them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from distributed_ignn.config.section import Section
+
+_OF_A_START = ("resume", "output", "quiet", "workers", "gpus", "restarts", "train.epochs")
+
+
+def dotted(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Name and value of every setting, of sections and keys."""
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from dotted(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def differences(run: Section, before: Section) -> list[str]:
+    """``name = value (was value)`` of settings that differ, but for those of one start alone."""
+    old = dict(dotted(before.model_dump(mode="json")))
+    new = dotted(run.model_dump(mode="json"))
+    return [
+        f"{name} = {value} (was {old.get(name)})"
+        for name, value in new
+        if value != old.get(name) and name not in _OF_A_START
+    ]
