@@ -8,7 +8,7 @@ from tests.device.compiled_cases import compiled
 from tests.device.triton_runs import needs_triton, run_compiling
 
 CEILINGS = {
-    "product, 4 reads, 2 warps": 255,
+    "product, 4 in flight, 2 warps": 255,
     # four programs of four warps on a unit
     "product": 128,
     "enter_kernel": 128,
@@ -32,7 +32,7 @@ CEILINGS = {
 @pytest.mark.parametrize("capability", [80, 90])
 def test_kernels_compile_within_their_registers(capability: int) -> None:
     found = run_compiling(compiled, capability)
-    assert len(found) == 31
+    assert len(found) == 24
     seen = set()
     for name, taken in found.items():
         ceiling = next(kernel for kernel in CEILINGS if name.startswith(kernel))

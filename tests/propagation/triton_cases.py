@@ -281,7 +281,7 @@ def compiled_rows(comm: Communicator, capability: int) -> dict[str, Resources]:
     tail |= {"BLOCK_N": triton_rows.WEIGHT_COLUMNS, "ROWS": triton_rows.fused_rows(128)}
     found = {}
     for unroll, warps in kernels.PRODUCT:
-        found[f"product, {unroll} reads, {warps} warps"] = resources(
+        found[f"product, {unroll} in flight, {warps} warps"] = resources(
             kernels.product,
             types,
             flags | {"UNROLL": unroll, "ROWS": triton_rows.tile_rows(128)},
@@ -293,7 +293,9 @@ def compiled_rows(comm: Communicator, capability: int) -> dict[str, Resources]:
     for precision, tried in kernels.EVALUATION.items():
         for unroll, warps in tried:
             for stored, formats in (("fp32", types), ("bf16", types | short)):
-                found[f"evaluation, {precision}, {unroll} reads, {stored}"] = resources(
+                if stored == "bf16" and (unroll, warps) != tried[0]:
+                    continue
+                found[f"evaluation, {precision}, {unroll} in flight, {stored}"] = resources(
                     kernels.evaluation,
                     formats,
                     flags | tail | {"UNROLL": unroll, "PRECISION": precision},
