@@ -258,7 +258,7 @@ def _kernels(coder: Quantiser, rows: Tensor, *others: Tensor) -> ModuleType | No
         return None
     if not all(array.is_contiguous() for array in (rows, *others)):
         return None
-    return triton_kernels_for("fused_codecs", rows, torch.float32)
+    return triton_kernels_for("triton_codecs", rows, torch.float32)
 
 
 def _codes(kernels: ModuleType, coder: Quantiser, rows: Tensor) -> Any:

@@ -14,11 +14,40 @@ Letters: S rows, D columns, b bits, c entries of a group, G groups of a row.
 # ruff: noqa: ANN001, ANN201, ANN202 - Triton compiles these functions
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
 
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
+_TILE = 2048  # numbers that a program of four warps holds: 16 for each thread
 _TOO_LARGE = tl.constexpr(255)
 _MAGIC = tl.constexpr(12582912.0)  # 1.5 * 2^23: what is added to it becomes a whole number
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Codes:
+    """How integers are written.
+
+    Args:
+        bits: b.
+        group, size: entries and bytes of a group.
+        largest: the largest code.
+        scale, inverse: float32 [256] by scale code.
+        threshold: float32 [256]; at k the smallest largest entry of a row whose code is k.
+    """
+
+    bits: int
+    group: int
+    size: int
+    largest: int
+    scale: Tensor
+    inverse: Tensor
+    threshold: Tensor
 
 
 @triton.jit
@@ -83,7 +112,7 @@ def encode_integers_kernel(
             else written into it.
         payload_ptr, payload_stride: uint8 [S, G * SIZE + 1], bytes from row to row.
         lost_ptr: float64 [programs], squared length of what rounding took away.
-        threshold_ptr, scale_ptr, inverse_ptr: see ``fused_codecs.Codes``.
+        threshold_ptr, scale_ptr, inverse_ptr: see ``Codes``.
         num_rows, D, num_groups: S, D, G.
     """
     program = tl.program_id(0).to(tl.int64)
@@ -231,3 +260,112 @@ def decode_bfloat16_kernel(
     if HAS_HELD:
         decoded = tl.load(held_ptr + at, mask=there, other=0.0) + decoded
     tl.store(held_ptr + at, decoded, mask=there)
+
+
+def encode(
+    source: Tensor,
+    index: Tensor | None,
+    held: Tensor,
+    payload: Tensor,
+    codes: Codes | None,
+    *,
+    changes: bool,
+) -> Tensor:
+    """Write rows of ``source`` in one launch.
+
+    Args:
+        source: float32 [n, D], its columns side by side.
+        index: int64 [S], which rows; None for all.
+        held: float32 [S, D], contiguous: what receivers hold, brought up to date, if ``changes``;
+            else overwritten with what they will decode, which may be ``source``.
+        payload: uint8 [S, bytes], contiguous, overwritten.
+        codes: how integers are written; None for bfloat16.
+        changes: whether the change since ``held`` is written.
+
+    Returns:
+        Squared length of what rounding took away; float64 [1].
+    """
+    rows, width = held.shape
+    if not held.numel():
+        return torch.zeros(1, dtype=torch.float64, device=held.device)
+    height, columns = _tile(width, codes)
+    lost = torch.empty(-(-rows // height), dtype=torch.float64, device=held.device)
+    read = source, source.stride(0), source if index is None else index, held
+    given = {"HAS_INDEX": index is not None, "HAS_HELD": changes, "ROWS": height}
+    with torch.cuda.device_of(held):
+        if codes is None:
+            encode_bfloat16_kernel[lost.shape](
+                *read, payload.view(torch.int16), lost, rows, width, **given, BLOCK_D=columns
+            )
+        else:
+            encode_integers_kernel[lost.shape](
+                *read,
+                payload,
+                payload.stride(0),
+                lost,
+                codes.threshold,
+                codes.scale,
+                codes.inverse,
+                rows,
+                width,
+                _groups(width, codes),
+                **given,
+                **_form(codes),
+                LARGEST=codes.largest,
+                BLOCK_G=columns,
+                enable_fp_fusion=False,
+            )
+    return lost.sum().reshape(1)
+
+
+def decode(payload: Tensor, held: Tensor, codes: Codes | None, *, changes: bool) -> None:
+    """Read rows in one launch: add them to ``held`` [S, D] if they are changes, else overwrite it.
+
+    Args:
+        payload: uint8 [S, bytes], contiguous.
+        held: float32, contiguous.
+        codes: how integers were written; None for bfloat16.
+        changes: whether they are.
+    """
+    rows, width = held.shape
+    if not held.numel():
+        return
+    with torch.cuda.device_of(held):
+        if codes is None:
+            count = held.numel()
+            decode_bfloat16_kernel[(-(-count // _TILE),)](
+                payload.view(torch.int16), held, count, HAS_HELD=changes, BLOCK=_TILE
+            )
+            return
+        height, columns = _tile(width, codes)
+        decode_integers_kernel[(-(-rows // height),)](
+            payload,
+            payload.stride(0),
+            held,
+            codes.scale,
+            rows,
+            width,
+            _groups(width, codes),
+            HAS_HELD=changes,
+            **_form(codes),
+            ROWS=height,
+            BLOCK_G=columns,
+            enable_fp_fusion=False,
+        )
+
+
+def _groups(width: int, codes: Codes) -> int:
+    """G."""
+    return -(-width // codes.group)
+
+
+def _tile(width: int, codes: Codes | None) -> tuple[int, int]:
+    """Rows of a program, and columns or groups of its tile."""
+    needed = width if codes is None else _groups(width, codes)
+    columns = 1 << (needed - 1).bit_length()
+    held = columns * (1 if codes is None else codes.group)
+    return max(_TILE // held, 1), columns
+
+
+def _form(codes: Codes) -> dict[str, Any]:
+    return {"BITS": codes.bits, "GROUP": codes.group, "SIZE": codes.size}

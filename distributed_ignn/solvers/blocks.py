@@ -51,7 +51,7 @@ def residual_squares(z: Tensor, image: Tensor) -> Tensor:
     Returns:
         float64 [2] on their device.
     """
-    kernels = triton_kernels_for("fused_history", image, *HISTORY_FORMATS)
+    kernels = triton_kernels_for("triton_history", image, *HISTORY_FORMATS)
     if kernels is not None and z.is_contiguous() and image.is_contiguous():
         found: Tensor = kernels.residual_squares(z, image)
         return found

@@ -409,7 +409,7 @@ def _kernels(*arrays: Tensor) -> ModuleType | None:
     """The GPU's kernels for arrays [O, D]; None where torch works on them block by block."""
     if not all(array.is_contiguous() for array in arrays):
         return None
-    return triton_kernels_for("fused_history", arrays[0], *HISTORY_FORMATS)
+    return triton_kernels_for("triton_history", arrays[0], *HISTORY_FORMATS)
 
 
 def _corrected(image: Tensor, correction: Rows) -> Tensor:

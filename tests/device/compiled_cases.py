@@ -25,7 +25,6 @@ def compiled_history(comm: Communicator, capability: int) -> dict[str, Resources
     """Kernels of a memory of five, with differences in float32 and in bfloat16, and of ten."""
     import triton.language as tl
 
-    from distributed_ignn.device import fused_history
     from distributed_ignn.device import triton_history as kernels
 
     found = {}
@@ -35,9 +34,7 @@ def compiled_history(comm: Communicator, capability: int) -> dict[str, Resources
         arrays = dict.fromkeys(("point_ptr", "ahead_ptr", "before_ptr", "held_ptr"), "*fp32")
         arrays |= {"fresh_ptr": "*fp32", "residual_ptr": stored, "estimate_ptr": stored}
         constants = {"HAS_SLOT": True, "HOLDS_RESIDUAL": True, "KEEP": True, "EXTRA": 2}
-        block = (
-            fused_history._BLOCK if memory + 2 <= fused_history._FEW else fused_history._BLOCK // 2
-        )
+        block = kernels._BLOCK if memory + 2 <= kernels._FEW else kernels._BLOCK // 2
         found[f"enter_kernel, {case}"] = resources(
             kernels.enter_kernel,
             numbers | arrays | {"older_ptrs": (stored,) * (memory - 1)},
@@ -57,15 +54,15 @@ def compiled_history(comm: Communicator, capability: int) -> dict[str, Resources
     found["finish_kernel"] = resources(
         kernels.finish_kernel,
         {"partial_ptr": "*fp64", "total_ptr": "*fp64", "programs": "i32"},
-        {"SUMS": 7, "GRAM": 6, "SQUARE": True, "BLOCK": fused_history.PROGRAMS},
+        {"SUMS": 7, "GRAM": 6, "SQUARE": True, "BLOCK": kernels.PROGRAMS},
         capability,
-        num_warps=fused_history.FINISH_WARPS,
+        num_warps=kernels.FINISH_WARPS,
     )
     found["squares_kernel"] = resources(
         kernels.squares_kernel,
         {"point_ptr": "*fp32", "image_ptr": "*fp32", "partial_ptr": "*fp64"}
         | {"count": "i32 16", "steps": "i32"},
-        {"COMPUTE": tl.float32, "BLOCK": fused_history._BLOCK},
+        {"COMPUTE": tl.float32, "BLOCK": kernels._BLOCK},
         capability,
     )
     return found

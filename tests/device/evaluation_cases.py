@@ -67,9 +67,9 @@ def passes_of_an_evaluation(comm: Communicator) -> dict[str, dict[str, float]]:
 
     The product is kept for the backward pass.
     """
-    from distributed_ignn.device import fused_history
+    from distributed_ignn.device import triton_history
 
-    fused_history.PROGRAMS, fused_history._BLOCK = 2, 16384
+    triton_history.PROGRAMS, triton_history._BLOCK = 2, 16384
     return {
         "judged first": _steady(judge_first=True),
         "entered at once": _steady(judge_first=False),

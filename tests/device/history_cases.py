@@ -17,9 +17,9 @@ HOW = ("push", "push with the image", "enter", "enter an estimate", "begin")
 
 def _small_tiles(numbers: int = 64) -> None:
     """So that small arrays have two programs, each of which has several tiles."""
-    from distributed_ignn.device import fused_history
+    from distributed_ignn.device import triton_history
 
-    fused_history.PROGRAMS, fused_history._BLOCK = 2, numbers
+    triton_history.PROGRAMS, triton_history._BLOCK = 2, numbers
 
 
 def history_errors(comm: Communicator) -> dict[str, float]:
