@@ -69,6 +69,17 @@ def _code_of(peak, threshold_ptr):
 
 
 @triton.jit
+def _own_rows(program, index_ptr, num_rows, HAS_INDEX: tl.constexpr, ROWS: tl.constexpr):
+    """The rows of a program, whether they exist, and where they come from."""
+    row = program * ROWS + tl.arange(0, ROWS)
+    here = row < num_rows
+    origin = row
+    if HAS_INDEX:
+        origin = tl.load(index_ptr + row, mask=here, other=0)
+    return row, here, origin
+
+
+@triton.jit
 def encode_integers_kernel(
     source_ptr,
     source_stride,
@@ -105,11 +116,7 @@ def encode_integers_kernel(
         num_rows, D, num_groups: S, D, G.
     """
     program = tl.program_id(0).to(tl.int64)
-    row = program * ROWS + tl.arange(0, ROWS)
-    here = row < num_rows
-    origin = row
-    if HAS_INDEX:
-        origin = tl.load(index_ptr + row, mask=here, other=0)
+    row, here, origin = _own_rows(program, index_ptr, num_rows, HAS_INDEX, ROWS)
     plane = tl.arange(0, GROUP)
     group = tl.arange(0, BLOCK_G)
     # column j of a group lies in the plane j
@@ -217,11 +224,7 @@ def encode_bfloat16_kernel(
 ):
     """As ``encode_integers_kernel``, with the upper halves of float32: int16 [S, D], contiguous."""
     program = tl.program_id(0).to(tl.int64)
-    row = program * ROWS + tl.arange(0, ROWS)
-    here = row < num_rows
-    origin = row
-    if HAS_INDEX:
-        origin = tl.load(index_ptr + row, mask=here, other=0)
+    row, here, origin = _own_rows(program, index_ptr, num_rows, HAS_INDEX, ROWS)
     column = tl.arange(0, BLOCK_D)
     there = here[:, None] & (column < D)[None, :]
     at = row[:, None] * D + column[None, :]

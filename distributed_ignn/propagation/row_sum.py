@@ -14,7 +14,7 @@ from torch import Tensor
 from distributed_ignn.comm.clock import Clock
 from distributed_ignn.propagation.kernels import KERNELS
 from distributed_ignn.propagation.sparse import SparseMatrix
-from distributed_ignn.propagation.triton_rows import MAX_FUSED_COLUMNS, Tail, TritonRows
+from distributed_ignn.propagation.triton_rows import Tail, TritonRows
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,10 +46,11 @@ class RowSum:
     @property
     def fuses(self) -> bool:
         """Whether ``evaluate`` works for these rows."""
+        rows = self.matrix.blocks[self.block]
         return (
             KERNELS[self.matrix.kernel].fuses
-            and isinstance(self.matrix.blocks[self.block], TritonRows)
-            and 0 < self.operand.shape[1] <= MAX_FUSED_COLUMNS
+            and isinstance(rows, TritonRows)
+            and 0 < self.operand.shape[1] <= rows.widest
         )
 
     def evaluate(self, tail: Tail) -> Tensor:

@@ -30,6 +30,7 @@ _WINDOW = 4096  # rows whose order may change: 2 MiB of float32 at 128 columns
 _TILE = 2048  # entries of the state that a program of four warps holds: 16 registers a thread
 _FEWEST_ROWS = 16  # of a program: what the dense product of a tile asks for
 MAX_FUSED_COLUMNS = 256  # of a tile: an evaluation needs all columns of its rows on chip
+_WIDEST = {"ieee": MAX_FUSED_COLUMNS, "tf32x3": 128}  # beyond it, registers spill
 WEIGHT_COLUMNS = 16  # of W at a time; with all of them, registers spill (docs/experiments.md)
 _FUSED_ROWS = 64  # of a program that evaluates: it reads W once for so many
 _FUSED_TILE = 8192  # entries of the state that it holds: 32 registers for each thread of 8 warps
@@ -140,7 +141,7 @@ class TritonRows:
         return out
 
     def evaluate(self, dense: Tensor, tail: Tail) -> Tensor:
-        """The whole evaluation of these rows in one pass over ``dense`` [m, D], D <= 256.
+        """The whole evaluation of these rows in one pass over ``dense`` [m, D], D <= ``widest``.
 
         Returns:
             ||image - own||^2 and ||image||^2 of the rows, float64 [2].
@@ -151,6 +152,11 @@ class TritonRows:
             sums = self._piece_sums(dense)
             squares.append(self._evaluate(self.long, self._piece_entries, sums, tail))
         return torch.stack([part.sum(0, dtype=torch.float64) for part in squares]).sum(0)
+
+    @property
+    def widest(self) -> int:
+        """Columns up to which ``evaluate`` works."""
+        return _WIDEST[self.precision]
 
     @property
     def density(self) -> int:

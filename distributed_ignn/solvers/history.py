@@ -115,7 +115,7 @@ class History:
             flat = newest[rows].view(-1)
             dots = [torch.dot(flat, flat), *(_dot(flat, old.residual[rows]) for old in older)]
             total += torch.stack(dots)
-        self._hold(z, slot, residual=newest, ahead=None)
+        self._hold(z, slot, newest, None)
         # g_i = g_k - sum of the changes since
         total[1:] = total[0] - total[1:].cumsum(0)
         return total
@@ -131,19 +131,31 @@ class History:
         self, kernels: ModuleType, z: Tensor, image: Tensor, *, image_square: bool
     ) -> Tensor:
         slot, newest = self._take_slot(z), self._room_for_residual(z)
+        return self._launch(kernels, z, image, slot, newest, image_square=image_square)
+
+    def _launch(
+        self,
+        kernels: ModuleType,
+        z: Tensor,
+        ahead: Tensor,
+        slot: _Slot | None,
+        residual: Tensor | None,
+        **squares: bool,
+    ) -> Tensor:
+        """Enter (z, ahead - z) by kernels, which write into ``residual`` where that is held."""
         arrays = kernels.Entered(
             z,
-            image,
+            ahead,
             before=self._point,
-            held=newest,
+            held=self._ahead if residual is None else residual,
             residual=None if slot is None else slot.residual,
             estimate=None if slot is None else slot.estimate,
-            fresh=newest,
+            fresh=residual,
             older=[old.residual for old in self._older],
-            holds_residual=True,
+            holds_residual=residual is not None,
         )
-        total: Tensor = kernels.enter(arrays, image_square=image_square)
-        self._hold(z, slot, residual=newest, ahead=None)
+        total: Tensor = kernels.enter(arrays, **squares)
+        self._hold(z, slot, residual, ahead if residual is None else None)
         return total
 
     def _room_for_residual(self, z: Tensor) -> Tensor:
@@ -189,8 +201,10 @@ class History:
         slot = self._take_slot(z)
         kernels = _kernels(z, image)
         if kernels is not None:
+            if slot is not None and self._ahead is None:
+                raise ValueError("the history was filled by push")
             ahead = image if correction is None else _corrected(image, correction)
-            return self._enter_fused(kernels, z, ahead, slot, unknown=unknown)
+            return self._launch(kernels, z, ahead, slot, None, square_before=unknown)
         older = self._older if slot is None else [slot, *self._older]
         ahead = image if correction is None else torch.empty_like(z)
         total = torch.zeros(1 + len(older) + unknown, dtype=torch.float64, device=z.device)
@@ -206,30 +220,12 @@ class History:
                 change = slot.residual[rows].reshape(-1).to(flat.dtype)
                 dots.append(torch.dot(change, change))
             total += torch.stack(dots)
-        self._hold(z, slot, residual=None, ahead=ahead)
+        self._hold(z, slot, None, ahead)
         if unknown:
             # g_0 = g_1 - dg
             total[2] += total[0] - 2.0 * total[1]
         held = slice(1, self._held)
         total[held] = total[0] - total[held].cumsum(0)
-        return total
-
-    def _enter_fused(
-        self, kernels: ModuleType, z: Tensor, ahead: Tensor, slot: _Slot | None, *, unknown: bool
-    ) -> Tensor:
-        if slot is not None and self._ahead is None:
-            raise ValueError("the history was filled by push")
-        arrays = kernels.Entered(
-            z,
-            ahead,
-            before=self._point,
-            held=self._ahead,
-            residual=None if slot is None else slot.residual,
-            estimate=None if slot is None else slot.estimate,
-            older=[old.residual for old in self._older],
-        )
-        total: Tensor = kernels.enter(arrays, square_before=unknown)
-        self._hold(z, slot, residual=None, ahead=ahead)
         return total
 
     def _note_change(self, slot: _Slot, rows: slice, fresh: Tensor, ahead: Tensor) -> None:

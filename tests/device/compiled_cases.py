@@ -22,7 +22,7 @@ def compiled(comm: Communicator, capability: int) -> dict[str, Resources]:
 
 
 def compiled_history(comm: Communicator, capability: int) -> dict[str, Resources]:
-    """Kernels of a memory of five and of ten, with differences in float32 and in bfloat16."""
+    """Kernels of a memory of five, with differences in float32 and in bfloat16, and of ten."""
     import triton.language as tl
 
     from distributed_ignn.device import triton_history as kernels
@@ -41,6 +41,8 @@ def compiled_history(comm: Communicator, capability: int) -> dict[str, Resources
             constants | {"COMPUTE": tl.float32, "BLOCK": block},
             capability,
         )
+        if memory > 5 or stored == "*bf16":
+            continue
         differences = {"estimate_ptrs": (stored,) * memory, "change_ptrs": (stored,) * memory}
         weights = {"alpha_ptr": "*fp64", "beta_ptr": "*fp64", "mixed_ptr": "*fp32"}
         found[f"mix_kernel, {case}"] = resources(
@@ -67,7 +69,7 @@ def compiled_history(comm: Communicator, capability: int) -> dict[str, Resources
 
 
 def compiled_codecs(comm: Communicator, capability: int) -> dict[str, Resources]:
-    """Every codec's kernels for 128 columns."""
+    """Kernels for 128 columns of codes whose groups are a byte, three bytes, and an entry."""
     from distributed_ignn.comm.packing import GROUPS
     from distributed_ignn.device import triton_codecs as kernels
 
@@ -78,7 +80,8 @@ def compiled_codecs(comm: Communicator, capability: int) -> dict[str, Resources]
     types |= dict.fromkeys(("threshold_ptr", "scale_ptr", "inverse_ptr"), "*fp32")
     gathers = {"HAS_INDEX": True, "HAS_HELD": True}
     found = {}
-    for bits, (group, size) in GROUPS.items():
+    for bits in (4, 3):
+        group, size = GROUPS[bits]
         groups = 128 // group
         form = {"BITS": bits, "GROUP": group, "SIZE": size, "ROWS": 16, "BLOCK_G": groups}
         bytes_ = types | {"payload_ptr": "*u8"}

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from distributed_ignn.comm.communicator import Communicator
+from tests.device.evaluation_cases import passes_of_an_evaluation
 from tests.device.history_cases import history_errors, passes, squares_error, sums_repeat
 from tests.device.triton_runs import needs_triton, run_interpreted
 
@@ -37,6 +38,19 @@ def test_kernels_enter_and_mix_as_torch_does() -> None:
     assert squares[0] < 1e-6
     assert squares[1] == 1.0
     assert repeat
+
+
+@needs_triton
+def test_an_evaluation_passes_over_the_state_24_times_at_most() -> None:
+    (found,) = run_interpreted(passes_of_an_evaluation)
+    # the map reads z for the product and for the residual, and b; it writes product and image
+    assert found["judged first"]["kernels"] == pytest.approx(5 + 17)
+    assert found["entered at once"]["kernels"] == pytest.approx(5 + 19)
+    for way in found.values():
+        assert way["torch"] == 0.0
+        assert way["kernels"] <= 24.0
+        # the map; entering in two stages; mixing
+        assert way["launches"] == 4
 
 
 @needs_triton

@@ -8,6 +8,9 @@ import pytest
 import torch
 
 from distributed_ignn.comm.communicator import Communicator
+from tests.device.codec_cases import differing, every_scale, nan_is_told
+from tests.device.history_cases import history_errors, squares_error, sums_repeat
+from tests.device.mask_cases import differing_masks
 from tests.parity.cases import sum_reports
 from tests.propagation.triton_cases import (
     cell_report,
@@ -24,6 +27,9 @@ pytestmark = [
     # every width and every sort of entries is compiled, and tuned, on its own
     pytest.mark.timeout(900),
 ]
+
+# of entering and mixing, relative to the largest number
+CLOSE = {"float64": 1e-13, "float32": 1e-5, "bfloat16": 2.0**-6}
 
 GPU = torch.device("cuda", 0)
 EXACT = 1e-6
@@ -56,3 +62,21 @@ def test_cells_agree_with_float64_on_the_cpu() -> None:
             for name in values.keys() - {"<known>", "<steps>"}:
                 error = (values[name] - expected[case][name]).norm() / expected[case][name].norm()
                 assert error < EXACT, (case, name, world_size)
+
+
+def test_the_history_is_entered_and_mixed_as_on_the_cpu() -> None:
+    (errors,) = run_ranks(history_errors, 1, timeout=400, device=GPU)
+    for name, error in errors.items():
+        kind = next(kind for kind in reversed(CLOSE) if kind in name)
+        assert error < CLOSE[kind], name
+    ((relative, nan),) = run_ranks(squares_error, 1, timeout=400, device=GPU)
+    assert relative < 1e-6
+    assert nan == 1.0
+    assert run_ranks(sums_repeat, 1, timeout=400, device=GPU) == [True]
+
+
+def test_codes_and_masks_are_those_of_the_cpu_bit_by_bit() -> None:
+    assert run_ranks(differing, 1, timeout=400, device=GPU) == [[]]
+    assert run_ranks(every_scale, 1, timeout=400, device=GPU) == [[True] * 4]
+    assert run_ranks(nan_is_told, 1, timeout=400, device=GPU) == [[True, True]]
+    assert run_ranks(differing_masks, 1, timeout=400, device=GPU) == [[]]

@@ -7,11 +7,9 @@ import importlib.util
 import pytest
 import torch
 
-from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.errors import UserError
 from distributed_ignn.propagation.entries import Entries
 from distributed_ignn.propagation.kernels import choose_kernel
-from distributed_ignn.propagation.propagate import choose_codec
 from distributed_ignn.propagation.triton_rows import (
     LONGEST,
     TritonRows,
@@ -69,7 +67,7 @@ def test_evaluations_agree_with_float64() -> None:
 @needs_triton
 def test_nan_is_seen_and_only_rows_that_a_kernel_takes_are_fused() -> None:
     assert run_interpreted(not_a_number) == [[True, True, True]]
-    assert run_interpreted(fusable) == [[True, False, False, False]]
+    assert run_interpreted(fusable) == [[True, False, False, False, True, False]]
 
 
 @needs_triton
@@ -154,14 +152,6 @@ def test_triton_is_taken_by_name_where_it_can_run(monkeypatch: pytest.MonkeyPatc
     assert choose_kernel("auto", torch.float32, GPU) == "csr"
     with pytest.raises(UserError, match="not installed"):
         choose_kernel("triton", torch.float32, GPU)
-
-
-def test_rows_stay_as_they_are_on_gpus_unless_a_codec_is_named() -> None:
-    for device, expected in ((CPU, "int4"), (GPU, "fp32")):
-        comm = Communicator(device=device, spans_machines=True)
-        assert choose_codec("auto", comm) == expected
-        assert choose_codec("int3", comm) == "int3"
-    assert choose_codec("auto", Communicator()) == "fp32"
 
 
 def test_reduce_is_refused_on_a_gpu() -> None:

@@ -188,7 +188,8 @@ def not_a_number(comm: Communicator) -> list[bool]:
 
 
 def fusable(comm: Communicator) -> list[bool]:
-    """Whether rows can be evaluated in one kernel: 256 and 257 columns, no entries, "product"."""
+    """Whether rows can be evaluated in one kernel: 256 and 257 columns, no entries, "product"; 128
+    and 129 in TF32 parts."""
     matrix = csr_from_entries(torch.tensor([0]), torch.tensor([1]), 2, 2)
     empty = csr_from_entries(torch.tensor([], dtype=torch.int64), torch.tensor([]).long(), 2, 2)
     where = torch.float32, comm.device
@@ -197,11 +198,14 @@ def fusable(comm: Communicator) -> list[bool]:
         return RowSum(sparse, 0, torch.ones(2, width), None, Clock(comm.device)).fuses
 
     whole = SparseMatrix.from_csr(matrix, *where, kernel="triton")
+    parts = SparseMatrix.from_csr(matrix, *where, kernel="triton-tf32x3")
     return [
         fuses(whole, 256),
         fuses(whole, 257),
         fuses(SparseMatrix.from_csr(empty, *where, kernel="triton"), 8),
         fuses(SparseMatrix.from_csr(matrix, *where, kernel="triton-product"), 8),
+        fuses(parts, 128),
+        fuses(parts, 129),
     ]
 
 
@@ -275,9 +279,9 @@ def compiled_rows(comm: Communicator, capability: int) -> dict[str, Resources]:
     flags["BLOCK_D"] = 128
     tail: dict[str, int | str] = {"HAS_START": True, "KEEP": True, "LINEAR": False}
     tail |= {"BLOCK_N": triton_rows.WEIGHT_COLUMNS, "ROWS": triton_rows.fused_rows(128)}
-    unroll, warps = kernels.PRODUCT[0]
-    found = {
-        "product": resources(
+    found = {}
+    for unroll, warps in kernels.PRODUCT:
+        found[f"product, {unroll} in flight, {warps} warps"] = resources(
             kernels.product,
             types,
             flags | {"UNROLL": unroll, "ROWS": triton_rows.tile_rows(128)},
@@ -285,17 +289,18 @@ def compiled_rows(comm: Communicator, capability: int) -> dict[str, Resources]:
             num_warps=warps,
             num_stages=2,
         )
-    }
     short = dict.fromkeys(("dense_ptr", "own_ptr", "image_ptr"), "*bf16")
     for precision, tried in kernels.EVALUATION.items():
-        unroll, warps = tried[0]
-        for stored, formats in (("fp32", types), ("bf16", types | short)):
-            found[f"evaluation, {precision}, {stored}"] = resources(
-                kernels.evaluation,
-                formats,
-                flags | tail | {"UNROLL": unroll, "PRECISION": precision},
-                capability,
-                num_warps=warps,
-                num_stages=1,
-            )
+        for unroll, warps in tried:
+            for stored, formats in (("fp32", types), ("bf16", types | short)):
+                if stored == "bf16" and (unroll, warps) != tried[0]:
+                    continue
+                found[f"evaluation, {precision}, {unroll} in flight, {stored}"] = resources(
+                    kernels.evaluation,
+                    formats,
+                    flags | tail | {"UNROLL": unroll, "PRECISION": precision},
+                    capability,
+                    num_warps=warps,
+                    num_stages=1,
+                )
     return found

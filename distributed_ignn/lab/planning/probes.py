@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from distributed_ignn.comm.codecs import Integers, decode_change, encode_change
+from distributed_ignn.comm.codecs import Integers, Picked, decode_change, encode_change
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.graph.storage.shard_file import read_shard_file
 from distributed_ignn.models.dropout import NodeDropout
@@ -160,7 +160,7 @@ class Probes:
         moved, coder = picked.numel() * 4, Integers(4)
 
         def code() -> None:
-            payload, _ = encode_change(lambda block: x.index_select(0, index[block]), sent, coder)
+            payload, _ = encode_change(Picked(x, index), sent, coder)
             decode_change(payload, received, coder)
 
         pack = self._seconds(lambda: x.index_select(0, index))
