@@ -11,7 +11,7 @@ import os
 import re
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +19,8 @@ from typing import Any
 from unittest import mock
 
 import pytest
+from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.device.triton_seam import SWITCH
@@ -67,11 +69,25 @@ class Traffic:
     launches: int = 0
     bytes: int = 0
     names: list[str] = field(default_factory=list)
+    ranges: list[tuple[int, int]] = field(default_factory=list)
+
+    def enter(self, arguments: Iterable[Any], least: int) -> None:
+        """A launch begins: accesses to arrays of at least so many bytes will count."""
+        found = [array for array in arguments if isinstance(array, Tensor)]
+        found += [array for each in arguments if isinstance(each, tuple) for array in each]
+        sizes = ((array.data_ptr(), array.numel() * array.element_size()) for array in found)
+        self.ranges = sorted({(at, at + size) for at, size in sizes if size >= least})
+
+    def count(self, ptrs: Any, mask: Any) -> None:
+        """Some lanes load or store."""
+        at = ptrs.data[mask.data]
+        inside = sum(int(((at >= low) & (at < high)).sum()) for low, high in self.ranges)
+        self.bytes += inside * ptrs.get_element_ty().primitive_bitwidth // 8
 
 
 @contextmanager
-def counted() -> Iterator[Traffic]:
-    """Count launches and the bytes of their loads and stores."""
+def counted(least: int = 0) -> Iterator[Traffic]:
+    """Count launches, and the bytes of loads and stores of arrays of at least ``least`` bytes."""
     from triton.runtime import interpreter
 
     traffic, builder = Traffic(), interpreter.InterpreterBuilder
@@ -79,17 +95,20 @@ def counted() -> Iterator[Traffic]:
     run = interpreter.InterpretedFunction.run
 
     def counting_load(self: Any, ptrs: Any, mask: Any, *rest: Any, **named: Any) -> Any:
-        traffic.bytes += int(mask.data.sum()) * ptrs.get_element_ty().primitive_bitwidth // 8
+        traffic.count(ptrs, mask)
         return load(self, ptrs, mask, *rest, **named)
 
     def counting_store(self: Any, ptrs: Any, value: Any, mask: Any, *rest: Any) -> Any:
-        traffic.bytes += int(mask.data.sum()) * ptrs.get_element_ty().primitive_bitwidth // 8
+        traffic.count(ptrs, mask)
         return store(self, ptrs, value, mask, *rest)
 
     def counting_run(self: Any, *args: Any, **named: Any) -> Any:
         traffic.launches += 1
+        traffic.enter(args, least)
         traffic.names.append(self.fn.__name__)
-        return run(self, *args, **named)
+        # the interpreter looks at arrays by torch's operations, which are none of the caller's
+        with _disable_current_modes():
+            return run(self, *args, **named)
 
     with (
         mock.patch.object(builder, "create_masked_load", counting_load),
