@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from distributed_ignn.device.triton_seam import triton_kernels_for
 from distributed_ignn.solvers.anderson_ring import GROWTH_LIMIT, LARGEST_WEIGHT, GroupAnderson
 from distributed_ignn.solvers.base import (
     Evaluation,
@@ -32,6 +33,7 @@ from distributed_ignn.solvers.base import (
 )
 from distributed_ignn.solvers.blocks import Rows, residual_squares
 from distributed_ignn.solvers.history import History
+from distributed_ignn.solvers.small_system import SmallSystem
 
 DEFERRED_FROM = 1 << 22
 """Entries of the points of all ranks from which on an evaluation is judged before it is entered."""
@@ -63,6 +65,10 @@ class AndersonState:
         left_best: residual of the best iterate that a restart has gone back to.
         defers: whether evaluations are judged before they are entered.
         waiting: the one that is to be entered.
+        begun: ||g||^2 of an iterate that the history has begun with, which ``system`` has not seen;
+            NaN where nobody knows it yet.
+        system: the weights of the next step, where a GPU has found them.
+        alpha: those weights [m].
     """
 
     history: History
@@ -71,6 +77,9 @@ class AndersonState:
     left_best: float = float("inf")
     defers: bool = False
     waiting: Waiting | None = None
+    begun: float | None = None
+    system: SmallSystem | None = None
+    alpha: Tensor | None = None
 
 
 def anderson_weights(gram: Tensor, regularization: float) -> Tensor | None:
@@ -170,13 +179,26 @@ class Anderson:
         squares = evaluation.squares
         if squares is None:
             squares = residual_squares(evaluation.point, evaluation.image)
-        square, image_square = reduce(squares).tolist()
+        useless = None if state.system is None else state.system.useless
+        if useless is None:
+            square, image_square = reduce(squares).tolist()
+        else:
+            restarted, square, image_square = reduce(torch.cat([useless, squares])).tolist()
+            Anderson._note_restart(state, restarted > 0.0)
         state.waiting = Waiting(evaluation.lasting(), square, reduce)
         state.residual = relative_residual(square, image_square)
         return state.residual
 
     @staticmethod
-    def catch_up(state: AndersonState, correction: Rows | None = None) -> None:
+    def _note_restart(state: AndersonState, restarted: bool) -> None:
+        """Follow what a GPU has decided about the last step."""
+        if state.system is not None:
+            state.system.useless = None
+        if restarted:
+            state.history.forget_all_but_newest()
+            state.restarts += 1
+
+    def catch_up(self, state: AndersonState, correction: Rows | None = None) -> None:
         """Enter what waits, if anything does; one reduction, but none for a first iterate.
 
         Args:
@@ -186,13 +208,31 @@ class Anderson:
         waiting, state.waiting = state.waiting, None
         if waiting is None:
             return
+        state.alpha = None
         found, history = waiting.evaluation, state.history
         if len(history) == 0:
             square = waiting.square if correction is None else math.nan
             history.begin(found.point, found.image, correction, square)
+            state.begun = square
             return
-        dots = history.enter(found.point, found.image, correction)
-        history.set_newest_gram(waiting.reduce(dots).cpu())
+        dots = waiting.reduce(history.enter(found.point, found.image, correction))
+        if not self._weigh_there(state, dots):
+            history.set_newest_gram(dots.cpu())
+
+    def _weigh_there(self, state: AndersonState, dots: Tensor) -> bool:
+        """Find the weights where the reduced ``dots`` are; False where the host has to."""
+        kernels = triton_kernels_for("triton_steps", dots, torch.float64)
+        if kernels is None or self.beta != 1.0:
+            return False
+        held = len(state.history)
+        if state.system is None:
+            state.system = SmallSystem(kernels, self.memory, self.regularization, dots)
+        if state.begun is not None:
+            state.system.begin(dots[held] if math.isnan(state.begun) else state.begun)
+            state.begun = None
+            state.history.gram = torch.zeros(1, 1, dtype=torch.float64)  # known, and not here
+        state.alpha = state.system.weights(dots, held)
+        return True
 
     def advance(self, state: AndersonState, best: Iterate) -> Tensor:
         """The mixed point, or a restart where the history misleads or is singular."""
@@ -208,6 +248,8 @@ class Anderson:
         """alpha of the current history, newest first."""
         if len(state.history) == 1:
             return torch.ones(1, dtype=torch.float64)  # whatever its Gram matrix
+        if state.alpha is not None:
+            return state.alpha
         return anderson_weights(state.history.ordered_gram(), self.regularization)
 
     def has_grown(self, state: AndersonState, best: Iterate) -> bool:
@@ -224,11 +266,15 @@ class Anderson:
             return self.start_over(state)
         state.left_best = best.residual
         state.history.clear()
+        if state.system is not None:
+            state.system.useless = None
         state.restarts += 1
         return best.image
 
     def start_over(self, state: AndersonState) -> Tensor:
         """Forget all but the newest iterate and take Picard's step from it."""
         state.history.forget_all_but_newest()
+        if state.system is not None:
+            state.system.forget_all_but_newest()
         state.restarts += 1
         return state.history.mix(torch.ones(1, dtype=torch.float64), 1.0)

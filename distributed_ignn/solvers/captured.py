@@ -225,16 +225,17 @@ class Captures:
 
     @staticmethod
     def held_bytes(sizes: SolveSizes, channels: int) -> int:
-        """Bytes of what stays where it is, beside the method's own arrays.
+        """Bytes of what stays where it is, beside the history.
 
-        The point and the injection, z and g of the newest iterate, the best iterate with its
-        products, and what an evaluation makes on the way.
+        The point and the injection, z and g of the newest iterate, and the best iterate; in the
+        recording the image, a residual, a mixed point and a sparse product. Kept products are there
+        twice, those of the newest and of the best iterate.
 
         Args:
             sizes: of the solve.
             channels: C, whose products are kept.
         """
-        return (9 + channels) * sizes.state
+        return (10 + 2 * channels) * sizes.state
 
     @torch.no_grad()
     def solve(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -13,7 +14,12 @@ from distributed_ignn.solvers.anderson import Anderson
 from distributed_ignn.solvers.anderson_ring import GroupAnderson, Ring
 from distributed_ignn.solvers.base import Evaluation, Solution
 from distributed_ignn.solvers.captured import Captures
+from distributed_ignn.solvers.estimator import ErrorEstimator
 from distributed_ignn.solvers.groups import Progress, Verdict
+from distributed_ignn.solvers.history import History
+from distributed_ignn.solvers.neural import NeuralSolver
+from distributed_ignn.solvers.reduced import BasisCache
+from distributed_ignn.solvers.solve import solve
 from tests.device.triton_runs import counted, without_kernels
 from tests.solvers.test_captured import _Grouped
 
@@ -99,3 +105,56 @@ def whole_solves(comm: Communicator) -> list[tuple[Solution, Solution, int]]:
         with without_kernels():
             found.append((fused, solved(), traffic.launches))
     return found
+
+
+def judged_first(comm: Communicator) -> dict[str, list[tuple[Solution, int]]]:
+    """Solves by kernels and by torch's operations, and their restarts.
+
+    By kernels no Gram matrix comes to the host.
+    """
+    found: dict[str, list[tuple[Solution, int]]] = {}
+    for name, solver in _judging().items():
+        with mock.patch.object(History, "set_newest_gram", side_effect=AssertionError):
+            fused = _restarting(name, solver)
+        with without_kernels():
+            found[name] = [fused, _restarting(name, solver)]
+    return found
+
+
+def _restarting(name: str, solver: Any) -> tuple[Solution, int]:
+    made, states = solver.init, []
+
+    def init(*where: Any) -> Any:
+        states.append(made(*where))
+        return states[-1]
+
+    start = torch.ones(30, 6, dtype=torch.float64)
+    limits: dict[str, Any] = {"tolerance": 1e-9, "max_steps": 20}
+    with mock.patch.object(solver, "init", init):
+        found = solve(_misleading(name), start, solver, lambda sums: sums, **limits)
+    state = states[0]
+    return found, (state.base if name == "learned" else state).restarts
+
+
+def _judging() -> dict[str, Any]:
+    estimator = ErrorEstimator(BasisCache(3), 1, 2, 3).double()
+    estimator.coefficients.fill_(0.02)
+    return {
+        "anderson": Anderson(3, judge_first=True),
+        "anderson, misled": Anderson(1, regularization=1e-3, judge_first=True),
+        "anderson, singular": Anderson(3, regularization=0.0, judge_first=True),
+        "learned": NeuralSolver(None, 30, 1e-10, None, estimator, 3),
+    }
+
+
+def _misleading(name: str) -> Any:
+    the_map = _Grouped(linear=True) if "misled" in name else _Grouped()
+    if "misled" in name:
+        chain = torch.diag(torch.full((5,), 5.0, dtype=torch.float64), 1)
+        chain += 0.5 * torch.eye(6, dtype=torch.float64)
+        the_map.weights = chain, torch.zeros_like(chain)
+    if "singular" in name:  # z + b: all residuals are the same
+        the_map = _Grouped(linear=True)
+        the_map.weights = tuple(0.5 * torch.eye(6, dtype=torch.float64) for _ in range(2))
+        the_map.graphs = [torch.eye(30, dtype=torch.float64)] * 2
+    return the_map

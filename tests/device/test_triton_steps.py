@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from distributed_ignn.comm.communicator import Communicator
-from tests.device.step_cases import small_steps, whole_solves
+from tests.device.step_cases import judged_first, small_steps, whole_solves
 from tests.device.triton_runs import (
     Resources,
     needs_triton,
@@ -18,13 +18,13 @@ from tests.device.triton_runs import (
 )
 
 
-def _checks(comm: Communicator) -> tuple[Any, Any]:
-    return small_steps(comm), whole_solves(comm)
+def _checks(comm: Communicator) -> tuple[Any, Any, Any]:
+    return small_steps(comm), whole_solves(comm), judged_first(comm)
 
 
 @needs_triton
 def test_kernels_decide_as_torch_does() -> None:
-    (((found, expected), solves),) = run_interpreted(_checks)
+    (((found, expected), solves, judged),) = run_interpreted(_checks)
     assert len(found) == len(expected) == 22
     for one, other in zip(found, expected, strict=True):
         assert one == pytest.approx(other, rel=1e-12, abs=1e-300, nan_ok=True)
@@ -34,6 +34,16 @@ def test_kernels_decide_as_torch_does() -> None:
         assert torch.allclose(fused.image, plain.image, rtol=0.0, atol=1e-12)
         # an iterate is entered with two launches, judged, weighed and mixed with one each
         assert launches == 8 * 5
+
+    restarts = {}
+    for name, ((one, times), (other, expected_times)) in judged.items():
+        assert one.residuals == pytest.approx(other.residuals, rel=1e-6, abs=1e-12), name
+        assert one.steps == other.steps, name
+        assert torch.allclose(one.image, other.image, rtol=1e-9, atol=1e-11), name
+        assert times == expected_times, name
+        restarts[name] = times
+    assert restarts["anderson, misled"] == 1
+    assert restarts["anderson, singular"] > 5
 
 
 def compiled_steps(comm: Communicator, capability: int) -> dict[str, Resources]:

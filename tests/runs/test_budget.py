@@ -373,6 +373,19 @@ def test_budgets_are_these_numbers(
     assert found == expected
 
 
+def test_recorded_solves_keep_their_arrays() -> None:
+    sections = {"forward": {"capture": 4, "method": "anderson"}, "adjoint": {"capture": 2}}
+    plain = budget(SIZES, _run(forward={"method": "anderson"}))
+    found = budget(SIZES, _run(**sections))
+    state = 1000 * _run().model.hidden * 4
+    history = 3 * 2 * 5  # training, validation and the backward solve
+    assert found["recorded solves"] == (12 + 10 + 10 + history) * state
+    assert "history" in plain
+    assert "history" not in found  # it is among the arrays that stay
+    (picard,) = {budget(SIZES, _run(forward={"capture": 4, "method": "picard"}))["recorded solves"]}
+    assert picard == (12 + 10) * state
+
+
 def test_sizes_are_counted_from_a_part() -> None:
     shard = own_shard(Communicator(), make_data("channels"))
     sizes = PartSizes.from_shard(shard)

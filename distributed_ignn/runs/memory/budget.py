@@ -33,6 +33,7 @@ from distributed_ignn.propagation.halo import HaloExchange
 from distributed_ignn.propagation.kernels import choose_kernel
 from distributed_ignn.propagation.propagate import Propagation
 from distributed_ignn.solvers.base import SolveSizes
+from distributed_ignn.solvers.captured import Captures
 from distributed_ignn.solvers.solve import held_bytes as solve_bytes
 from distributed_ignn.training.learned.solver_kinds import SOLVER_KINDS
 from distributed_ignn.training.losses.local_loss import LocalLoss
@@ -92,6 +93,7 @@ def budget(
         **HaloExchange.held_bytes(sizes, run.row, coded=coded_halo, shared=shares_memory),
         "frozen rows of local steps": run.local[0],
         "zeros that products are added to": run.addend,
+        "recorded solves": run.recorded(),
         **moments[largest],
     }
     return {name: value for name, value in items.items() if value}
@@ -176,6 +178,19 @@ class _Run:
             },
         }
 
+    def recorded(self) -> int:
+        """Arrays of solves that are recorded, which stay between solves."""
+        total, config = 0, self._config
+        # training keeps products and validation does not, so each has a recording of its own
+        ways = ((False, config.forward, (self._sizes.channels, 0)), (True, config.adjoint, (0,)))
+        for adjoint, section, kept in ways:
+            if section.capture:
+                method, settings = chosen_method(config, adjoint=adjoint)
+                sizes = SolveSizes(self._state, self.dtype.itemsize, section.max_steps)
+                history = method.solver(settings).held_bytes(sizes)["history"]
+                total += sum(Captures.held_bytes(sizes, channels) + history for channels in kept)
+        return total
+
     def _saved(self) -> int:
         """Kept for the backward pass, of every dropout mask."""
         model, train = self._config.model, self._config.train
@@ -194,4 +209,6 @@ class _Run:
             settings = replace(settings, memory=self._config.solver.memory)
         sizes = SolveSizes(self._state, self.dtype.itemsize, steps)
         held = method.solver(settings).held_bytes(sizes)
+        if section.capture:
+            held = dict.fromkeys(held, 0)  # see ``recorded``
         return held | {"solve": held["solve"] + solve_bytes(sizes) + products + older}
