@@ -33,11 +33,18 @@ def run_main(main: Callable[[], None]) -> int:
     """
     use_huge_pages()
     code = _exit_code(main)
-    if any(thread.name == _WAITS for thread in threading.enumerate()):
+    waits = any(thread.name == _WAITS for thread in threading.enumerate())
+    if waits or (code and _group_is_left()):
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(code)  # it would abort an interpreter that is taken down
+        os._exit(code)  # it would abort an interpreter that is taken down, or keep it for ever
     return code
+
+
+def _group_is_left() -> bool:
+    """Whether ranks are still connected: others may be gone, and nobody can take leave of them."""
+    found = sys.modules.get("torch.distributed")
+    return found is not None and found.is_available() and found.is_initialized()
 
 
 def _exit_code(main: Callable[[], None]) -> int:

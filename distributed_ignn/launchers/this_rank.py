@@ -11,7 +11,7 @@ import torch
 from distributed_ignn.comm.communicator import Communicator, joined, start_communicator
 from distributed_ignn.comm.lost_ranks import explained, start_watchdog
 from distributed_ignn.config import CommConfig
-from distributed_ignn.errors import UserError
+from distributed_ignn.errors import Stopped, UserError
 
 T = TypeVar("T")
 
@@ -23,14 +23,20 @@ def on_this_rank(
     settings = config or CommConfig()
     comm = join(device, settings)
     comm.watchdog = start_watchdog(comm, settings.hang_seconds)
+    failed = True
     try:
         with explained(comm):
-            return action(comm)
+            result = action(comm)
+        failed = False
+        return result
     except UserError as error:
-        error.teller = "job"
+        error.teller, failed = "job", False
+        raise
+    except Stopped:
+        failed = False
         raise
     finally:
-        comm.close()
+        comm.close(failed=failed)
 
 
 def join(device: str, config: CommConfig | None = None) -> Communicator:
