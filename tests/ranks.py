@@ -43,6 +43,7 @@ def run_ranks(
     device: torch.device | None = None,
     limit: float | None = None,
     grace: float = _GRACE_SECONDS,
+    backend: str = "gloo",
 ) -> list[Any]:
     """Call ``fn(comm, *args)`` on ``world_size`` ranks.
 
@@ -51,9 +52,11 @@ def run_ranks(
         world_size: number of processes.
         args: passed to every rank; they and the results must pickle.
         timeout: seconds for everything, start included; then all ranks are killed.
-        device: of every rank; the CPU by default, or one GPU that the ranks share.
+        device: of every rank; the CPU by default, one GPU that the ranks share, or ``cuda`` without
+            a number, a GPU for each.
         limit: seconds that a rank waits for others in a collective; all of ``timeout`` by default.
         grace: seconds that the other ranks have once one has failed.
+        backend: of the process group.
 
     Returns:
         The results in the order of the ranks.
@@ -66,7 +69,8 @@ def run_ranks(
     reports: Any = context.Queue()
     with tempfile.TemporaryDirectory() as folder:
         init_method = (Path(folder) / "rendezvous").as_uri()
-        settings = (world_size, init_method, timeout, limit, device or torch.device("cpu"))
+        device = device or torch.device("cpu")
+        settings = (world_size, init_method, timeout, limit, device, backend)
         ranks = [
             context.Process(target=_rank_main, args=(rank, *settings, reports, fn, args))
             for rank in range(world_size)
@@ -88,18 +92,20 @@ def _rank_main(
     timeout: float,
     limit: float | None,
     device: torch.device,
+    backend: str,
     reports: Any,
     fn: Callable[..., Any],
     args: tuple[Any, ...],
 ) -> None:
     torch.set_num_threads(1)
+    own = device.type == "cuda" and device.index is None
     try:
         comm = start_communicator(
             rank=rank,
             world_size=world_size,
             local_rank=rank,
-            device=device,
-            backend="gloo",
+            device=torch.device("cuda", rank) if own else device,
+            backend=backend,
             init_method=init_method,
             timeout_seconds=timeout,
         )
