@@ -12,6 +12,7 @@ from distributed_ignn.comm.communicator import Communicator, joined, start_commu
 from distributed_ignn.comm.lost_ranks import explained, start_watchdog
 from distributed_ignn.config import CommConfig
 from distributed_ignn.errors import Stopped, UserError
+from distributed_ignn.launchers.precision import full_precision, refuse_override
 
 T = TypeVar("T")
 
@@ -25,7 +26,7 @@ def on_this_rank(
     comm.watchdog = start_watchdog(comm, settings.hang_seconds)
     failed = True
     try:
-        with explained(comm):
+        with explained(comm), full_precision(comm.device):
             result = action(comm)
         failed = False
         return result
@@ -47,14 +48,17 @@ def join(device: str, config: CommConfig | None = None) -> Communicator:
         config: how ranks talk; the defaults if not given.
 
     Raises:
-        UserError: the environment is no rank's, or there is no such device.
+        UserError: the environment is no rank's, there is no such device, or the environment rounds
+            its products.
         JobError: another rank did not come.
     """
     settings = config or CommConfig()
     place = _position()
+    chosen = choose_device(device, place.local_rank)
+    refuse_override(chosen)
     return start_communicator(
         **place._asdict(),
-        device=choose_device(device, place.local_rank),
+        device=chosen,
         backend=settings.backend,
         timeout_seconds=settings.timeout_seconds,
         hang_seconds=settings.hang_seconds,
