@@ -260,7 +260,8 @@ class Watchdog:
 
     def _has_left(self, pulse: Pulse) -> bool:
         """Whether a rank has ended in peace while this one is in a phase, which takes it."""
-        waits = pulse.state == _ENDED and self._activity.in_phase
+        activity = self._activity
+        waits = pulse.state == _ENDED and activity.in_phase and activity.limited
         return waits and pulse.unchanged > self._turns(_LEAVING_SECONDS)
 
     def _turns(self, seconds: float) -> int:

@@ -179,6 +179,9 @@ def test_who_ends_after_its_last_phase_is_not_lost(
     watchdog.start()
     time.sleep(3 * SECONDS)
     assert ends == []
+    with watchdog._activity.phase("loading"), watchdog._activity.without_limit():
+        time.sleep(2 * SECONDS)  # a download is worth finishing
+    assert ends == []
     with watchdog._activity.phase("forward solve"):
         _until(lambda: ends, 10 * SECONDS)
     watchdog.end()
