@@ -16,6 +16,7 @@ from distributed_ignn.api.guest import as_guest
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import RunConfig, load_yaml
 from distributed_ignn.errors import UserError
+from distributed_ignn.launchers.precision import full_precision, refuse_override
 from distributed_ignn.launchers.this_rank import choose_device, on_this_rank
 from distributed_ignn.reading.strict_json import read_json
 from distributed_ignn.runs.output.folder import SETTINGS
@@ -157,7 +158,10 @@ class Run:
     def _computed(self, action: Callable[[Communicator], Prediction], alone: bool) -> Prediction:
         config = load_run_config(self.path)
         if alone:
-            return action(Communicator(device=choose_device(config.device, 0)))
+            device = choose_device(config.device, 0)
+            refuse_override(device)
+            with full_precision(device):
+                return action(Communicator(device=device))
         return on_this_rank(action, config.device, config.comm)
 
     def __repr__(self) -> str:

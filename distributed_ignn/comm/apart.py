@@ -13,20 +13,19 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
 
 import torch.distributed as dist
 
 from distributed_ignn.cli import LOG_ONLY
 from distributed_ignn.comm.communicator import Communicator, attempt
+from distributed_ignn.comm.processes import Process
 from distributed_ignn.comm.watchdog import WAY_OUT
 from distributed_ignn.errors import JobError, UserError
 
@@ -71,11 +70,13 @@ def apart(
         return result
     room = _Room(comm, works)
     result = None
-    if works:
-        with room.at_work():
-            result, problem = attempt(action, doing, way_out)
-        room.tell(problem)
-    for problem in room.problems():
+    with comm.activity.without_limit():
+        if works:
+            with room.at_work():
+                result, problem = attempt(action, doing, way_out)
+            room.tell(problem)
+        problems = room.problems()
+    for problem in problems:
         if problem is not None:
             raise UserError(problem)
     return result
@@ -87,30 +88,30 @@ class _Worker:
 
     Args:
         rank: of it.
-        process: id and time of birth; None where it is on another machine.
+        process: its own; None where it is on another machine.
     """
 
     rank: int
-    process: tuple[int, str] | None
+    process: Process | None
 
     def has_ended(self) -> bool:
         """Whether its process is gone, as far as this rank can see."""
-        return self.process is not None and _born(self.process[0]) != self.process[1]
+        return self.process is not None and self.process.has_ended()
 
 
 class _Room:
     """What the ranks of one call tell each other through the store."""
 
     def __init__(self, comm: Communicator, works: bool) -> None:
-        place = _place()
-        mine = [uuid.uuid4().hex, works, place, os.getpid(), _born(os.getpid())]
+        own = Process.this()
+        mine = [uuid.uuid4().hex, works, own]
         ranks = comm.gather_json(mine)
         self._comm = comm
         # keys of its own: the store may be that of several attempts
         self._store = dist.PrefixStore(f"ignn/apart/{ranks[0][0]}", _store())
         self._workers = [
-            _Worker(rank, (pid, born) if where == place else None)
-            for rank, (_, at_work, where, pid, born) in enumerate(ranks)
+            _Worker(rank, Process(*process) if process[0] == own.place else None)
+            for rank, (_, at_work, process) in enumerate(ranks)
             if at_work
         ]
 
@@ -257,23 +258,6 @@ def _store() -> dist.Store:
         raise RuntimeError("several ranks have a process group")
     store: dist.Store = group.get_group_store()
     return store
-
-
-def _place() -> str:
-    """The same for processes that see each other in ``/proc``: machine and space of process ids."""
-    with suppress(OSError):
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {os.stat('/proc/self/ns/pid').st_ino}"
-    return uuid.uuid4().hex
-
-
-def _born(pid: int) -> str:
-    """When a process was started, in ticks since the machine was; empty where it is gone."""
-    with suppress(OSError):
-        # the name, in parentheses, may hold anything
-        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
-        return "" if fields[0] in "ZX" else fields[19]
-    return ""
 
 
 def _told(rank: int) -> str:

@@ -207,13 +207,19 @@ class Communicator:
             if message is not None:
                 raise UserError(message)
 
-    def close(self) -> None:
-        """Stop watching the others, and end the process group if this communicator started it."""
+    def close(self, *, failed: bool = False) -> None:
+        """Stop watching the others, and end the process group if this communicator started it.
+
+        Args:
+            failed: whether this rank leaves by an exception, which the others may not share. They
+                are told, and NCCL's group is left as it is: to end it is a meeting of all ranks.
+        """
         if self.watchdog is not None:
-            self.watchdog.end()
+            self.watchdog.end(failed=failed)
             self.watchdog.close()
             self.watchdog = None
-        if self._owns_group and dist.is_initialized():
+        left = failed and self.backend == "nccl"
+        if self._owns_group and dist.is_initialized() and not left:
             dist.destroy_process_group()
 
 

@@ -11,7 +11,9 @@ from typing import Any
 
 import torch.distributed as dist
 
+from distributed_ignn.comm.activity import Patience
 from distributed_ignn.comm.communicator import Communicator
+from distributed_ignn.comm.processes import Process
 from distributed_ignn.comm.watchdog import WAY_OUT, Watchdog
 from distributed_ignn.errors import JobError
 
@@ -34,7 +36,12 @@ def start_watchdog(comm: Communicator, seconds: float) -> Watchdog | None:
     if comm.world_size == 1 or seconds == 0 or not host or not port:
         return None
     # the store may hold the last words of an earlier attempt
-    attempt = comm.gather_json(f"{os.getpid()}-{time.time_ns()}" if comm.is_main else None)[0]
+    ranks = comm.gather_json([f"{os.getpid()}-{time.time_ns()}", Process.this()])
+    attempt = ranks[0][0]
+    processes = {rank: Process(*process) for rank, (_, process) in enumerate(ranks)}
+    patience = None
+    if comm.backend == "nccl":
+        patience = Patience(comm.timeout_seconds, lambda: _calls(comm))
 
     def connect() -> dist.Store:
         store = dist.TCPStore(
@@ -43,10 +50,21 @@ def start_watchdog(comm: Communicator, seconds: float) -> Watchdog | None:
         return dist.PrefixStore(f"ignn/{attempt}", store)
 
     watchdog = Watchdog(
-        comm.rank, comm.world_size, comm.activity, seconds, connect, f"{host}:{port}"
+        comm.rank,
+        comm.world_size,
+        comm.activity,
+        seconds,
+        connect,
+        f"{host}:{port}",
+        {rank: process for rank, process in processes.items() if rank != comm.rank},
+        patience,
     )
     watchdog.start()
     return watchdog
+
+
+def _calls(comm: Communicator) -> int:
+    return comm.traffic.exchanges + comm.traffic.reductions
 
 
 def is_broken_connection(error: BaseException) -> bool:

@@ -11,7 +11,8 @@ import torch
 from distributed_ignn.comm.communicator import Communicator, joined, start_communicator
 from distributed_ignn.comm.lost_ranks import explained, start_watchdog
 from distributed_ignn.config import CommConfig
-from distributed_ignn.errors import UserError
+from distributed_ignn.errors import Stopped, UserError
+from distributed_ignn.launchers.precision import full_precision, refuse_override
 
 T = TypeVar("T")
 
@@ -30,14 +31,20 @@ def on_this_rank(
     settings = config or CommConfig()
     comm = join(device, settings)
     comm.watchdog = start_watchdog(comm, settings.hang_seconds)
+    failed = True
     try:
-        with explained(comm):
-            return action(comm)
+        with explained(comm), full_precision(comm.device):
+            result = action(comm)
+        failed = False
+        return result
     except UserError as error:
-        error.teller = "job"
+        error.teller, failed = "job", False
+        raise
+    except Stopped:
+        failed = False
         raise
     finally:
-        comm.close()
+        comm.close(failed=failed)
 
 
 def join(device: str, config: CommConfig | None = None) -> Communicator:
@@ -48,14 +55,17 @@ def join(device: str, config: CommConfig | None = None) -> Communicator:
         config: how ranks talk; the defaults if not given.
 
     Raises:
-        UserError: the environment is no rank's, or there is no such device.
+        UserError: the environment is no rank's, there is no such device, or the environment rounds
+            its products.
         JobError: another rank did not come.
     """
     settings = config or CommConfig()
     place = _position()
+    chosen = choose_device(device, place.local_rank)
+    refuse_override(chosen)
     return start_communicator(
         **place._asdict(),
-        device=choose_device(device, place.local_rank),
+        device=chosen,
         backend=settings.backend,
         timeout_seconds=settings.timeout_seconds,
         hang_seconds=settings.hang_seconds,

@@ -31,7 +31,7 @@ from distributed_ignn.runs.checkpoints.checkpoint import checkpoint_names, load_
 from distributed_ignn.runs.checkpoints.snapshot import restore, restore_best
 from distributed_ignn.runs.kept_solver import load_solver
 from distributed_ignn.runs.output.folder import CHECKPOINTS, SETTINGS
-from distributed_ignn.runs.prediction import Prediction, SolveRequest, solved
+from distributed_ignn.runs.prediction import Prediction, SolveRequest, rows_of, solved_here
 from distributed_ignn.runs.prediction_file import write_predictions
 from distributed_ignn.runs.shards import open_shards
 from distributed_ignn.training.trainer import Trainer
@@ -170,24 +170,28 @@ def _no_checkpoint(run: Path) -> UserError:
 def predict(options: PredictOptions, comm: Communicator) -> Prediction:
     """Solve, read out, and write one row per node; every rank calls it.
 
+    Returns:
+        What is predicted for the nodes of this rank: the whole table is nowhere but in the file.
+
     Raises:
-        UserError: see ``load_run``, ``solved`` and ``write_predictions``.
+        UserError: see ``load_run``, ``solved_here`` and ``write_predictions``.
     """
     started = time.perf_counter()
     trainer = load_run(options.run, comm)
     request = SolveRequest(options.tolerance, options.steps, options.require_converged)
-    found = solved(trainer, options.run, request, embeddings=False)
-    comm.together(
-        lambda: write_predictions(options.out, found) if comm.is_main else None,
-        doing=f"write {options.out}",
-    )
+    found, _ = solved_here(trainer, options.run, request)
+    rows = rows_of(trainer, found.logits)
+    write_predictions(options.out, found, rows)
     if comm.is_main:
-        _show(options, found, time.perf_counter() - started)
+        size = rows.num_nodes, rows.num_columns
+        _show(options, found, size, time.perf_counter() - started)
     return found
 
 
-def _show(options: PredictOptions, found: Prediction, seconds: float) -> None:
-    quality, (nodes, classes) = found.quality(), found.logits.shape
+def _show(
+    options: PredictOptions, found: Prediction, size: tuple[int, int], seconds: float
+) -> None:
+    quality, (nodes, classes) = found.quality(), size
     table = Table(title=f"predictions of {options.run}", show_header=False)
     table.add_row("nodes, classes", f"{nodes:,}, {classes}")
     for label, text in [*_solved(quality, nodes), *_scores(found)]:

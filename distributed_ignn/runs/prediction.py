@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.errors import UserError
-from distributed_ignn.graph.shard import GraphShard
 from distributed_ignn.models.certificate import NORMS, Certificate, certify, settled_nodes
+from distributed_ignn.runs.node_rows import NodeRows
 from distributed_ignn.solvers.base import Outcome, Solution
 from distributed_ignn.training.trainer import Trainer
 
@@ -32,10 +31,11 @@ _CERTIFIED = (
 class Prediction:
     """What a model says about every node of a graph, and how far its solve has come.
 
-    Letters: n nodes, C classes, D hidden width. Row i is node i of the graph as it was given.
+    Letters: n nodes, C classes, D hidden width. Row i is node i of the graph as it was given; in
+    what ``solved_here`` returns, the i-th node of the rank.
 
     Args:
-        logits: [n, C], of the run's number format, on the CPU.
+        logits: [n, C], of the run's number format, on the CPU once they are of all ranks.
         multilabel: whether a node may have several labels.
         embeddings: [n, D], the equilibrium Z* that the logits are read from, or the last state of
             an explicit model; None if not asked for.
@@ -131,15 +131,39 @@ class SolveRequest:
             raise UserError(f"steps = {self.steps} must be at least 1")
 
 
-@torch.no_grad()
 def solved(trainer: Trainer, run: Path, request: SolveRequest, *, embeddings: bool) -> Prediction:
-    """Solve from nothing kept and read out, with the rows of all ranks; every rank calls it.
+    """As ``solved_here``, with the rows of all ranks on every one of them.
+
+    Args:
+        trainer, run, request: see there.
+        embeddings: whether the equilibrium itself is asked for.
+
+    Raises:
+        UserError: see there.
+    """
+    found, state = solved_here(trainer, run, request)
+    logits = rows_of(trainer, found.logits).whole()
+    kept = rows_of(trainer, state).whole() if embeddings else None
+    return replace(found, logits=logits, embeddings=kept)
+
+
+def rows_of(trainer: Trainer, rows: Tensor) -> NodeRows:
+    """The rows of all ranks, of which ``rows`` [O, C] are this one's."""
+    shard = trainer.shard
+    return NodeRows(rows, shard.owned_nodes, shard.num_nodes, trainer.comm)
+
+
+@torch.no_grad()
+def solved_here(trainer: Trainer, run: Path, request: SolveRequest) -> tuple[Prediction, Tensor]:
+    """Solve from nothing kept and read out; every rank calls it.
 
     Args:
         trainer: of ``load_run`` or ``load_run_for``.
         run: its output folder, for messages.
         request: how far to go.
-        embeddings: whether the equilibrium itself is asked for.
+
+    Returns:
+        What is predicted for the nodes of this rank, [O, C], and their equilibrium [O, D].
 
     Raises:
         UserError: the solve diverges, or does not reach a tolerance that is required.
@@ -150,17 +174,16 @@ def solved(trainer: Trainer, run: Path, request: SolveRequest, *, embeddings: bo
     solution = _solve(trainer, request)
     _check(run, request, trainer, solution)
     logits = trainer.model.read_out(solution.image)
-    return Prediction(
-        logits=_gather_nodes(trainer.shard, logits, trainer.comm),
+    found = Prediction(
+        logits=logits,
         multilabel=trainer.shard.task == "multilabel",
-        embeddings=_gather_nodes(trainer.shard, solution.image, trainer.comm)
-        if embeddings
-        else None,
+        embeddings=None,
         epoch=trainer.best.epoch,
         metric=trainer.objective.metric_name,
         scores=trainer.objective.scores(logits),
         **_solve_figures(request, trainer, solution),
     )
+    return found, solution.image
 
 
 def _refuse_limits(run: Path, request: SolveRequest, trainer: Trainer) -> None:
@@ -241,10 +264,3 @@ def _describe(certificate: Certificate | None, trainer: Trainer, state: Tensor) 
         "contraction": certificate.contraction,
         "settled_nodes": int(trainer.comm.sum(settled)),
     }
-
-
-def _gather_nodes(shard: GraphShard, rows: Tensor, comm: Communicator) -> Tensor:
-    """Rows of all ranks at their global ids, [n, C] on the CPU."""
-    whole = rows.new_zeros((shard.num_nodes, rows.shape[1]), device="cpu")
-    whole[shard.owned_nodes] = rows.detach().cpu()
-    return comm.sum(whole)

@@ -156,9 +156,13 @@ def run_training(
         recorder = open_records(config, comm, run.shards, run.trainer.epoch, run.budget)
         session = _Session(run, recorder, progress, hook, until)
         try:
-            with request.deferred(), comm.activity.phase("between epochs"):
-                session.fit([request, *([stop] if stop else [])])
-                return session.finish() if until is None else standing(run.trainer)
+            with request.deferred():
+                with comm.activity.phase("between epochs"):
+                    session.fit([request, *([stop] if stop else [])])
+                    result = session.finish() if until is None else standing(run.trainer)
+                if until is None:  # in no phase: the other ranks may have left by now
+                    session.show(result)
+                return result
         finally:
             session.close()
 
@@ -384,7 +388,7 @@ class _Session:
             self._hook(self._newest, path)
 
     def finish(self) -> dict[str, Any]:
-        """Evaluate on the test nodes, and write and show the summary."""
+        """Evaluate on the test nodes, and write the summary."""
         budget, recorder = self._run.budget, self._recorder
         with self._comm.activity.phase("evaluating on the test nodes"):
             summary = summarise(self._trainer) | {
@@ -395,10 +399,13 @@ class _Session:
             lambda: recorder.summary(summary) if recorder is not None else None,
             doing=f"write to output = {self._config.output}",
         )
+        return summary
+
+    def show(self, summary: dict[str, Any]) -> None:
+        """Show the summary."""
         self._progress.close()
         self._progress.table(summary, self._config.output)
         warn_unconverged(summary, self._config)
-        return summary
 
     def close(self) -> None:
         """Leave terminal and files as they should be."""

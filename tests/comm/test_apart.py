@@ -15,6 +15,7 @@ from distributed_ignn.comm import apart as module
 from distributed_ignn.comm.apart import apart
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.comm.lost_ranks import explained
+from distributed_ignn.comm.processes import Process
 from distributed_ignn.errors import JobError, UserError
 from tests.ranks import run_ranks
 
@@ -145,7 +146,7 @@ def test_a_silent_rank_of_another_machine_is_lost_and_a_slow_one_is_not(
     monkeypatch.setattr(module, "_TELL_SECONDS", 0.0)
     caplog.set_level(logging.INFO)
     store = _Store()
-    workers = [module._Worker(0, (os.getpid(), module._born(os.getpid()))), module._Worker(4, None)]
+    workers = [module._Worker(0, Process.this()), module._Worker(4, None)]
     watch = module._Watch(Communicator(), workers, store, 1.0)  # type: ignore[arg-type]
     beat = 0
     for turn in range(200):

@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from distributed_ignn.comm import backends
 from distributed_ignn.comm.backends import Gpu, choose_backend, nccl_environment
 from distributed_ignn.comm.collectives import all_reduce_sum
 from distributed_ignn.comm.communicator import Communicator, start_communicator
@@ -106,14 +107,18 @@ class _Machine:
     def init(self, name: str, **rest: Any) -> None:
         self.groups.append({"name": name, **rest})
 
+    def meet(self, rank: int, world_size: int, init_method: str, seconds: float) -> dist.Store:
+        assert init_method == "env://"
+        return dist.FileStore(str(self._meeting), world_size)
+
     def start(self, backend: str = "auto", hang_seconds: float = 120.0) -> list[str]:
         """What each rank says or does, all of them at the same time."""
         with ThreadPoolExecutor(len(self.gpus)) as pool:
-            meeting = (self.folder / uuid.uuid4().hex).as_uri()
-            start = partial(self._start, backend, hang_seconds, meeting)
+            self._meeting = self.folder / uuid.uuid4().hex
+            start = partial(self._start, backend, hang_seconds)
             return list(pool.map(start, range(len(self.gpus))))
 
-    def _start(self, backend: str, hang_seconds: float, meeting: str, rank: int) -> str:
+    def _start(self, backend: str, hang_seconds: float, rank: int) -> str:
         self._here.rank = rank
         try:
             start_communicator(
@@ -122,7 +127,6 @@ class _Machine:
                 local_rank=rank,
                 device=choose_device("cuda", rank),
                 backend=backend,
-                init_method=meeting,
                 timeout_seconds=20,
                 hang_seconds=hang_seconds,
             )
@@ -140,6 +144,7 @@ def machine(
     monkeypatch.setattr(torch.cuda, "set_device", found.made_current.append)
     monkeypatch.setattr(torch.cuda, "get_device_properties", found.properties)
     monkeypatch.setattr(dist, "init_process_group", found.init)
+    monkeypatch.setattr(backends, "meet", found.meet)
     monkeypatch.setattr(dist, "get_backend", lambda: found.groups[-1]["name"])
     for name in (*_NCCL, "NCCL_ASYNC_ERROR_HANDLING", _PRIORITY, "GLOO_SOCKET_IFNAME"):
         monkeypatch.delenv(name, raising=False)
@@ -156,6 +161,14 @@ def test_ranks_that_are_shown_one_gpu_each_take_nccl(machine: _Machine) -> None:
     assert [group["device_id"] for group in machine.groups] == [gpu] * 3
     assert machine.made_current == [gpu] * 3
     assert os.environ[_PRIORITY] == "1"
+    # errors are left to the watchdog that will be started
+    assert [os.environ[name] for name in _NCCL] == ["0", "0"]
+
+
+@pytest.mark.parametrize("machine", [(0, 1)], indirect=True)
+def test_without_a_watchdog_torch_goes_on_ending_the_process(machine: _Machine) -> None:
+    assert machine.start(hang_seconds=0.0) == ["started"] * 2
+    assert not any(name in os.environ for name in _NCCL)
 
 
 @pytest.mark.parametrize("machine", [(0, 1, 0)], indirect=True)

@@ -1,21 +1,24 @@
-"""The watchdog names who is silent, and nobody who has left by himself or is merely slow."""
+"""The watchdog names who is silent or gone, and nobody who has left in peace or is merely slow."""
 
 from __future__ import annotations
 
 import json
 import threading
 import time
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch.distributed as dist
 
-from distributed_ignn.comm.activity import Activity
+from distributed_ignn.comm import watchdog as module
+from distributed_ignn.comm.activity import Activity, Patience
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.comm.lost_ranks import explained, is_broken_connection, table
 from distributed_ignn.comm.watchdog import TALKS, Watchdog
 from distributed_ignn.errors import JobError
+from tests.comm.leavers import check_that_leavers_are_named
 
 SECONDS = 1.0
 
@@ -39,9 +42,11 @@ def ends(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return found
 
 
-def _beat(path: Path, rank: int, beats: int, state: str = "alive") -> None:
+def _beat(
+    path: Path, rank: int, beats: int, state: str = "alive", gone: Sequence[int] = ()
+) -> None:
     store = dist.FileStore(str(path), -1)
-    store.set(f"beat/{rank}", json.dumps([beats, state, "epoch 2, validating"]))
+    store.set(f"beat/{rank}", json.dumps([beats, state, "epoch 2, validating", list(gone)]))
 
 
 def test_two_that_answer_leave_each_other_alone(tmp_path: Path, ends: list[int]) -> None:
@@ -137,3 +142,71 @@ def test_other_errors_pass_through() -> None:
         raise RuntimeError("size mismatch")
     assert not is_broken_connection(ValueError("gloo/ Connection"))
     assert is_broken_connection(dist.DistNetworkError("gone"))
+
+
+@pytest.mark.slow
+def test_a_lost_rank_is_named_by_one_whose_wait_never_fails(tmp_path: Path) -> None:
+    """Each within seconds, while ``comm.hang_seconds`` is two minutes."""
+    check_that_leavers_are_named("cpu", tmp_path)
+
+
+def test_who_is_told_to_be_gone_is_lost_and_who_told_is_not(
+    tmp_path: Path, ends: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a machine that this rank cannot see: rank 1 says that rank 2 has died there, and goes."""
+    monkeypatch.setattr(module, "_NAMING_SECONDS", SECONDS / 2)
+    _beat(tmp_path / "store", 1, beats=7, state="ended", gone=[2])
+    _beat(tmp_path / "store", 2, beats=9)
+    told: list[str] = []
+    watchdog = _watchdog(tmp_path / "store", 0, world_size=3, seconds=60 * SECONDS)
+    watchdog.before_exit.append(told.append)
+    watchdog.start()
+    _until(lambda: ends, 10 * SECONDS)
+    watchdog.end()
+    watchdog.close()
+    assert ends[0] == 75
+    assert told[0].startswith("rank 2 (last seen in epoch 2, validating) was lost; rank 0 was in ")
+    assert "comm.hang_seconds" not in told[0]
+
+
+def test_who_ends_after_its_last_phase_is_not_lost(
+    tmp_path: Path, ends: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others may take their time, as for a table or a plot: they are in no phase."""
+    monkeypatch.setattr(module, "_LEAVING_SECONDS", SECONDS / 2)
+    _beat(tmp_path / "store", 1, beats=7, state="ended")
+    watchdog = _watchdog(tmp_path / "store", 0, seconds=60 * SECONDS)
+    watchdog.start()
+    time.sleep(3 * SECONDS)
+    assert ends == []
+    with watchdog._activity.phase("loading"), watchdog._activity.without_limit():
+        time.sleep(2 * SECONDS)  # a download is worth finishing
+    assert ends == []
+    with watchdog._activity.phase("forward solve"):
+        _until(lambda: ends, 10 * SECONDS)
+    watchdog.end()
+    watchdog.close()
+    assert ends[0] == 75
+
+
+def test_a_collective_that_never_ends_is_told_where_the_transport_has_no_limit() -> None:
+    calls = [0]
+    patience, activity = Patience(10.0, lambda: calls[0]), Activity()
+
+    def turns(count: int) -> list[bool]:
+        return [patience.is_over(activity, 1.0) for _ in range(count)]
+
+    assert not any(turns(30))  # in no phase
+    with activity.phase("forward solve"):
+        assert turns(12) == [False] * 10 + [True] * 2
+        calls[0] += 1
+        assert not any(turns(10))
+        with activity.without_limit():  # a download
+            assert not any(turns(30))
+        assert not any(turns(10))
+
+
+def _until(condition: Callable[[], object], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.05)

@@ -19,6 +19,7 @@ from distributed_ignn.commands.predict import main
 from distributed_ignn.config import load_yaml, parse_args
 from distributed_ignn.graph.data import GraphData
 from distributed_ignn.graph.datasets import load_dataset
+from distributed_ignn.runs.node_rows import NodeRows
 from distributed_ignn.runs.predict import PredictOptions, predict
 from distributed_ignn.runs.prediction import Prediction
 from distributed_ignn.runs.prediction_file import METADATA_KEY, write_predictions
@@ -125,7 +126,7 @@ def test_several_labels_of_a_node_are_kept(tmp_path: Path) -> None:
         logits, True, None, 1, 0, 0.0, 1.0, None, None, None, None, None, "micro_f1", {}, False
     )
     for kind in ("csv", "npz", "parquet"):
-        write_predictions(tmp_path / f"p.{kind}", found)
+        write_predictions(tmp_path / f"p.{kind}", found, NodeRows.of_one(logits))
     with (tmp_path / "p.csv").open(newline="") as file:
         assert [row["prediction"] for row in csv.DictReader(file)] == ["0 2", ""]
     chosen = np.load(tmp_path / "p.npz", allow_pickle=False)["prediction"]

@@ -169,6 +169,9 @@ def test_items_of_a_gpu() -> None:
     assert {name: gpu[name] for name in same} == {name: cpu[name] for name in same}
     alone = replace(SIZES, halo=0, sent=0)
     assert budget(alone, _run(device="cuda"))["libraries"] == 64 * 2**20
+    # ranks that exchange no rows still add up numbers
+    island = replace(alone, nodes=2000)
+    assert budget(island, _run(device="cuda"))["libraries"] == gpu["libraries"]
     bags = budget(SIZES, _run(device="cuda", train={"kernel": "bag"}))
     assert "zeros that products are added to" not in bags
     # rows divided by their sums: the transpose is made of the same ids, copied again

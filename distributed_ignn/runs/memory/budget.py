@@ -118,7 +118,9 @@ class _Run:
         """The items that are there before anything is computed; files are not mapped on a GPU."""
         if self.device.type == "cpu":
             return {"process": process + _WORKSPACE_BYTES, "shard file": self._sizes.file}
-        network = _NCCL_BYTES if self._sizes.sent or self._sizes.halo else 0
+        sizes = self._sizes
+        alone = sizes.sent == sizes.halo == 0 and sizes.owned >= sizes.nodes
+        network = 0 if alone else _NCCL_BYTES
         return {"process": process, "libraries": _GPU_WORKSPACE_BYTES + network}
 
     @property
