@@ -14,9 +14,11 @@ _HERE = Path(__file__).parent
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items if preload.OBSTACLE is not None else ():
-        if _HERE in item.path.parents:
-            item.add_marker(pytest.mark.skip(reason=preload.OBSTACLE))
+    if preload.OBSTACLE is not None:
+        skip = pytest.mark.skip(reason=preload.OBSTACLE)
+        for item in items:
+            if _HERE in item.path.parents:
+                item.add_marker(skip)
 
 
 @pytest.fixture

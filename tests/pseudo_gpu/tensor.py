@@ -26,12 +26,14 @@ class DeviceTensor(Tensor):
         emulator: which runs its operations.
     """
 
-    inner: Tensor
+    inner: Tensor  # type: ignore[assignment] - not torch.inner
     emulator: EmulatedGPU
     token: Token  # in __dict__, so that it goes where the tensor goes, also by swap_tensors
 
     @staticmethod
-    def __new__(cls, inner: Tensor, device: torch.device, emulator: EmulatedGPU) -> DeviceTensor:
+    def __new__(
+        cls: type[DeviceTensor], inner: Tensor, device: torch.device, emulator: EmulatedGPU
+    ) -> DeviceTensor:
         strided = inner.layout is torch.strided
         made: DeviceTensor = Tensor._make_wrapper_subclass(
             cls,
@@ -47,7 +49,7 @@ class DeviceTensor(Tensor):
         made.token = emulator.memory.hold(inner)
         return made
 
-    def __repr__(self, **_: Any) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:
         return f"DeviceTensor({self.inner!r}, device={self.device})"
 
     def tolist(self) -> Any:
@@ -76,7 +78,9 @@ class DeviceTensor(Tensor):
         return False
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         for leaf in tensors_in(args, kwargs or {}):
             if isinstance(leaf, DeviceTensor):
                 return leaf.emulator.run(func, args, kwargs or {})
