@@ -70,7 +70,7 @@ def test_nothing_is_left_alive_after_many_epochs() -> None:
 
 
 def _tiny(comm: Communicator) -> Trainer:
-    loose = {"method": "anderson", "tolerance": 1e-2, "max_steps": 4}
+    loose = {"method": "anderson", "tolerance": 1e-2, "max_steps": 3}
     sections: dict[str, dict[str, Any]] = {
         "forward": loose,
         "adjoint": loose,

@@ -25,8 +25,9 @@ def clocked(comm: Communicator, task: Callable[[], object], repeats: int = 1) ->
     """Seconds of one call of ``task`` by name, mean over repeats and ranks; every rank calls it."""
     comm.barrier()
     before = comm.clock.read()
-    for _ in range(repeats):
-        task()
+    with comm.clock.running():
+        for _ in range(repeats):
+            task()
     found = comm.clock.since(before)
     own = torch.tensor([found.get(name, 0.0) for name in NAMES], dtype=torch.float64)
     means = comm.sum(own) / (comm.world_size * repeats)
