@@ -12,7 +12,7 @@ from tests.pseudo_gpu.emulator import EmulatedGPU
 from tests.ranks import run_ranks
 
 CUDA = torch.device("cuda")
-TIMEOUT = 120  # seconds of a start of ranks
+TIMEOUT = 240  # seconds of a start of ranks, on a machine that has other work
 
 
 def run_emulated(fn: Callable[..., Any], world_size: int, *args: Any) -> list[Any]:

@@ -204,7 +204,7 @@ class EmulatedGPU(TorchDispatchMode):
             result = self.with_seed(func, args, kwargs, device)
             if name == "_to_copy" and result is args[0]:
                 result = result.clone()
-        known = {id(one.inner): one for one in tagged} | {id(one): one for one in others}
+        known = {id(one.numbers): one for one in tagged} | {id(one): one for one in others}
         outputs = tensors_in((result,), {})
         self._count_work(func, name, kwargs, tagged, outputs)
         if self.capture is not None:
@@ -256,7 +256,7 @@ class EmulatedGPU(TorchDispatchMode):
         if self.in_flight and not func.is_view and name != "empty_like":
             written = rules.written_of(func, args, kwargs)
             for one in tagged:
-                self.check_arrived(name, one.inner, any(one is other for other in written))
+                self.check_arrived(name, one.numbers, any(one is other for other in written))
         why = rules.refusal(func, name, args, tagged, others)
         if why is not None:
             self.fault(f"aten.{name}: {why}")
@@ -369,7 +369,7 @@ def _keeping_parameters(
 def _strip(value: Any) -> Any:
     """What the CPU computes with."""
     if isinstance(value, DeviceTensor):
-        return value.inner
+        return value.numbers
     if isinstance(value, torch.device):
         return _CPU
     if isinstance(value, list | tuple):

@@ -18,7 +18,7 @@ _GRAIN = 512  # bytes that CUDA's allocator rounds up to
 
 
 class DeviceTensor(Tensor):
-    """A tensor on a GPU; the CPU tensor ``inner`` holds its numbers.
+    """A tensor on a GPU; the CPU tensor ``numbers`` holds its numbers.
 
     Args:
         inner: of any layout.
@@ -26,7 +26,7 @@ class DeviceTensor(Tensor):
         emulator: which runs its operations.
     """
 
-    inner: Tensor  # type: ignore[assignment] - not torch.inner
+    numbers: Tensor
     emulator: EmulatedGPU
     token: Token  # in __dict__, so that it goes where the tensor goes, also by swap_tensors
 
@@ -44,13 +44,13 @@ class DeviceTensor(Tensor):
             device=device,
             requires_grad=False,
         )
-        made.inner = inner
+        made.numbers = inner
         made.emulator = emulator
         made.token = emulator.memory.hold(inner)
         return made
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
-        return f"DeviceTensor({self.inner!r}, device={self.device})"
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
+        return f"DeviceTensor({self.numbers!r}, device={self.device})"
 
     def tolist(self) -> Any:
         return self.cpu().tolist()
@@ -69,10 +69,10 @@ class DeviceTensor(Tensor):
     def data(self, value: Tensor) -> None:
         _data.__set__(self, value)
         if isinstance(value, DeviceTensor):
-            self.inner, self.token = value.inner, value.token
+            self.numbers, self.token = value.numbers, value.token
 
     def data_ptr(self) -> int:
-        return self.inner.data_ptr()
+        return self.numbers.data_ptr()
 
     def is_pinned(self, device: Any = None) -> bool:
         return False
