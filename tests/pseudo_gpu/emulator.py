@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.pseudo_gpu import counts as kinds
-from tests.pseudo_gpu import preload, rules
+from tests.pseudo_gpu import gpu_rules as rules
+from tests.pseudo_gpu import preload
 from tests.pseudo_gpu.counts import Counts
 from tests.pseudo_gpu.entered import ENTERED
 from tests.pseudo_gpu.graphs import Recording

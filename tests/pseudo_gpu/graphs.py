@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from tests.pseudo_gpu import counts as kinds
-from tests.pseudo_gpu import rules
+from tests.pseudo_gpu import gpu_rules as rules
 from tests.pseudo_gpu.entered import emulator
 from tests.pseudo_gpu.streams import Stream, current_stream, default_stream
 from tests.pseudo_gpu.tensor import address, plain, tensors_in

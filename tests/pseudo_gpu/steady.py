@@ -1,4 +1,4 @@
-"""What one steady evaluation asks of a GPU, by solver; see ``ceilings.py``."""
+"""What one steady evaluation asks of a GPU, by solver; see ``evaluation_ceilings.py``."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from distributed_ignn.solvers.neural import NeuralSolver
 from distributed_ignn.solvers.picard import Picard
 from distributed_ignn.solvers.reduced import BasisCache
 from tests.pseudo_gpu import counts as kinds
-from tests.pseudo_gpu.ceilings import CEILINGS, Ceiling
+from tests.pseudo_gpu.evaluation_ceilings import CEILINGS, Ceiling
 from tests.pseudo_gpu.emulated import run_emulated
 from tests.pseudo_gpu.entered import emulator
 
