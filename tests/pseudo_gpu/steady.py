@@ -23,9 +23,9 @@ from distributed_ignn.solvers.neural import NeuralSolver
 from distributed_ignn.solvers.picard import Picard
 from distributed_ignn.solvers.reduced import BasisCache
 from tests.pseudo_gpu import counts as kinds
-from tests.pseudo_gpu.evaluation_ceilings import CEILINGS, Ceiling
 from tests.pseudo_gpu.emulated import run_emulated
 from tests.pseudo_gpu.entered import emulator
+from tests.pseudo_gpu.evaluation_ceilings import CEILINGS, Ceiling
 
 _NODES, _WIDTH, _MEMORY = 2000, 16, 5
 # Two solves of one problem differ by evaluations in the middle alone: long after histories are

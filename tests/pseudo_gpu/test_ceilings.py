@@ -15,9 +15,9 @@ import torch
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.training.trainer import Trainer
 from tests.pseudo_gpu import counts as kinds
-from tests.pseudo_gpu.evaluation_ceilings import CEILINGS, Ceiling
 from tests.pseudo_gpu.conftest import TABLE
 from tests.pseudo_gpu.emulator import EmulatedGPU
+from tests.pseudo_gpu.evaluation_ceilings import CEILINGS, Ceiling
 from tests.pseudo_gpu.steady import CASES, above, measured, table
 from tests.training.small_trainers import small_config, small_trainer
 

@@ -19,10 +19,10 @@ from distributed_ignn.comm.communicator import Communicator, PendingRows
 from distributed_ignn.models.maps import EquilibriumCell
 from distributed_ignn.solvers.anderson import Anderson
 from tests.pseudo_gpu import counts as kinds
-from tests.pseudo_gpu.evaluation_ceilings import CEILINGS
 from tests.pseudo_gpu.emulated import run_emulated
 from tests.pseudo_gpu.emulator import DeviceFault, EmulatedGPU
 from tests.pseudo_gpu.entered import emulator
+from tests.pseudo_gpu.evaluation_ceilings import CEILINGS
 from tests.pseudo_gpu.steady import above, count_case
 
 pytestmark = pytest.mark.timeout(120)
