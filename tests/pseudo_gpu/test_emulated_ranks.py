@@ -85,7 +85,9 @@ def test_a_run_resumes_is_tuned_and_predicts(ranks: list[dict[str, Any]], folder
     predict(PredictOptions(folder / "broken", folder / "cpu.npz"), Communicator())
     with np.load(folder / "cpu.npz") as expected:
         assert set(expected.files) == set(found)
-        for key in expected.files:
+        numeric = [key for key in expected.files if expected[key].dtype.kind in "fi"]
+        assert len(numeric) > 1
+        for key in numeric:
             np.testing.assert_allclose(found[key], expected[key], rtol=1e-6, atol=1e-7)
 
 
