@@ -20,12 +20,13 @@ DEV_READY := $(VENV)/.dev-$(BUILD)
 EXAMPLES ?= 2000
 FUZZ_SECONDS ?= 120
 
-.PHONY: help train test long lint docs faults soak fuzz clean
+.PHONY: help train test pseudo-gpu long lint docs faults soak fuzz clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make train   two CPU processes train on a generated graph, in a new folder"
 	@echo "make test    the tests of every change, cheapest first (about 15 minutes on 2 cores)"
+	@echo "make pseudo-gpu  those of them that run on an emulated GPU, and what an evaluation asks of one"
 	@echo "make long    tests that take too long for every change"
 	@echo "make lint    format, lint, types and import order"
 	@echo "make docs    the documentation as a site, in build/site"
@@ -39,18 +40,28 @@ train: $(TRAIN_READY)
 		--dataset chains --device cpu --output runs/quickstart-$$(date +%Y%m%d-%H%M%S)
 
 # Cheapest first, each in any case, two files at a time: the tests of one process, those of a few
-# ranks, then the slow ones; last, alone, those that count seconds while ranks are killed or cut off.
+# ranks, then the slow ones, then those on an emulated GPU, which has to be there before torch is
+# imported; last, alone, those that count seconds while ranks are killed or cut off.
 # Idle threads sleep, so that ranks share cores.
 ALONE := tests/faults tests/clusters
+EMULATED := tests/pseudo_gpu
+ON_EMULATED := PYTEST_PLUGINS=tests.pseudo_gpu.preload $(BIN)/python -m pytest $(EMULATED) -n 2 --dist loadfile
 test: export GOMP_SPINCOUNT = 0
 test: export OMP_WAIT_POLICY = passive
 test: $(DEV_READY)
-	@code=0; pair="-n 2 --dist loadfile $(ALONE:%=--ignore=%)"; \
+	@code=0; pair="-n 2 --dist loadfile $(patsubst %,--ignore=%,$(ALONE) $(EMULATED))"; \
 	$(BIN)/python -m pytest -m cheap $$pair || code=$$?; \
 	$(BIN)/python -m pytest -m "not cheap and not slow" $$pair || code=$$?; \
 	$(BIN)/python -m pytest -m "not cheap and slow" $$pair || code=$$?; \
+	$(ON_EMULATED) || code=$$?; \
 	$(BIN)/python -m pytest $(ALONE) || code=$$?; \
 	exit $$code
+
+pseudo-gpu: export OMP_NUM_THREADS = 1
+pseudo-gpu: export GOMP_SPINCOUNT = 0
+pseudo-gpu: export OMP_WAIT_POLICY = passive
+pseudo-gpu: $(DEV_READY)
+	$(ON_EMULATED)
 
 long: $(DEV_READY)
 	IGNN_LONG_TESTS=1 $(BIN)/python -m pytest -m long

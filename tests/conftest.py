@@ -28,6 +28,7 @@ _TIERS = (
     "launch",
     "inputs",
     "package",
+    "pseudo_gpu",
     "clusters",
     "faults",
 )

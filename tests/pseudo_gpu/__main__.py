@@ -6,16 +6,15 @@ torchrun --standalone --nproc-per-node 2 -m tests.pseudo_gpu launch/train.py --d
 
 from __future__ import annotations
 
-from tests.pseudo_gpu import preload  # first: it has to come before torch
+import argparse
+import json
+import os
+import runpy
+import sys
+from pathlib import Path
 
-import argparse  # noqa: E402, I001
-import json  # noqa: E402
-import os  # noqa: E402
-import runpy  # noqa: E402
-import sys  # noqa: E402
-from pathlib import Path  # noqa: E402
-
-from tests.pseudo_gpu.emulator import EmulatedGPU  # noqa: E402
+from tests.pseudo_gpu import preload  # sorts before whatever imports torch, as it has to
+from tests.pseudo_gpu.emulator import EmulatedGPU
 
 _LINES = 12  # of each kind
 
@@ -46,7 +45,10 @@ def main() -> int:
     rank = os.environ.get("RANK", "0")
     if options.report is not None:
         options.report.mkdir(parents=True, exist_ok=True)
-        found = gpu.counts.as_json() | {"peak bytes": gpu.memory.peak, "most events": gpu.most_events}
+        found = gpu.counts.as_json() | {
+            "peak bytes": gpu.memory.peak,
+            "most events": gpu.most_events,
+        }
         (options.report / f"rank-{rank}.json").write_text(json.dumps(found, indent=1))
     if rank == "0":
         print_counts(gpu)
@@ -60,7 +62,9 @@ def print_counts(gpu: EmulatedGPU) -> None:
         for line, count in list(gpu.counts.lines(kind).items())[:_LINES]:
             names = ", ".join(list(gpu.counts.operations(kind, line))[:4])
             print(f"  {count:>10,.0f}  {line}  {names}", file=sys.stderr)
-    print(f"peak bytes {gpu.memory.peak:,}, events alive at once {gpu.most_events:,}", file=sys.stderr)
+    print(
+        f"peak bytes {gpu.memory.peak:,}, events alive at once {gpu.most_events:,}", file=sys.stderr
+    )
 
 
 if __name__ == "__main__":

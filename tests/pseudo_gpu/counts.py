@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections import Counter, defaultdict
+from collections import defaultdict
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 _HERE = str(Path(__file__).parent)
@@ -31,14 +32,16 @@ class Counts:
     def __init__(self, package: str) -> None:
         self.package = package
         self.state_entries: int | None = None
-        self._found: dict[str, Counter[tuple[str, str]]] = defaultdict(Counter)
+        self._found: dict[str, dict[tuple[str, str], float]] = defaultdict(
+            lambda: defaultdict(float)
+        )
         self._lock = threading.Lock()
 
     def add(self, kind: str, amount: float = 1, operation: str = "") -> None:
         """Count something at the line of the package that is running."""
         key = self.place(), operation
         with self._lock:
-            self._found[kind][key] += amount  # type: ignore[assignment]
+            self._found[kind][key] += amount
 
     def total(self, kind: str) -> float:
         return sum(self._found[kind].values())
@@ -50,11 +53,11 @@ class Counts:
 
     def lines(self, kind: str) -> dict[str, float]:
         """Of one kind, by source line, the most first."""
-        found: Counter[str] = Counter()
+        found: dict[str, float] = defaultdict(float)
         with self._lock:
             for (place, _), amount in self._found[kind].items():
-                found[place] += amount  # type: ignore[assignment]
-        return dict(found.most_common())
+                found[place] += amount
+        return dict(sorted(found.items(), key=lambda item: -item[1]))
 
     def operations(self, kind: str, place: str) -> dict[str, float]:
         """Of one kind at one line, by operation."""
@@ -79,11 +82,11 @@ class Counts:
 
     def place(self) -> str:
         """The innermost line of the package, whoever it has called."""
-        frame = sys._getframe(1)
+        frame: FrameType | None = sys._getframe(1)
         while frame is not None:
             name = frame.f_code.co_filename
             if self.package in name and not name.startswith(_HERE):
                 return f"{name[name.rindex(self.package) :]}:{frame.f_lineno}"
-            frame = frame.f_back  # type: ignore[assignment]
+            frame = frame.f_back
         main = threading.current_thread() is threading.main_thread()
         return "outside" if main else "autograd"

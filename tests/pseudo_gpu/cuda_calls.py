@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tests.pseudo_gpu.graphs import graph_patches
+from tests.pseudo_gpu.streams import stream_patches
 
 if TYPE_CHECKING:
     from tests.pseudo_gpu.emulator import EmulatedGPU
@@ -24,7 +24,13 @@ Patches = list[tuple[Any, str, Any]]
 
 def cuda_patches(gpu: EmulatedGPU) -> Patches:
     """What takes the place of ``torch.cuda``'s functions."""
-    patches = [*_devices(gpu), *_memory(gpu), *_streams(gpu), *_random(gpu), *graph_patches(gpu)]
+    patches = [
+        *_devices(gpu),
+        *_memory(gpu),
+        *stream_patches(gpu),
+        *_random(gpu),
+        *graph_patches(gpu),
+    ]
     return [*patches, (torch.version, "cuda", "13.0"), (torch._VF, "gru_cell", _gru_cell)]
 
 
@@ -111,91 +117,6 @@ def _memory(gpu: EmulatedGPU) -> Patches:
     ]
 
 
-def _streams(gpu: EmulatedGPU) -> Patches:
-    class Stream:
-        """A queue of the device; operations are done in the order of the program."""
-
-        def __init__(self, device: Any = None, priority: int = 0, **_: Any) -> None:
-            self.device = torch.device("cuda", gpu.index_of(device))
-            self.priority = max(-5, min(0, priority))
-            self.cuda_stream = id(self)
-
-        @staticmethod
-        def priority_range() -> tuple[int, int]:
-            return 0, -5
-
-        def synchronize(self) -> None:
-            gpu.sync("Stream.synchronize")
-
-        def query(self) -> bool:
-            gpu.refuse_in_capture("Stream.query")
-            gpu.arrive(gpu.ticks)
-            return True
-
-        def wait_stream(self, stream: Any) -> None:
-            """The host does not wait."""
-
-        def wait_event(self, event: Any) -> None:
-            """The host does not wait."""
-
-        def record_event(self, event: Any = None) -> Any:
-            event = event or Event()
-            event.record(self)
-            return event
-
-        def __enter__(self) -> Stream:
-            held.setdefault(threading.get_ident(), []).append(self)
-            return self
-
-        def __exit__(self, *args: Any) -> None:
-            held[threading.get_ident()].pop()
-
-    class Event:
-        """A mark in a queue; those that are alive are counted."""
-
-        def __init__(self, enable_timing: bool = False, **_: Any) -> None:
-            self.timing = enable_timing
-            self._recorded: int | None = None
-            gpu.note_event(self)
-
-        def record(self, stream: Any = None) -> None:
-            self._recorded = gpu.ticks
-
-        def wait(self, stream: Any = None) -> None:
-            """The host does not wait."""
-
-        def query(self) -> bool:
-            gpu.refuse_in_capture("Event.query")
-            gpu.arrive(self._recorded or 0)
-            return True
-
-        def synchronize(self) -> None:
-            gpu.sync("Event.synchronize", self._recorded or 0)
-
-        def elapsed_time(self, end: Any) -> float:
-            if not (self.timing and end.timing) or None in (self._recorded, end._recorded):
-                raise ValueError("both events have to be recorded, and made with enable_timing")
-            gpu.refuse_in_capture("Event.elapsed_time")
-            return 0.001
-
-    held: dict[int, list[Stream]] = {}
-    default = {index: Stream(index) for index in range(gpu.devices)}
-
-    def current(device: Any = None) -> Stream:
-        mine = held.get(threading.get_ident())
-        return mine[-1] if mine else default[gpu.index_of(device)]
-
-    cuda = torch.cuda
-    return [
-        (cuda, "Stream", Stream),
-        (cuda, "Event", Event),
-        (cuda, "stream", lambda stream: nullcontext() if stream is None else stream),
-        (cuda, "current_stream", current),
-        (cuda, "default_stream", lambda device=None: default[gpu.index_of(device)]),
-        (cuda, "synchronize", lambda device=None: gpu.sync("torch.cuda.synchronize")),
-    ]
-
-
 def _random(gpu: EmulatedGPU) -> Patches:
     def seed_all(seed: int) -> None:
         for index in range(gpu.devices):
@@ -222,9 +143,7 @@ def _random(gpu: EmulatedGPU) -> Patches:
     ]
 
 
-def _gru_cell(
-    x: Tensor, h: Tensor, w_x: Tensor, w_h: Tensor, b_x: Tensor, b_h: Tensor
-) -> Tensor:
+def _gru_cell(x: Tensor, h: Tensor, w_x: Tensor, w_h: Tensor, b_x: Tensor, b_h: Tensor) -> Tensor:
     """In parts, since torch takes a kernel for the whole cell that a CPU build lacks."""
     linear = torch.nn.functional.linear
     (r_x, u_x, n_x), (r_h, u_h, n_h) = (

@@ -12,23 +12,23 @@ from tests.pseudo_gpu.emulator import EmulatedGPU
 from tests.ranks import run_ranks
 
 CUDA = torch.device("cuda")
-TIMEOUT = 120  # seconds of a start of ranks
+TIMEOUT = 240  # seconds of a start of ranks, on a machine that has other work
 
 
-def run_emulated(fn: Callable[..., Any], world_size: int, *args: Any, **options: Any) -> list[Any]:
+def run_emulated(fn: Callable[..., Any], world_size: int, *args: Any) -> list[Any]:
     """``run_ranks`` with an emulated GPU for each rank, over NCCL's rules.
 
-    ``emulator()`` is the rank's. Tensors in results have to be on the CPU.
+    Tensors in results have to be on the CPU.
     """
-    given = {"timeout": TIMEOUT, "device": CUDA, "inside": EmulatedGPU} | options
-    return run_ranks(fn, world_size, *args, **{"backend": "nccl"} | given)
-
-
-def emulator() -> EmulatedGPU:
-    """The one that is entered."""
-    found = EmulatedGPU.entered
-    assert found is not None, "outside of an emulated GPU"
-    return found
+    return run_ranks(
+        fn,
+        world_size,
+        *args,
+        timeout=TIMEOUT,
+        device=CUDA,
+        backend="nccl",
+        inside=EmulatedGPU,
+    )
 
 
 def largest_difference(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Any, ClassVar
+from typing import Any
 from unittest import mock
 
 import torch
@@ -14,12 +16,17 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.pseudo_gpu import counts as kinds
-from tests.pseudo_gpu import preload, rules
+from tests.pseudo_gpu import gpu_rules as rules
+from tests.pseudo_gpu import preload
 from tests.pseudo_gpu.counts import Counts
+from tests.pseudo_gpu.entered import ENTERED
 from tests.pseudo_gpu.graphs import Recording
 from tests.pseudo_gpu.tensor import DeviceTensor, Memory, address, plain, tensors_in
 
 _CPU = torch.device("cpu")
+# Autograd's device thread lets go of what it has computed with a moment after backward() returns.
+# Where Python ends first, that thread takes the whole process down.
+atexit.register(time.sleep, 0.3)
 
 
 class DeviceFault(RuntimeError):  # noqa: N818 - what a GPU would refuse
@@ -35,8 +42,6 @@ class EmulatedGPU(TorchDispatchMode):
         package: part of the names of the files whose lines are named.
         strict: raise at the first fault; otherwise count it and go on.
     """
-
-    entered: ClassVar[EmulatedGPU | None] = None
 
     def __init__(
         self,
@@ -63,6 +68,7 @@ class EmulatedGPU(TorchDispatchMode):
         # by storage: when a copy to the host began, and where; the tensor keeps its address
         self.landing: dict[int, tuple[int, str, Tensor]] = {}
         self.ticks = 0
+        self.default_streams: dict[int, Any] = {}
         self._patches: ExitStack | None = None
         self._seeds: dict[int, list[int]] = {}
         self._here = threading.local()
@@ -73,20 +79,22 @@ class EmulatedGPU(TorchDispatchMode):
 
         with ExitStack() as stack:
             lifts = torch._C._only_lift_cpu_tensors()
-            torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor copies from the CPU, as on a GPU
+            torch._C._set_only_lift_cpu_tensors(
+                True
+            )  # torch.tensor copies from the CPU, as on a GPU
             stack.callback(torch._C._set_only_lift_cpu_tensors, lifts)
             moved = mock.patch.object(torch.nn.Module, "_apply", _keeping_parameters)
             stack.enter_context(moved)
             for target, name, value in (*cuda_patches(self), *nccl_patches(self)):
                 stack.enter_context(mock.patch.object(target, name, value, create=True))
             super().__enter__()
-            EmulatedGPU.entered = self
+            ENTERED.append(self)
             self._patches = stack.pop_all()
         return self
 
     def __exit__(self, *args: Any) -> None:
         super().__exit__(*args)
-        EmulatedGPU.entered = None
+        ENTERED.remove(self)
         if self._patches is not None:
             self._patches.close()
 
@@ -148,7 +156,9 @@ class EmulatedGPU(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        return False  # nothing is compiled here, and its wrapper would be called for every operation
+        return (
+            False  # nothing is compiled here, and its wrapper would be called for every operation
+        )
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return self.run(func, args, kwargs or {})
@@ -195,7 +205,7 @@ class EmulatedGPU(TorchDispatchMode):
             result = self.with_seed(func, args, kwargs, device)
             if name == "_to_copy" and result is args[0]:
                 result = result.clone()
-        known = {id(one.inner): one for one in tagged} | {id(one): one for one in others}
+        known = {id(one.numbers): one for one in tagged} | {id(one): one for one in others}
         outputs = tensors_in((result,), {})
         self._count_work(func, name, kwargs, tagged, outputs)
         if self.capture is not None:
@@ -204,16 +214,16 @@ class EmulatedGPU(TorchDispatchMode):
             if call[1].get("non_blocking"):
                 self.land(result)
             return result
+        return self._tagged(result, known, device)
 
-        def tag(leaf: Any) -> Any:
-            if isinstance(leaf, list | tuple):
-                return type(leaf)(tag(one) for one in leaf)
-            if not isinstance(leaf, Tensor):
-                return leaf
-            found = known.get(id(leaf))
-            return DeviceTensor(leaf, device, self) if found is None else found
-
-        return tag(result)
+    def _tagged(self, value: Any, known: dict[int, Tensor], device: torch.device) -> Any:
+        """A result as the program sees it; operands that come back are the same objects."""
+        if isinstance(value, list | tuple):
+            return type(value)(self._tagged(one, known, device) for one in value)
+        if not isinstance(value, Tensor):
+            return value
+        found = known.get(id(value))
+        return DeviceTensor(value, device, self) if found is None else found
 
     def with_seed(self, func: Any, args: Any, kwargs: Any, device: torch.device) -> Any:
         """Run it; what is random draws from the device's generator and leaves the CPU's alone."""
@@ -247,7 +257,7 @@ class EmulatedGPU(TorchDispatchMode):
         if self.in_flight and not func.is_view and name != "empty_like":
             written = rules.written_of(func, args, kwargs)
             for one in tagged:
-                self.check_arrived(name, one.inner, any(one is other for other in written))
+                self.check_arrived(name, one.numbers, any(one is other for other in written))
         why = rules.refusal(func, name, args, tagged, others)
         if why is not None:
             self.fault(f"aten.{name}: {why}")
@@ -360,7 +370,7 @@ def _keeping_parameters(
 def _strip(value: Any) -> Any:
     """What the CPU computes with."""
     if isinstance(value, DeviceTensor):
-        return value.inner
+        return value.numbers
     if isinstance(value, torch.device):
         return _CPU
     if isinstance(value, list | tuple):

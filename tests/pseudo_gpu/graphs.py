@@ -2,21 +2,26 @@
 
 As on a GPU, capturing does nothing to memory: what the operations wrote while they were recorded is
 undone at the end, and what they made holds no numbers before the first replay. They do run while
-they are recorded, because shapes come from there. A replay is one launch. Refused while capturing:
-whatever the host waits for, memory that is not pinned, pinned memory that is made on the way. Refused
-at a replay: memory that was captured and has been freed since, rows of an exchange not waited for.
+they are recorded, because shapes come from there. A replay is one launch.
+
+Refused while capturing: whatever the host waits for, copies from memory that is not pinned, pinned
+memory that is made on the way. Refused at a replay: memory that has been freed since, rows of an
+exchange not waited for.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from tests.pseudo_gpu import counts as kinds
-from tests.pseudo_gpu import rules
+from tests.pseudo_gpu import gpu_rules as rules
+from tests.pseudo_gpu.entered import emulator
+from tests.pseudo_gpu.streams import Stream, current_stream, default_stream
 from tests.pseudo_gpu.tensor import address, plain, tensors_in
 
 if TYPE_CHECKING:
@@ -36,7 +41,6 @@ class Recording:
         self.gpu = gpu
         self.steps: list[Callable[[], None]] = []
         self.broken: str | None = None
-        self.launches = 0
         self._outside: dict[int, Tensor] = {}  # by storage, what was there before
         self._made: dict[int, Tensor] = {}
         self._written: set[int] = set()
@@ -118,73 +122,84 @@ class Recording:
                 self.gpu.fault(f"a graph replays on freed memory, shape {tuple(inner.shape)}")
 
 
+class CUDAGraph:
+    """As torch's, for what this project may ask of it."""
+
+    def __init__(self, keep_graph: bool = False) -> None:
+        self._recording: Recording | None = None
+        self._pool: Any = None
+
+    def capture_begin(self, pool: Any = None, capture_error_mode: str = "global") -> None:
+        gpu = emulator()
+        if current_stream() is default_stream():
+            gpu.fault("CUDA graphs are captured on a stream that is not the default one")
+        gpu.refuse_in_capture("another capture")
+        if self._recording is not None:
+            gpu.fault("this CUDAGraph has been captured; reset() it first")
+        self._pool = pool or (id(self), 0)
+        gpu.capture = Recording(gpu)
+
+    def capture_end(self) -> None:
+        gpu = emulator()
+        recording, gpu.capture = gpu.capture, None
+        if recording is None:
+            raise RuntimeError("capture_end without capture_begin")
+        recording.end()
+        if recording.broken is not None:
+            gpu.fault(f"the capture was broken: {recording.broken}")
+        self._recording = recording
+
+    def instantiate(self) -> None:
+        """Nothing is left to do."""
+
+    def replay(self) -> None:
+        if self._recording is None:
+            raise RuntimeError("a CUDAGraph is replayed that has captured nothing")
+        emulator().refuse_in_capture("a replay")
+        self._recording.replay()
+
+    def reset(self) -> None:
+        self._recording = None
+
+    def pool(self) -> Any:
+        return self._pool
+
+
+class Capturing:
+    """``torch.cuda.graph``: captures what is done inside.
+
+    Args:
+        cuda_graph: which receives it.
+        pool: of another graph.
+        stream: to capture on; a new one by default.
+        modes: of ``capture_begin``.
+    """
+
+    def __init__(self, cuda_graph: Any, pool: Any = None, stream: Any = None, **modes: Any) -> None:
+        self._graph, self._pool, self._modes = cuda_graph, pool, modes
+        self._stream = stream or Stream()
+
+    def __enter__(self) -> None:
+        emulator().sync("torch.cuda.graph, before it captures")
+        with ExitStack() as entered:
+            entered.enter_context(self._stream)
+            self._graph.capture_begin(self._pool, **self._modes)
+            entered.pop_all()
+
+    def __exit__(self, kind: Any, *rest: Any) -> None:
+        gpu = emulator()
+        try:
+            if kind is None:
+                self._graph.capture_end()
+            elif gpu.capture is not None:
+                gpu.capture.end()
+        finally:
+            gpu.capture = None
+            self._stream.__exit__(kind, *rest)
+
+
 def graph_patches(gpu: EmulatedGPU) -> list[tuple[Any, str, Any]]:
     """What takes the place of ``torch.cuda``'s graphs."""
-
-    class CUDAGraph:
-        """As torch's, for what this project may ask of it."""
-
-        def __init__(self, keep_graph: bool = False) -> None:
-            self._recording: Recording | None = None
-            self._pool = (0, 0)
-
-        def capture_begin(self, pool: Any = None, capture_error_mode: str = "global") -> None:
-            if torch.cuda.current_stream() == torch.cuda.default_stream():
-                gpu.fault("CUDA graphs must be captured on a stream that is not the default one")
-            gpu.refuse_in_capture("another capture")
-            if self._recording is not None:
-                gpu.fault("this CUDAGraph has been captured; reset() it first")
-            self._pool = pool or (id(self), 0)
-            gpu.capture = Recording(gpu)
-
-        def capture_end(self) -> None:
-            recording, gpu.capture = gpu.capture, None
-            if recording is None:
-                raise RuntimeError("capture_end without capture_begin")
-            recording.end()
-            if recording.broken is not None:
-                gpu.fault(f"the capture was broken: {recording.broken}")
-            self._recording = recording
-
-        def instantiate(self) -> None:
-            """Nothing is left to do."""
-
-        def replay(self) -> None:
-            if self._recording is None:
-                raise RuntimeError("called CUDAGraph::replay without a preceding successful capture")
-            gpu.refuse_in_capture("a replay")
-            self._recording.replay()
-
-        def reset(self) -> None:
-            self._recording = None
-
-        def pool(self) -> tuple[int, int]:
-            return self._pool
-
-    class Capturing:
-        """``torch.cuda.graph``: captures what is done inside."""
-
-        def __init__(
-            self, cuda_graph: Any, pool: Any = None, stream: Any = None, **modes: Any
-        ) -> None:
-            self._graph, self._pool, self._modes = cuda_graph, pool, modes
-            self._on = torch.cuda.stream(stream or torch.cuda.Stream())
-
-        def __enter__(self) -> None:
-            gpu.sync("torch.cuda.graph, before it captures")
-            self._on.__enter__()
-            self._graph.capture_begin(self._pool, **self._modes)
-
-        def __exit__(self, kind: Any, *rest: Any) -> None:
-            try:
-                if kind is None:
-                    self._graph.capture_end()
-                elif gpu.capture is not None:
-                    gpu.capture.end()
-            finally:
-                gpu.capture = None
-                self._on.__exit__(kind, *rest)
-
     cuda = torch.cuda
     return [
         (cuda, "CUDAGraph", CUDAGraph),

@@ -155,9 +155,9 @@ def _checked(gpu: EmulatedGPU, nccl: bool, name: str, tensor: Tensor) -> Tensor:
     if isinstance(tensor, DeviceTensor):
         if not nccl:
             gpu.sync(f"{name} of a CUDA tensor over gloo")
-        if not tensor.inner.is_contiguous():
+        if not tensor.numbers.is_contiguous():
             gpu.fault(f"{name}: tensors must be contiguous")
-        return tensor.inner
+        return tensor.numbers
     if nccl:
         gpu.fault(f"{name}: no backend for tensors on the CPU; NCCL takes those of a GPU")
     return tensor

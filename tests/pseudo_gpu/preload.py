@@ -1,6 +1,7 @@
 """Give torch a CUDA guard before it is imported, which a CPU build has not.
 
-Import this module before torch, or name it as a plugin: ``PYTEST_PLUGINS=tests.pseudo_gpu.preload``.
+Import this module before torch, or name it as a plugin of pytest, as the Makefile does:
+``PYTEST_PLUGINS=tests.pseudo_gpu.preload``.
 ``OBSTACLE`` says why there can be no emulated GPU here; None if there can.
 """
 

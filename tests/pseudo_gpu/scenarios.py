@@ -32,6 +32,7 @@ CODED: dict[str, dict[str, Any]] = {
 }
 _QUIET = Conduct(shows=False, owns_process=False)
 Numbers = dict[str, Tensor]
+Sections = dict[str, dict[str, Any]]
 
 
 def course(trainer: Trainer, epochs: int) -> Numbers:
@@ -49,7 +50,7 @@ def course(trainer: Trainer, epochs: int) -> Numbers:
 
 def anderson_course(comm: Communicator) -> Numbers:
     """Twenty epochs, forward and backward by Anderson's method, of tight solves."""
-    sections = {
+    sections: Sections = {
         "forward": {"method": "anderson", **TIGHT},
         "adjoint": {"method": "anderson", **TIGHT},
         "model": SHORT,
@@ -60,7 +61,7 @@ def anderson_course(comm: Communicator) -> Numbers:
 
 def local_course(comm: Communicator) -> Numbers:
     """Three exact steps, each with three local ones after it."""
-    sections = {
+    sections: Sections = {
         "forward": TIGHT,
         "adjoint": TIGHT,
         "model": SHORT,
@@ -76,7 +77,7 @@ def kind_course(comm: Communicator, case: str) -> Numbers:
 
 def coded_course(comm: Communicator, name: str) -> Numbers:
     """Three epochs with halo rows that are rounded, or one evaluation old."""
-    sections = {
+    sections: Sections = {
         "forward": {"method": "anderson", **TIGHT},
         "adjoint": {"method": "anderson", **TIGHT},
         "model": SHORT,

@@ -1,4 +1,4 @@
-"""What one steady evaluation asks of a GPU, by solver; see ``ceilings.py``."""
+"""What one steady evaluation asks of a GPU, by solver; see ``evaluation_ceilings.py``."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ from distributed_ignn.solvers.neural import NeuralSolver
 from distributed_ignn.solvers.picard import Picard
 from distributed_ignn.solvers.reduced import BasisCache
 from tests.pseudo_gpu import counts as kinds
-from tests.pseudo_gpu.ceilings import Ceiling
-from tests.pseudo_gpu.emulated import emulator, run_emulated
+from tests.pseudo_gpu.emulated import run_emulated
+from tests.pseudo_gpu.entered import emulator
+from tests.pseudo_gpu.evaluation_ceilings import CEILINGS, Ceiling
 
 _NODES, _WIDTH, _MEMORY = 2000, 16, 5
 # Two solves of one problem differ by evaluations in the middle alone: long after histories are
@@ -58,9 +59,7 @@ class Case:
 def _learned(model: ShardModel) -> AnySolver:
     """Untrained, which asks for the same; never judged, since it would be replaced by Anderson."""
     estimator = ErrorEstimator(BasisCache(8), 1, 1, 20).to(model.head.weight)
-    return NeuralSolver(
-        None, _NODES, _REGULARIZATION, None, estimator, _MEMORY, safeguard=False
-    )
+    return NeuralSolver(None, _NODES, _REGULARIZATION, None, estimator, _MEMORY, safeguard=False)
 
 
 _PLAIN = Case(lambda model: Anderson(_MEMORY))
@@ -142,25 +141,30 @@ def measured() -> dict[str, Ceiling]:
     ranks = run_emulated(count_all, 2)
     return {
         name: Ceiling(
-            *(
-                max(getattr(rank[name], column) for rank in ranks)
-                for column in Ceiling.__slots__
-            )
+            *(max(getattr(rank[name], column) for rank in ranks) for column in Ceiling.__slots__)
         )
         for name in CASES
     }
 
 
-def table(found: dict[str, Ceiling]) -> str:
-    """Text of what was counted, with the ceilings."""
-    from tests.pseudo_gpu.ceilings import CEILINGS
+def above(found: dict[str, Ceiling]) -> list[str]:
+    """What is above its ceiling, a line each."""
+    return [
+        f"{case}: {column} {getattr(counted, column):.2f} above {getattr(CEILINGS[case], column):g}"
+        for case, counted in found.items()
+        for column in Ceiling.__slots__
+        if getattr(counted, column) > getattr(CEILINGS[case], column)
+    ]
 
-    names = ("launches", "syncs", "host to device", "NCCL calls", "passes over the state")
-    lines = [f"{'one steady evaluation':24s}" + "".join(f"{name:>24s}" for name in names)]
+
+def table(found: dict[str, Ceiling]) -> str:
+    """Text of what was counted, each with its ceiling."""
+    names = ("launches", "syncs", "host to device", "NCCL calls", "passes over Z")
+    lines = [f"{'one steady evaluation':24s}" + "".join(f"{name:>18s}" for name in names)]
     for case, counted in found.items():
         cells = (
-            f"{getattr(counted, column):.2f} of {getattr(CEILINGS[case], column):g}"
+            f"{getattr(counted, column):.1f} (<= {getattr(CEILINGS[case], column):g})"
             for column in Ceiling.__slots__
         )
-        lines.append(f"{case:24s}" + "".join(f"{cell:>24s}" for cell in cells))
+        lines.append(f"{case:24s}" + "".join(f"{cell:>18s}" for cell in cells))
     return "\n".join(lines)

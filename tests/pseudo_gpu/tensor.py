@@ -18,7 +18,7 @@ _GRAIN = 512  # bytes that CUDA's allocator rounds up to
 
 
 class DeviceTensor(Tensor):
-    """A tensor on a GPU; the CPU tensor ``inner`` holds its numbers.
+    """A tensor on a GPU; the CPU tensor ``numbers`` holds its numbers.
 
     Args:
         inner: of any layout.
@@ -26,12 +26,14 @@ class DeviceTensor(Tensor):
         emulator: which runs its operations.
     """
 
-    inner: Tensor
+    numbers: Tensor
     emulator: EmulatedGPU
     token: Token  # in __dict__, so that it goes where the tensor goes, also by swap_tensors
 
     @staticmethod
-    def __new__(cls, inner: Tensor, device: torch.device, emulator: EmulatedGPU) -> DeviceTensor:
+    def __new__(
+        cls: type[DeviceTensor], inner: Tensor, device: torch.device, emulator: EmulatedGPU
+    ) -> DeviceTensor:
         strided = inner.layout is torch.strided
         made: DeviceTensor = Tensor._make_wrapper_subclass(
             cls,
@@ -42,13 +44,13 @@ class DeviceTensor(Tensor):
             device=device,
             requires_grad=False,
         )
-        made.inner = inner
+        made.numbers = inner
         made.emulator = emulator
         made.token = emulator.memory.hold(inner)
         return made
 
-    def __repr__(self, **_: Any) -> str:
-        return f"DeviceTensor({self.inner!r}, device={self.device})"
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
+        return f"DeviceTensor({self.numbers!r}, device={self.device})"
 
     def tolist(self) -> Any:
         return self.cpu().tolist()
@@ -67,16 +69,18 @@ class DeviceTensor(Tensor):
     def data(self, value: Tensor) -> None:
         _data.__set__(self, value)
         if isinstance(value, DeviceTensor):
-            self.inner, self.token = value.inner, value.token
+            self.numbers, self.token = value.numbers, value.token
 
     def data_ptr(self) -> int:
-        return self.inner.data_ptr()
+        return self.numbers.data_ptr()
 
     def is_pinned(self, device: Any = None) -> bool:
         return False
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         for leaf in tensors_in(args, kwargs or {}):
             if isinstance(leaf, DeviceTensor):
                 return leaf.emulator.run(func, args, kwargs or {})

@@ -92,7 +92,7 @@ def sync_of(name: str, args: Any, kwargs: dict[str, Any]) -> str | None:
 
 def launches_of(func: Any, name: str, tagged: list[Any]) -> int:
     """How many kernels it launches, as far as the operation tells."""
-    if name in ("mm", "addmm") and any(one.inner.layout is not torch.strided for one in tagged):
+    if name in ("mm", "addmm") and any(one.numbers.layout is not torch.strided for one in tagged):
         return _SPARSE_PRODUCT
     return _LAUNCHES.get(name, 0 if func.is_view else 1)
 
@@ -101,7 +101,7 @@ def entries_moved(name: str, kwargs: Any, tagged: list[Any], made: list[Any]) ->
     """Entries of every array that it reads and of every one that it writes."""
     out = kwargs.get("out")
     read = tagged[1:] if name in _WRITES_ONLY else [one for one in tagged if one is not out]
-    strided = [one for one in read if one.inner.layout is torch.strided]
+    strided = [one for one in read if one.numbers.layout is torch.strided]
     return [one.numel() for one in (*strided, *made)]
 
 

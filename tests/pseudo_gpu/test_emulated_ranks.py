@@ -7,21 +7,19 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.runs.predict import PredictOptions, predict
 from tests.parity.cases import sum_reports
 from tests.pseudo_gpu import counts as kinds
-from tests.pseudo_gpu.emulated import emulator, largest_difference, run_emulated
+from tests.pseudo_gpu.emulated import largest_difference, run_emulated
+from tests.pseudo_gpu.entered import emulator
 from tests.pseudo_gpu.scenarios import EPOCHS, of_any_cut, of_this_cut, whole_run
-from tests.pseudo_gpu.steady import count_all
 from tests.ranks import run_ranks
 from tests.training import test_deepspeed
 
@@ -34,8 +32,8 @@ def _everything(comm: Communicator, folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {"any cut": of_any_cut(comm), "this cut": of_this_cut(comm)}
     assert comm.backend == "nccl"
     found["run"] = whole_run(comm, folder)
-    found["steady"] = count_all(comm)
-    found["NCCL calls"] = emulator().counts.total(kinds.NCCL)
+    assert emulator().counts.total(kinds.NCCL) > 1000
+    assert emulator().most_events < 100, "timing events pile up"
     return found
 
 
@@ -87,7 +85,9 @@ def test_a_run_resumes_is_tuned_and_predicts(ranks: list[dict[str, Any]], folder
     predict(PredictOptions(folder / "broken", folder / "cpu.npz"), Communicator())
     with np.load(folder / "cpu.npz") as expected:
         assert set(expected.files) == set(found)
-        for key in expected.files:
+        numeric = [key for key in expected.files if expected[key].dtype.kind in "fi"]
+        assert len(numeric) > 1
+        for key in numeric:
             np.testing.assert_allclose(found[key], expected[key], rtol=1e-6, atol=1e-7)
 
 

@@ -1,4 +1,4 @@
-"""What one steady evaluation of each solver may ask of a GPU, at most. Lower these, never raise them.
+"""What one steady evaluation of each solver may ask of a GPU. Lower these, never raise them.
 
 Counted on two emulated ranks over NCCL, per evaluation of the map, in the middle of a long solve;
 an evaluation of a captured graph has its share of the one launch. Passes are reads and writes of
