@@ -16,13 +16,11 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from distributed_ignn.config.shipped import CONFIG_FOLDER
 from distributed_ignn.config.suggest import suggest
 from distributed_ignn.errors import UserError
 from distributed_ignn.files import atomic_write_text
+from distributed_ignn.propagation.measured_kernels import FOLDER, Seconds
 from distributed_ignn.reading.strict_yaml import read_yaml
-
-FOLDER = CONFIG_FOLDER / "hardware"
 
 
 class _Strict(BaseModel):
@@ -194,6 +192,8 @@ class Profile(_Strict):
         name: as files and tables show it.
         origin: specification, or measured.
         source: which data sheets, or how it was measured.
+        device: name of the GPU that was measured, as torch has it.
+        kernels: what ``train.kernel auto`` chooses by on that GPU, see ``measured_kernels.py``.
         date: of the measurement, ISO.
         ranks_per_box: devices of a box.
         cores_per_box: cores that its ranks share; None where each has a device of its own.
@@ -219,6 +219,8 @@ class Profile(_Strict):
     name: str
     origin: Literal["specification", "measured"]
     source: str
+    device: str | None = None
+    kernels: Seconds | None = None
     date: str | None = None
     ranks_per_box: int = Field(ge=1)
     cores_per_box: int | None = Field(None, ge=1)
@@ -316,7 +318,7 @@ def write_profile(path: Path, profile: Profile) -> None:
     Raises:
         UserError: it cannot be written.
     """
-    text = yaml.safe_dump(profile.model_dump(mode="json"), sort_keys=False)
+    text = yaml.safe_dump(profile.model_dump(mode="json", exclude_none=True), sort_keys=False)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic_write_text(path, text)
