@@ -34,6 +34,7 @@ class Sizes:
         cases: of the parity tests; all of them if empty.
         epochs_watched: of the search for leaks.
         probes: rows and columns of the arrays of the hardware profile; the planner's if empty.
+        copy_bytes: of the array that is copied; more than any cache holds if None.
     """
 
     widths: tuple[int, ...]
@@ -45,6 +46,7 @@ class Sizes:
     cases: tuple[str, ...] = ()
     epochs_watched: int = 500
     probes: tuple[tuple[int, int], ...] = ()
+    copy_bytes: int | None = None
 
     @property
     def brief(self) -> bool:
@@ -69,6 +71,7 @@ SIZES = {
         cases=("plain", "both"),
         epochs_watched=20,
         probes=((500, 16), (1000, 16)),
+        copy_bytes=2**22,
     ),
 }
 

@@ -48,6 +48,7 @@ def measure(
     products: Mapping[str, LocalProduct],
     local: Tensor,
     tolerance: float = 1e-4,
+    copy_bytes: int | None = None,
 ) -> Report:
     """Measure products that are there already; every rank calls it.
 
@@ -56,12 +57,13 @@ def measure(
         products: by name, the baseline first.
         local: own rows and halo rows [L, D], of whatever width D and format they take.
         tolerance: of their difference, relative to the largest entry.
+        copy_bytes: see ``copy_task``.
     """
     comm = workload.comm
     inputs = {name: _in_layout(product, local) for name, product in products.items()}
     results = {name: product.forward(inputs[name]) for name, product in products.items()}
     check_alike(_compared(products, results), comm, tolerance)
-    copy, copied = copy_task(comm)
+    copy, copied = copy_task(comm, copy_bytes)
     tasks: dict[str, Callable[[], object]] = {_COPY: copy}
     tasks |= {f"forward {n}": partial(p.forward, inputs[n]) for n, p in products.items()}
     tasks |= {f"transpose {n}": partial(p.transpose, results[n]) for n, p in products.items()}

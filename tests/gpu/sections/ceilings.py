@@ -53,7 +53,7 @@ def reach(comm: Communicator, setting: Setting) -> dict[str, object]:
     """Rates of one device."""
     size = "tiny" if setting.sizes.brief else "full"
     side, rows, width = _SQUARE[size], _ROWS[size], setting.sizes.judged
-    copy, copied = copy_task(comm)
+    copy, copied = copy_task(comm, setting.sizes.copy_bytes)
     tasks: dict[str, Callable[[], object]] = {"copy": copy}
     operations: dict[str, float] = {}
     for kind in (torch.float32, torch.bfloat16):

@@ -123,7 +123,9 @@ def products(comm: Communicator, setting: Setting) -> tuple[list[ProductFigure],
             for width in setting.sizes.widths:
                 local = torch.rand(rows, width, device=comm.device).to(dtype)
                 tolerance = 1e-4 if dtype is torch.float32 else _ROUNDED
-                report = local_product.measure(workload, built, local, tolerance)
+                report = local_product.measure(
+                    workload, built, local, tolerance, setting.sizes.copy_bytes
+                )
                 found += _figures(report, width, kind)
     return found, missing
 
@@ -166,7 +168,7 @@ Evaluations = dict[str, Timed | str]
 def evaluations(comm: Communicator, setting: Setting) -> Evaluations:
     """One evaluation of the map by every kernel, as a share of the copy limit."""
     found: Evaluations = {}
-    copy, copied = copy_task(comm)
+    copy, copied = copy_task(comm, setting.sizes.copy_bytes)
     with _workload(comm, setting) as workload:
         bandwidth = copied / interleave({"copy": copy}, workload.rounds, comm)["copy"]
         for kind, dtype in _KINDS.items():
