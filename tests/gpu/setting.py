@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ import torch
 
 from distributed_ignn.config import CommConfig, RunConfig, parse_args
 from distributed_ignn.errors import UserError
+from distributed_ignn.files import atomic_write_json
 from distributed_ignn.graph.partitioning.metis import PROVIDERS, is_installed
 from distributed_ignn.launchers.local import run_local
 
@@ -123,6 +125,17 @@ class Setting:
         fixed = ("--dataset", "synthetic-products", "--data.synthetic.scale", str(scale))
         division = () if has_metis() else ("--partition.method", PARTITION)
         return parse_args([*fixed, *division, "--device", self.device, *flags])
+
+
+def keep(setting: Setting, name: str, values: Any) -> None:
+    """Leave figures to the profile, which is written last."""
+    atomic_write_json(Path(setting.folder) / f"{name}.json", values)
+
+
+def kept(setting: Setting, name: str) -> Any:
+    """What ``keep`` has left; None where nothing was."""
+    path = Path(setting.folder) / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else None
 
 
 def has_metis() -> bool:

@@ -185,6 +185,18 @@ class Link(_Strict):
     reduction_seconds: float = Field(ge=0)
 
 
+class Asked(_Strict):
+    """What the host of a GPU does.
+
+    Args:
+        launches: kernels that it starts.
+        syncs: times that it waits for the device.
+    """
+
+    launches: float = Field(ge=0)
+    syncs: float = Field(ge=0)
+
+
 class Profile(_Strict):
     """A kind of box and what connects it to its like.
 
@@ -210,6 +222,9 @@ class Profile(_Strict):
         codec: bytes of fp32 rows per second that a halo codec encodes and decodes.
         fresh: cost of new memory; None where an allocator keeps it.
         operation_seconds: to start any operation on an array.
+        sync_seconds: until the host knows a number of its device; None where it computes itself.
+        asked: launches and syncs of an evaluation between two ranks, by method, where they were
+            counted; see ``host_work.py``.
         hidden: share of the shorter one that disappears when product and exchange run together.
         inside: link between ranks of one box.
         networks: by name, links between boxes that such boxes come with.
@@ -237,6 +252,8 @@ class Profile(_Strict):
     codec: Rate
     fresh: Fresh | None = None
     operation_seconds: float = Field(ge=0)
+    sync_seconds: float | None = Field(None, ge=0)
+    asked: dict[str, Asked] | None = None
     hidden: float = Field(ge=0, le=1)
     inside: Link
     networks: dict[str, Link] = Field(min_length=1)

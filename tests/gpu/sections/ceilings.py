@@ -11,7 +11,7 @@ from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.lab.benchmarks.bandwidth import copy_task
 from distributed_ignn.lab.benchmarks.interleaving import finish_device, interleave
 from distributed_ignn.lab.planning.hardware import Profile, load_profile, shipped
-from tests.gpu.setting import Budget, Setting
+from tests.gpu.setting import Budget, Setting, keep
 from tests.gpu.verdicts import Check, judge, measured
 
 _SHARE = 0.9  # of what the planner counts on for this GPU
@@ -32,6 +32,7 @@ def look(budget: Budget) -> Iterator[Check]:
             "copy", copy / expected, "%", _SHARE, counts=budget.setting.real,
             note=f"{copy / 1e9:,.0f} GB/s; {note}",
         )  # fmt: skip
+    keep(budget.setting, "sync_seconds", found["sync"][0] * 1e-6)
     for name, (value, unit) in found.items():
         yield measured(name, value, unit)
 

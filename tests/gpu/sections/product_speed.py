@@ -10,14 +10,12 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import RunConfig
 from distributed_ignn.errors import UserError
-from distributed_ignn.files import atomic_write_json
 from distributed_ignn.lab.benchmarks import local_product
 from distributed_ignn.lab.benchmarks.bandwidth import COPY_LIMIT, GATHER_LIMIT, copy_task
 from distributed_ignn.lab.benchmarks.benchmark_graph import Workload, open_workload
@@ -31,12 +29,11 @@ from distributed_ignn.lab.benchmarks.iteration import (
 from distributed_ignn.lab.benchmarks.products import PLAIN, PRODUCTS, build_products
 from distributed_ignn.propagation.kernels import KERNELS
 from tests.gpu.prepared_graphs import Preparation, folder_of
-from tests.gpu.setting import Budget, Setting
+from tests.gpu.setting import Budget, Setting, keep
 from tests.gpu.verdicts import Check, judge, left_out, measured
 
 SHARE, OVER_CSR = 0.8, 1.5
 OURS = tuple(name for name in PRODUCTS if name.startswith("blocks, "))
-SECONDS = "evaluations.json"
 _ROUNDED = 2.0**-6  # of the largest entry: results in bfloat16 that were added in another order
 _KINDS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -223,4 +220,4 @@ def keep_seconds(setting: Setting, found: Evaluations) -> None:
     for value in found.values():
         if isinstance(value, Timed) and value.width == setting.sizes.judged:
             table[value.kind][value.kernel] = value.seconds
-    atomic_write_json(Path(setting.folder) / SECONDS, table)
+    keep(setting, "kernels", table)

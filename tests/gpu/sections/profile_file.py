@@ -1,23 +1,27 @@
 """This machine as a hardware profile, ``configs/hardware/here-gpu.yaml``.
 
-The planner's own calibration, with the name of the GPU and the seconds of an evaluation by every
-kernel, which ``train.kernel auto`` reads. What is no GPU's is written beside the report instead.
+The planner's own calibration, with the name of the GPU, the seconds of an evaluation by every
+kernel, which ``train.kernel auto`` reads, and the launches and syncs that were counted. What is no
+GPU's is written beside the report instead.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from distributed_ignn.lab.planning.calibration import calibrate, known_link
-from distributed_ignn.lab.planning.hardware import FOLDER, Link, load_profile, write_profile
+from distributed_ignn.lab.planning.hardware import (
+    FOLDER,
+    Link,
+    Profile,
+    load_profile,
+    write_profile,
+)
 from tests.gpu.sections.ceilings import sheet_of
-from tests.gpu.sections.product_speed import SECONDS
-from tests.gpu.setting import Budget, Setting
+from tests.gpu.setting import Budget, Setting, kept
 from tests.gpu.verdicts import Check, holds
 
 NAME = "here-gpu"
@@ -27,7 +31,14 @@ def look(budget: Budget) -> Iterator[Check]:
     """Measure, write, and read again."""
     setting = budget.setting
     profile = calibrate(NAME, lambda text: None, **_options(setting))
-    profile = profile.model_copy(update={"device": _device(setting), "kernels": _kernels(setting)})
+    own = {key: kept(setting, key) for key in ("kernels", "asked")}
+    if setting.real:
+        own |= {
+            "device": torch.cuda.get_device_name(0),
+            "sync_seconds": kept(setting, "sync_seconds"),
+        }
+    # validated again: what other sections left is text
+    profile = Profile.model_validate(profile.model_dump() | own)
     folder = FOLDER if setting.real else budget.report.parent
     path = folder / f"{NAME}.yaml"
     write_profile(path, profile)
@@ -48,15 +59,3 @@ def _link(name: str) -> Link:
     """Between boxes of such GPUs by their data sheet; 100 Gbit/s where it is not known."""
     kind = sheet_of(name)
     return known_link(100.0, 30e-6) if kind is None else kind.outside
-
-
-def _device(setting: Setting) -> str | None:
-    """Name of the GPU, as torch has it."""
-    return torch.cuda.get_device_name(0) if setting.real else None
-
-
-def _kernels(setting: Setting) -> dict[str, dict[str, float]] | None:
-    """Seconds of an evaluation by format and kernel; None where they were not measured."""
-    path = Path(setting.folder) / SECONDS
-    found = json.loads(path.read_text()) if path.exists() else {}
-    return found or None
