@@ -20,7 +20,10 @@ DEV_READY := $(VENV)/.dev-$(BUILD)
 EXAMPLES ?= 2000
 FUZZ_SECONDS ?= 120
 
-.PHONY: help train test pseudo-gpu long lint docs faults soak fuzz clean
+# Of make gpu: such as --sections products, or --device cpu --sizes tiny.
+GPU_FLAGS ?=
+
+.PHONY: help train test pseudo-gpu long lint docs faults soak fuzz gpu clean
 .DEFAULT_GOAL := help
 
 help:
@@ -33,6 +36,7 @@ help:
 	@echo "make faults  200 kills at random moments under torchrun and Ray (half an hour on 2 cores)"
 	@echo "make soak    30 minutes of training; memory, file handles and threads have to stay flat"
 	@echo "make fuzz    damaged files in every reader, for about an hour"
+	@echo "make gpu     what only a GPU can tell, in ten minutes; PYTHON=python3 if that has torch with CUDA"
 	@echo "make clean   remove the virtual environment and caches"
 
 train: $(TRAIN_READY)
@@ -91,6 +95,19 @@ fuzz: $(DEV_READY)
 	else \
 		echo "atheris cannot be installed here: no coverage-guided fuzzing"; \
 	fi
+
+# An interpreter whose torch sees a GPU is used as it is, and so is one that tries the checks on a
+# CPU; else .venv, which is made only where the machine has a GPU.
+gpu:
+	@python=$(PYTHON); \
+	if ! $(PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null; then \
+		if [ -x $(BIN)/python ]; then \
+			python=$(BIN)/python; \
+		elif [ -e /dev/nvidiactl ]; then \
+			$(MAKE) --no-print-directory $(TRAIN_READY) || exit 1; python=$(BIN)/python; \
+		fi; \
+	fi; \
+	$$python -m tests.gpu $(GPU_FLAGS)
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

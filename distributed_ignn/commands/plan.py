@@ -215,6 +215,7 @@ def _forecast(options: _Options, console: Console) -> None:
     report.show_forecasts(console, f"{title}, {first[0].codec}", first)
     if options.codec == "all":
         report.show_codecs(console, lines)
+    report.show_host_work(console, profile, first)
     report.show_memory(console, first[-1])
     if options.json_file is not None:
         content: dict[str, Any] = {

@@ -22,6 +22,7 @@ from torch import Tensor
 from distributed_ignn.device.triton_seam import triton_obstacle
 from distributed_ignn.errors import UserError
 from distributed_ignn.propagation.entries import Entries, RowProduct
+from distributed_ignn.propagation.measured_kernels import fastest_kernel
 from distributed_ignn.propagation.triton_rows import TritonRows
 
 _SHORT = (torch.float32, torch.bfloat16, torch.float16)
@@ -112,8 +113,8 @@ class Kernel:
 def choose_kernel(kernel: str, dtype: torch.dtype, device: torch.device) -> str:
     """Resolve ``auto`` by what measured fastest where it was measured.
 
-    A rule, not a race at start: every rank and every resumed run adds in the same order. The Triton
-    kernels have not been timed on a GPU yet, so they are taken by name only.
+    A rule, not a race at start: every rank and every resumed run adds in the same order. On a GPU
+    it is what ``make gpu`` measured on one of this kind, else torch's CSR product.
 
     Raises:
         UserError: one was asked for by name that cannot run here.
@@ -126,7 +127,8 @@ def choose_kernel(kernel: str, dtype: torch.dtype, device: torch.device) -> str:
             )
         return kernel
     if device.type == "cuda":
-        return "csr"
+        able = [name for name, one in KERNELS.items() if one.obstacle(dtype, device) is None]
+        return fastest_kernel(dtype, device, tuple(able)) or "csr"
     return "bag" if dtype in _SHORT else "reduce"
 
 

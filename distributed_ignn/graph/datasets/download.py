@@ -14,13 +14,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from distributed_ignn.errors import UserError
 from distributed_ignn.files import FileLock, git_blob_id, sha256_file, sync, temporary_sibling
 from distributed_ignn.graph.datasets.checks import brief
-from distributed_ignn.graph.datasets.transfer import Part, transfer
 from distributed_ignn.long_steps import long_step
 from distributed_ignn.reading.plain_files import in_one_line
+
+if TYPE_CHECKING:
+    from distributed_ignn.graph.datasets.transfer import Part
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +81,7 @@ def fetch(
                 return target
             logger.info("downloading %s from %s", target.name, source)
             path = target.with_name(f".{target.name}.part")
-            part = Part(path if resumable else temporary_sibling(target), url, target.name)
+            part = _part(path if resumable else temporary_sibling(target), url, target.name)
             try:
                 _complete(part, target, limit, _Sums(sha256, blob))
             except ValueError:
@@ -142,6 +145,20 @@ class _Sums:
         if self.blob is not None and (other := git_blob_id(path)) != self.blob:
             raise ValueError(f"its git blob id is {other}, not {self.blob}")
         logger.info("%s has sha256 %s", name, found)
+
+
+def _part(path: Path, url: str, name: str) -> Part:
+    """What is to be downloaded; imported late, since what fetches nothing needs no library."""
+    from distributed_ignn.graph.datasets.transfer import Part
+
+    return Part(path, url, name)
+
+
+def transfer(part: Part, limit: int) -> None:
+    """See ``transfer.py``; imported late as well."""
+    from distributed_ignn.graph.datasets.transfer import transfer as over_the_network
+
+    over_the_network(part, limit)
 
 
 def _complete(part: Part, target: Path, limit: int, sums: _Sums) -> None:

@@ -48,9 +48,14 @@ class ProductSize:
         return (self.rows + self.entries) * self.width * self.item + self.index_bytes
 
 
-def copy_task(comm: Communicator) -> tuple[Callable[[], object], int]:
-    """A copy of a large array, and the bytes that it reads and writes."""
-    size = _COPY_BYTES[comm.device.type]
+def copy_task(comm: Communicator, size: int | None = None) -> tuple[Callable[[], object], int]:
+    """A copy of an array, and the bytes that it reads and writes.
+
+    Args:
+        comm: on whose device.
+        size: bytes of the array; by default more than any cache holds.
+    """
+    size = size or _COPY_BYTES[comm.device.type]
     source = torch.ones(size // 4, device=comm.device)
     target = torch.empty_like(source)
     return lambda: target.copy_(source), 2 * size

@@ -91,8 +91,8 @@ WAYS: dict[str, tuple[str, bool]] = {
 def run(workload: Workload) -> Report:
     """Measure on all ranks of the job; every rank calls it."""
     comm, shard = workload.comm, workload.shard
-    numbers = _numbers(workload, shard)
-    propagation = _propagation(workload, shard, comm)
+    numbers = draw_numbers(workload, shard)
+    propagation = propagation_of(workload, shard, comm)
     plain = {
         name: Yardstick(shard, comm, numbers.weights, numbers.bias, layout)
         for name, layout in (
@@ -136,24 +136,34 @@ def _plain_results(plain: Mapping[str, Yardstick], state: Tensor) -> dict[str, t
     }
 
 
-class _Numbers(NamedTuple):
+class Numbers(NamedTuple):
+    """W_c [D, D], b and z [O, D]."""
+
     weights: list[Tensor]
     bias: Tensor
     state: Tensor
 
 
-def _numbers(workload: Workload, shard: GraphShard) -> _Numbers:
-    """W_c, b and z, the same weights on every rank."""
+def draw_numbers(
+    workload: Workload, shard: GraphShard, dtype: torch.dtype = torch.float32
+) -> Numbers:
+    """W_c, b and z of ``dtype``, the same weights on every rank."""
     torch.manual_seed(0)
     width, device = workload.width, workload.comm.device
     weights = [torch.randn(width, width, device=device) / width for _ in shard.channels]
     bias, state = (torch.rand(shard.num_owned, width, device=device) for _ in range(2))
-    return _Numbers(weights, bias, state)
+    return Numbers([weight.to(dtype) for weight in weights], bias.to(dtype), state.to(dtype))
 
 
-def _propagation(workload: Workload, shard: GraphShard, comm: Communicator) -> Propagation:
+def propagation_of(
+    workload: Workload,
+    shard: GraphShard,
+    comm: Communicator,
+    dtype: torch.dtype = torch.float32,
+) -> Propagation:
+    """Of a shard, with the settings' kernel, for states of ``dtype``."""
     options = PropagationOptions(workload.config.train.kernel)
-    return Propagation(shard, comm, torch.float32, options)
+    return Propagation(shard, comm, dtype, options)
 
 
 def _alone(workload: Workload) -> Map:
@@ -161,16 +171,16 @@ def _alone(workload: Workload) -> Map:
     if not workload.comm.is_main:
         return lambda: None
     whole = workload.whole()
-    numbers = _numbers(workload, whole)
+    numbers = draw_numbers(workload, whole)
     alone = Communicator(device=workload.comm.device)
-    return Evaluation(_propagation(workload, whole, alone), *numbers)
+    return Evaluation(propagation_of(workload, whole, alone), *numbers)
 
 
-def _pieces(workload: Workload, numbers: _Numbers) -> dict[str, Map]:
+def _pieces(workload: Workload, numbers: Numbers) -> dict[str, Map]:
     """What an evaluation is made of, each alone."""
     comm, shard = workload.comm, workload.shard
     weights, bias, state = numbers
-    silent = _propagation(workload, shard, SilentCommunicator(comm))
+    silent = propagation_of(workload, shard, SilentCommunicator(comm))
     halo = HaloExchange.from_shard(shard, comm)
     summed = torch.ones(_REDUCED, dtype=torch.float64)
 
@@ -203,22 +213,22 @@ def _limit(
     variants: Mapping[str, Map],
     bandwidth: float,
 ) -> tuple[Figure, ...]:
-    """The products' bytes and three passes over [O, D] of the largest part, at copy speed.
+    """The bytes of an evaluation of the largest part, at copy speed."""
+    moved = torch.tensor([ideal_bytes(workload.shard, workload.width)])
+    largest = int(workload.comm.max(moved))
+    found = {name: seconds[name] for name in variants}
+    return compare({COPY_LIMIT: largest / bandwidth, **found}, "seconds", COPY_LIMIT, "bytes")
+
+
+def ideal_bytes(shard: GraphShard, width: int, item: int = 4) -> int:
+    """The products' bytes and three passes over [O, D], with ``item`` bytes for a number.
 
     The passes: the product is read, b is read, and the result is written.
     """
-    shard = workload.shard
+    rows, halo = shard.num_owned, shard.num_halo
     entries = [c.owned.num_entries + c.boundary.num_entries for c in shard.channels]
-    moved = sum(
-        ProductSize(
-            shard.num_owned, shard.num_owned + shard.num_halo, count, workload.width
-        ).ideal_bytes
-        for count in entries
-    )
-    moved += 3 * shard.num_owned * workload.width * 4
-    largest = int(workload.comm.max(torch.tensor([moved])))
-    found = {name: seconds[name] for name in variants}
-    return compare({COPY_LIMIT: largest / bandwidth, **found}, "seconds", COPY_LIMIT, "bytes")
+    sizes = [ProductSize(rows, rows + halo, count, width, item) for count in entries]
+    return sum(size.ideal_bytes for size in sizes) + 3 * rows * width * item
 
 
 def _profile(workload: Workload, seconds: Mapping[str, float]) -> tuple[Figure, ...]:

@@ -36,20 +36,40 @@ _COPY = "copy"
 @torch.no_grad()
 def run(workload: Workload) -> Report:
     """Measure on all ranks at once; every rank calls it."""
-    comm, shard = workload.comm, workload.shard
+    shard = workload.shard
     torch.manual_seed(0)
-    local = torch.rand(shard.num_owned + shard.num_halo, workload.width, device=comm.device)
-    products = build_products(shard, comm, local, workload.tell)
+    rows = shard.num_owned + shard.num_halo
+    local = torch.rand(rows, workload.width, device=workload.comm.device)
+    return measure(workload, build_products(shard, workload.comm, local, workload.tell), local)
+
+
+def measure(
+    workload: Workload,
+    products: Mapping[str, LocalProduct],
+    local: Tensor,
+    tolerance: float = 1e-4,
+    copy_bytes: int | None = None,
+) -> Report:
+    """Measure products that are there already; every rank calls it.
+
+    Args:
+        workload: whose shard the products are of.
+        products: by name, the baseline first.
+        local: own rows and halo rows [L, D], of whatever width D and format they take.
+        tolerance: of their difference, relative to the largest entry.
+        copy_bytes: see ``copy_task``.
+    """
+    comm = workload.comm
     inputs = {name: _in_layout(product, local) for name, product in products.items()}
     results = {name: product.forward(inputs[name]) for name, product in products.items()}
-    check_alike(_compared(products, results), workload.comm)
-    copy, copied = copy_task(comm)
+    check_alike(_compared(products, results), comm, tolerance)
+    copy, copied = copy_task(comm, copy_bytes)
     tasks: dict[str, Callable[[], object]] = {_COPY: copy}
     tasks |= {f"forward {n}": partial(p.forward, inputs[n]) for n, p in products.items()}
     tasks |= {f"transpose {n}": partial(p.transpose, results[n]) for n, p in products.items()}
     seconds = interleave(tasks, workload.rounds, comm)
     bandwidth = copied / seconds.pop(_COPY)
-    size = _size(workload)
+    size = _size(workload, local)
     figures: tuple[Figure, ...] = ()
     for direction in ("forward", "transpose"):
         found = {name: seconds[f"{direction} {name}"] for name in products}
@@ -58,6 +78,7 @@ def run(workload: Workload) -> Report:
             figures += compare({limit: moved / bandwidth, **found}, "seconds", limit, direction)
     settings = {
         **workload.settings(),
+        "width": local.shape[1],
         "copy_bytes_per_second": bandwidth,
         "rows_largest": size.rows,
         "entries_largest": size.entries,
@@ -90,11 +111,11 @@ def _compared(
     return found
 
 
-def _size(workload: Workload) -> ProductSize:
+def _size(workload: Workload, local: Tensor) -> ProductSize:
     """Of the largest part: the slowest rank's time is what counts."""
     shard, comm = workload.shard, workload.comm
     channel = shard.channels[0]
     entries = channel.owned.num_entries + channel.boundary.num_entries
     sizes = torch.tensor([shard.num_owned, shard.num_owned + shard.num_halo, entries])
     rows, cols, entries = comm.max(sizes).tolist()
-    return ProductSize(rows, cols, entries, workload.width)
+    return ProductSize(rows, cols, entries, local.shape[1], local.element_size())

@@ -8,7 +8,7 @@ Letters: O owned nodes, H halo nodes, L = O + H, D columns.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import torch
@@ -98,11 +98,25 @@ PRODUCTS: dict[str, Build] = {
 
 
 def build_products(
-    shard: GraphShard, comm: Communicator, local: Tensor, tell: Tell
+    shard: GraphShard,
+    comm: Communicator,
+    local: Tensor,
+    tell: Tell,
+    but: Collection[str] = (),
 ) -> dict[str, LocalProduct]:
-    """Every product that works on this device with rows like ``local`` [L, D]."""
+    """Every product that works on this device with rows like ``local`` [L, D].
+
+    Args:
+        shard: whose rows they multiply.
+        comm: this rank's communicator.
+        local: an operand to try them on.
+        tell: told which ones do not work here.
+        but: names of those that are not to be tried.
+    """
     found = {}
     for name, build in PRODUCTS.items():
+        if name in but:
+            continue
         try:
             product = build(shard, comm, local.dtype)
             product.forward(local)

@@ -8,15 +8,16 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
 from distributed_ignn.files import atomic_write_text
 from distributed_ignn.lab.benchmarks.interleaving import Report
-from distributed_ignn.lab.benchmarks.plots import save_figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Tell = Callable[[str], None]
 """Told what has just been finished; a study can take minutes."""
@@ -65,6 +66,8 @@ class Study:
 
     def write_plot(self, path: Path) -> None:
         """The plot as PNG."""
+        from distributed_ignn.lab.benchmarks.plots import save_figure  # matplotlib, for plots alone
+
         path.parent.mkdir(parents=True, exist_ok=True)
         save_figure(self.draw(), path)
 

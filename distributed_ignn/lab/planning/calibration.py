@@ -23,6 +23,7 @@ from distributed_ignn.config import CommConfig, DataConfig, PartitionConfig, Syn
 from distributed_ignn.errors import UserError
 from distributed_ignn.graph.data import CSRMatrix, GraphData, csr_from_entries
 from distributed_ignn.graph.datasets import load_dataset
+from distributed_ignn.graph.partitioning.metis import PROVIDERS, is_installed
 from distributed_ignn.graph.partitioning.partition import assign_parts
 from distributed_ignn.graph.partitioning.sharding import build_shards
 from distributed_ignn.graph.storage.shard_file import write_shard_file
@@ -127,10 +128,17 @@ def _clustered(data: GraphData) -> GraphData:
     """The same graph with the nodes of a cluster side by side."""
     (graph,) = data.graphs
     clusters = max(2, data.num_nodes // _CLUSTER)
-    part = assign_parts(data.graphs, clusters, PartitionConfig(objective="cut")).part
+    part = assign_parts(data.graphs, clusters, _division()).part
     place = torch.empty_like(part)
     place[torch.argsort(part, stable=True)] = torch.arange(data.num_nodes)
     return replace(data, graphs=(_renamed(graph, place),))
+
+
+def _division() -> PartitionConfig:
+    """METIS where it is; what needs none elsewhere, whose clusters are nearly as good."""
+    if any(is_installed(module) for module in PROVIDERS.values()):
+        return PartitionConfig(objective="cut")
+    return PartitionConfig(method="fennel")
 
 
 def _renamed(graph: CSRMatrix, place: torch.Tensor) -> CSRMatrix:

@@ -13,7 +13,10 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 from distributed_ignn.comm.codecs import encodes
+from distributed_ignn.lab.planning import host_work
 from distributed_ignn.lab.planning.equations import Machine
+from distributed_ignn.lab.planning.hardware import Asked
+from distributed_ignn.lab.planning.host_work import HostWork
 from distributed_ignn.lab.planning.workload import Part, Workload, row_bytes
 from distributed_ignn.propagation.sparse import BLOCK_ROWS
 from distributed_ignn.solvers.base import SolveSizes
@@ -40,6 +43,7 @@ class Cost:
         exchange: all seconds of the exchanges, hidden ones too; not part of the total.
         sent: bytes.
         exchanges: halo exchanges.
+        launches, syncs: of a GPU's host, see ``host_work.py``; their seconds are in ``starting``.
     """
 
     product: float = 0.0
@@ -55,6 +59,8 @@ class Cost:
     exchange: float = 0.0
     sent: float = 0.0
     exchanges: float = 0.0
+    launches: float = 0.0
+    syncs: float = 0.0
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
@@ -91,8 +97,10 @@ class EpochModel:
         total += self._evaluation(True).times(work.adjoint)
         total += self._starts() + self._readouts()
         model = self.machine
-        reductions = model.reduction() * _EPOCH_REDUCTIONS
-        return total + Cost(reduction=reductions, starting=model.operations(_EPOCH_OPERATIONS))
+        total += Cost(reduction=model.reduction() * _EPOCH_REDUCTIONS)
+        if self._on_device:
+            return total + self._asked(host_work.EPOCH)
+        return total + Cost(starting=model.operations(_EPOCH_OPERATIONS))
 
     def evaluation(self) -> Cost:
         """One evaluation of the map in a forward solve."""
@@ -110,9 +118,31 @@ class EpochModel:
         map_cost = moved + Cost(
             dense=model.dense(dense),
             elementwise=model.stream(passes * state, state) + model.fresh(new, state),
-            starting=model.operations(_BLOCK_OPERATIONS * self._blocks()),
+            starting=self._starting(_BLOCK_OPERATIONS * self._blocks()),
         )
-        return self._stale(map_cost, moved) + self._method(adjoint)
+        total = self._stale(map_cost, moved) + self._method(adjoint)
+        if self._on_device:
+            total += self._asked(self.host(adjoint).evaluation().asked)
+        return total
+
+    @property
+    def _on_device(self) -> bool:
+        """Whether launches and syncs are counted, in the place of operations."""
+        return not self.machine.profile.on_cpu
+
+    def host(self, adjoint: bool = False) -> HostWork:
+        """What the host does for the evaluations of either solve."""
+        method = self.work.adjoint_method if adjoint else self.work.method
+        coded = encodes(self.work.codec)
+        return HostWork(self.machine.profile, method, self.machine.ranks, coded)
+
+    def _asked(self, asked: Asked) -> Cost:
+        seconds = self.host().seconds(asked)
+        return Cost(starting=seconds, launches=asked.launches, syncs=asked.syncs)
+
+    def _starting(self, operations: float) -> float:
+        """Seconds of starting operations on a CPU; a device's are counted as launches."""
+        return 0.0 if self._on_device else self.machine.operations(operations)
 
     def _blocks(self) -> float:
         """Blocks of rows of a product."""
@@ -140,7 +170,7 @@ class EpochModel:
         cost = Cost(history=history, reduction=model.reduction())
         if not work.learned:
             passes = model.stream(state, state)  # the square of the image
-            return cost + Cost(elementwise=passes, starting=model.operations(_OPERATIONS))
+            return cost + Cost(elementwise=passes, starting=self._starting(_OPERATIONS))
         return cost + self._estimate().times((steps - 1) / steps)
 
     def _estimate(self) -> Cost:
@@ -155,7 +185,7 @@ class EpochModel:
         return self._propagation(p, False) + Cost(
             dense=model.dense(dense),
             elementwise=model.stream(passes * state, state),
-            starting=model.operations(_OPERATIONS + _LEARNED_OPERATIONS),
+            starting=self._starting(_OPERATIONS + _LEARNED_OPERATIONS),
         )
 
     def _propagation(self, columns: int, adjoint: bool) -> Cost:

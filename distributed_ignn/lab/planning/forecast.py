@@ -15,6 +15,7 @@ from distributed_ignn.lab.planning.epoch import Cost, EpochModel
 from distributed_ignn.lab.planning.equations import Machine
 from distributed_ignn.lab.planning.footprint import MemoryItem, memory_items
 from distributed_ignn.lab.planning.hardware import Profile
+from distributed_ignn.lab.planning.host_work import Counted
 from distributed_ignn.lab.planning.workload import Part, Workload
 
 MORE_EVALUATIONS: Mapping[str, float] = {"int2": 1.45}
@@ -33,6 +34,7 @@ class Forecast:
         part: sizes of the largest part.
         codec: of the halo rows.
         cost: an epoch of the slowest rank.
+        evaluation: launches and syncs of its evaluations; None where ranks have no device.
         memory: uses of memory of that rank.
         capacity: bytes that a rank has.
         efficiency: see above.
@@ -41,6 +43,7 @@ class Forecast:
     part: Part
     codec: str
     cost: Cost
+    evaluation: Counted | None
     memory: tuple[MemoryItem, ...]
     capacity: float
     efficiency: float
@@ -78,12 +81,14 @@ def forecast(
     found = []
     for count in ranks:
         part = part_of(count)
-        cost = EpochModel(part, work, Machine(profile, count)).epoch()
+        model = EpochModel(part, work, Machine(profile, count))
+        cost = model.epoch()
         found.append(
             Forecast(
                 part,
                 work.codec,
                 cost,
+                None if profile.on_cpu else model.host().evaluation(),
                 tuple(memory_items(part, work, profile.process_bytes, profile.on_cpu)),
                 profile.memory_bytes,
                 alone / (count * cost.seconds),

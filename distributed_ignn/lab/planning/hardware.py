@@ -16,13 +16,11 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from distributed_ignn.config.shipped import CONFIG_FOLDER
 from distributed_ignn.config.suggest import suggest
 from distributed_ignn.errors import UserError
 from distributed_ignn.files import atomic_write_text
+from distributed_ignn.propagation.measured_kernels import FOLDER, Seconds
 from distributed_ignn.reading.strict_yaml import read_yaml
-
-FOLDER = CONFIG_FOLDER / "hardware"
 
 
 class _Strict(BaseModel):
@@ -187,6 +185,18 @@ class Link(_Strict):
     reduction_seconds: float = Field(ge=0)
 
 
+class Asked(_Strict):
+    """What the host of a GPU does.
+
+    Args:
+        launches: kernels that it starts.
+        syncs: times that it waits for the device.
+    """
+
+    launches: float = Field(ge=0)
+    syncs: float = Field(ge=0)
+
+
 class Profile(_Strict):
     """A kind of box and what connects it to its like.
 
@@ -194,6 +204,8 @@ class Profile(_Strict):
         name: as files and tables show it.
         origin: specification, or measured.
         source: which data sheets, or how it was measured.
+        device: name of the GPU that was measured, as torch has it.
+        kernels: what ``train.kernel auto`` chooses by on that GPU, see ``measured_kernels.py``.
         date: of the measurement, ISO.
         ranks_per_box: devices of a box.
         cores_per_box: cores that its ranks share; None where each has a device of its own.
@@ -210,6 +222,9 @@ class Profile(_Strict):
         codec: bytes of fp32 rows per second that a halo codec encodes and decodes.
         fresh: cost of new memory; None where an allocator keeps it.
         operation_seconds: to start any operation on an array.
+        sync_seconds: until the host knows a number of its device; None where it computes itself.
+        asked: launches and syncs of an evaluation between two ranks, by method, where they were
+            counted; see ``host_work.py``.
         hidden: share of the shorter one that disappears when product and exchange run together.
         inside: link between ranks of one box.
         networks: by name, links between boxes that such boxes come with.
@@ -219,6 +234,8 @@ class Profile(_Strict):
     name: str
     origin: Literal["specification", "measured"]
     source: str
+    device: str | None = None
+    kernels: Seconds | None = None
     date: str | None = None
     ranks_per_box: int = Field(ge=1)
     cores_per_box: int | None = Field(None, ge=1)
@@ -235,6 +252,8 @@ class Profile(_Strict):
     codec: Rate
     fresh: Fresh | None = None
     operation_seconds: float = Field(ge=0)
+    sync_seconds: float | None = Field(None, ge=0)
+    asked: dict[str, Asked] | None = None
     hidden: float = Field(ge=0, le=1)
     inside: Link
     networks: dict[str, Link] = Field(min_length=1)
@@ -316,7 +335,7 @@ def write_profile(path: Path, profile: Profile) -> None:
     Raises:
         UserError: it cannot be written.
     """
-    text = yaml.safe_dump(profile.model_dump(mode="json"), sort_keys=False)
+    text = yaml.safe_dump(profile.model_dump(mode="json", exclude_none=True), sort_keys=False)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic_write_text(path, text)

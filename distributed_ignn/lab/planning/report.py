@@ -15,6 +15,8 @@ from distributed_ignn.errors import UserError
 from distributed_ignn.files import atomic_write_json
 from distributed_ignn.lab.benchmarks.plots import save_figure
 from distributed_ignn.lab.planning.forecast import Forecast
+from distributed_ignn.lab.planning.hardware import Asked, Profile
+from distributed_ignn.lab.planning.host_work import Counted
 from distributed_ignn.lab.planning.validation import Comparison
 
 _GB = 1e9
@@ -46,6 +48,33 @@ def show_forecasts(console: Console, title: str, found: Sequence[Forecast]) -> N
             f"{one.cost.sent * one.part.parts / _GB:.3g}",
         )
     console.print(table)
+
+
+def show_host_work(console: Console, profile: Profile, found: Sequence[Forecast]) -> None:
+    """Launches and syncs of an evaluation and of an epoch, where ranks have a device."""
+    counted = [one for one in found if one.evaluation is not None]
+    if not counted:
+        return
+    table = Table(title="what the host does: launches, syncs and their seconds")
+    for name in ("ranks", "an evaluation", "an epoch", "s an epoch", "counts are"):
+        table.add_column(name, justify="right")
+    for one in counted:
+        asked, measured = one.evaluation or Counted(Asked(launches=0, syncs=0), False)
+        table.add_row(
+            f"{one.part.parts:,}",
+            f"{asked.launches:.3g}, {asked.syncs:.2g}",
+            f"{one.cost.launches:,.0f}, {one.cost.syncs:,.0f}",
+            f"{one.cost.starting:.2g}",
+            "measured" if measured else "estimated",
+        )
+    console.print(table)
+    origin = "measured" if profile.origin == "measured" else "assumed"
+    waits = "unknown" if profile.sync_seconds is None else f"{profile.sync_seconds * 1e6:.3g} us"
+    console.print(
+        f"a launch takes {profile.operation_seconds * 1e6:.3g} us and a sync {waits}, {origin}; "
+        "none of it is taken to be hidden; the epoch beyond its evaluations is estimated",
+        soft_wrap=True,
+    )
 
 
 def show_codecs(console: Console, found: Mapping[str, Sequence[Forecast]]) -> None:
@@ -106,9 +135,15 @@ def forecasts_json(found: Sequence[Forecast]) -> list[dict[str, Any]]:
             "bytes": one.bytes,
             "fits": one.fits,
             "ranks": one.part.parts,
+            "evaluation": None if one.evaluation is None else _asked(one.evaluation),
         }
         for one in found
     ]
+
+
+def _asked(counted: Counted) -> dict[str, Any]:
+    """Launches and syncs of an evaluation, and where the counts come from."""
+    return counted.asked.model_dump() | {"measured": counted.measured}
 
 
 def comparisons_json(found: Sequence[Comparison]) -> list[dict[str, Any]]:

@@ -1,0 +1,110 @@
+"""make gpu, without a GPU: its one line, and its checks tried on the CPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from distributed_ignn.config.shipped import CONFIG_FOLDER
+from distributed_ignn.errors import UserError
+from tests.gpu.acceptance import SECONDS, SECTIONS, Options, run
+from tests.gpu.sections.agreement import worst
+from tests.gpu.sections.ceilings import expected_copy
+from tests.gpu.sections.host_work import _covered
+from tests.gpu.sections.product_speed import OURS, PLAIN, ProductFigure, product_checks
+from tests.gpu.setting import SIZES, Setting
+from tests.gpu.verdicts import at_most, holds, judge
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def _run(*arguments: str, seconds: float = 100.0) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "tests.gpu", *arguments],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+        check=False,
+    )
+
+
+def test_no_gpu_is_one_line_and_code_2() -> None:
+    done = _run()
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: no GPU was found: torch ")
+    assert len(done.stderr.splitlines()) == 1
+    with pytest.raises(UserError, match="no section 'speed'; there are environment, "):
+        run(Options("cpu", "tiny", ("speed",), Path("report.json")))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(150)
+def test_sections_run_on_the_cpu_and_are_marked_as_no_gpus(tmp_path: Path) -> None:
+    report = tmp_path / "new" / "report.json"
+    names = ("environment", "products")
+    done = _run(
+        *("--device", "cpu", "--sizes", "tiny", "--sections", *names, "--json", str(report)),
+        seconds=140,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "figures are of a CPU; no figure is a GPU's" in done.stdout
+    found = json.loads(report.read_text())
+    assert (found["kind"], found["figures_are_of_a_gpu"]) == ("cpu", False)
+    assert tuple(one["name"] for one in found["sections"]) == names
+    checks = [check for one in found["sections"] for check in one["checks"]]
+    assert {check["verdict"] for check in checks} == {"ok", "measured", "left out"}
+    # a target is shown, and not judged by a CPU's figures
+    judged = [check for check in checks if check["name"].endswith("fastest: of a copy's speed")]
+    assert judged
+    assert {(check["verdict"], check["target"]) for check in judged} == {("measured", ">= 80 %")}
+    assert not (CONFIG_FOLDER / "hardware" / "here-gpu.yaml").exists()
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_all_sections_run_on_the_cpu(tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    done = _run("--device", "cpu", "--sizes", "tiny", "--json", str(report), seconds=SECONDS + 100)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [one["name"] for one in json.loads(report.read_text())["sections"]] == list(SECTIONS)
+    assert (tmp_path / "here-gpu.yaml").exists()
+
+
+def test_targets_are_judged_on_a_gpu() -> None:
+    slow = ProductFigure("forward", OURS[0], 128, "float32", 2.0, 0.5, 0.2, 1.2)
+    plain = ProductFigure("forward", PLAIN, 128, "float32", 2.4, 0.4, 0.2, 1.0)
+    setting = Setting("gpu", 1, SIZES["full"], "", 0.0)
+    verdicts = [check.verdict for check in product_checks(setting, [plain, slow])]
+    assert verdicts == ["measured", "measured", "failed", "failed"]
+    fast = ProductFigure("forward", OURS[1], 128, "float32", 1.2, 0.85, 0.4, 2.0)
+    verdicts = [check.verdict for check in product_checks(setting, [plain, slow, fast])]
+    assert verdicts == ["measured"] * 3 + ["ok", "ok"]
+    assert at_most("x", float("nan"), 1.0).verdict == "failed"
+    assert judge("x", 3.0, "", 2.0, least=False).verdict == "failed"
+    assert holds("x", False).verdict == "failed"
+
+
+def test_what_is_compared_is_found() -> None:
+    expected = {"case": {"loss": torch.tensor([1.0, 2.0]), "solver": torch.tensor([0.0])}}
+    found = {"case": {"loss": torch.tensor([1.0, 2.1]), "solver": torch.tensor([9.0])}}
+    case, name, error = worst(expected, found)
+    assert (case, name) == ("case", "loss")
+    assert error == pytest.approx(0.05)
+    nothing = {"case": {"loss": torch.tensor([1.0, torch.nan]), "solver": torch.zeros(1)}}
+    assert not worst(expected, nothing)[2] <= 1.0
+    assert expected_copy("NVIDIA H200") == pytest.approx(0.9 * 4.8e12)
+    assert expected_copy("some other device") is None
+    assert _covered([(0.0, 2.0), (1.0, 3.0), (5.0, 6.0)]) == 4.0
+    whole = Setting("gpu", 8, SIZES["full"], "", 0.0)
+    assert (whole.worlds(), whole.doubling()) == ([1, 2, 8], [1, 2, 4, 8])
+    assert [whole.backend(ranks) for ranks in (1, 2)] == ["alone", "nccl"]
+    alone = Setting("gpu", 1, SIZES["full"], "", 0.0)
+    assert (alone.worlds(), alone.backend(2)) == ([1, 2], "gloo")
