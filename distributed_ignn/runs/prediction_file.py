@@ -1,9 +1,9 @@
 """Predictions as a file: parquet, CSV or npz, by its ending.
 
-Each has a row for every node: its id, the likeliest class, or of multi-label data those above one
-half, and the probability of each class. How close the equilibrium was found goes with them as JSON:
-under the key ``distributed_ignn`` of a parquet file's metadata, as the array of that name in an npz
-file, in ``FILE.json`` beside a CSV file.
+Each has a row for every node: its id, the likeliest class (by its name, if it has one), or of
+multi-label data those above one half, and the probability of each class. How close the equilibrium
+was found goes with them as JSON: under the key ``distributed_ignn`` of a parquet file's metadata,
+as the array of that name in an npz file, in ``FILE.json`` beside a CSV file.
 
 Letters: n nodes, C classes.
 """
@@ -78,17 +78,22 @@ def _write_parquet(path: Path, found: Prediction) -> None:
     flat = pa.array(probability.reshape(-1).numpy())
     columns = {
         "node": pa.array(range(nodes), pa.int64()),
-        "prediction": _labels(probability, found.multilabel),
+        "prediction": _labels(probability, found),
         "probabilities": pa.FixedSizeListArray.from_arrays(flat, classes),
     }
     pq.write_table(pa.table(columns, metadata={METADATA_KEY: _quality(found)}), path)
 
 
-def _labels(probability: Tensor, multilabel: bool) -> pa.Array:
+def _labels(probability: Tensor, found: Prediction) -> pa.Array:
     """The likeliest class, or the list of classes above one half."""
-    if not multilabel:
-        return pa.array(probability.argmax(dim=1).numpy())
+    if not found.multilabel:
+        return pa.array(_named(probability.argmax(dim=1).numpy(), found))
     return pa.array(_above_half(probability), pa.list_(pa.int64()))
+
+
+def _named(classes: np.ndarray, found: Prediction) -> np.ndarray:
+    """Names in the place of the numbers of classes, where there are names."""
+    return np.array(found.class_names)[classes] if found.class_names else classes
 
 
 def _above_half(probability: Tensor) -> list[list[int]]:
@@ -101,22 +106,22 @@ def _write_csv(path: Path, found: Prediction) -> None:
     if found.multilabel:
         labels = [" ".join(map(str, chosen)) for chosen in _above_half(probability)]
     else:
-        labels = list(map(str, probability.argmax(dim=1).tolist()))
+        labels = list(map(str, _named(probability.argmax(dim=1).numpy(), found)))
     with path.open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file, lineterminator="\n")
-        columns = (f"probability_{c}" for c in range(probability.shape[1]))
+        columns = (f"probability_{c}" for c in found.class_names or range(probability.shape[1]))
         rows.writerow(["node", "prediction", *columns])
         for node, (label, row) in enumerate(zip(labels, probability, strict=True)):
             rows.writerow([node, label, *(f"{value:.9g}" for value in row.tolist())])
 
 
 def _write_npz(path: Path, found: Prediction) -> None:
-    """``prediction`` is int64 [n], or bool [n, C] of multi-label data."""
+    """``prediction`` is int64 [n] or names [n], or bool [n, C] of multi-label data."""
     probability = found.probabilities.float()
     chosen = probability > 0.5 if found.multilabel else probability.argmax(dim=1)
     arrays = {
         "node": np.arange(probability.shape[0]),
-        "prediction": chosen.numpy(),
+        "prediction": chosen.numpy() if found.multilabel else _named(chosen.numpy(), found),
         "probabilities": probability.numpy(),
         METADATA_KEY: np.array(_quality(found)),
     }

@@ -84,6 +84,7 @@ def no_labels(n: int, num_classes: int, task: Task) -> dict[str, Any]:
         "labels": torch.full((n, num_classes), float(UNKNOWN)) if several else torch.full((n,), -1),
         "num_classes": num_classes,
         "task": task,
+        "class_names": (),
         **dict.fromkeys(("train_nodes", "val_nodes", "test_nodes"), _NO_NODES),
     }
 
