@@ -21,6 +21,9 @@ IN_MEMORY = "memory"
 FILE_SUFFIXES = (".pt", ".npz")
 LARGEST_GRAPH = 2**31 - 2  # nodes that 32-bit ids can name
 _SMALLEST_CLASS = 10
+_TAKEN: tuple[Literal["train"], Literal["val"]] = ("train", "val")
+#: Training and validation nodes of a split that is drawn.
+_SPLIT_SIZES = {"random": (0.6, 0.2), "per-class": (20.0, 30.0)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +208,25 @@ class DataConfig(Section):
         ".09)",
     )
     split_seed: int = Field(
-        0, ge=0, le=LARGEST_SEED, description="seed of the random split (amazon-all, reddit2)"
+        0,
+        ge=0,
+        le=LARGEST_SEED,
+        description="seed of the random split (amazon-all, reddit2, and of your own graph with "
+        "split random or per-class)",
+    )
+    split: Annotated[int, Field(ge=0)] | Literal["file", "random", "per-class"] = Field(
+        "file",
+        description="of your own graph; K: column K, from 0, of masks or lists of ids that hold "
+        "several splits; random, per-class: drawn from all labelled nodes, or of each class",
+    )
+    split_train: float | None = Field(
+        None,
+        gt=0,
+        description="training nodes of a drawn split: below 1 a share, from 1 on a number, of all "
+        "or of each class (default: 0.6, per-class 20)",
+    )
+    split_val: float | None = Field(
+        None, gt=0, description="the same of validation nodes (default: 0.2, per-class 30)"
     )
     path: Path | None = Field(None, description="your own graph file, with --dataset file")
     edge_weights: EdgeWeights = Field(
@@ -223,6 +244,39 @@ class DataConfig(Section):
     chains: ChainsConfig = ChainsConfig()
     synthetic: SyntheticConfig = SyntheticConfig()
     heterophilous: HeterophilousConfig = HeterophilousConfig()
+
+    @property
+    def draws_split(self) -> bool:
+        """Whether the split of one's own graph is drawn."""
+        return self.split in _SPLIT_SIZES
+
+    def split_size(self, split: Literal["train", "val"]) -> float:
+        """How many nodes a drawn split takes: a share below 1, a number from 1 on."""
+        given = self.split_train if split == "train" else self.split_val
+        usual = _SPLIT_SIZES[str(self.split)][0 if split == "train" else 1]
+        return usual if given is None else given
+
+    @model_validator(mode="after")
+    def _check_split(self) -> Self:
+        for key in ("split_train", "split_val"):
+            size = getattr(self, key)
+            if size is not None and not self.draws_split:
+                raise ValueError(
+                    f"{key} = {size:g} has no effect with split = {self.split}; drop it, or add "
+                    "--data.split random"
+                )
+            if size is not None and size > 1 and size != round(size):
+                raise ValueError(
+                    f"{key} = {size:g} is neither a share below 1 nor a whole number; round it"
+                )
+        if self.draws_split:
+            shares = [size for s in _TAKEN if (size := self.split_size(s)) < 1]
+            if sum(shares) >= 1:
+                raise ValueError(
+                    f"split_train = {shares[0]:g} and split_val = {shares[1]:g} leave no test "
+                    "nodes; their sum must stay below 1"
+                )
+        return self
 
 
 class PartitionConfig(Section):

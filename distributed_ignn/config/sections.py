@@ -20,6 +20,7 @@ from distributed_ignn.config.dataset import (
     DataConfig,
     DatasetName,
     PartitionConfig,
+    dataset_names,
 )
 from distributed_ignn.config.explicit import TWO_GRAPHS, ExplicitConfig, unread
 from distributed_ignn.config.model import ModelConfig
@@ -238,9 +239,26 @@ class RunConfig(Section):
 
     def _data_rules(self) -> list[tuple[bool, str]]:
         """As ``_rules``, about settings of data that a few datasets alone read."""
+        named = self.dataset in dataset_names() and self.dataset != OWN_FILE
+        return [
+            (
+                named and self.data.split != "file",
+                f"data.split = {self.data.split} is for a graph of your own, {self.dataset} comes "
+                "with its split; drop it",
+            ),
+            *self._reader_rules(drawn=self.data.draws_split and not named),
+        ]
+
+    def _reader_rules(self, *, drawn: bool) -> list[tuple[bool, str]]:
+        """As ``_data_rules``, about those of which a list says who reads them.
+
+        Args:
+            drawn: whether the split of a graph of one's own is drawn, so that its seed is read.
+        """
         return [
             (
                 self.dataset not in (readers := _READ_BY.entry(key))
+                and not (drawn and key == "split_seed")
                 and getattr(self.data, key) != DataConfig.model_fields[key].default,
                 f"data.{key} = {getattr(self.data, key)} has no effect with dataset = "
                 f"{self.dataset}; it is read by {', '.join(readers)}; drop it",

@@ -37,6 +37,9 @@ from distributed_ignn.graph.weights import (
 
 Task = Literal["multiclass", "multilabel"]
 
+UNKNOWN = -1
+"""Stands for a label that is not known, in place of a class, or of 0 and 1."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CSRMatrix:
@@ -290,7 +293,8 @@ class GraphData:
             edge weighs 1.
         features: CSRMatrix [n, F] or dense floating Tensor [n, F]; None means that the model
             learns an embedding per node.
-        labels: int64 [n] for multiclass (-1: unlabelled), float32 [n, C] of 0 and 1 for multilabel.
+        labels: int64 [n] for multiclass, float32 [n, C] of 0 and 1 for multilabel; -1 where one is
+            not known.
         num_classes: C.
         task: which loss and metric apply.
         train_nodes, val_nodes, test_nodes: int64, ascending, disjoint node ids.
@@ -301,6 +305,7 @@ class GraphData:
             transpose of the first.
         scaling: what was done to the features, where the settings alone do not say it; not part of
             the fingerprint, which has the features.
+        class_names: one for each class, or none where classes have numbers alone.
     """
 
     name: str
@@ -315,6 +320,7 @@ class GraphData:
     clusters: Tensor | None = None
     graph_channels: int = 1
     scaling: FeatureScaling | None = None
+    class_names: tuple[str, ...] = ()
 
     @property
     def num_nodes(self) -> int:
@@ -342,6 +348,8 @@ class GraphData:
         digest = hashlib.sha256(f"{self.task}:{self.num_classes}".encode())
         if self.graph_channels > 1:
             digest.update(f"graph channels {self.graph_channels}".encode())
+        if self.class_names:
+            digest.update(repr(self.class_names).encode())
         tensors: list[Tensor | None] = [
             self.labels,
             self.train_nodes,

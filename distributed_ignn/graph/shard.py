@@ -94,6 +94,7 @@ class GraphShard:
         clusters: int64 [O], the owned nodes' clusters of the coarse level, or None without one.
         graph_channels: as in GraphData.
         scaling: what was done to the features, where the settings alone do not say it.
+        class_names: as in GraphData.
     """
 
     part: int
@@ -119,6 +120,7 @@ class GraphShard:
     clusters: Tensor | None = None
     graph_channels: int = 1
     scaling: FeatureScaling | None = None
+    class_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for rule, holds in _rules(self):
@@ -211,6 +213,7 @@ def _node_rules(shard: GraphShard, owned: int) -> Iterator[tuple[str, bool]]:
     else:
         yield "labels are a list of int64", labels.dim() == 1 and labels.dtype is torch.int64
         yield "labels are classes", _within(labels + 1, shard.num_classes + 1)
+    yield "classes have names or none has", len(shard.class_names) in (0, shard.num_classes)
     width = shard.num_features
     yield "scaling is that of the features", shard.scaling is None or shard.scaling.fits(width)
     if isinstance(features, CSRMatrix):

@@ -1,88 +1,209 @@
-"""Files of ``torch.save``, read with a list of what they may refer to.
+"""Files of ``torch.save``, whose pickle is followed and never run.
 
-Such a file is a zip with one pickle and the bytes of each tensor. ``weights_only=True`` keeps the
-pickle from running code, but its list of what may be called is long, and libraries add to it when
-they are imported. So the names in the pickle are compared with a short list of our own first, and
-what comes back is looked at before anything computes with it.
+Such a file is a zip with one pickle and the bytes of each tensor. ``pickles.py`` turns the pickle
+into plain values and records; tensors and numpy arrays are made here from the records of how they
+would be rebuilt, with every offset, shape and index checked against the bytes that are there.
+Records of anything else stay what they are, so that a file may hold objects of any class.
 """
 
 from __future__ import annotations
 
-import pickletools
+import math
+import warnings
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from distributed_ignn.reading.archives import Limits, open_zip
-from distributed_ignn.reading.plain_files import in_one_line, open_plain
+from distributed_ignn.reading.archives import Limits, as_value_error, open_zip
+from distributed_ignn.reading.pickled_arrays import array_of, is_array
+from distributed_ignn.reading.pickles import Described, Named, Outside, describe
+from distributed_ignn.reading.plain_files import in_one_line
 
-_PICKLE_LIMIT = 16 * 2**20
-_STORAGES = ("Double", "Float", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool")
-_TENSOR_NAMES = frozenset(
-    {
-        "collections.OrderedDict",
-        "torch.Size",
-        *(f"torch.{name}Storage" for name in _STORAGES),
-        *(f"torch.uint{bits}" for bits in (16, 32, 64)),
-        "torch.storage.UntypedStorage",
-        "torch.serialization._get_layout",
-        "torch._utils._rebuild_tensor_v2",
-        "torch._utils._rebuild_tensor_v3",
-        "torch._utils._rebuild_parameter",
-        "torch._utils._rebuild_sparse_tensor",
-    }
-)
-_ARRAY_NAMES = frozenset(
-    {
-        "_codecs.encode",
-        "numpy.dtype",
-        "numpy.ndarray",
-        "numpy.core.multiarray._reconstruct",
-        "numpy._core.multiarray._reconstruct",
-    }
-)
+_PICKLE_LIMIT = 2**32  # numpy's arrays lie in the pickle
+_PIECE = 2**24
+_STORAGES = {
+    "Double": torch.float64, "Float": torch.float32, "Half": torch.float16,
+    "BFloat16": torch.bfloat16, "Long": torch.int64, "Int": torch.int32, "Short": torch.int16,
+    "Char": torch.int8, "Byte": torch.uint8, "Bool": torch.bool,
+    "ComplexFloat": torch.complex64, "ComplexDouble": torch.complex128,
+}  # fmt: skip
+_UNTYPED = {
+    f"torch.{name}": getattr(torch, name)
+    for name in ("uint16", "uint32", "uint64", "float8_e4m3fn", "float8_e5m2")
+}
 _LAYOUTS = (torch.strided, torch.sparse_coo, torch.sparse_csr, torch.sparse_csc)
+_SPARSE: dict[str, Callable[..., Tensor]] = {
+    "torch.sparse_coo": torch.sparse_coo_tensor,
+    "torch.sparse_csr": torch.sparse_csr_tensor,
+    "torch.sparse_csc": torch.sparse_csc_tensor,
+}
 
 
-def read_torch(path: Path, classes: Sequence[type] = ()) -> Any:
-    """The object in a file of ``torch.save``: numbers, text, containers, tensors, ``classes``.
+class TorchFile:
+    """An open file of ``torch.save``.
 
-    Args:
-        path: of the file.
-        classes: further ones that may be created and given the attributes that the file says.
+    Attributes:
+        content: what was saved: plain values and containers, and a record for every object.
+    """
+
+    def __init__(self, archive: zipfile.ZipFile) -> None:
+        self._archive = archive
+        self._storages: dict[str, Tensor] = {}
+        self._folder = ""
+        self.content = describe(self._pickle())
+
+    def value(self, found: Any) -> Any:
+        """A tensor or numpy array in the place of the record of one; anything else as it is.
+
+        Raises:
+            ValueError: the record does not fit the bytes, or the array holds other than numbers.
+        """
+        if not isinstance(found, Described):
+            return found
+        if is_array(found):
+            return array_of(found)
+        makers: dict[str, Callable[..., Any]] = {
+            "torch._utils._rebuild_tensor_v2": self._tensor,
+            "torch._utils._rebuild_tensor_v3": self._tensor,
+            "torch._utils._rebuild_parameter": self._parameter,
+            "torch._utils._rebuild_sparse_tensor": self._sparse,
+        }
+        if found.name not in makers:
+            return found
+        with as_value_error():
+            try:
+                return makers[found.name](*found.args)
+            except (TypeError, RuntimeError, AttributeError) as error:
+                raise ValueError(f"a damaged tensor ({in_one_line(error)})") from error
+
+    def _pickle(self) -> bytes:
+        members = [info for info in self._archive.infolist() if _is_pickle(info.filename)]
+        if len(members) != 1:
+            raise ValueError("it is not a file of torch.save")
+        if members[0].file_size > _PICKLE_LIMIT:
+            raise ValueError(f"its description has more than the {_PICKLE_LIMIT:,} bytes allowed")
+        self._folder = members[0].filename.removesuffix("data.pkl")
+        try:
+            order = self._archive.read(f"{self._folder}byteorder")
+        except KeyError:  # of an older torch
+            order = b"little"
+        if order != b"little":
+            raise ValueError("its numbers are in the byte order of another kind of machine")
+        return self._archive.read(members[0])
+
+    def _tensor(self, where: Outside, offset: int, size: Any, stride: Any, *more: Any) -> Tensor:
+        storage = self._storage(where, more[2] if len(more) > 2 else None)
+        size, stride = _lengths(size), _lengths(stride)
+        if type(offset) is not int or offset < 0 or len(size) != len(stride):
+            raise ValueError("a tensor without a place in its memory")
+        last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+        if math.prod(size) and last >= storage.numel():
+            raise ValueError("a tensor that reaches beyond its memory")
+        return storage.as_strided(size, stride, offset if math.prod(size) else 0)
+
+    def _storage(self, where: Outside, dtype: Any) -> Tensor:
+        """The numbers that a tensor shows some of, [all]."""
+        kind, named, key, _, count = where.key
+        if kind != "storage" or not isinstance(named, Named) or not isinstance(key, str):
+            raise ValueError("a tensor without memory")
+        name = named.name.removeprefix("torch.").removesuffix("Storage")
+        if name == "storage.Untyped":
+            found = _UNTYPED.get(dtype.name if isinstance(dtype, Named) else "")
+            count = None
+        else:
+            found = _STORAGES.get(name)
+        if found is None:
+            raise ValueError(f"a tensor of type {in_one_line(named.name)}")
+        if key not in self._storages:
+            self._storages[key] = self._bytes(key)
+        content = self._storages[key]
+        if content.numel() % found.itemsize or count not in (
+            None,
+            content.numel() // found.itemsize,
+        ):
+            raise ValueError("a tensor whose memory is cut short")
+        return content.view(found)
+
+    def _bytes(self, key: str) -> Tensor:
+        info = self._archive.getinfo(f"{self._folder}data/{key}")
+        content = torch.empty(info.file_size, dtype=torch.uint8)
+        view, filled = content.numpy().data, 0
+        with self._archive.open(info) as stream:
+            while piece := stream.read(_PIECE):
+                view[filled : filled + len(piece)] = piece
+                filled += len(piece)
+        return content
+
+    def _parameter(self, data: Any, *_: Any) -> Any:
+        return self.value(data)
+
+    def _sparse(self, layout: Described, parts: tuple[Any, ...]) -> Tensor:
+        (name,) = layout.args
+        size = parts[2 if name == "torch.sparse_coo" else 3]
+        found = [self.value(part) for part in parts[: 2 if name == "torch.sparse_coo" else 3]]
+        return sparse_tensor(name, found, _lengths(size))
+
+
+def is_numbers(found: Any) -> bool:
+    """Whether a part of the content is the record of a tensor or of an array."""
+    return isinstance(found, Described) and (
+        is_array(found) or found.name.startswith("torch._utils._rebuild")
+    )
+
+
+@contextmanager
+def open_torch(path: Path) -> Iterator[TorchFile]:
+    """A file of ``torch.save``; its tensors are read when they are asked for.
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it is no such file, is damaged, or refers to anything else.
+        ValueError: it is no such file, or damaged (also where the caller meets the damage).
     """
-    names = {f"{c.__module__}.{c.__qualname__}" for c in classes}
-    return _load(path, _TENSOR_NAMES | names, list(classes))
+    with open_zip(path, Limits(ratio=1, free=0)) as archive:  # torch.save does not compress
+        yield TorchFile(archive)
 
 
 def read_torch_arrays(path: Path) -> Any:
-    """As ``read_torch``, for files that hold arrays of numpy.
-
-    Numpy's own way to restore them takes a description of their type that can be forged, so these
-    are restored by hand from type, shape and bytes.
+    """All of a file: a dictionary of tensors and numpy arrays, or whatever else was saved.
 
     Raises:
-        OSError, ValueError: as ``read_torch``.
+        OSError, ValueError: as ``open_torch``.
     """
-    stand_ins: list[tuple[Any, str]] = [
-        (_Array, "numpy.ndarray"),
-        (_Dtype, "numpy.dtype"),
-        (_Array.empty, "numpy.core.multiarray._reconstruct"),
-        (_Array.empty, "numpy._core.multiarray._reconstruct"),
-    ]
-    content = _load(path, _TENSOR_NAMES | _ARRAY_NAMES, stand_ins)
-    if isinstance(content, dict):
-        return {k: v.array() if isinstance(v, _Array) else v for k, v in content.items()}
-    return content
+    with open_torch(path) as file:
+        if isinstance(file.content, dict):
+            return {key: file.value(value) for key, value in file.content.items()}
+        return file.value(file.content)
+
+
+def sparse_tensor(layout: str, parts: Sequence[Any], size: tuple[int, ...]) -> Tensor:
+    """A sparse tensor of torch's whose every index has been looked at.
+
+    Args:
+        layout: as in ``torch.sparse_csr``.
+        parts: what torch's function for the layout takes before the size.
+        size: of the tensor.
+
+    Raises:
+        ValueError: an index is outside, parts do not belong together, or the layout is another.
+    """
+    if layout not in _SPARSE:
+        raise ValueError("a nested, quantised or blocked tensor")
+    for part in parts:
+        if not isinstance(part, Tensor):
+            raise ValueError("a sparse tensor whose parts are no tensors")
+        check_tensor(part)
+    try:
+        with warnings.catch_warnings():
+            # torch calls its compressed layouts a beta
+            warnings.simplefilter("ignore", UserWarning)
+            return _SPARSE[layout](*parts, size, check_invariants=True)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"a damaged tensor ({in_one_line(error)})") from error
 
 
 def check_tensor(tensor: Tensor) -> None:
@@ -111,94 +232,16 @@ def _parts(tensor: Tensor) -> tuple[Tensor, ...]:
     return tensor.ccol_indices(), tensor.row_indices(), tensor.values()
 
 
-def _load(path: Path, names: frozenset[str] | set[str], allowed: Sequence[Any]) -> Any:
-    try:
-        with open_zip(path, Limits(ratio=1, free=0)) as archive:  # torch.save does not compress
-            _check_names(_pickle_of(archive), names)
-    except zipfile.BadZipFile as error:
-        raise ValueError(in_one_line(error)) from error
-    try:
-        with (
-            open_plain(path) as stream,
-            torch.serialization.safe_globals(list(allowed)),
-            torch.sparse.check_sparse_tensor_invariants(),
-        ):
-            return torch.load(stream, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # a forged pickle makes the library raise whatever its steps raise
-        raise ValueError(in_one_line(error) or type(error).__name__) from error
+def _is_pickle(name: str) -> bool:
+    return name.endswith("/data.pkl")
 
 
-def _pickle_of(archive: zipfile.ZipFile) -> bytes:
-    members = [info for info in archive.infolist() if info.filename.endswith("/data.pkl")]
-    if len(members) != 1:
-        raise ValueError("it is not a file of torch.save")
-    if members[0].file_size > _PICKLE_LIMIT:
-        raise ValueError(f"its description has more than the {_PICKLE_LIMIT:,} bytes allowed")
-    return archive.read(members[0])
-
-
-def _check_names(content: bytes, allowed: Iterable[str]) -> None:
-    """Compare every name in a pickle, without running any of it, with those that are allowed."""
-    names = set()
-    try:
-        for code, argument, _ in pickletools.genops(content):
-            if code.name == "GLOBAL":
-                names.add(".".join(str(argument).split(" ")))
-            elif code.name in ("STACK_GLOBAL", "INST", "OBJ", "EXT1", "EXT2", "EXT4"):
-                raise ValueError("it was not written by torch.save")
-    except (LookupError, AttributeError) as error:
-        raise ValueError(f"its pickle is damaged ({in_one_line(error)})") from error
-    refused = sorted(names.difference(allowed))
-    if refused:
-        raise ValueError(f"it refers to {in_one_line(refused[0])}, which is not on the list")
-
-
-class _Dtype:
-    """Stands for a numpy type in a pickle; only whole numbers, floats and booleans."""
-
-    def __init__(self, code: Any, *_: Any) -> None:
-        if not isinstance(code, str) or code[:1] not in "biuf" or not code[1:].isdecimal():
-            raise ValueError("an array of another type than numbers")
-        self.code = code
-        self.order = "="
-
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        if len(state) < 2 or state[1] not in ("<", ">", "|"):
-            raise ValueError("an array of another type than numbers")
-        self.order = state[1]
-
-    def dtype(self) -> np.dtype:
-        return np.dtype(self.order + self.code)
-
-
-class _Array:
-    """Stands for a numpy array in a pickle."""
-
-    state: tuple[Any, ...] = ()
-
-    @classmethod
-    def empty(cls, *_: Any) -> _Array:
-        return cls()
-
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        self.state = state
-
-    def array(self) -> np.ndarray:
-        """The array that the state describes.
-
-        Raises:
-            ValueError: type, shape and bytes do not belong together.
-        """
-        if len(self.state) != 5:
-            raise ValueError("an array without content")
-        _, shape, kind, fortran, content = self.state
-        plain = isinstance(shape, tuple) and all(type(length) is int for length in shape)
-        if not plain or not isinstance(kind, _Dtype) or not isinstance(content, bytes):
-            raise ValueError("an array of another type than numbers")
-        try:
-            flat = np.frombuffer(content, kind.dtype())
-            return flat.reshape(shape, order="F" if fortran else "C").copy()
-        except TypeError as error:
-            raise ValueError(in_one_line(error)) from error
+def _lengths(found: Any) -> tuple[int, ...]:
+    """A shape, whether written as a tuple or as a ``torch.Size``."""
+    if isinstance(found, Described) and found.name == "torch.Size" and len(found.args) == 1:
+        found = found.args[0]
+    if not isinstance(found, tuple | list) or len(found) > 32:
+        raise ValueError("a tensor without a shape")
+    if any(type(length) is not int or not 0 <= length < 2**62 for length in found):
+        raise ValueError("a tensor without a shape")
+    return tuple(found)

@@ -143,6 +143,7 @@ def load_run_for(run: Path, source: object, comm: Communicator) -> Trainer:
             f"{data.name} has {data.num_features} feature columns and {run} was trained on "
             f"{shape.num_features}; give the same features in the same order"
         )
+    data = replace(data, class_names=shape.class_names)
     if config.partition.clusters > 0:
         data = replace(data, clusters=assign_clusters(data.graphs, config.partition))
     (shard,) = build_shards(data, torch.zeros(data.num_nodes, dtype=torch.int64), 1)

@@ -53,6 +53,7 @@ class Prediction:
         solves: whether the model solves for its states (``model.kind``).
         scores: of the predictions on the train, val and test nodes of the run's own graph; those of
             another graph have no labels.
+        class_names: of the C classes, where the labels that were trained on were words.
     """
 
     logits: Tensor
@@ -70,6 +71,7 @@ class Prediction:
     metric: str
     scores: dict[str, float]
     solves: bool = True
+    class_names: tuple[str, ...] = ()
 
     @property
     def converged(self) -> bool:
@@ -89,7 +91,8 @@ class Prediction:
     def quality(self) -> dict[str, Any]:
         """How close the solve has come, and how good the predictions are, as JSON values."""
         solve = ("evaluations", "residual", "tolerance", "converged", *_CERTIFIED)
-        names = ("epoch", *(solve if self.solves else ()), "metric", "scores")
+        named = ("class_names",) if self.class_names else ()
+        names = ("epoch", *(solve if self.solves else ()), "metric", "scores", *named)
         return {name: getattr(self, name) for name in names}
 
     def __repr__(self) -> str:
@@ -181,6 +184,7 @@ def solved_here(trainer: Trainer, run: Path, request: SolveRequest) -> tuple[Pre
         epoch=trainer.best.epoch,
         metric=trainer.objective.metric_name,
         scores=trainer.objective.scores(logits),
+        class_names=trainer.shard.class_names,
         **_solve_figures(request, trainer, solution),
     )
     return found, solution.image

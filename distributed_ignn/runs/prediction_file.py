@@ -1,9 +1,9 @@
 """Predictions as a file: parquet, CSV or npz, by its ending.
 
-Each has a row for every node: its id, the likeliest class, or of multi-label data those above one
-half, and the probability of each class. How close the equilibrium was found goes with them as JSON:
-under the key ``distributed_ignn`` of a parquet file's metadata, as the array of that name in an npz
-file, in ``FILE.json`` beside a CSV file.
+Each has a row for every node: its id, the likeliest class (by its name, if it has one), or of
+multi-label data those above one half, and the probability of each class. How close the equilibrium
+was found goes with them as JSON: under the key ``distributed_ignn`` of a parquet file's metadata,
+as the array of that name in an npz file, in ``FILE.json`` beside a CSV file.
 
 The rows come in blocks from all ranks, and the first rank writes each of them before it asks for
 the next: the whole table is in no process.
@@ -45,11 +45,13 @@ class Block:
         first: id of the first.
         probability: float32 [r, C].
         multilabel: whether a node may have several labels.
+        names: of the classes, where they have some and a node has one.
     """
 
     first: int
     probability: Tensor
     multilabel: bool
+    names: tuple[str, ...] = ()
 
     @property
     def nodes(self) -> range:
@@ -64,7 +66,7 @@ class Block:
     def labels(self) -> list[Any]:
         """The likeliest class of each node, or the list of its classes above one half."""
         if not self.multilabel:
-            return list(self.chosen.tolist())
+            return [self.names[c] if self.names else c for c in self.chosen.tolist()]
         return [row.nonzero()[:, 0].tolist() for row in self.chosen]
 
 
@@ -76,12 +78,14 @@ class Table:
         nodes, classes: n and C.
         multilabel: whether a node may have several labels.
         quality: as JSON.
+        names: of the classes, if they have some.
     """
 
     nodes: int
     classes: int
     multilabel: bool
     quality: str
+    names: tuple[str, ...] = ()
 
 
 Writer = Generator[None, Block | None, None]
@@ -114,7 +118,8 @@ def write_predictions(path: Path, found: Prediction, rows: NodeRows) -> None:
     """
     kind, comm = FORMATS[checked_ending(path).suffix], rows.comm
     quality = json.dumps(found.quality())
-    table = Table(rows.num_nodes, rows.num_columns, found.multilabel, quality)
+    names = found.class_names
+    table = Table(rows.num_nodes, rows.num_columns, found.multilabel, quality, names)
     file = _GrowingFile(path, kind, table) if comm.is_main else None
 
     def together(action: Callable[[_GrowingFile], None]) -> None:
@@ -126,7 +131,7 @@ def write_predictions(path: Path, found: Prediction, rows: NodeRows) -> None:
             for _ in range(kind.passes):
                 for first, logits in rows:
                     probability = replace(found, logits=logits).probabilities.float()
-                    block = Block(first, probability, found.multilabel)
+                    block = Block(first, probability, found.multilabel, names)
                     together(lambda own, block=block: own.put(block))  # type: ignore[misc]
                     advance(logits.shape[0])
                 together(lambda own: own.put(None))
@@ -194,7 +199,8 @@ def _told(file: _GrowingFile | None, total: int) -> Iterator[Callable[[int], Non
 
 
 def _write_parquet(path: Path, table: Table) -> Writer:
-    label = pa.list_(pa.int64()) if table.multilabel else pa.int64()
+    single = pa.string() if table.names else pa.int64()
+    label = pa.list_(pa.int64()) if table.multilabel else single
     columns = {
         "node": pa.int64(),
         "prediction": label,
@@ -216,7 +222,7 @@ def _write_csv(path: Path, table: Table) -> Writer:
     """Classes of multi-label data stand in one cell, with a space between them."""
     with path.open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file, lineterminator="\n")
-        columns = (f"probability_{c}" for c in range(table.classes))
+        columns = (f"probability_{c}" for c in table.names or range(table.classes))
         rows.writerow(["node", "prediction", *columns])
         while (block := (yield)) is not None:
             labels = block.labels()
@@ -227,17 +233,18 @@ def _write_csv(path: Path, table: Table) -> Writer:
 
 
 def _write_npz(path: Path, table: Table) -> Writer:
-    """``prediction`` is int64 [n], or bool [n, C] of multi-label data."""
+    """``prediction`` is int64 [n] or names [n], or bool [n, C] of multi-label data."""
     wide = (table.nodes, table.classes)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         with _member(archive, "node", np.dtype(np.int64), (table.nodes,)) as put:
             for first in range(0, table.nodes, _IDS):
                 put(np.arange(first, min(first + _IDS, table.nodes)))
-        label = np.dtype(bool if table.multilabel else np.int64)
+        single = np.array(table.names).dtype if table.names else np.dtype(np.int64)
+        label = np.dtype(bool) if table.multilabel else single
         shape = wide if table.multilabel else (table.nodes,)
         with _member(archive, "prediction", label, shape) as put:
             while (block := (yield)) is not None:
-                put(block.chosen.numpy())
+                put(block.chosen.numpy() if table.multilabel else np.array(block.labels(), label))
         with _member(archive, "probabilities", np.dtype(np.float32), wide) as put:
             while (block := (yield)) is not None:
                 put(block.probability.numpy())

@@ -39,6 +39,7 @@ def summarise(trainer: Trainer) -> dict[str, Any]:
         "nodes": shard.num_nodes,
         "edges": _count_edges(shard, comm),
         "classes": shard.num_classes,
+        **({"class_names": list(shard.class_names)} if shard.class_names else {}),
         "metric": trainer.objective.metric_name,
         "kind": config.model.kind,
         "world_size": comm.world_size,

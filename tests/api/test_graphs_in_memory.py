@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import csv
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from torch_geometric.data import Data, HeteroData
@@ -14,6 +18,7 @@ import distributed_ignn as di
 from distributed_ignn.config import DataConfig, RunConfig, run_from_settings
 from distributed_ignn.config.keywords import spelled_out
 from distributed_ignn.graph.datasets import graph_in_memory, load_dataset
+from distributed_ignn.runs.prediction_file import write_predictions
 from tests.api.small_data import QUICK, small_data
 
 DATA = small_data()
@@ -53,6 +58,33 @@ def test_other_forms_of_the_same_graph() -> None:
     assert DATA.x.is_leaf
 
 
+def test_words_for_labels_come_back(tmp_path: Path) -> None:
+    """In the summary, and as predictions, of another graph, too."""
+    words = ["yes" if y else "no" for y in DATA.y.tolist()]
+    run, plain = (
+        di.fit(data, QUICK, output=name)
+        for data, name in (
+            (_with(y=words), "words"),
+            (DATA, "numbers"),
+        )
+    )
+    assert run.summary["class_names"] == ["no", "yes"]
+    assert "class_names" not in plain.summary
+    assert run.summary["test_at_best_val"] == plain.summary["test_at_best_val"]
+    found = run.predict(Data(x=DATA.x, edge_index=DATA.edge_index))
+    assert found.class_names == ("no", "yes")
+    names = [("no", "yes")[label] for label in plain.predict().labels.tolist()]
+    for kind in ("csv", "npz", "parquet"):
+        write_predictions(tmp_path / f"p.{kind}", found)
+    with (tmp_path / "p.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["prediction"] for row in rows] == names
+    assert set(rows[0]) == {"node", "prediction", "probability_no", "probability_yes"}
+    assert np.load(tmp_path / "p.npz", allow_pickle=False)["prediction"].tolist() == names
+    assert pq.read_table(tmp_path / "p.parquet")["prediction"].to_pylist() == names
+    assert json.loads((tmp_path / "p.csv.json").read_text())["class_names"] == ["no", "yes"]
+
+
 @pytest.mark.parametrize(
     ("data", "settings"),
     [
@@ -82,14 +114,14 @@ def test_every_kind_trains_and_predicts(data: Data, settings: dict[str, Any]) ->
 
 
 REFUSED: list[tuple[str, Callable[[], Any], str]] = [
-    ("several splits", lambda: _with(train_mask=torch.ones(60, 3)), r"3 splits; choose one"),
+    ("several splits", lambda: _with(train_mask=torch.ones(60, 3)), r"3 splits, one a column; choose one"),
     ("no split", lambda: _with(val_mask=None), "data: val nodes are missing"),
     ("a number", lambda: 3, "data is a int; give a torch_geometric"),
     ("kinds of nodes", HeteroData, "several kinds of nodes; give one kind"),
     ("no such name", lambda: "citeser", r"no dataset \(did you mean 'citeseer'\?\)"),
     ("a name without meaning here", lambda: "memory", "'memory' is no dataset"),
     ("no such file", lambda: "nothing.pt", "nothing.pt does not exist"),
-    ("a list", lambda: _with(y=[0] * 60), "data: y is a list, a tensor is needed"),
+    ("a list", lambda: _with(y=[0, None] * 30), "data: y is a list, a tensor is needed"),
     ("no nodes", lambda: _with(edge_index=DATA.edge_index + 60), r"edges \(60 nodes by y\)"),
     ("negative weights", lambda: _with(edge_weight=-DATA.edge_index[0].float()), "data: edge_w"),
 ]

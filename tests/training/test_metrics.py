@@ -107,6 +107,30 @@ def test_the_area_for_several_labels_is_a_mean_over_columns_with_both_values() -
     assert found == {"val": pytest.approx(sum(columns) / len(columns), abs=1e-12)}
 
 
+@pytest.mark.parametrize("metric", ["micro_f1", "macro_f1", "roc_auc"])
+def test_labels_that_are_not_known_take_no_part(metric: Metric) -> None:
+    """Nodes whose labels are all unknown change nothing; the others count by column."""
+    data, logits = _data(several=True), _logits()
+    unknown = torch.rand(NODES, CLASSES, generator=torch.Generator().manual_seed(5)) < 0.4
+    labels = data.labels.masked_fill(unknown, -1.0)
+    found = _objective(replace(data, labels=labels), metric).metrics(logits, ("test",))["test"]
+    nodes = data.test_nodes
+    columns = []
+    for c in range(CLASSES):
+        known = nodes[~unknown[nodes, c]]
+        positive, scores = data.labels[known, c] == 1, logits[known, c]
+        if metric == "roc_auc":
+            columns.append((_mann_whitney(scores, positive), 1.0))
+        else:
+            hits = int((positive & (scores > 0)).sum())
+            columns.append((2.0 * hits, float(positive.sum() + (scores > 0).sum())))
+    above, below = (sum(part) for part in zip(*columns, strict=True))
+    micro, macro = above / below, sum(a / b for a, b in columns) / CLASSES
+    assert found == pytest.approx(micro if metric == "micro_f1" else macro, abs=1e-12)
+    whole = _objective(data, metric).metrics(logits, ("test",))["test"]
+    assert found != pytest.approx(whole, abs=1e-3)
+
+
 def test_the_order_of_nodes_does_not_change_a_bit_of_the_area() -> None:
     positive, negative = torch.randn(999).half().float(), torch.randn(501).half().float()
     areas = {_area(positive[torch.randperm(999)], negative[torch.randperm(501)]) for _ in range(5)}

@@ -64,6 +64,21 @@ def test_bce_takes_one_hot_labels_or_the_labels_themselves() -> None:
         assert value == pytest.approx(expected, rel=1e-6), loss
 
 
+def test_labels_that_are_not_known_take_no_part() -> None:
+    data, logits = _multilabel(), torch.randn(NODES, CLASSES, dtype=torch.float64)
+    unknown = torch.rand(NODES, CLASSES) < 0.5
+    logits.requires_grad_()
+    found = _objective(replace(data, labels=data.labels.masked_fill(unknown, -1.0))).loss(logits)
+    nodes = data.train_nodes
+    known = ~unknown[nodes]
+    labels = data.labels[nodes].double()[known]
+    expected = float(_log_sigmoid_loss(logits[nodes][known], labels).detach())
+    assert float(found.detach()) == pytest.approx(expected, rel=1e-6)
+    found.backward()
+    assert logits.grad is not None
+    assert torch.equal(logits.grad[nodes] != 0, known)
+
+
 @pytest.mark.parametrize("loss", ["cross_entropy", "bce"])
 def test_smoothing_spreads_a_share_of_the_target_over_all_classes(loss: Loss) -> None:
     data = make_data("plain")

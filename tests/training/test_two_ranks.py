@@ -102,23 +102,29 @@ def _gradients(comm: Communicator) -> list[Any]:
     return [grads, comm.traffic.since(before).reductions]
 
 
-def _objective_data(multilabel: bool) -> tuple[GraphData, Tensor]:
-    """Training and validation nodes on rank 0 alone; logits of all nodes."""
+def _objective_data(multilabel: bool, unknown: float = 0.0) -> tuple[GraphData, Tensor]:
+    """Training and validation nodes on rank 0 alone; logits of all nodes.
+
+    Args:
+        multilabel: several labels a node.
+        unknown: share of them that is not known.
+    """
     data = make_data("plain")
     nodes = torch.arange(NODES)
     generator = torch.Generator().manual_seed(0)
     data = replace(data, train_nodes=nodes[:10], val_nodes=nodes[10:20], test_nodes=nodes[20:])
     if multilabel:
         labels = (torch.rand(NODES, CLASSES, generator=generator) > 0.5).float()
+        labels[torch.rand(NODES, CLASSES, generator=generator) < unknown] = -1.0
         data = replace(data, labels=labels, task="multilabel")
     return data, torch.randn(NODES, CLASSES, generator=generator)
 
 
 def _objective(comm: Communicator) -> list[Any]:
-    """Loss summed over ranks and metrics, for one and for several labels a node."""
+    """Loss summed over ranks and metrics, for one, for several, for several known labels a node."""
     results = []
-    for multilabel in (False, True):
-        data, logits = _objective_data(multilabel)
+    for multilabel, unknown in ((False, 0.0), (True, 0.0), (True, 0.4)):
+        data, logits = _objective_data(multilabel, unknown)
         part = (torch.arange(NODES) >= 30).long() * (comm.world_size - 1)
         shard = list(build_shards(data, part, comm.world_size))[comm.rank]
         objective = Objective(shard, comm, "auto")

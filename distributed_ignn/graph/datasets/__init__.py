@@ -48,7 +48,7 @@ def _amgcn(name: str, data_root: Path, data: DataConfig) -> GraphData:
 def _file(name: str, data_root: Path, data: DataConfig) -> GraphData:
     if data.path is None:
         raise UserError("data.path: dataset 'file' needs the path of a .pt or .npz file")
-    return load_user_file(Path(data.path), data.edge_weights, data.directions)
+    return load_user_file(Path(data.path), data)
 
 
 def _amazon(name: str, data_root: Path, data: DataConfig) -> GraphData:
@@ -116,7 +116,7 @@ def load_dataset(
         if loader is not None:
             loaded = loader(name, data_root, data)
         else:
-            loaded = load_user_file(Path(name), data.edge_weights, data.directions)
+            loaded = load_user_file(Path(name), data)
         return _prepared(validate(loaded, name), data, scaling, knn=name not in RELEASE)
 
 
@@ -130,8 +130,7 @@ def graph_in_memory(graph: object, data: DataConfig) -> GraphData:
     Raises:
         UserError: an attribute is missing or breaks a rule.
     """
-    fields = fields_in_memory(graph, data.edge_weights)
-    loaded = labelled_graph(fields, ORIGIN, data.edge_weights, data.directions)
+    loaded = labelled_graph(fields_in_memory(graph, data.edge_weights), data)
     return _prepared(validate(loaded, str(ORIGIN)), data)
 
 
@@ -163,9 +162,8 @@ def graph_to_predict(
     if is_in_memory(source):
         fields = fields_in_memory(source, data.edge_weights)
     else:
-        fields = read_fields(path, data.edge_weights)
-    edges = data.edge_weights, num_classes, task, data.directions
-    loaded = unlabelled_graph(fields, path, *edges)
+        fields = read_fields(path, data)
+    loaded = unlabelled_graph(fields, data, num_classes, task)
     return _prepared(validate_graph(loaded, str(path)), data, scaling)
 
 

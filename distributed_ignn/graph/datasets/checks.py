@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from distributed_ignn.errors import UserError
-from distributed_ignn.graph.data import CSRMatrix, GraphData
+from distributed_ignn.graph.data import UNKNOWN, CSRMatrix, GraphData
 from distributed_ignn.reading.plain_files import in_one_line
 
 _ROWS = 1 << 16
@@ -122,10 +122,11 @@ def _check_labels(data: GraphData, origin: str) -> None:
             f"{origin}: {labels.shape[0]} labels for {data.num_nodes} nodes; give one a node"
         )
     if data.task == "multilabel":
-        if labels.shape[1] != data.num_classes or not bool(((labels == 0) | (labels == 1)).all()):
+        known = (labels == 0) | (labels == 1) | (labels == UNKNOWN)
+        if labels.shape[1] != data.num_classes or not bool(known.all()):
             raise UserError(
-                f"{origin}: multi-label targets must be 0 or 1, one column for each of the "
-                f"{data.num_classes} classes"
+                f"{origin}: multi-label targets must be 0 or 1 (-1 where one is not known), one "
+                f"column for each of the {data.num_classes} classes"
             )
         return
     low, high = (int(value) for value in torch.aminmax(labels))

@@ -10,14 +10,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from distributed_ignn.config.dataset import EdgeWeights
 from distributed_ignn.errors import UserError
-from distributed_ignn.graph.datasets.attributes import Fields, plain_tensor, wanted_names
-from distributed_ignn.graph.datasets.user_file import from_numpy
+from distributed_ignn.graph.datasets.fields import Fields, chosen_fields
+from distributed_ignn.graph.datasets.torch_content import from_rows, with_split_ids
 
 ORIGIN = Path("data")
 """The first word of messages about a graph in memory."""
@@ -39,21 +38,20 @@ def fields_in_memory(data: object, edge_weights: EdgeWeights) -> Fields:
     Raises:
         UserError: it is something else, or an attribute is no plain tensor.
     """
-    content = _attributes(data)
-    names = wanted_names(content.keys(), edge_weights, ORIGIN)
-    return {
-        key: plain_tensor(_on_cpu(content[key]), key, ORIGIN) for key in names if key in content
-    }
+    content = with_split_ids(_attributes(data))
+    return chosen_fields(content, lambda name: _on_cpu(content[name]), ORIGIN, edge_weights)
 
 
 def _attributes(data: object) -> dict[str, Any]:
     """Name and value of every attribute that there is."""
-    from torch_geometric.data import Data
+    from torch_geometric.data import Data, HeteroData
 
     if isinstance(data, Data):
         found: Mapping[str, Any] = data.to_dict()
     elif isinstance(data, Mapping):
         found = data
+    elif isinstance(data, HeteroData) and len(data.node_types) == len(data.edge_types) == 1:
+        found = data[data.node_types[0]].to_dict() | data[data.edge_types[0]].to_dict()
     else:
         raise UserError(f"data is a {type(data).__name__}{_way_out(data)}")
     return {str(key): value for key, value in found.items() if value is not None}
@@ -74,10 +72,10 @@ def _way_out(data: object) -> str:
 
 def _on_cpu(value: Any) -> Any:
     """A plain tensor with memory of its own for every entry; anything else as it is."""
-    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
-        return from_numpy(value)
-    if isinstance(value, np.integer):
-        return int(value)
+    if callable(getattr(value, "csr", None)) and callable(getattr(value, "sparse_sizes", None)):
+        # torch_sparse's, which this package does without
+        pointer, col, entries = (None if part is None else _on_cpu(part) for part in value.csr())
+        return from_rows(None, pointer, col, entries, tuple(value.sparse_sizes()))
     if not isinstance(value, Tensor):
         return value
     value = value.detach().cpu()

@@ -40,6 +40,7 @@ def merge_shards(shards: Sequence[GraphShard]) -> GraphData:
         clusters=_merge_clusters(shards),
         graph_channels=first.graph_channels,
         scaling=first.scaling,
+        class_names=first.class_names,
     )
 
 

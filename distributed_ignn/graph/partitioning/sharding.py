@@ -157,6 +157,7 @@ def build_shard(data: GraphData, plan: ShardPlan, p: int) -> GraphShard:
         clusters=None if data.clusters is None else data.clusters[owned_nodes],
         graph_channels=data.graph_channels,
         scaling=data.scaling,
+        class_names=data.class_names,
     )
 
 

@@ -104,6 +104,7 @@ class DatasetSize(_Strict):
         symmetric: per channel, whether the adjacency is; a directed one needs its transpose too.
         weighted: per channel, whether its edges have weights; empty where none has.
         graph_channels: channels that are the dataset's own graph, as in ``GraphData``.
+        class_names: as in ``GraphData``.
     """
 
     num_nodes: int = Field(ge=1)
@@ -115,6 +116,7 @@ class DatasetSize(_Strict):
     symmetric: tuple[bool, ...]
     weighted: tuple[bool, ...] = ()
     graph_channels: int = Field(1, ge=1, le=2)
+    class_names: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, shard: GraphShard) -> DatasetSize:
@@ -133,6 +135,7 @@ class DatasetSize(_Strict):
             symmetric=tuple(channel.symmetric for channel in shard.channels),
             weighted=weighted if any(weighted) else (),
             graph_channels=shard.graph_channels,
+            class_names=shard.class_names,
         )
 
 

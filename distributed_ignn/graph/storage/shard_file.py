@@ -52,14 +52,15 @@ class _Scalars(BaseModel):
 class _Stored(_Scalars):
     """Besides, per channel; ``weighted`` is left out where no channel is.
 
-    So is ``graph_channels`` where it is 1. ``feature_norm`` is that of ``FeatureScaling``, and left
-    out without one.
+    So are ``graph_channels`` where it is 1, and ``class_names`` without any. ``feature_norm`` is
+    that of ``FeatureScaling``, and left out without one.
     """
 
     symmetric: tuple[bool, ...]
     weighted: tuple[bool, ...] = ()
     graph_channels: int = 1
     feature_norm: FeatureNorm | None = None
+    class_names: tuple[str, ...] = ()
 
 
 def write_shard_file(path: Path, shard: GraphShard) -> None:
@@ -88,6 +89,8 @@ def write_shard_file(path: Path, shard: GraphShard) -> None:
         scalars["weighted"] = weighted
     if shard.graph_channels > 1:
         scalars["graph_channels"] = shard.graph_channels
+    if shard.class_names:
+        scalars["class_names"] = shard.class_names
     if shard.scaling is not None:
         scalars["feature_norm"] = shard.scaling.norm
     # one key: the order of several changes from run to run

@@ -76,7 +76,10 @@ _YOUNGER: dict[str, dict[str, JsonValue]] = {
     "data": {
         "directions": "undirected",
         "edge_weights": "auto",
+        "split": "file",
         "split_seed": 0,
+        "split_train": None,
+        "split_val": None,
         "train_fraction": 0.06,
     },
     "partition": {"edge_weights": False},

@@ -38,7 +38,7 @@ class LabelledNodes:
 
     Args:
         name: of the dataset, for messages.
-        labels: int64 [O], or [O, C] of 0 and 1.
+        labels: int64 [O], or [O, C] of 0, 1 and -1, which means that a label is not known.
         splits: owned ids by the name of the split, ``val`` among them.
         classes: C.
         multilabel: whether a node may have several labels.
@@ -137,6 +137,8 @@ class CountedMeasure(Measure):
             return torch.stack([hits, hits.new_tensor(rows.numel())]).cpu()
         if not nodes.multilabel:
             predicted, labels = (_columns(ids, nodes.classes) for ids in (predicted, labels))
+        else:
+            predicted = predicted & (labels >= 0)
         actual = labels > 0.5
         # F1 = 2 TP / (2 TP + FP + FN), of every class
         twice_hits = 2 * (predicted.bool() & actual).sum(dim=0)
@@ -160,9 +162,10 @@ def _value(name: Metric, sums: Tensor) -> float:
 class RocAuc(Measure):
     """Area under the ROC curve: of the second class of two, or the mean over columns of labels.
 
-    Columns of which all nodes of the split have the same value are left out of the mean (as OGB
-    does for ogbn-proteins). A split that has no other columns has no figure; the validation split
-    must have one, since it chooses the epoch.
+    Nodes whose label of a column is not known take no part in it. Columns of which all nodes of the
+    split have the same value are left out of the mean (as OGB does for ogbn-proteins). A split that
+    has no other columns has no figure; the validation split must have one, since it chooses the
+    epoch.
 
     Args:
         nodes: of this rank; every rank makes one.
@@ -174,14 +177,18 @@ class RocAuc(Measure):
     def __init__(self, nodes: LabelledNodes) -> None:
         super().__init__(nodes, "roc_auc")
         self._width = nodes.classes if nodes.multilabel else 1
-        self._positive = {name: self._targets(rows) for name, rows in nodes.splits.items()}
+        self._sides = {name: self._targets(rows) for name, rows in nodes.splits.items()}
         self._counts = self._count_all()
         self._check_splits()
 
-    def _targets(self, rows: Tensor) -> Tensor:
-        """Which nodes of ``rows`` are positive, bool [R, K]."""
+    def _targets(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Which nodes of ``rows`` are positive and which negative, bool [R, K] each.
+
+        One whose label is not known is neither.
+        """
         labels = self.nodes.labels[rows]
-        return labels > 0.5 if self.nodes.multilabel else (labels == 1)[:, None]
+        labels = labels if self.nodes.multilabel else labels[:, None]
+        return labels == 1, labels == 0
 
     def _scores(self, logits: Tensor) -> Tensor:
         """What columns [R, K] nodes are ranked by; of two classes the lead of the second."""
@@ -190,14 +197,11 @@ class RocAuc(Measure):
     def _count_all(self) -> dict[str, Tensor]:
         """By split, how many positive and negative nodes each rank has, int64 [P, K, 2]."""
         comm = self.nodes.comm
-        counts = torch.zeros(
-            len(self._positive), comm.world_size, self._width, 2, dtype=torch.int64
-        )
-        for number, positive in enumerate(self._positive.values()):
-            found = positive.sum(dim=0).cpu()
-            counts[number, comm.rank, :, 0] = found
-            counts[number, comm.rank, :, 1] = positive.shape[0] - found
-        return dict(zip(self._positive, comm.sum(counts), strict=True))
+        counts = torch.zeros(len(self._sides), comm.world_size, self._width, 2, dtype=torch.int64)
+        for number, sides in enumerate(self._sides.values()):
+            for side, members in enumerate(sides):
+                counts[number, comm.rank, :, side] = members.sum(dim=0).cpu()
+        return dict(zip(self._sides, comm.sum(counts), strict=True))
 
     def _check_splits(self) -> None:
         for name, counts in self._counts.items():
@@ -262,11 +266,8 @@ class RocAuc(Measure):
 
     def _halves(self, scores: Tensor, split: str, columns: Sequence[int]) -> list[Tensor]:
         """Of each column, the scores of the positive nodes, then those of the negative ones."""
-        positive = self._positive[split]
         return [
-            scores[:, column][positive[:, column] == half]
-            for column in columns
-            for half in (True, False)
+            scores[:, column][side[:, column]] for column in columns for side in self._sides[split]
         ]
 
 

@@ -28,7 +28,8 @@ class Objective:
     """What is minimised and what is reported.
 
     Multi-class: cross-entropy, or binary cross-entropy on one-hot labels as the IGNN-Solver paper
-    prints it. Multi-label: binary cross-entropy. The metrics are those of ``metrics.py``.
+    prints it. Multi-label: binary cross-entropy, over the labels that are known. The metrics are
+    those of ``metrics.py``.
 
     Args:
         shard: this rank's labels and splits.
@@ -68,7 +69,7 @@ class Objective:
         }
         sizes = zip(self._splits, shard.split_sizes, strict=True)
         self._labelled = tuple(name for name, size in sizes if size > 0)
-        self._train_total = max(shard.split_sizes[0], 1)
+        self._train_total = self._count_targets(shard.split_sizes[0], comm)
         self._nodes = LabelledNodes(
             shard.name, self._labels, self._splits, self._classes, self.multilabel, comm
         )
@@ -76,6 +77,13 @@ class Objective:
         self.metric_name = self._measure.name
         usual = self.metric_name == usual_metric(self._nodes)
         self.unusual_metric: Metric | None = None if usual else self.metric_name
+
+    def _count_targets(self, nodes: int, comm: Communicator) -> int:
+        """What the loss is the mean over: training nodes, times classes for BCE where known."""
+        if not self.multilabel:
+            return max(nodes, 1) * (self._classes if self._bce else 1)
+        known = (self._labels[self.train_rows] >= 0).sum().cpu().reshape(1)
+        return max(int(comm.sum(known)), 1)
 
     def loss(self, logits: Tensor) -> Tensor:
         """This rank's share of the mean training loss; the shares of all ranks sum to it.
@@ -106,8 +114,10 @@ class Objective:
         target = labels if self.multilabel else functional.one_hot(labels, self._classes)
         smooth = target.to(chosen) * (1.0 - self._smoothing)
         smooth += self._smoothing / (2 if self.multilabel else self._classes)
-        total = functional.binary_cross_entropy_with_logits(chosen, smooth, reduction="sum")
-        return total / (self._train_total * self._classes)
+        # a label that is not known takes no part
+        weight = (labels >= 0).to(chosen) if self.multilabel else None
+        total = functional.binary_cross_entropy_with_logits(chosen, smooth, weight, reduction="sum")
+        return total / self._train_total
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Class probabilities of logits [O, C]: they sum to 1 for one label a node."""

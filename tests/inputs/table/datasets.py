@@ -131,8 +131,8 @@ DATASETS = [
         "a pt file that holds a program",
         _PT,
         value="mine.pt",
-        rule="other than a PyG Data object",
-        way_out="torch.save(data.to_dict(), path)",
+        rule="x is a builtins.print, a plain tensor is needed",
+        way_out="save one in its place",
         spoil=_pickle,
     ),
     Case(
@@ -321,11 +321,11 @@ DATASETS = [
         train_idx=np.array([0, -2]),
     ),
     _case(
-        "a node of a split without label",
-        "node 5 of the validation split",
-        "has no label",
-        "take it out of the split",
-        y=np.where(np.arange(NODES) == 5, -1, np.arange(NODES) % 2),
+        "a split without labels",
+        "mine.npz",
+        "the validation split is empty",
+        "put some into it",
+        y=np.where(ring()["val_mask"], -1, np.arange(NODES) % 2),
     ),
     _case(
         "an edge beyond the nodes",

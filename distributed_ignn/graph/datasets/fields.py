@@ -1,0 +1,259 @@
+"""Named arrays of a graph, called as PyG's ``Data`` calls them, whatever they were called before.
+
+The user's own graph becomes such a collection first, whether it comes from a file or from memory,
+so that all share every check. Letters: n nodes, E edges, F features, C classes, K splits.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from distributed_ignn.config.dataset import EdgeWeights
+from distributed_ignn.errors import UserError
+from distributed_ignn.graph.datasets.checks import brief
+from distributed_ignn.reading.plain_files import in_one_line
+from distributed_ignn.reading.torch_files import check_tensor
+
+logger = logging.getLogger(__name__)
+
+SPLITS = ("train", "val", "test")
+WEIGHTS = ("edge_weight", "edge_attr", "data")
+"""Names of weights of edges, the first that is there counts; the last beside a CSR matrix only."""
+
+_NAMES = (
+    *("indptr", "indices", "edge_index", "adj_t"),
+    *("x", "x_indptr", "x_indices", "x_data", "y", "num_classes"),
+    *(f"{split}_{kind}" for split in SPLITS for kind in ("mask", "idx")),
+)
+#: Names that are not read where another is there, which says the same.
+_SECOND = {
+    "adj_t": ("edge_index",),
+    "indptr": ("edge_index", "adj_t"),
+    "indices": ("edge_index", "adj_t"),
+    "x": ("x_indptr", "x_indices"),
+    **{f"{split}_mask": (f"{split}_idx",) for split in SPLITS},
+}
+#: What OGB, the heterophilous graphs of Platonov et al. 2023 and those of Shchur et al. 2018 call
+#: the same things.
+_ALSO = {
+    "edges": "edge_index",
+    "node_feat": "x",
+    "node_features": "x",
+    "node_label": "y",
+    "node_labels": "y",
+    "labels": "y",
+    "valid_mask": "val_mask",
+    "valid_idx": "val_idx",
+    **{f"{split}_masks": f"{split}_mask" for split in SPLITS},
+    **{f"adj_{name}": name for name in ("indptr", "indices", "data")},
+    **{f"attr_{name}": f"x_{name}" for name in ("indptr", "indices", "data")},
+}
+LABELS = ("y", *(other for other, name in _ALSO.items() if name == "y"))
+"""Names of arrays that may hold words."""
+
+_SHOWN = 12  # names in a message
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Fields:
+    """The arrays of one graph.
+
+    Args:
+        arrays: by name.
+        origin: where they come from, the first word of any message.
+        class_names: where the labels were words, those that the numbers of ``y`` stand for.
+    """
+
+    arrays: dict[str, Tensor]
+    origin: Path
+    class_names: tuple[str, ...] = ()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.arrays
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.arrays[name]
+
+    def integers(self, name: str, *, dim: int = 1) -> Tensor:
+        """An array of whole numbers, int64.
+
+        Raises:
+            UserError: it has another type, or not ``dim`` dimensions.
+        """
+        value = self[name]
+        if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
+            raise UserError(
+                f"{self.origin}: {name} has type {str(value.dtype).removeprefix('torch.')}; whole "
+                "numbers are needed, convert it to int64"
+            )
+        if value.dim() != dim:
+            raise UserError(
+                f"{self.origin}: {name} has shape {tuple(value.shape)}; {dim} dimension(s) are "
+                "needed"
+            )
+        return value.to(torch.int64).contiguous()
+
+    def row_pointer(self, name: str, n: int, entries: int) -> Tensor:
+        """Where each of n rows begins among so many entries, int64 [n + 1].
+
+        Raises:
+            UserError: it does not fit them.
+        """
+        pointer = self.integers(name)
+        if pointer.numel() != n + 1 or int(pointer[0]) != 0 or int(pointer[-1]) != entries:
+            raise UserError(
+                f"{self.origin}: {name} must have {n + 1} entries (one per node of y, and one) "
+                f"from 0 to {entries}, it has {pointer.numel()}"
+            )
+        if bool((pointer[1:] < pointer[:-1]).any()):
+            raise UserError(
+                f"{self.origin}: {name} decreases; it counts the entries before each row"
+            )
+        return pointer
+
+
+def chosen_fields(
+    present: Collection[str],
+    read: Callable[[str], Any],
+    origin: Path,
+    edge_weights: EdgeWeights,
+) -> Fields:
+    """Read what has a meaning, and one for weights; the other names are told in one line.
+
+    Args:
+        present: the names that there are.
+        read: the value of one: a tensor, an array of numpy's, a whole number, or a list of words.
+        origin: as in ``Fields``.
+        edge_weights: see ``DataConfig``.
+
+    Raises:
+        UserError: a value is nothing of that, or breaks a rule.
+    """
+    places = {name: name for name in present if name not in _ALSO}
+    for name in present:
+        if name in _ALSO and _ALSO[name] not in places:
+            places[_ALSO[name]] = name
+    wanted, weights = _wanted(places)
+    read_or_told = {places[name] for name in (*wanted, *weights)}
+    unread = sorted(str(name) for name in present if name not in read_or_told)
+    if weights and edge_weights == "ignore":
+        logger.info("%s: %s is ignored, every edge weighs 1", origin, weights[0])
+        weights = []
+    if unread:
+        logger.info("%s: not read: %s", origin, in_one_line(_some(unread)))
+    arrays: dict[str, Tensor] = {}
+    names: tuple[str, ...] = ()
+    for name in (*wanted, *weights):
+        value = read(places[name])
+        if name == "y" and _are_words(value):
+            value, names = _numbered(value)
+        arrays[name] = plain_tensor(value, places[name], origin)
+    if places.get("edge_index") == "edges" and arrays["edge_index"].shape[1:] == (2,):
+        arrays["edge_index"] = arrays["edge_index"].T
+    _check_forms(arrays, origin)
+    return Fields(arrays, origin, names)
+
+
+def _wanted(places: Collection[str]) -> tuple[list[str], list[str]]:
+    """The names to read, of those that there are, and the one of weights, if any."""
+    wanted = [
+        name
+        for name in _NAMES
+        if name in places and not any(other in places for other in _SECOND.get(name, ()))
+    ]
+    by_name = () if "adj_t" in wanted else WEIGHTS if "indptr" in wanted else WEIGHTS[:2]
+    return wanted, [name for name in by_name if name in places][:1]
+
+
+def _some(names: Sequence[str]) -> str:
+    """Names with commas between them, and how many more there are."""
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
+
+
+def _are_words(value: Any) -> bool:
+    if isinstance(value, np.ndarray):
+        return value.dtype.kind == "U"
+    return type(value) is list and bool(value) and all(type(word) is str for word in value)
+
+
+def _numbered(value: Any) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Words [n] or [n, 1] as numbers of the different ones, in the order of the alphabet.
+
+    An empty word is no label.
+    """
+    words = np.asarray(value)
+    shown = words.reshape(-1) if words.shape[1:] == (1,) else words
+    names, numbers = np.unique(shown, return_inverse=True)
+    numbers = numbers.reshape(shown.shape).astype(np.int64)
+    if names.size and names[0] == "":
+        names, numbers = names[1:], numbers - 1
+    return numbers, tuple(str(name) for name in names)
+
+
+def plain_tensor(value: Any, name: str, origin: Path) -> Tensor:
+    """A tensor of numbers in a form that every later step can read, sharing memory where it can.
+
+    Args:
+        value: a tensor, an array of numpy's, a list of numbers, or a whole number.
+        name: of the value, for messages.
+        origin: as in ``Fields``.
+
+    Raises:
+        UserError: it is something else, or a tensor that is not plain.
+    """
+    if isinstance(value, np.integer):
+        value = int(value)
+    if type(value) is int and abs(value) < 2**63:
+        return torch.tensor(value)
+    if type(value) is list and value and all(type(v) in (int, bool, float) for v in value):
+        value = np.array(value)  # of objects where a number is too large
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
+        return _from_numpy(value)
+    if not isinstance(value, Tensor):
+        kind = f"array of {value.dtype}" if isinstance(value, np.ndarray) else type(value).__name__
+        raise UserError(f"{origin}: {name} is a {in_one_line(kind)}, a tensor is needed")
+    try:
+        check_tensor(value)
+    except ValueError as error:
+        raise UserError(f"{origin}: {name} is {brief(error)}; a plain tensor is needed") from error
+    value = value.detach()
+    wide = value.dtype in (torch.uint16, torch.uint32, torch.uint64)
+    return value.to(torch.int64) if wide else value
+
+
+def _from_numpy(array: np.ndarray) -> Tensor:
+    if array.dtype.kind == "u" and array.dtype.itemsize > 1:
+        array = array.astype(np.int64)  # torch computes little with the wider unsigned types
+    if array.dtype.kind == "f" and array.dtype.itemsize > 8:
+        array = array.astype(np.float64)
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
+    return torch.from_numpy(np.ascontiguousarray(array) if _turned(array) else array)
+
+
+def _turned(array: np.ndarray) -> bool:
+    """Whether some axis runs backwards, which torch does not know."""
+    return any(step < 0 for step in array.strides)
+
+
+def _check_forms(arrays: Mapping[str, Tensor], origin: Path) -> None:
+    """Only x and adj_t may be sparse, nothing may be complex; a number of classes is one number."""
+    for name, value in arrays.items():
+        if value.is_complex():
+            raise UserError(f"{origin}: {name} has type {value.dtype}; real numbers are needed")
+        if value.layout is not torch.strided and name not in ("x", "adj_t"):
+            raise UserError(f"{origin}: {name} is sparse; only x may be, save {name}.to_dense()")
+    classes = arrays.get("num_classes")
+    if classes is not None and (classes.numel() != 1 or classes.is_floating_point()):
+        raise UserError(
+            f"{origin}: num_classes has shape {tuple(classes.shape)} and type {classes.dtype}; one "
+            "whole number is needed"
+        )

@@ -1,0 +1,80 @@
+"""The labels of the user's own graph: what is known, and what NaN and -1 leave open.
+
+Letters: n nodes, C classes.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from distributed_ignn.errors import UserError
+from distributed_ignn.graph.data import UNKNOWN, Task
+from distributed_ignn.graph.datasets.fields import Fields
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Targets:
+    """What is to be predicted.
+
+    Args:
+        labels: as in ``GraphData``.
+        num_classes: C.
+        task: which kind of labels.
+    """
+
+    labels: Tensor
+    num_classes: int
+    task: Task
+
+    @property
+    def labelled(self) -> Tensor:
+        """Which nodes have a label, or one of several, bool [n]."""
+        known = self.labels >= 0
+        return known if self.task == "multiclass" else known.any(dim=1)
+
+
+def targets_of(fields: Fields) -> Targets:
+    """The labels ``y`` [n], [n, 1] or [n, C]; NaN and -1 mean that one is not known.
+
+    Raises:
+        UserError: there are none, or they are no classes.
+    """
+    if "y" not in fields:
+        raise UserError(f"{fields.origin}: labels are missing; give y, one row a node")
+    y = fields["y"]
+    if y.dim() == 2 and y.shape[1] == 1:
+        y = y.flatten()
+    if y.is_floating_point():
+        y = y.to(torch.float64)  # the shorter formats cannot be rounded
+        y = torch.where(y.isnan(), UNKNOWN, y)
+    if y.dim() == 2:
+        return Targets(y.to(torch.float32), y.shape[1], "multilabel")
+    if y.dim() != 1 or y.numel() == 0:
+        raise UserError(
+            f"{fields.origin}: y has shape {tuple(y.shape)}; [nodes] or [nodes, classes] is needed"
+        )
+    if y.is_floating_point() and not torch.equal(y, y.round()):
+        raise UserError(
+            f"{fields.origin}: y holds numbers that are no class; use whole numbers from 0, and -1 "
+            "or NaN where a node has no label"
+        )
+    labels = y.to(torch.int64)
+    found = max(int(labels.max()) + 1, len(fields.class_names))
+    num_classes = int(fields["num_classes"]) if "num_classes" in fields else found
+    if fields.class_names and num_classes != len(fields.class_names):
+        raise UserError(
+            f"{fields.origin}: num_classes is {num_classes} and y has {len(fields.class_names)} "
+            "different words; leave num_classes out"
+        )
+    if num_classes > y.numel():
+        raise UserError(
+            f"{fields.origin}: {num_classes} classes (largest label + 1) for {y.numel()} nodes; "
+            "number the classes from 0 without gaps"
+        )
+    return Targets(labels, num_classes, "multiclass")
