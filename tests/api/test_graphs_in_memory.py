@@ -18,6 +18,7 @@ import distributed_ignn as di
 from distributed_ignn.config import DataConfig, RunConfig, run_from_settings
 from distributed_ignn.config.keywords import spelled_out
 from distributed_ignn.graph.datasets import graph_in_memory, load_dataset
+from distributed_ignn.runs.node_rows import NodeRows
 from distributed_ignn.runs.prediction_file import write_predictions
 from tests.api.small_data import QUICK, small_data
 
@@ -75,7 +76,7 @@ def test_words_for_labels_come_back(tmp_path: Path) -> None:
     assert found.class_names == ("no", "yes")
     names = [("no", "yes")[label] for label in plain.predict().labels.tolist()]
     for kind in ("csv", "npz", "parquet"):
-        write_predictions(tmp_path / f"p.{kind}", found)
+        write_predictions(tmp_path / f"p.{kind}", found, NodeRows.of_one(found.logits))
     with (tmp_path / "p.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["prediction"] for row in rows] == names
