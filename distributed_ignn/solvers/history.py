@@ -46,11 +46,6 @@ from distributed_ignn.solvers.history_blocks import (
     mix_residuals,
 )
 
-PASSES = 10.0
-"""Over [O, D] in a step besides two for each older iterate: entering a point reads it, its image
-and the last pair and writes three arrays, mixing reads two and writes one. (On a CPU, where what a
-block makes stays in the cache.)"""
-
 
 @dataclass(slots=True, eq=False)
 class History:
@@ -84,11 +79,9 @@ class History:
         """Bytes that ``push`` and ``mix`` of an average step read and write."""
         share = 1.0 if storage is None else storage.itemsize / sizes.item
         steps = max(sizes.steps, 1)
-        if sizes.fused:
-            counts = (min(i + 1, memory + 1) for i in range(steps))
-            return sum(_fused_passes(held, share) for held in counts) / steps * sizes.state
-        held = sum(min(i + 1, memory + 1) for i in range(steps)) / steps
-        return (PASSES + 2.0 * (held - 1.0) * share) * sizes.state
+        counts = (min(i + 1, memory + 1) for i in range(steps))
+        passes = sum(step_passes(held, share, fused=sizes.fused) for held in counts)
+        return passes / steps * sizes.state
 
     def __len__(self) -> int:
         return self._held
@@ -346,13 +339,22 @@ class History:
         self.gram = self.gram[:0, :0]
 
 
-def _fused_passes(held: int, share: float) -> float:
-    """Over [O, D] in one pass of ``push`` and one of ``mix``; ``share`` of one in a difference.
+def step_passes(held: int, share: float = 1.0, *, fused: bool) -> float:
+    """Passes over [O, D] of ``push`` and ``mix`` together.
 
-    Entering reads two arrays and writes one, and from the second iterate on reads the last pair,
-    too, writes two differences and reads those of the residuals before. Mixing reads two arrays and
-    a difference for each older iterate, and writes one.
+    By kernels, entering reads two arrays and writes one, and from the second iterate on reads the
+    last pair, too, writes two differences and reads those of the residuals before. Mixing reads two
+    arrays and a difference for each older iterate, and writes one. On a CPU, where what a block
+    makes stays in the cache, entering counts as reading a point, its image and the last pair and
+    writing three arrays, and reading every difference of residuals.
+
+    Args:
+        held: m, iterates held then.
+        share: bytes of a number in a difference over those of one in a point.
+        fused: whether kernels do it, see ``triton_history``.
     """
+    if not fused:
+        return 10.0 + 2.0 * (held - 1) * share
     return 6.0 if held == 1 else 8.0 + (2 * held - 1) * share
 
 
