@@ -36,19 +36,15 @@ from torch import Tensor
 from distributed_ignn.device.triton_seam import triton_kernels_for
 from distributed_ignn.solvers.base import SolveSizes
 from distributed_ignn.solvers.blocks import HISTORY_FORMATS, Rows, blocks, square_sum
-
-PASSES = 10.0
-"""Over [O, D] in a step besides two for each older iterate: entering a point reads it, its image
-and the last pair and writes three arrays, mixing reads two and writes one. (On a CPU, where what a
-block makes stays in the cache.)"""
-
-
-@dataclass(slots=True, eq=False)
-class _Slot:
-    """One older iterate: dg and dy to the next newer one, [O, D] in the storage format."""
-
-    residual: Tensor
-    estimate: Tensor
+from distributed_ignn.solvers.history_blocks import (
+    Slot,
+    corrected,
+    dot,
+    enter_estimate,
+    enter_residual,
+    mix_estimates,
+    mix_residuals,
+)
 
 
 @dataclass(slots=True, eq=False)
@@ -67,8 +63,8 @@ class History:
     _point: Tensor | None = None
     _residual: Tensor | None = None
     _ahead: Tensor | None = None  # y of the newest, where that is held instead
-    _older: list[_Slot] = field(default_factory=list)  # newest first
-    _free: list[_Slot] = field(default_factory=list)
+    _older: list[Slot] = field(default_factory=list)  # newest first
+    _free: list[Slot] = field(default_factory=list)
     _held: int = 0
 
     @staticmethod
@@ -83,11 +79,9 @@ class History:
         """Bytes that ``push`` and ``mix`` of an average step read and write."""
         share = 1.0 if storage is None else storage.itemsize / sizes.item
         steps = max(sizes.steps, 1)
-        if sizes.fused:
-            counts = (min(i + 1, memory + 1) for i in range(steps))
-            return sum(_fused_passes(held, share) for held in counts) / steps * sizes.state
-        held = sum(min(i + 1, memory + 1) for i in range(steps)) / steps
-        return (PASSES + 2.0 * (held - 1.0) * share) * sizes.state
+        counts = (min(i + 1, memory + 1) for i in range(steps))
+        passes = sum(step_passes(held, share, fused=sizes.fused) for held in counts)
+        return passes / steps * sizes.state
 
     def __len__(self) -> int:
         return self._held
@@ -104,20 +98,8 @@ class History:
         slot = self._take_slot(z)
         older = self._older if slot is None else [slot, *self._older]
         newest = self._room_for_residual(z)
-        total = torch.zeros(1 + len(older), dtype=torch.float64, device=z.device)
-        for rows in blocks(z):
-            fresh = image[rows] - z[rows]
-            if slot is not None and self._point is not None:
-                change = fresh - newest[rows]
-                slot.residual[rows].copy_(change)
-                slot.estimate[rows].copy_(change.add_(z[rows]).sub_(self._point[rows]))
-            newest[rows].copy_(fresh)
-            flat = newest[rows].view(-1)
-            dots = [torch.dot(flat, flat), *(_dot(flat, old.residual[rows]) for old in older)]
-            total += torch.stack(dots)
+        total = enter_residual(z, image, self._point, newest, slot, older)
         self._hold(z, slot, newest, None)
-        # g_i = g_k - sum of the changes since
-        total[1:] = total[0] - total[1:].cumsum(0)
         return total
 
     def push_with_image(self, z: Tensor, image: Tensor) -> Tensor:
@@ -138,7 +120,7 @@ class History:
         kernels: ModuleType,
         z: Tensor,
         ahead: Tensor,
-        slot: _Slot | None,
+        slot: Slot | None,
         residual: Tensor | None,
         **squares: bool,
     ) -> Tensor:
@@ -165,7 +147,7 @@ class History:
         return torch.empty_like(z) if self._residual is None else self._residual
 
     def _hold(
-        self, z: Tensor, slot: _Slot | None, residual: Tensor | None, ahead: Tensor | None
+        self, z: Tensor, slot: Slot | None, residual: Tensor | None, ahead: Tensor | None
     ) -> None:
         """``z`` is the newest; the one before is in ``slot``."""
         self._older = self._older if slot is None else [slot, *self._older]
@@ -185,7 +167,7 @@ class History:
             square: ||g||^2 over all ranks, where that is known; else ``enter`` finds it.
         """
         self.clear()
-        ahead = image if correction is None else _corrected(image, correction)
+        ahead = image if correction is None else corrected(image, correction)
         self._point, self._residual, self._ahead, self._held = z, None, ahead, 1
         self.gram = torch.tensor([[square]], dtype=torch.float64)
 
@@ -201,42 +183,24 @@ class History:
         slot = self._take_slot(z)
         kernels = _kernels(z, image)
         if kernels is not None:
-            if slot is not None and self._ahead is None:
-                raise ValueError("the history was filled by push")
-            ahead = image if correction is None else _corrected(image, correction)
+            if slot is not None:
+                self._held_estimate()
+            ahead = image if correction is None else corrected(image, correction)
             return self._launch(kernels, z, ahead, slot, None, square_before=unknown)
         older = self._older if slot is None else [slot, *self._older]
         ahead = image if correction is None else torch.empty_like(z)
-        total = torch.zeros(1 + len(older) + unknown, dtype=torch.float64, device=z.device)
-        for rows in blocks(z):
-            if correction is not None:
-                torch.add(image[rows], correction(rows), out=ahead[rows])
-            fresh = ahead[rows] - z[rows]
-            if slot is not None:
-                self._note_change(slot, rows, fresh, ahead)
-            flat = fresh.reshape(-1)
-            dots = [torch.dot(flat, flat), *(_dot(flat, old.residual[rows]) for old in older)]
-            if unknown and slot is not None:
-                change = slot.residual[rows].reshape(-1).to(flat.dtype)
-                dots.append(torch.dot(change, change))
-            total += torch.stack(dots)
+        held = None if slot is None else self._held_estimate()
+        total = enter_estimate(z, image, correction, ahead, held, older, square_before=unknown)
         self._hold(z, slot, None, ahead)
-        if unknown:
-            # g_0 = g_1 - dg
-            total[2] += total[0] - 2.0 * total[1]
-        held = slice(1, self._held)
-        total[held] = total[0] - total[held].cumsum(0)
         return total
 
-    def _note_change(self, slot: _Slot, rows: slice, fresh: Tensor, ahead: Tensor) -> None:
-        """Write some rows of how residual and estimate differ from those held."""
-        point, held = self._point, self._ahead
-        if point is None or held is None:
+    def _held_estimate(self) -> tuple[Tensor, Tensor]:
+        """z and y of the newest iterate, where that is what is held."""
+        if self._point is None or self._ahead is None:
             raise ValueError("the history was filled by push")
-        slot.residual[rows].copy_(torch.sub(point[rows], held[rows]).add_(fresh))
-        slot.estimate[rows].copy_(ahead[rows] - held[rows])
+        return self._point, self._ahead
 
-    def _take_slot(self, z: Tensor) -> _Slot | None:
+    def _take_slot(self, z: Tensor) -> Slot | None:
         """Where the change to the newest iterate goes; None where there is nothing older."""
         if self._held == 0:
             return None
@@ -244,7 +208,7 @@ class History:
             return self._older.pop()
         if self._free:
             return self._free.pop()
-        return _Slot(*(torch.empty_like(z, dtype=self.storage) for _ in range(2)))
+        return Slot(*(torch.empty_like(z, dtype=self.storage) for _ in range(2)))
 
     def set_newest_gram(self, dots: Tensor) -> None:
         """Enter the globally reduced dots of ``push`` or ``enter`` (float64, CPU), newest first."""
@@ -288,21 +252,7 @@ class History:
         kernels = _kernels(point, residual) if alpha.dim() == 1 else None
         if kernels is not None:
             return self._mix_fused(kernels, point, residual, alpha, beta)
-        beta = float(beta)
-        mixed = torch.empty_like(point)
-        per_node = alpha.dim() == 2
-        alpha = alpha.detach().to(point.device if per_node else "cpu", torch.float64)
-        # what the iterates older than each difference weigh together
-        gamma = alpha[..., 1:].flip(-1).cumsum(-1).flip(-1)
-        for rows in blocks(point):
-            part = torch.add(point[rows], residual[rows], alpha=beta, out=mixed[rows])
-            weights = gamma[rows].to(point.dtype) if per_node else gamma
-            for place, slot in enumerate(self._older):
-                weight = weights[:, place, None] if per_node else float(weights[place])
-                _subtract(part, slot.estimate[rows], weight)
-                if beta != 1.0:
-                    _subtract(part, slot.residual[rows], weight * (beta - 1.0))
-        return mixed
+        return mix_residuals(point, residual, self._older, alpha, float(beta))
 
     def _mix_ahead(self, newest: Tensor, alpha: Tensor) -> Tensor:
         """sum_i alpha_i y_i, where y of the newest iterate is held; that itself if it is alone."""
@@ -311,13 +261,7 @@ class History:
         kernels = _kernels(newest)
         if kernels is not None:
             return self._mix_fused(kernels, newest, None, alpha, 1.0)
-        mixed = torch.empty_like(newest)
-        gamma = alpha.detach().to("cpu", torch.float64)[1:].flip(-1).cumsum(-1).flip(-1).tolist()
-        for rows in blocks(newest):
-            part = mixed[rows].copy_(newest[rows])
-            for weight, slot in zip(gamma, self._older, strict=True):
-                _subtract(part, slot.estimate[rows], weight)
-        return mixed
+        return mix_estimates(newest, self._older, alpha)
 
     def _mix_fused(
         self,
@@ -360,8 +304,8 @@ class History:
             flat = other[rows].reshape(-1)
             along = [residual, *(slot.residual for slot in self._older)]
             ahead = [point, *(slot.estimate for slot in self._older)]
-            residuals += torch.stack([_dot(flat, array[rows]) for array in along])
-            points += torch.stack([_dot(flat, array[rows]) for array in ahead])
+            residuals += torch.stack([dot(flat, array[rows]) for array in along])
+            points += torch.stack([dot(flat, array[rows]) for array in ahead])
         residuals[1:] = residuals[0] - residuals[1:].cumsum(0)
         # z_i = y_i - g_i and y_i = y_k - sum of the changes since
         points[1:] = points[0] + residuals[0] - points[1:].cumsum(0) - residuals[1:]
@@ -395,13 +339,22 @@ class History:
         self.gram = self.gram[:0, :0]
 
 
-def _fused_passes(held: int, share: float) -> float:
-    """Over [O, D] in one pass of ``push`` and one of ``mix``; ``share`` of one in a difference.
+def step_passes(held: int, share: float = 1.0, *, fused: bool) -> float:
+    """Passes over [O, D] of ``push`` and ``mix`` together.
 
-    Entering reads two arrays and writes one, and from the second iterate on reads the last pair,
-    too, writes two differences and reads those of the residuals before. Mixing reads two arrays and
-    a difference for each older iterate, and writes one.
+    By kernels, entering reads two arrays and writes one, and from the second iterate on reads the
+    last pair, too, writes two differences and reads those of the residuals before. Mixing reads two
+    arrays and a difference for each older iterate, and writes one. On a CPU, where what a block
+    makes stays in the cache, entering counts as reading a point, its image and the last pair and
+    writing three arrays, and reading every difference of residuals.
+
+    Args:
+        held: m, iterates held then.
+        share: bytes of a number in a difference over those of one in a point.
+        fused: whether kernels do it, see ``triton_history``.
     """
+    if not fused:
+        return 10.0 + 2.0 * (held - 1) * share
     return 6.0 if held == 1 else 8.0 + (2 * held - 1) * share
 
 
@@ -412,26 +365,6 @@ def _kernels(*arrays: Tensor) -> ModuleType | None:
     return triton_kernels_for("triton_history", arrays[0], *HISTORY_FORMATS)
 
 
-def _corrected(image: Tensor, correction: Rows) -> Tensor:
-    """The image and what an estimate adds to it."""
-    ahead = torch.empty_like(image)
-    for rows in blocks(image):
-        torch.add(image[rows], correction(rows), out=ahead[rows])
-    return ahead
-
-
 def _is_one(beta: float | Tensor) -> bool:
     """Whether beta is known to be 1, without asking a GPU."""
     return not isinstance(beta, Tensor) and beta == 1.0
-
-
-def _dot(flat: Tensor, stored: Tensor) -> Tensor:
-    return torch.dot(flat, stored.reshape(-1).to(flat.dtype))
-
-
-def _subtract(total: Tensor, stored: Tensor, weight: float | Tensor) -> None:
-    """total -= weight stored, in place; the product is formed in the format of ``total``."""
-    if isinstance(weight, Tensor):
-        total.addcmul_(stored.to(total.dtype), weight, value=-1.0)
-    else:
-        total.add_(stored.to(total.dtype), alpha=-weight)

@@ -56,14 +56,14 @@ class Rotation:
         self._product = torch.empty(ROWS, WIDTH)
 
     def __call__(self, z: Tensor, rider: Tensor | None) -> Evaluation:
-        self.totals.append((self._kernels.bytes, self._other.bytes, self._kernels.launches))
+        self.totals.append((self._kernels.bytes, self._other.bytes, self._kernels.large))
         image = torch.empty_like(z)
         tail = Tail(self._weight, self._offset, z, image, product=self._product)
         return Evaluation(z, image, squares=self._rows.evaluate(z, tail))
 
 
 def passes_of_an_evaluation(comm: Communicator) -> dict[str, dict[str, float]]:
-    """Passes and launches of kernels in a steady evaluation, by how Anderson enters it.
+    """Passes over the state, and launches that read it, by how Anderson enters an evaluation.
 
     The product is kept for the backward pass.
     """

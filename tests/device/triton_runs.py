@@ -64,9 +64,13 @@ def without_kernels() -> Iterator[None]:
 
 @dataclass(slots=True)
 class Traffic:
-    """What interpreted kernels read and write: bytes of memory, masked lanes left out."""
+    """What interpreted kernels read and write: bytes of memory, masked lanes left out.
+
+    ``large`` are those launches that were given arrays large enough to count.
+    """
 
     launches: int = 0
+    large: int = 0
     bytes: int = 0
     names: list[str] = field(default_factory=list)
     ranges: list[tuple[int, int]] = field(default_factory=list)
@@ -77,6 +81,7 @@ class Traffic:
         found += [array for each in arguments if isinstance(each, tuple) for array in each]
         sizes = ((array.data_ptr(), array.numel() * array.element_size()) for array in found)
         self.ranges = sorted({(at, at + size) for at, size in sizes if size >= least})
+        self.large += bool(self.ranges)
 
     def count(self, ptrs: Any, mask: Any) -> None:
         """Some lanes load or store."""

@@ -25,7 +25,7 @@ from distributed_ignn.propagation.operators import ChannelOperator
 from distributed_ignn.propagation.sparse import SparseMatrix, block_bounds
 from distributed_ignn.runs.memory.machine import peak
 from distributed_ignn.solvers.dense import affine
-from distributed_ignn.solvers.history import PASSES, History
+from distributed_ignn.solvers.history import History, step_passes
 
 Sizes = tuple[tuple[int, int], ...]
 """Rows and columns of arrays, by ascending size; the last is the one for what has a single rate."""
@@ -129,11 +129,15 @@ class Probes:
         masks = self._seconds(lambda: dropout.mask(0, 0, nodes, width), 3)
         return {
             f"stream {size}": 7 * size / stream,
-            f"history {size}": (PASSES + 2 * _MEMORY) * size / (push + mix),
+            f"history {size}": self._step_passes() * size / (push + mix),
             f"dense {size}": 2 * rows * width**2 / dense,
             f"plain_dense {size}": 2 * rows * width**2 / plain,
             f"masks {size}": rows * width / masks,
         }
+
+    def _step_passes(self) -> float:
+        """Of entering and mixing, as ``History.moved_bytes`` counts them."""
+        return step_passes(_MEMORY + 1, fused=self.comm.device.type == "cuda")
 
     def _gather(self, kind: str, rows: int) -> Measured:
         """Bytes per second of the sparse product, counted as in ``equations.py``."""
