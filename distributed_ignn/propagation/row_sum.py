@@ -14,7 +14,12 @@ from torch import Tensor
 from distributed_ignn.comm.clock import Clock
 from distributed_ignn.propagation.kernels import KERNELS
 from distributed_ignn.propagation.sparse import SparseMatrix
-from distributed_ignn.propagation.triton_rows import MAX_FUSED_COLUMNS, Tail, TritonRows
+from distributed_ignn.propagation.triton_rows import (
+    MAX_FUSED_COLUMNS,
+    Tail,
+    TritonRows,
+    total_squares,
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,11 +57,12 @@ class RowSum:
             and 0 < self.operand.shape[1] <= MAX_FUSED_COLUMNS
         )
 
-    def evaluate(self, tail: Tail) -> Tensor:
+    def evaluate(self, tail: Tail, *, squares: bool = True) -> Tensor | None:
         """The sum and all that follows it, in one kernel; see ``Tail``, whose start is ours.
 
         Returns:
-            ||image - own||^2 and ||image||^2 of the rows, float64 [2].
+            ||image - own||^2 and ||image||^2 of the rows, float64 [2]; None if nobody asked for
+            ``squares``, which are there and take launches to add up.
 
         Raises:
             ValueError: these rows have no such kernel.
@@ -65,4 +71,5 @@ class RowSum:
         if not isinstance(rows, TritonRows):
             raise ValueError(f"the kernel {self.matrix.kernel} cannot go on after a product")
         with self.clock.measure("product"):
-            return rows.evaluate(self.operand, replace(tail, start=self.start))
+            shares = rows.write(self.operand, replace(tail, start=self.start))
+            return total_squares(shares) if squares else None
