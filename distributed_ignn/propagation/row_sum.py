@@ -14,12 +14,7 @@ from torch import Tensor
 from distributed_ignn.comm.clock import Clock
 from distributed_ignn.propagation.kernels import KERNELS
 from distributed_ignn.propagation.sparse import SparseMatrix
-from distributed_ignn.propagation.triton_rows import (
-    MAX_FUSED_COLUMNS,
-    Tail,
-    TritonRows,
-    total_squares,
-)
+from distributed_ignn.propagation.triton_rows import MAX_FUSED_COLUMNS, Tail, TritonRows
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,12 +52,12 @@ class RowSum:
             and 0 < self.operand.shape[1] <= MAX_FUSED_COLUMNS
         )
 
-    def evaluate(self, tail: Tail, *, squares: bool = True) -> Tensor | None:
+    def evaluate(self, tail: Tail) -> list[Tensor]:
         """The sum and all that follows it, in one kernel; see ``Tail``, whose start is ours.
 
         Returns:
-            ||image - own||^2 and ||image||^2 of the rows, float64 [2]; None if nobody asked for
-            ``squares``, which are there and take launches to add up.
+            Shares of ||image - own||^2 and ||image||^2 of the rows, for ``total_squares``, which
+            takes launches and which not everybody needs.
 
         Raises:
             ValueError: these rows have no such kernel.
@@ -71,5 +66,4 @@ class RowSum:
         if not isinstance(rows, TritonRows):
             raise ValueError(f"the kernel {self.matrix.kernel} cannot go on after a product")
         with self.clock.measure("product"):
-            shares = rows.write(self.operand, replace(tail, start=self.start))
-            return total_squares(shares) if squares else None
+            return rows.write(self.operand, replace(tail, start=self.start))

@@ -279,6 +279,6 @@ def _kernels() -> ModuleType:
 
 
 def total_squares(shares: list[Tensor]) -> Tensor:
-    """The sum [2], float64, of what programs have found, float32 [programs, 2] each."""
-    found = [share.sum(0, dtype=torch.float64) for share in shares]
-    return found[0] if len(found) == 1 else torch.stack(found).sum(0)
+    """The sum [2], float64, of what blocks or programs have found, [any number, 2] each."""
+    joined = shares[0] if len(shares) == 1 else torch.cat(shares)
+    return joined.sum(0, dtype=torch.float64)
