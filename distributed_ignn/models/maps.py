@@ -22,10 +22,11 @@ import torch
 from torch import Tensor
 
 from distributed_ignn.models.activations import RELU, Activation
+from distributed_ignn.propagation.kernels import KERNELS
 from distributed_ignn.propagation.operators import ChannelOperator
 from distributed_ignn.propagation.propagate import Propagation
 from distributed_ignn.propagation.row_sum import RowSum
-from distributed_ignn.propagation.triton_rows import Tail
+from distributed_ignn.propagation.triton_rows import Tail, total_squares
 from distributed_ignn.solvers.base import Evaluation
 from distributed_ignn.solvers.blocks import residual_squares
 from distributed_ignn.solvers.dense import affine, matmul
@@ -137,27 +138,27 @@ class EquilibriumCell:
         if self._keep and not self._products:
             self._products = [torch.empty_like(z) for _ in self.weights]
 
-        squares: list[Tensor | None] = []
+        shares: list[Tensor] = []
 
         def finish(rows: slice, sums: list[RowSum]) -> None:
-            squares.append(self._evaluate(rows, sums, z, image))
+            shares.extend(self._evaluate(rows, sums, z, image))
 
         rider_halo = self._propagation.iterate_sums(z, finish, rider)
         return Evaluation(
             point=z,
             image=image,
             ridden=self._carry(rider, rider_halo),
-            squares=_sum_known(squares),
+            squares=total_squares(shares) if self._sums and shares else None,
             error_square=self._error_square(),
             products=tuple(self._products) if self._keep else None,
         )
 
     def _evaluate(
         self, rows: slice, sums: Sequence[RowSum], z: Tensor, image: Tensor
-    ) -> Tensor | None:
-        """Write some rows of the image and of the kept products; their squares, if they are summed.
+    ) -> list[Tensor]:
+        """Write some rows of the image and of the kept products; shares of ``Evaluation.squares``.
 
-        See ``Evaluation.squares``.
+        None of them where nobody asks, unless they cost nothing.
         """
         plain = self.form.step == 1.0 and self.form.residual == 0.0
         name = self.form.activation.fused
@@ -167,11 +168,11 @@ class EquilibriumCell:
         for kept, product in zip(self._products, products, strict=False):
             kept[rows] = product
         self._write_image(image[rows], products, rows, z)
-        return residual_squares(z[rows], image[rows]) if self._sums else None
+        return [residual_squares(z[rows], image[rows])[None]] if self._sums else []
 
     def _evaluate_fused(
         self, rows: slice, sums: Sequence[RowSum], z: Tensor, image: Tensor, activation: str
-    ) -> Tensor:
+    ) -> list[Tensor]:
         """The same where nothing is mixed; the last channel's kernel does all that follows."""
         total = self._injection[rows]
         kept: list[Tensor | None] = [block[rows] for block in self._products]
@@ -237,6 +238,13 @@ class EquilibriumCell:
         """See ``GroupMap``."""
         return self._propagation, self.form, self._keep
 
+    @property
+    def sums_on_the_way(self) -> bool:
+        """Whether the kernel that writes an image finds squares anyway."""
+        kernel = KERNELS[self._propagation.channels[-1].owned.kernel]
+        plain = self.form.step == 1.0 and self.form.residual == 0.0
+        return kernel.fuses and plain and self.form.activation.fused is not None
+
     def sum_squares(self) -> None:
         """From the next evaluation on, sum squares while the image is written."""
         self._sums = True
@@ -298,12 +306,6 @@ class EquilibriumCell:
         return self(evaluation.point, None).products or ()
 
 
-def _sum_known(squares: list[Tensor | None]) -> Tensor | None:
-    """Over all blocks of rows; None where not all of them have been summed."""
-    known = [part for part in squares if part is not None]
-    return torch.stack(known).sum(0) if known and len(known) == len(squares) else None
-
-
 class AdjointCell:
     """The map of the backward solve: v -> m * ((1 - t) v + t (sum_c B_c' v W_c' + g)).
 
@@ -340,7 +342,7 @@ class AdjointCell:
         self.evaluations += 1
         turned = [matmul(z, weight) for weight in self.weights]
         image = torch.empty_like(z)
-        squares: list[Tensor | None] = []
+        shares: list[Tensor] = []
 
         def finish(rows: slice, totals: list[Tensor]) -> None:
             total = totals[0]
@@ -355,14 +357,15 @@ class AdjointCell:
                 image[rows] = total
             else:
                 torch.mul(total, self._slope[rows], out=image[rows])
-            squares.append(residual_squares(z[rows], image[rows]) if self._sums else None)
+            if self._sums:
+                shares.append(residual_squares(z[rows], image[rows])[None])
 
         self._propagation.iterate_home(turned, finish)
         # rows that come home are added as they are; those of different ranks err independently
         return Evaluation(
             point=z,
             image=image,
-            squares=_sum_known(squares),
+            squares=total_squares(shares) if shares else None,
             error_square=self._error_square(),
         )
 

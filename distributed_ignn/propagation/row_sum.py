@@ -53,11 +53,12 @@ class RowSum:
             and 0 < self.operand.shape[1] <= rows.widest
         )
 
-    def evaluate(self, tail: Tail) -> Tensor:
+    def evaluate(self, tail: Tail) -> list[Tensor]:
         """The sum and all that follows it, in one kernel; see ``Tail``, whose start is ours.
 
         Returns:
-            ||image - own||^2 and ||image||^2 of the rows, float64 [2].
+            Shares of ||image - own||^2 and ||image||^2 of the rows, for ``total_squares``, which
+            takes launches and which not everybody needs.
 
         Raises:
             ValueError: these rows have no such kernel.
@@ -66,4 +67,4 @@ class RowSum:
         if not isinstance(rows, TritonRows):
             raise ValueError(f"the kernel {self.matrix.kernel} cannot go on after a product")
         with self.clock.measure("product"):
-            return rows.evaluate(self.operand, replace(tail, start=self.start))
+            return rows.write(self.operand, replace(tail, start=self.start))

@@ -146,12 +146,16 @@ class TritonRows:
         Returns:
             ||image - own||^2 and ||image||^2 of the rows, float64 [2].
         """
+        return total_squares(self.write(dense, tail))
+
+    def write(self, dense: Tensor, tail: Tail) -> list[Tensor]:
+        """As ``evaluate``; shares of the squares, for ``total_squares``."""
         dense = _rows_in_line(dense)
         squares = [self._evaluate(self.short, self._sparse, dense, tail)]
         if len(self.long):
             sums = self._piece_sums(dense)
             squares.append(self._evaluate(self.long, self._piece_entries, sums, tail))
-        return torch.stack([part.sum(0, dtype=torch.float64) for part in squares]).sum(0)
+        return squares
 
     @property
     def widest(self) -> int:
@@ -297,3 +301,9 @@ def _rows_in_line(dense: Tensor) -> Tensor:
 def _kernels() -> ModuleType:
     """The kernels; imported here because Triton is not everywhere and takes a second to load."""
     return importlib.import_module("distributed_ignn.propagation.triton_kernels")
+
+
+def total_squares(shares: list[Tensor]) -> Tensor:
+    """The sum [2], float64, of what blocks or programs have found, [any number, 2] each."""
+    joined = shares[0] if len(shares) == 1 else torch.cat(shares)
+    return joined.sum(0, dtype=torch.float64)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from distributed_ignn.solvers.base import (
@@ -13,9 +12,10 @@ from distributed_ignn.solvers.base import (
     Iterate,
     Reduce,
     SolveSizes,
+    SummingMap,
     relative_residual,
 )
-from distributed_ignn.solvers.blocks import square_sum
+from distributed_ignn.solvers.blocks import residual_squares
 from distributed_ignn.solvers.groups import GroupPicard
 
 _PASSES = 3.0  # read point and image, and the image again
@@ -40,6 +40,9 @@ class Picard:
 
     def init(self, z0: Tensor, fixed_point_map: FixedPointMap | None = None) -> PicardState:
         """The state is the next point."""
+        asked: object = fixed_point_map
+        if isinstance(asked, SummingMap) and getattr(asked, "sums_on_the_way", False):
+            asked.sum_squares()
         return PicardState(z0)
 
     def held_bytes(self, sizes: SolveSizes) -> dict[str, int]:
@@ -59,13 +62,9 @@ class Picard:
 
     def observe(self, state: PicardState, evaluation: Evaluation, reduce: Reduce) -> float:
         """Two sums of squares, reduced together; the map's own where it has them."""
-        z, image = evaluation.point, evaluation.image
-        if evaluation.squares is not None and self.beta == 1.0:
-            state.point = image
-            return relative_residual(*reduce(evaluation.squares).tolist())
-        square = square_sum(z, lambda rows: image[rows] - z[rows])
+        z, image, squares = evaluation.point, evaluation.image, evaluation.squares
         state.point = image if self.beta == 1.0 else z.lerp(image, self.beta)
-        sums = reduce(torch.stack([square, square_sum(image)]))
+        sums = reduce(residual_squares(z, image) if squares is None else squares)
         return relative_residual(*sums.tolist())
 
     def advance(self, state: PicardState, best: Iterate) -> Tensor:

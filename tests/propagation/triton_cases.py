@@ -248,6 +248,8 @@ def _cell(comm: Communicator, case: str, form: CellForm, kernel: str) -> dict[st
         keep_products=True,
     )
     point = z[own].to(where)
+    if cell.sums_on_the_way:
+        cell.sum_squares()
     evaluation = cell(point, None)
     image, known = evaluation.image, evaluation.squares
     squares = torch.stack([(image - point).square().sum(), image.square().sum()])
