@@ -81,7 +81,7 @@ class Recording:
                 if address(new) != address(old) and old.layout is torch.strided:
                     old.copy_(new)
             if name == "copy_" and args[0].is_pinned():
-                self.gpu.land(args[0])
+                self.gpu.transfers.land(args[0])
 
         self.steps.append(step)
 
@@ -108,6 +108,9 @@ class Recording:
     def replay(self) -> None:
         """Do it all again; one launch."""
         self._check()
+        outside = list(self._outside.values())
+        written = [one for one in outside if address(one) in self._written]
+        self.gpu.note_order("replay", outside, written)
         self.gpu.counts.add(kinds.LAUNCH, 1, "replay of a graph")
         with plain():
             for step in self.steps:
@@ -115,7 +118,7 @@ class Recording:
 
     def _check(self) -> None:
         for key, inner in self._outside.items():
-            self.gpu.check_arrived("replay", inner, written=key in self._written)
+            self.gpu.transfers.check("replay", inner, written=key in self._written)
             with plain():
                 on_host = inner.is_pinned() or inner.dim() == 0
             if not self.gpu.memory.holds(key) and not on_host:
@@ -177,7 +180,7 @@ class Capturing:
 
     def __init__(self, cuda_graph: Any, pool: Any = None, stream: Any = None, **modes: Any) -> None:
         self._graph, self._pool, self._modes = cuda_graph, pool, modes
-        self._stream = stream or Stream()
+        self._stream = stream or Stream(aside=False)
 
     def __enter__(self) -> None:
         emulator().sync("torch.cuda.graph, before it captures")

@@ -109,7 +109,7 @@ def _made(comm: Communicator) -> dict[str, str]:
     for name, (mistake, _) in REFUSED.items():
         with mistake():
             found[name] = _answer(comm)
-        emulator().in_flight.clear()  # of the evaluation that was left
+        emulator().transfers.forget()  # of the evaluation that was left
     with _one_more_sync():
         found["one more sync"] = "; ".join(above({"anderson": count_case(comm, "anderson")}))
     return found
