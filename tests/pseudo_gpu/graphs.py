@@ -41,6 +41,7 @@ class Recording:
         self.gpu = gpu
         self.steps: list[Callable[[], None]] = []
         self.broken: str | None = None
+        self.passes = 0.0  # over arrays as large as the state, in each replay
         self._outside: dict[int, Tensor] = {}  # by storage, what was there before
         self._made: dict[int, Tensor] = {}
         self._written: set[int] = set()
@@ -112,6 +113,8 @@ class Recording:
         written = [one for one in outside if address(one) in self._written]
         self.gpu.note_order("replay", outside, written)
         self.gpu.counts.add(kinds.LAUNCH, 1, "replay of a graph")
+        if self.passes:
+            self.gpu.counts.add(kinds.PASSES, self.passes, "replay of a graph")
         with plain():
             for step in self.steps:
                 step()

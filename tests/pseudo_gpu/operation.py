@@ -126,4 +126,7 @@ def count_work(gpu: EmulatedGPU, done: Operation, outputs: list[Tensor]) -> None
     moved = rules.entries_moved(name, done.kwargs, done.tagged, outputs) if whole else []
     for entries in moved:
         if whole and 2 * entries >= whole:
-            gpu.counts.add(kinds.PASSES, entries / whole, name)
+            if gpu.capture is None:
+                gpu.counts.add(kinds.PASSES, entries / whole, name)
+            else:
+                gpu.capture.passes += entries / whole
