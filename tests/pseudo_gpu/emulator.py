@@ -6,7 +6,7 @@ import atexit
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any
 from unittest import mock
@@ -21,7 +21,11 @@ from tests.pseudo_gpu import preload
 from tests.pseudo_gpu.counts import Counts
 from tests.pseudo_gpu.entered import ENTERED
 from tests.pseudo_gpu.graphs import Recording
+from tests.pseudo_gpu.operation import Operation, check, count_copies, count_work, is_later
+from tests.pseudo_gpu.stream_order import StreamOrder
+from tests.pseudo_gpu.streams import Stream, current_stream
 from tests.pseudo_gpu.tensor import DeviceTensor, Memory, address, plain, tensors_in
+from tests.pseudo_gpu.transfers import Transfers
 
 _CPU = torch.device("cpu")
 # Autograd's device thread lets go of what it has computed with a moment after backward() returns.
@@ -63,12 +67,11 @@ class EmulatedGPU(TorchDispatchMode):
         self.events: weakref.WeakSet[Any] = weakref.WeakSet()
         self.most_events = 0  # alive at once
         self.handles: weakref.WeakSet[Any] = weakref.WeakSet()  # of collectives
-        # by storage: whether rows of an exchange may be read, and where it began
-        self.in_flight: dict[int, tuple[bool, str]] = {}
-        # by storage: when a copy to the host began, and where; the tensor keeps its address
-        self.landing: dict[int, tuple[int, str, Tensor]] = {}
-        self.ticks = 0
-        self.default_streams: dict[int, Any] = {}
+        self.transfers = Transfers(self)
+        self.order = StreamOrder()
+        self.memory.on_free = self.order.forget
+        self.default_streams: dict[int, Stream] = {}
+        self.entered_streams: list[Stream] = []
         self._patches: ExitStack | None = None
         self._seeds: dict[int, list[int]] = {}
         self._here = threading.local()
@@ -142,11 +145,13 @@ class EmulatedGPU(TorchDispatchMode):
         """The host waits for the device, for all that began up to a tick."""
         self.refuse_in_capture(what)
         self.counts.add(kinds.SYNC, 1, what)
-        self.arrive(self.ticks if until is None else until)
+        self.transfers.arrive(self.transfers.ticks if until is None else until)
 
-    def arrive(self, until: int) -> None:
-        """Copies to the host that began up to a tick are there."""
-        self.landing = {k: v for k, v in self.landing.items() if v[0] > until}
+    def sync_here(self, what: str) -> None:
+        """The host waits for all that the current stream has to do."""
+        self.sync(what)
+        if self.order.watched:
+            self.order.host_waits(self.order.mark(current_stream().cuda_stream))
 
     def refuse_in_capture(self, what: str) -> None:
         if self.capture is not None:
@@ -156,9 +161,7 @@ class EmulatedGPU(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        return (
-            False  # nothing is compiled here, and its wrapper would be called for every operation
-        )
+        return False  # nothing is compiled, and its wrapper would be called every time
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return self.run(func, args, kwargs or {})
@@ -168,53 +171,48 @@ class EmulatedGPU(TorchDispatchMode):
         name = func.overloadpacket.__name__
         operands = tensors_in(args, kwargs)
         tagged = [one for one in operands if isinstance(one, DeviceTensor)]
+        others = [one for one in operands if not isinstance(one, DeviceTensor)]
         asked = kwargs.get("device")
         asked = None if asked is None else torch.device(asked)
-        others = [one for one in operands if not isinstance(one, DeviceTensor)]
-        self._check_landed(name, others)
+        if not is_later(name, args, kwargs):
+            self.transfers.check_landed(name, others)
         if not tagged and (asked is None or asked.type != "cuda"):
             if kwargs.get("pin_memory") or name == "_pin_memory":
                 self.refuse_in_capture("an allocation of pinned memory")
             return func(*args, **kwargs)
         if asked is not None and asked.type == "cuda":
-            device = torch.device("cuda", self.index_of(asked))
-        else:
-            device = asked or tagged[0].device
-        self._check(func, name, args, kwargs, tagged, others)
-        self._count_copies(name, args, kwargs, tagged, others, device)
-        return self._compute(func, name, (args, kwargs), tagged, others, device)
+            asked = torch.device("cuda", self.index_of(asked))
+        todo = Operation(func, args, kwargs, tagged, others, asked or tagged[0].device)
+        check(self, todo)
+        count_copies(self, todo)
+        return self._compute(todo)
 
-    def _compute(
-        self,
-        func: Any,
-        name: str,
-        call: tuple[Any, dict[str, Any]],
-        tagged: list[DeviceTensor],
-        others: list[Tensor],
-        device: torch.device,
-    ) -> Any:
-        args, kwargs = tuple(_strip(one) for one in call[0]), _strip(call[1])
+    def _compute(self, todo: Operation) -> Any:
+        args, kwargs = tuple(_strip(one) for one in todo.args), _strip(todo.kwargs)
         if "device" in kwargs:
             kwargs["device"] = _CPU
-        kwargs.pop("pin_memory", None)
-        if name in ("_to_copy", "copy_") and not (tagged and device.type == "cpu"):
-            kwargs.pop("non_blocking", None)
+        for key in ("pin_memory", "non_blocking"):
+            kwargs.pop(key, None)
         if self.capture is not None:
-            self.capture.before(func, args, kwargs)
+            self.capture.before(todo.func, args, kwargs)
         with plain():
-            result = self.with_seed(func, args, kwargs, device)
-            if name == "_to_copy" and result is args[0]:
+            result = self.with_seed(todo.func, args, kwargs, todo.device)
+            if todo.name == "_to_copy" and result is args[0]:
                 result = result.clone()
-        known = {id(one.numbers): one for one in tagged} | {id(one): one for one in others}
         outputs = tensors_in((result,), {})
-        self._count_work(func, name, kwargs, tagged, outputs)
+        known = {id(one.numbers): one for one in todo.tagged} | {
+            id(one): one for one in todo.others
+        }
+        count_work(self, todo, outputs)
+        if todo.launches:
+            self.note_order(todo.name, (), [one for one in outputs if id(one) not in known])
         if self.capture is not None:
-            self.capture.after(func, args, kwargs, outputs)
-        if device.type == "cpu" and name == "_to_copy":
-            if call[1].get("non_blocking"):
-                self.land(result)
+            self.capture.after(todo.func, args, kwargs, outputs)
+        if todo.brings_back:
+            if todo.is_later:
+                self.transfers.land(result)
             return result
-        return self._tagged(result, known, device)
+        return self._tagged(result, known, todo.device)
 
     def _tagged(self, value: Any, known: dict[int, Tensor], device: torch.device) -> Any:
         """A result as the program sees it; operands that come back are the same objects."""
@@ -243,103 +241,13 @@ class EmulatedGPU(TorchDispatchMode):
         finally:
             torch.set_rng_state(state)
 
-    # checks -----------------------------------------------------------------------------------
-
-    def _check(
-        self,
-        func: Any,
-        name: str,
-        args: Any,
-        kwargs: dict[str, Any],
-        tagged: list[DeviceTensor],
-        others: list[Tensor],
-    ) -> None:
-        if self.in_flight and not func.is_view and name != "empty_like":
-            written = rules.written_of(func, args, kwargs)
-            for one in tagged:
-                self.check_arrived(name, one.numbers, any(one is other for other in written))
-        why = rules.refusal(func, name, args, tagged, others)
-        if why is not None:
-            self.fault(f"aten.{name}: {why}")
-
-    def check_arrived(self, name: str, inner: Tensor, written: bool) -> None:
-        """Refuse rows of an exchange that has not been waited for."""
-        readable, place = self.in_flight.get(address(inner), (True, ""))
-        if place and (written or not readable):
-            verb = "overwrites" if readable else "uses"
-            self.fault(f"aten.{name} {verb} rows of an exchange not waited for, begun at {place}")
-
-    def _check_landed(self, name: str, others: list[Tensor]) -> None:
-        for one in others if self.landing else ():
-            began = self.landing.get(address(one))
-            if began is not None and name not in ("detach", "alias", "view", "select", "slice"):
-                self.fault(f"aten.{name} reads a copy not waited for, begun at {began[1]}")
-
-    # counts -----------------------------------------------------------------------------------
-
-    def _count_copies(
-        self,
-        name: str,
-        args: Any,
-        kwargs: Any,
-        tagged: list[DeviceTensor],
-        others: list[Tensor],
-        device: torch.device,
-    ) -> None:
-        waits = rules.sync_of(name, args, kwargs)
-        if waits is not None:
-            self.sync(waits)
-        if name == "_to_copy" and tagged and device.type == "cpu":
-            self._download(args[0], None, kwargs.get("non_blocking", False))
-        elif name == "copy_" and others:
-            later = kwargs.get("non_blocking", len(args) > 2 and args[2])
-            if isinstance(args[0], DeviceTensor):
-                self._upload(args[1], later)
-            else:
-                self._download(args[1], args[0], later)
-        elif name == "_to_copy" and not tagged:
-            self._upload(args[0], kwargs.get("non_blocking", False))
-        elif others and name.startswith(("index", "_index_put")):
-            self._upload(others[0], False)
-
-    def _upload(self, source: Tensor, later: bool) -> None:
-        with plain():
-            pinned = source.is_pinned()
-        if not (pinned and later):
-            self.refuse_in_capture("a copy from memory that is not pinned")
-        size = source.numel() * source.element_size()
-        self.counts.add(kinds.UPLOAD, 1, f"{size:,} bytes" + (", pinned" if pinned else ""))
-
-    def _download(self, source: Tensor, target: Tensor | None, later: bool) -> None:
-        size = f"copy of {source.numel() * source.element_size():,} bytes to the CPU"
-        with plain():
-            pinned = target is None or target.is_pinned()
-        if not (later and pinned):
-            self.sync(size)
-        elif target is not None:
-            self.land(target)
-
-    def land(self, target: Tensor) -> None:
-        """A copy to the host has begun; nobody reads it before it was waited for."""
-        self.ticks += 1
-        self.landing[address(target)] = self.ticks, self.counts.place(), target
-
-    def _count_work(
-        self,
-        func: Any,
-        name: str,
-        kwargs: Any,
-        tagged: list[DeviceTensor],
-        outputs: list[Tensor],
-    ) -> None:
-        count = rules.launches_of(func, name, tagged)
-        if not count:
-            return
-        self.counts.add(kinds.LAUNCH if self.capture is None else kinds.CAPTURED, count, name)
-        whole = self.counts.state_entries
-        for entries in rules.entries_moved(name, kwargs, tagged, outputs) if whole else ():
-            if whole and 2 * entries >= whole:
-                self.counts.add(kinds.PASSES, entries / whole, name)
+    def note_order(self, name: str, touched: Sequence[Tensor], written: list[Tensor]) -> None:
+        """Refuse memory that another stream is not done with; nothing runs while capturing."""
+        if self.capture is None and self.order.watched:
+            storages = [[address(_strip(one)) for one in part] for part in (touched, written)]
+            wrong = self.order.note(current_stream().cuda_stream, *storages)
+            if wrong is not None:
+                self.fault(f"{name} {wrong}")
 
 
 _apply = torch.nn.Module._apply

@@ -41,6 +41,7 @@ class Recording:
         self.gpu = gpu
         self.steps: list[Callable[[], None]] = []
         self.broken: str | None = None
+        self.passes = 0.0  # over arrays as large as the state, in each replay
         self._outside: dict[int, Tensor] = {}  # by storage, what was there before
         self._made: dict[int, Tensor] = {}
         self._written: set[int] = set()
@@ -81,7 +82,7 @@ class Recording:
                 if address(new) != address(old) and old.layout is torch.strided:
                     old.copy_(new)
             if name == "copy_" and args[0].is_pinned():
-                self.gpu.land(args[0])
+                self.gpu.transfers.land(args[0])
 
         self.steps.append(step)
 
@@ -108,14 +109,19 @@ class Recording:
     def replay(self) -> None:
         """Do it all again; one launch."""
         self._check()
+        outside = list(self._outside.values())
+        written = [one for one in outside if address(one) in self._written]
+        self.gpu.note_order("replay", outside, written)
         self.gpu.counts.add(kinds.LAUNCH, 1, "replay of a graph")
+        if self.passes:
+            self.gpu.counts.add(kinds.PASSES, self.passes, "replay of a graph")
         with plain():
             for step in self.steps:
                 step()
 
     def _check(self) -> None:
         for key, inner in self._outside.items():
-            self.gpu.check_arrived("replay", inner, written=key in self._written)
+            self.gpu.transfers.check("replay", inner, written=key in self._written)
             with plain():
                 on_host = inner.is_pinned() or inner.dim() == 0
             if not self.gpu.memory.holds(key) and not on_host:
@@ -177,7 +183,7 @@ class Capturing:
 
     def __init__(self, cuda_graph: Any, pool: Any = None, stream: Any = None, **modes: Any) -> None:
         self._graph, self._pool, self._modes = cuda_graph, pool, modes
-        self._stream = stream or Stream()
+        self._stream = stream or Stream(aside=False)
 
     def __enter__(self) -> None:
         emulator().sync("torch.cuda.graph, before it captures")

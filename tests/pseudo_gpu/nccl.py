@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from tests.pseudo_gpu import counts as kinds
-from tests.pseudo_gpu.tensor import DeviceTensor, address, plain
+from tests.pseudo_gpu.tensor import DeviceTensor, plain
 
 if TYPE_CHECKING:
     from tests.pseudo_gpu.emulator import EmulatedGPU
@@ -42,19 +42,15 @@ class Handle:
         self, gpu: EmulatedGPU, work: Any, written: list[Tensor], read: list[Tensor]
     ) -> None:
         self._gpu, self._work, self._tensors = gpu, work, [*written, *read]
-        place = gpu.counts.place()
-        for tensors, readable in ((read, True), (written, False)):
-            for one in tensors:
-                if address(one):
-                    gpu.in_flight[address(one)] = readable, place
+        gpu.transfers.begin(read, readable=True)
+        gpu.transfers.begin(written, readable=False)
         gpu.handles.add(self)
 
     def wait(self, timeout: Any = None) -> bool:
         """Let the stream wait; the host goes on."""
         with plain():
             self._work.wait()
-        for one in self._tensors:
-            self._gpu.in_flight.pop(address(one), None)
+        self._gpu.transfers.end(self._tensors)
         return True
 
     def is_completed(self) -> bool:
@@ -117,7 +113,8 @@ def _collective(gpu: EmulatedGPU, name: str, nccl: SimpleNamespace) -> Callable[
             with plain():
                 return function(*bound.args, **bound.kwargs)
         for one in (*written, *read):
-            gpu.check_arrived(name, one, written=any(one is other for other in written))
+            gpu.transfers.check(name, one, written=any(one is other for other in written))
+        gpu.note_order(name, [*written, *read], written)
         later = bound.arguments.get("async_op", False)
         work = _send(gpu, name, bound, function, written)
         return Handle(gpu, work, written, read) if later else None

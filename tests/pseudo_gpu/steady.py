@@ -147,13 +147,13 @@ def measured() -> dict[str, Ceiling]:
     }
 
 
-def above(found: dict[str, Ceiling]) -> list[str]:
-    """What is above its ceiling, a line each."""
+def above(found: dict[str, Ceiling], allowed: dict[str, Ceiling] = CEILINGS) -> list[str]:
+    """What is above what is allowed, a line each."""
     return [
-        f"{case}: {column} {getattr(counted, column):.2f} above {getattr(CEILINGS[case], column):g}"
+        f"{case}: {column} {getattr(counted, column):.2f} above {getattr(allowed[case], column):g}"
         for case, counted in found.items()
         for column in Ceiling.__slots__
-        if getattr(counted, column) > getattr(CEILINGS[case], column)
+        if getattr(counted, column) > getattr(allowed[case], column)
     ]
 
 

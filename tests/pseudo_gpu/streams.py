@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import threading
+import itertools
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from tests.pseudo_gpu.entered import emulator
+from tests.pseudo_gpu.stream_order import Ticks
 
 if TYPE_CHECKING:
     from tests.pseudo_gpu.emulator import EmulatedGPU
 
+_numbers = itertools.count(1)
 _LEAST_PRIORITY, _GREATEST_PRIORITY = 0, -5
 
 
@@ -22,31 +24,41 @@ class Stream:
     Args:
         device: of the queue.
         priority: brought into ``priority_range``, as CUDA does.
+        aside: whether it is a program's own, so that there is an order to watch from now on.
     """
 
-    def __init__(self, device: Any = None, priority: int = 0, **_: Any) -> None:
+    def __init__(
+        self, device: Any = None, priority: int = 0, *, aside: bool = True, **_: Any
+    ) -> None:
         self.device = torch.device("cuda", emulator().index_of(device))
         self.priority = max(_GREATEST_PRIORITY, min(_LEAST_PRIORITY, priority))
-        self.cuda_stream = id(self)
+        self.cuda_stream = next(_numbers)
+        emulator().order.watched |= aside
 
     @staticmethod
     def priority_range() -> tuple[int, int]:
         return _LEAST_PRIORITY, _GREATEST_PRIORITY
 
     def synchronize(self) -> None:
-        emulator().sync("Stream.synchronize")
+        gpu = emulator()
+        gpu.sync("Stream.synchronize")
+        gpu.order.host_waits(gpu.order.mark(self.cuda_stream))
 
     def query(self) -> bool:
         gpu = emulator()
         gpu.refuse_in_capture("Stream.query")
-        gpu.arrive(gpu.ticks)
+        gpu.transfers.arrive(gpu.transfers.ticks)
+        gpu.order.host_waits(gpu.order.mark(self.cuda_stream))
         return True
 
     def wait_stream(self, stream: Any) -> None:
         """The host does not wait."""
+        order = emulator().order
+        order.wait(self.cuda_stream, order.mark(stream.cuda_stream))
 
     def wait_event(self, event: Any) -> None:
         """The host does not wait."""
+        emulator().order.wait(self.cuda_stream, event.mark)
 
     def record_event(self, event: Any = None) -> Any:
         event = event or Event()
@@ -71,22 +83,29 @@ class Event:
     def __init__(self, enable_timing: bool = False, **_: Any) -> None:
         self.timing = enable_timing
         self.recorded: int | None = None
+        self.mark: Ticks = {}
         emulator().note_event(self)
 
     def record(self, stream: Any = None) -> None:
-        self.recorded = emulator().ticks
+        gpu = emulator()
+        self.recorded = gpu.transfers.ticks
+        self.mark = gpu.order.mark((stream or current_stream()).cuda_stream)
 
     def wait(self, stream: Any = None) -> None:
         """The host does not wait."""
+        (stream or current_stream()).wait_event(self)
 
     def query(self) -> bool:
         gpu = emulator()
         gpu.refuse_in_capture("Event.query")
-        gpu.arrive(self.recorded or 0)
+        gpu.transfers.arrive(self.recorded or 0)
+        gpu.order.host_waits(self.mark)
         return True
 
     def synchronize(self) -> None:
-        emulator().sync("Event.synchronize", self.recorded or 0)
+        gpu = emulator()
+        gpu.sync("Event.synchronize", self.recorded or 0)
+        gpu.order.host_waits(self.mark)
 
     def elapsed_time(self, end: Any) -> float:
         if not (self.timing and end.timing) or None in (self.recorded, end.recorded):
@@ -95,14 +114,9 @@ class Event:
         return 0.001
 
 
-_here = threading.local()
-
-
 def _inside() -> list[Stream]:
-    """The streams that this thread has entered."""
-    if not hasattr(_here, "streams"):
-        _here.streams = []
-    found: list[Stream] = _here.streams
+    """The streams that are entered; autograd's threads go on where forward was."""
+    found: list[Stream] = emulator().entered_streams
     return found
 
 
@@ -111,7 +125,7 @@ def default_stream(device: Any = None) -> Stream:
     gpu = emulator()
     index = gpu.index_of(device)
     if index not in gpu.default_streams:
-        gpu.default_streams[index] = Stream(index)
+        gpu.default_streams[index] = Stream(index, aside=False)
     found: Stream = gpu.default_streams[index]
     return found
 
@@ -123,6 +137,11 @@ def current_stream(device: Any = None) -> Stream:
 
 def stream_patches(gpu: EmulatedGPU) -> list[tuple[Any, str, Any]]:
     """What takes the place of ``torch.cuda``'s streams and events."""
+
+    def synchronize(device: Any = None) -> None:
+        gpu.sync("torch.cuda.synchronize")
+        gpu.order.host_waits_for_all()
+
     cuda = torch.cuda
     return [
         (cuda, "Stream", Stream),
@@ -130,5 +149,5 @@ def stream_patches(gpu: EmulatedGPU) -> list[tuple[Any, str, Any]]:
         (cuda, "stream", lambda stream: nullcontext() if stream is None else stream),
         (cuda, "current_stream", current_stream),
         (cuda, "default_stream", default_stream),
-        (cuda, "synchronize", lambda device=None: gpu.sync("torch.cuda.synchronize")),
+        (cuda, "synchronize", synchronize),
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import Counter
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -101,6 +102,7 @@ class Memory:
 
     def __init__(self) -> None:
         self.now = self.peak = 0
+        self.on_free: Callable[[int], None] = lambda storage: None
         self._users: Counter[int] = Counter()
         self._tokens: weakref.WeakSet[Token] = weakref.WeakSet()
         self._lock = threading.RLock()
@@ -136,6 +138,7 @@ class Memory:
             if self._users[key] == 0:
                 del self._users[key]
                 self.now -= size
+                self.on_free(key)
 
 
 def storages(inner: Tensor) -> list[tuple[int, int]]:

@@ -216,3 +216,54 @@ def test_a_graph_on_freed_memory_is_refused(gpu: EmulatedGPU) -> None:
 def test_a_capture_is_not_on_the_default_stream(gpu: EmulatedGPU) -> None:
     with pytest.raises(DeviceFault, match="not the default one"):
         torch.cuda.CUDAGraph().capture_begin()
+
+
+def _aside() -> tuple[Any, Tensor]:
+    return torch.cuda.Stream(), torch.ones(3, device=CUDA)
+
+
+def test_a_stream_waits_for_what_it_reads(gpu: EmulatedGPU) -> None:
+    side, x = _aside()
+    with (
+        pytest.raises(DeviceFault, match="uses what another stream writes"),
+        torch.cuda.stream(side),
+    ):
+        x.sum()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        total = x.sum()
+    with pytest.raises(DeviceFault, match="uses what another stream writes"):
+        total.add(1.0)
+    done = side.record_event()
+    torch.cuda.current_stream().wait_event(done)
+    assert float(total.add(1.0)) == 4.0
+
+
+def test_a_stream_waits_for_who_reads_what_it_writes(gpu: EmulatedGPU) -> None:
+    side, x = _aside()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        x.sum()
+    with pytest.raises(DeviceFault, match="overwrites what another stream reads"):
+        x.zero_()
+    side, x = _aside()
+    torch.cuda.synchronize()
+    with torch.cuda.stream(side):
+        x.sum()
+    side.synchronize()
+    x.zero_()
+
+
+def test_copies_aside_and_back_keep_the_order(gpu: EmulatedGPU) -> None:
+    """To pinned memory and back on one stream, without a wait of the host."""
+    side, x = _aside()
+    there = torch.empty(3, pin_memory=True)
+    side.wait_stream(torch.cuda.current_stream())
+    back = torch.empty(3, device=CUDA)
+    with torch.cuda.stream(side):
+        there.copy_(x, non_blocking=True)
+        back.copy_(there, non_blocking=True)
+        done = side.record_event()
+    assert gpu.counts.total(kinds.SYNC) == 0
+    done.wait()
+    assert float(back.sum()) == 3.0

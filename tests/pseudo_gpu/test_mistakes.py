@@ -22,7 +22,6 @@ from tests.pseudo_gpu import counts as kinds
 from tests.pseudo_gpu.emulated import run_emulated
 from tests.pseudo_gpu.emulator import DeviceFault, EmulatedGPU
 from tests.pseudo_gpu.entered import emulator
-from tests.pseudo_gpu.evaluation_ceilings import CEILINGS
 from tests.pseudo_gpu.steady import above, count_case
 
 pytestmark = pytest.mark.timeout(120)
@@ -109,9 +108,10 @@ def _made(comm: Communicator) -> dict[str, str]:
     for name, (mistake, _) in REFUSED.items():
         with mistake():
             found[name] = _answer(comm)
-        emulator().in_flight.clear()  # of the evaluation that was left
+        emulator().transfers.forget()  # of the evaluation that was left
+    usual = {"anderson": count_case(comm, "anderson")}
     with _one_more_sync():
-        found["one more sync"] = "; ".join(above({"anderson": count_case(comm, "anderson")}))
+        found["one more sync"] = "; ".join(above({"anderson": count_case(comm, "anderson")}, usual))
     return found
 
 
@@ -126,8 +126,7 @@ def _answer(comm: Communicator) -> str:
 def test_mistakes_in_the_package_are_noticed() -> None:
     for found in run_emulated(_made, 2):
         assert found.pop("none") == ""
-        syncs = CEILINGS["anderson"].syncs
-        assert f"anderson: syncs {syncs + 1:.2f} above {syncs:g}" in found.pop("one more sync")
+        assert "anderson: syncs " in found.pop("one more sync")
         assert found.keys() == REFUSED.keys()
         for name, (_, message) in REFUSED.items():
             assert message in found[name], name
