@@ -103,6 +103,11 @@ class TrainConfig(Section):
     threads: int = Field(
         0, ge=0, le=4096, description="CPU threads of each rank (0: cores divided by local ranks)"
     )
+    offload: bool = Field(
+        False,
+        description="on a GPU: warm starts of solves that are not running, and the moments of a "
+        "node embedding between steps, wait in host memory; the same numbers",
+    )
     kernel: Annotated[str, Choice(choices.KERNELS, ("auto",))] = Field(
         "auto", description="sparse product; auto: what suits the device and the number format"
     )
