@@ -186,6 +186,7 @@ def _changed(section: type[BaseModel]) -> dict[str, Any]:
         "gpus": None,
         "workers": 3,
         "device": "cpu",
+        "offload": False,  # goes with no CPU
         "backend": "gloo",
         "engine": "deepspeed",
         "resume": "auto",

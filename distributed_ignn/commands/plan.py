@@ -91,6 +91,9 @@ class _Training(Options):
         "fp32", description="of halo rows"
     )
     stale: bool = Field(False, description="use the last evaluation's halo rows")
+    offload: bool = Field(
+        False, description="what is not in use waits in host memory (train.offload)"
+    )
 
 
 def _check_profile_name(path: Path) -> Path:
@@ -191,6 +194,11 @@ def _validate(options: _Options, console: Console) -> None:
 
 def _forecast(options: _Options, console: Console) -> None:
     profile = _profile(options)
+    if options.offload and profile.on_cpu:
+        raise UserError(
+            f"--offload moves states out of a GPU's memory, and {profile.name} is a profile of "
+            "CPUs; drop it"
+        )
     known = [read_sizes(folder) for folder in options.shards]
     nodes, entries = _graph(options, known)
     growth = _growth(options, known, nodes)
@@ -297,6 +305,7 @@ def _workload(options: _Options, known: list[PartitionSizes]) -> Workload:
         compress=options.compress,
         warm_adjoint=not METHODS[options.solver].learned,
         stale=options.stale,
+        offload=options.offload,
         locality=options.locality,
     )
     if not known:

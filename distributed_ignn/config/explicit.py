@@ -60,6 +60,7 @@ _TRAIN = (
     "spectral_weight",
     "loose_tolerance",
     "kernel",
+    "offload",
     "rollback_kappa_factor",
 )
 TWO_GRAPHS = "amgcn"

@@ -154,6 +154,10 @@ class RunConfig(Section):
                 "processes; give one of them",
             ),
             (
+                self.train.offload and self.device == "cpu",
+                "train.offload = true moves states out of a GPU's memory and device = cpu; drop it",
+            ),
+            (
                 self.comm.backend == "nccl" and self.device == "cpu",
                 "comm.backend = nccl needs GPUs but device = cpu; use gloo or auto",
             ),

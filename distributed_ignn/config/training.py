@@ -110,6 +110,11 @@ class TrainConfig(Section):
         description="CPU threads of each rank (0: OMP_NUM_THREADS, or cores divided by "
         "local ranks)",
     )
+    offload: bool = Field(
+        False,
+        description="on a GPU: warm starts of solves that are not running, and the moments of a "
+        "node embedding between steps, wait in host memory; the same numbers",
+    )
     kernel: Annotated[str, Choice(choices.KERNELS, ("auto",))] = Field(
         "auto", description="sparse product; auto: what suits the device and the number format"
     )

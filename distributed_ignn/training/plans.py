@@ -8,7 +8,7 @@ validation after a step leaves the next step's forward solve already done.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -22,6 +22,7 @@ from distributed_ignn.solvers.base import AnySizedSolver, AnySolver, Outcome, So
 from distributed_ignn.solvers.captured import Captures
 from distributed_ignn.solvers.methods import METHODS, Method, SolverSettings
 from distributed_ignn.training.learned_solver import LearnedSolver, storage_format
+from distributed_ignn.training.offload import WaitingStates, expect, room_for, settle
 from distributed_ignn.training.state import State
 
 TRAIN, EVALUATE, ADJOINT, CONFIRM = "train", "evaluate", "adjoint", "confirm"
@@ -94,7 +95,8 @@ class SolvePlanner:
         self._fixed_backward = self._fixed_injection and config.model.dropout == 0.0
         same_map = config.model.fixed_injection and config.train.ema == 0.0
         self._forward_state = EVALUATE if same_map else TRAIN
-        self.states: dict[str, Tensor] = {}
+        room = room_for(config.train.offload, device)
+        self.states: MutableMapping[str, Tensor] = {} if room is None else WaitingStates(room)
         self.log = SolveLog()
         #: Relative residual at which solves of training and validation may stop, if that is looser.
         self.loose = 0.0
@@ -122,6 +124,7 @@ class SolvePlanner:
         """
 
         def first(cell: Cell, driver: Tensor) -> Tensor:
+            settle(self.states)
             return start.pop() if start else self.first_guess(cell, driver)
 
         def done(solution: Solution) -> None:
@@ -143,7 +146,12 @@ class SolvePlanner:
         state: str,
         tolerance: float | None = None,
     ) -> SolvePlan:
+        if purpose != ADJOINT and self._starts_warm(purpose, config):
+            expect(self.states, state)  # b(X) is computed first
+
         def start(cell: Cell, driver: Tensor) -> Tensor:
+            if purpose != ADJOINT:  # whose forward state is held by the backward pass anyway
+                settle(self.states)
             # taken out: it need not stay in memory once the solve has moved on
             if self._starts_warm(purpose, config) and state in self.states:
                 return self.states.pop(state)
@@ -153,6 +161,8 @@ class SolvePlanner:
             self.log.add(purpose, solution)
             if solution.outcome is not Outcome.DIVERGED and self._starts_warm(purpose, config):
                 self.states[state] = solution.image
+            if purpose == TRAIN and self._starts_warm(ADJOINT, self._config.adjoint):
+                expect(self.states, ADJOINT)
 
         goal = self.tolerance(config) if tolerance is None else tolerance
         captures = self._captures.get("adjoint" if purpose == ADJOINT else "forward")
@@ -169,7 +179,8 @@ class SolvePlanner:
 
     def load_state(self, state: State) -> None:
         """See ``Stateful``."""
-        self.states = {purpose: rows.to(self._device) for purpose, rows in state.rows.items()}
+        self.states.clear()
+        self.states.update({purpose: rows.to(self._device) for purpose, rows in state.rows.items()})
 
     def forget(self) -> None:
         """Let the next solves start anew, as those of a model that nobody has solved yet."""

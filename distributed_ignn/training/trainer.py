@@ -49,6 +49,7 @@ from distributed_ignn.training.losses.regularizer import Regularizer
 from distributed_ignn.training.losses.step_loss import StepLoss
 from distributed_ignn.training.model_weights import Best, Weights
 from distributed_ignn.training.numbers import NumberGuard, NumbersError
+from distributed_ignn.training.offload import require_effect
 from distributed_ignn.training.plans import ADJOINT, CONFIRM, EVALUATE, TRAIN, SolvePlanner
 from distributed_ignn.training.recorded import captures
 from distributed_ignn.training.schedule import Schedule
@@ -98,6 +99,8 @@ class Trainer:
         self.planner = SolvePlanner(
             config, self.learned, comm.device, shard.num_nodes, captures(config, comm)
         )
+        embedded = config.engine == "torch" and bool(self.model.sharded_names())
+        require_effect(config, embedded)
         self.engine = self._build_engine()
         self.solver_trainer = self._build_solver_trainer()
         train = config.train

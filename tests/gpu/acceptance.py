@@ -22,7 +22,7 @@ from tests.gpu.sections import (
     agreement,
     ceilings,
     exchange_speed,
-    host_work,
+    launch_counts,
     leaks,
     missing_ranks,
     product_speed,
@@ -61,11 +61,11 @@ SECTIONS: dict[str, tuple[Look, float]] = {
     "determinism": (_alone(repeats.look), 60.0),
     "lost ranks": (_alone(missing_ranks.look), 120.0),
     "leaks": (_alone(leaks.look), 60.0),
-    "products": (product_speed.look, 100.0),
-    "host": (host_work.look, 60.0),
+    "products": (product_speed.look, 140.0),
+    "host": (launch_counts.look, 60.0),
     "exchange": (exchange_speed.look, 60.0),
     "epochs": (training_speed.look, 150.0),
-    "profile": (_alone(profile_file.look), 60.0),
+    "profile": (_alone(profile_file.look), 80.0),
 }
 
 

@@ -12,14 +12,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
+from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.errors import UserError
 from distributed_ignn.graph.storage.shard_store import MANIFEST
-from distributed_ignn.lab.benchmarks.benchmark_graph import prepare
+from distributed_ignn.lab.benchmarks.benchmark_graph import Workload, open_workload, prepare
 from tests.gpu.setting import SIZES, Setting
 
 _FEW_CORES = 8
@@ -29,6 +31,31 @@ _POLL_SECONDS = 0.2
 def folder_of(setting: Setting, scale: float) -> Path:
     """Of the divided graph of one scale; the shards of N parts lie in its folder N."""
     return Path(setting.folder) / f"{scale:g}"
+
+
+def open_graph(
+    comm: Communicator,
+    setting: Setting,
+    scale: float,
+    *flags: str,
+    rounds: int | None = None,
+    methods: Sequence[str] = (),
+) -> AbstractContextManager[Workload]:
+    """The graph of one scale on all ranks, once it has been divided; every rank calls it.
+
+    Args:
+        flags: settings of the run that measures.
+        rounds: of a measurement; those of the setting by default.
+        methods: see ``Workload``.
+    """
+    return open_workload(
+        setting.config(scale, *flags),
+        comm,
+        rounds=rounds or setting.sizes.rounds,
+        shards=folder_of(setting, scale),
+        single=False,
+        methods=methods,
+    )
 
 
 class Preparation:

@@ -16,7 +16,7 @@ from distributed_ignn.errors import UserError
 from tests.gpu.acceptance import SECONDS, SECTIONS, Options, run
 from tests.gpu.sections.agreement import worst
 from tests.gpu.sections.ceilings import expected_copy
-from tests.gpu.sections.host_work import _covered
+from tests.gpu.sections.launch_counts import _covered
 from tests.gpu.sections.product_speed import OURS, PLAIN, ProductFigure, product_checks
 from tests.gpu.setting import SIZES, Setting
 from tests.gpu.verdicts import at_most, holds, judge

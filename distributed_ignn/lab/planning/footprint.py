@@ -16,6 +16,7 @@ from distributed_ignn.config import (
     RunConfig,
     ScheduleConfig,
     SolveConfig,
+    TrainConfig,
 )
 from distributed_ignn.graph.part_sizes import PartSizes
 from distributed_ignn.lab.planning.workload import Part, Workload
@@ -103,4 +104,5 @@ def _run(work: Workload, mapped: bool) -> RunConfig:
         adjoint=AdjointConfig(**read(work.adjoint_method)),
         solver=NeuralSolverConfig(memory=work.memory, compress=work.compress),
         schedule=ScheduleConfig(warmup_epochs=0),
+        train=TrainConfig(offload=work.offload and not mapped),
     )

@@ -10,14 +10,16 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from distributed_ignn.lab.planning.hardware import Asked, Profile
+from distributed_ignn.solvers.methods import METHODS
 
-ESTIMATED: dict[str, Asked] = {
-    "picard": Asked(launches=30, syncs=2),
-    "anderson": Asked(launches=56, syncs=2),
-    "broyden": Asked(launches=37, syncs=2),
-    "neural": Asked(launches=94, syncs=5),
-}
-"""Of one steady evaluation by method, halo exchange included; the learned one with its estimate."""
+CLASSICAL = Asked(launches=56, syncs=2)
+"""Of one steady evaluation with Anderson's method, halo exchange included."""
+
+LIGHTER = {"picard": Asked(launches=30, syncs=2), "broyden": Asked(launches=37, syncs=2)}
+"""The same of methods that do less."""
+
+LEARNED = Asked(launches=94, syncs=5)
+"""The same of a learned one, with its estimate."""
 
 CODEC = Asked(launches=44, syncs=1)
 """More where halo rows are encoded."""
@@ -27,6 +29,11 @@ EXCHANGE = Asked(launches=9, syncs=0)
 
 EPOCH = Asked(launches=250, syncs=10)
 """Of the rest of an epoch: encoder, readout, loss, backward pass, optimiser."""
+
+
+def estimated(method: str) -> Asked:
+    """Of one steady evaluation by a method."""
+    return LEARNED if METHODS[method].learned else LIGHTER.get(method, CLASSICAL)
 
 
 class Counted(NamedTuple):
@@ -57,7 +64,7 @@ class HostWork:
         known = (self.profile.asked or {}).get(self.method)
         more = CODEC if self.coded and self.ranks > 1 else Asked(launches=0, syncs=0)
         less = Asked(launches=0, syncs=0) if self.ranks > 1 else EXCHANGE
-        base = known or ESTIMATED.get(self.method, ESTIMATED["anderson"])
+        base = known or estimated(self.method)
         asked = Asked(
             launches=max(0.0, base.launches + more.launches - less.launches),
             syncs=base.syncs + more.syncs,

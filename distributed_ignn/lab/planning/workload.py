@@ -96,6 +96,7 @@ class Workload:
         train_share: share of nodes with a training label.
         bytes: of a number of the state.
         history: number format of the differences between Anderson's iterates.
+        offload: whether what is not in use waits in host memory.
     """
 
     width: int = 128
@@ -117,6 +118,7 @@ class Workload:
     train_share: float = 0.08
     bytes: int = 4
     history: Literal["float32", "bfloat16"] = "float32"
+    offload: bool = False
 
     @property
     def evaluations(self) -> int:

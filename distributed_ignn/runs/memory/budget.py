@@ -89,7 +89,7 @@ def budget(
     items = {
         **always,
         "graph": Propagation.held_bytes(sizes, config.train.kernel, *where, normalised),
-        **encoder.held_bytes(sizes, config.model, *where),
+        **run.moments_of_embedding(encoder.held_bytes(sizes, config.model, *where)),
         **HaloExchange.held_bytes(sizes, run.row, coded=coded_halo, shared=shares_memory),
         "frozen rows of local steps": run.local[0],
         "zeros that products are added to": run.addend,
@@ -108,6 +108,7 @@ class _Run:
         self.device = torch.device("cuda" if config.device == "cuda" else "cpu")
         self.row = config.model.hidden * self.dtype.itemsize
         self._state = sizes.owned * self.row
+        self._offload = config.train.offload and self.device.type == "cuda"
         kind = SOLVER_KINDS[config.solver.kind]
         self._estimate = kind.solve_bytes(config, sizes, self.dtype.itemsize)
         rollout = kind.training_bytes(config, sizes, self.dtype.itemsize)
@@ -129,6 +130,12 @@ class _Run:
         kernel = choose_kernel(self._config.train.kernel, self.dtype, self.device)
         return self._state if (kernel, self.device.type) == ("csr", "cuda") else 0
 
+    def moments_of_embedding(self, held: dict[str, int]) -> dict[str, int]:
+        """The encoder's items; Adam's two moments wait in host memory while anything is solved."""
+        name = "embedding and its optimiser"
+        away = 2 * self._state if self._offload and self._config.engine == "torch" else 0
+        return held | {name: max(held[name] - away, 0)}
+
     def of_explicit(self, shares_memory: bool) -> dict[str, int]:
         """The items of an explicit model, with every dropout mask's states."""
         config, sizes = self._config, self._sizes
@@ -145,11 +152,13 @@ class _Run:
         """The candidates for the largest moment of an epoch."""
         config, state = self._config, self._state
         own_train = not config.model.fixed_injection or config.train.ema > 0.0
-        warm = int(own_train and config.forward.warm_start)  # the other forward state
-        kept = int(config.forward.warm_start)  # which training goes on from after a confirmation
+        stays = int(not self._offload)  # what is not used waits in host memory otherwise
+        warm = stays * int(own_train and config.forward.warm_start)  # the other forward state
+        # which training goes on from after a confirmation
+        kept = stays * int(config.forward.warm_start)
         # one that is learned starts from its own estimate, once the warm-up is over
         learned = config.learns_adjoint and config.schedule.warmup_epochs == 0
-        backward = int(config.adjoint.warm_start and not learned)
+        backward = stays * int(config.adjoint.warm_start and not learned)
         products = EquilibriumCell.held_bytes(state, self._sizes.channels)
         return {
             "forward": {
@@ -171,7 +180,7 @@ class _Run:
                 **self._solve(forward or config.forward.max_steps, 0, adjoint=False),
                 "estimator": self._estimate if config.learns_forward else 0,
             },
-            "local steps": {"warm starts": 2 * state, "local step": self.local[1]},
+            "local steps": {"warm starts": 2 * state * stays, "local step": self.local[1]},
             "training the solver": {
                 "injection": state,
                 "warm starts": state * (warm + backward),

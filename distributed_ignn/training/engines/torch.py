@@ -17,6 +17,7 @@ from distributed_ignn.training.engines.gradients import (
     sum_gradients,
 )
 from distributed_ignn.training.numbers import NumbersError
+from distributed_ignn.training.offload import offload_moments, room_for
 from distributed_ignn.training.state import State, TensorDict
 
 Check = Callable[[bool], None]
@@ -85,6 +86,10 @@ class TorchEngine:
         self.optimizer = torch.optim.Adam(
             self._named.values(), lr=config.lr, weight_decay=float(config.weight_decay)
         )
+        self._room = room_for(config.offload, comm.device) if self._sharded else None
+        if self._room is not None:
+            rows = [self._named[name] for name in self._sharded]
+            offload_moments(self.optimizer, rows, self._room)
 
     def step(self, loss_share: Tensor, check: Check = require_usable) -> None:
         """See ``Engine``."""
@@ -119,6 +124,8 @@ class TorchEngine:
             for name, parameter in self._named.items()
             for key, value in self.optimizer.state.get(parameter, {}).items()
         }
+        if self._room is not None:
+            self._room.settle()
         return State.of(tensors, {k for k, value in tensors.items() if self._is_row(k, value)})
 
     def _is_row(self, key: str, value: Tensor) -> bool:

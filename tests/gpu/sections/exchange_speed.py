@@ -9,12 +9,12 @@ import torch
 from distributed_ignn.comm.codecs import CODECS
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.lab.benchmarks import exchange
-from distributed_ignn.lab.benchmarks.benchmark_graph import Workload, open_workload
+from distributed_ignn.lab.benchmarks.benchmark_graph import Workload
 from distributed_ignn.lab.benchmarks.interleaving import interleave
 from distributed_ignn.lab.benchmarks.iteration import Evaluation, draw_numbers, propagation_of
 from distributed_ignn.lab.benchmarks.silence import SilentCommunicator
 from distributed_ignn.propagation.propagate import choose_codec
-from tests.gpu.prepared_graphs import Preparation, folder_of
+from tests.gpu.prepared_graphs import Preparation, open_graph
 from tests.gpu.setting import Budget, Setting
 from tests.gpu.verdicts import Check, judge, measured
 
@@ -52,13 +52,8 @@ def look(budget: Budget, graphs: Preparation) -> Iterator[Check]:
 def exchanges(comm: Communicator, setting: Setting) -> dict[str, object]:
     """Rates by codec, of fp32 bytes whatever is sent, and seconds that an evaluation takes more."""
     scale = setting.sizes.links
-    with open_workload(
-        setting.config(scale, "--model.hidden", str(setting.sizes.judged)),
-        comm,
-        rounds=setting.sizes.rounds,
-        shards=folder_of(setting, scale),
-        single=False,
-    ) as workload:
+    width = str(setting.sizes.judged)
+    with open_graph(comm, setting, scale, "--model.hidden", width) as workload:
         report = exchange.run(workload)
         seconds = {f.name: f.value for f in report.figures if f.unit == "seconds" and not f.section}
         sent = next(f.value for f in report.figures if f.unit == "bytes" and f.name == "fp32")

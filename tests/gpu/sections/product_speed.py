@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
 import torch
@@ -18,7 +17,7 @@ from distributed_ignn.config import RunConfig
 from distributed_ignn.errors import UserError
 from distributed_ignn.lab.benchmarks import local_product
 from distributed_ignn.lab.benchmarks.bandwidth import COPY_LIMIT, GATHER_LIMIT, copy_task
-from distributed_ignn.lab.benchmarks.benchmark_graph import Workload, open_workload
+from distributed_ignn.lab.benchmarks.benchmark_graph import Workload
 from distributed_ignn.lab.benchmarks.interleaving import Report, interleave
 from distributed_ignn.lab.benchmarks.iteration import (
     Evaluation,
@@ -28,7 +27,7 @@ from distributed_ignn.lab.benchmarks.iteration import (
 )
 from distributed_ignn.lab.benchmarks.products import PLAIN, PRODUCTS, build_products
 from distributed_ignn.propagation.kernels import KERNELS
-from tests.gpu.prepared_graphs import Preparation, folder_of
+from tests.gpu.prepared_graphs import Preparation, open_graph
 from tests.gpu.setting import Budget, Setting, keep
 from tests.gpu.verdicts import Check, judge, left_out, measured
 
@@ -104,7 +103,7 @@ def products(comm: Communicator, setting: Setting) -> tuple[list[ProductFigure],
     found: list[ProductFigure] = []
     missing: dict[str, str] = {}
     emulated = setting.kind == "emulated"  # which runs no kernels of Triton
-    with _workload(comm, setting) as workload:
+    with open_graph(comm, setting, setting.sizes.products) as workload:
         shard = workload.shard
         rows = shard.num_owned + shard.num_halo
         for kind, dtype in _KINDS.items():
@@ -166,52 +165,49 @@ def evaluations(comm: Communicator, setting: Setting) -> Evaluations:
     """One evaluation of the map by every kernel, as a share of the copy limit."""
     found: Evaluations = {}
     copy, copied = copy_task(comm, setting.sizes.copy_bytes)
-    with _workload(comm, setting) as workload:
+    with open_graph(comm, setting, setting.sizes.products) as workload:
         bandwidth = copied / interleave({"copy": copy}, workload.rounds, comm)["copy"]
         for kind, dtype in _KINDS.items():
             for kernel in KERNELS:
-                for width in setting.sizes.widths:
-                    name = f"evaluation, D {width}, {kind}, {kernel}: of the copy limit"
-                    if setting.kind == "emulated" and "triton" in kernel:
-                        found[name] = "an emulated GPU runs no kernels of Triton"
-                        continue
-                    chosen = replace(workload, config=_with(workload.config, kernel, width))
-                    try:
-                        seconds = _evaluation(chosen, dtype)
-                    except (NotImplementedError, RuntimeError, UserError) as error:
-                        found[name] = str(error).splitlines()[0]
-                        continue
+                label = f"evaluation, {kind}, {kernel}"
+                if setting.kind == "emulated" and "triton" in kernel:
+                    found[label] = "an emulated GPU runs no kernels of Triton"
+                    continue
+                try:
+                    seconds = _evaluation_seconds(workload, setting, kernel, dtype)
+                except (NotImplementedError, RuntimeError, UserError) as error:
+                    found[label] = str(error).splitlines()[0]
+                    continue
+                for width, each in seconds.items():
                     limit = ideal_bytes(workload.shard, width, dtype.itemsize) / bandwidth
-                    found[name] = Timed(width, kind, kernel, seconds, limit / seconds)
+                    name = f"{label}, D {width}: of the copy limit"
+                    found[name] = Timed(width, kind, kernel, each, limit / each)
     return found
 
 
-def _evaluation(workload: Workload, dtype: torch.dtype) -> float:
-    """Seconds of one evaluation; weights stay in float32 where the kernel adds in it."""
+def _evaluation_seconds(
+    workload: Workload, setting: Setting, kernel: str, dtype: torch.dtype
+) -> dict[int, float]:
+    """Of one evaluation by width; weights stay in float32 where the kernel adds in it."""
     comm, shard = workload.comm, workload.shard
-    fuses = KERNELS[workload.config.train.kernel].fuses
-    numbers = draw_numbers(workload, shard, dtype)
-    if fuses and dtype is torch.bfloat16:
-        numbers = draw_numbers(workload, shard)._replace(bias=numbers.bias, state=numbers.state)
-    task = Evaluation(propagation_of(workload, shard, comm, dtype), *numbers)
-    return interleave({"evaluation": task}, workload.rounds, comm)["evaluation"]
+    first = replace(workload, config=_with(workload.config, kernel, setting.sizes.widths[0]))
+    propagation = propagation_of(first, shard, comm, dtype)
+    found = {}
+    for width in setting.sizes.widths:
+        chosen = replace(workload, config=_with(workload.config, kernel, width))
+        numbers = draw_numbers(chosen, shard, dtype)
+        if KERNELS[kernel].fuses and dtype is torch.bfloat16:
+            whole = draw_numbers(chosen, shard)
+            numbers = whole._replace(bias=numbers.bias, state=numbers.state)
+        task = Evaluation(propagation, *numbers)
+        found[width] = interleave({"": task}, workload.rounds, comm)[""]
+    return found
 
 
 def _with(config: RunConfig, kernel: str, width: int) -> RunConfig:
     model = config.model.model_copy(update={"hidden": width})
     train = config.train.model_copy(update={"kernel": kernel})
     return config.model_copy(update={"model": model, "train": train})
-
-
-def _workload(comm: Communicator, setting: Setting) -> AbstractContextManager[Workload]:
-    scale = setting.sizes.products
-    return open_workload(
-        setting.config(scale),
-        comm,
-        rounds=setting.sizes.rounds,
-        shards=folder_of(setting, scale),
-        single=False,
-    )
 
 
 def keep_seconds(setting: Setting, found: Evaluations) -> None:

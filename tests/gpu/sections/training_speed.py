@@ -6,8 +6,7 @@ from collections.abc import Iterator
 
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.lab.benchmarks import epoch_stages, memory
-from distributed_ignn.lab.benchmarks.benchmark_graph import open_workload
-from tests.gpu.prepared_graphs import Preparation, folder_of
+from tests.gpu.prepared_graphs import Preparation, open_graph
 from tests.gpu.setting import Budget, Setting
 from tests.gpu.verdicts import Check, judge, measured
 
@@ -50,14 +49,10 @@ def look(budget: Budget, graphs: Preparation) -> Iterator[Check]:
 
 def epochs(comm: Communicator, setting: Setting, scale: float) -> dict[str, object]:
     """Seconds of an epoch by method, without the phase that trains the solver."""
-    with open_workload(
-        setting.config(scale, *_FLAGS),
-        comm,
-        rounds=min(setting.sizes.rounds, 5),
-        shards=folder_of(setting, scale),
-        single=False,
-        methods=_METHODS,
-    ) as workload:
+    smallest = scale == min(setting.sizes.epochs)
+    methods = _METHODS if smallest else _METHODS[:1]  # a large graph has no room for two
+    rounds = min(setting.sizes.rounds, 5)
+    with open_graph(comm, setting, scale, *_FLAGS, rounds=rounds, methods=methods) as workload:
         report = epoch_stages.run(workload)
         seconds = {f.name: f.value for f in report.figures if f.unit == "seconds" and not f.section}
         return {"seconds": seconds, "nodes": workload.stats.nodes}
@@ -65,12 +60,6 @@ def epochs(comm: Communicator, setting: Setting, scale: float) -> dict[str, obje
 
 def held(comm: Communicator, setting: Setting, scale: float) -> tuple[float, float]:
     """Bytes that a run has taken at most, and those that it is let in with."""
-    with open_workload(
-        setting.config(scale, *_FLAGS),
-        comm,
-        rounds=1,
-        shards=folder_of(setting, scale),
-        single=False,
-    ) as workload:
+    with open_graph(comm, setting, scale, *_FLAGS, rounds=1) as workload:
         figures = {f.name: f.value for f in memory.run(workload).figures if f.section == "whole"}
         return figures[memory.PEAK], figures[memory.FULL]

@@ -2,7 +2,7 @@
 
 Counted from two solves of different lengths, so that what happens once per solve cancels, and what
 happens every few evaluations is spread over them. On a GPU torch's profiler sees the driver's calls
-and the kernels; elsewhere operations stand in for launches.
+and the kernels, of which NCCL's own are left out; elsewhere operations stand in for launches.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from distributed_ignn.comm.communicator import Communicator
-from distributed_ignn.lab.benchmarks.benchmark_graph import Workload, open_workload
+from distributed_ignn.lab.benchmarks.benchmark_graph import Workload
 from distributed_ignn.lab.benchmarks.interleaving import finish_device
 from distributed_ignn.lab.benchmarks.iteration import draw_numbers
 from distributed_ignn.models.maps import AdjointCell, EquilibriumCell
@@ -31,7 +31,7 @@ from distributed_ignn.solvers.neural import NeuralSolver
 from distributed_ignn.solvers.picard import Picard
 from distributed_ignn.solvers.reduced import BasisCache
 from distributed_ignn.solvers.solve import solve
-from tests.gpu.prepared_graphs import Preparation, folder_of
+from tests.gpu.prepared_graphs import Preparation, open_graph
 from tests.gpu.setting import Budget, Setting, keep
 from tests.gpu.verdicts import Check, judge, measured
 
@@ -93,13 +93,8 @@ def _checks(setting: Setting, name: str, judged: bool, counts: Counts) -> Iterat
 def per_evaluation(comm: Communicator, setting: Setting) -> dict[str, Counts]:
     """Launches, syncs, seconds and idle share of each solver."""
     scale = setting.sizes.links
-    with open_workload(
-        setting.config(scale, "--model.hidden", str(setting.sizes.judged)),
-        comm,
-        rounds=setting.sizes.rounds,
-        shards=folder_of(setting, scale),
-        single=False,
-    ) as workload:
+    width = str(setting.sizes.judged)
+    with open_graph(comm, setting, scale, "--model.hidden", width) as workload:
         return {
             name: _counted(comm, setting, solve_of) for name, solve_of in _solves(workload).items()
         }
@@ -182,10 +177,11 @@ def _profiled(comm: Communicator, setting: Setting, run: Solve, steps: int) -> C
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
         run(steps)
     names = Counter(event.name for event in seen.events())
-    kernels = [e for e in seen.events() if e.device_type is torch.autograd.DeviceType.CUDA]
+    kernels = [e for e in seen.events() if e.device_type == torch.autograd.DeviceType.CUDA]
+    of_nccl = sum(event.name.startswith("nccl") for event in kernels)
     spans = sorted((e.time_range.start, e.time_range.end) for e in kernels)
     return {
-        "launches": sum(names[name] for name in _LAUNCHES),
+        "launches": sum(names[name] for name in _LAUNCHES) - of_nccl,
         "syncs": sum(names[name] for name in _SYNCS),
         "graphs": sum(names[name] for name in _GRAPHS),
         "busy": _covered(spans) / 1e6,
