@@ -314,6 +314,13 @@ def _make_scipy(folder: Path) -> None:
     sp.save_npz(folder / "mine.npz", matrix)
 
 
+def _make_ogb_folder(folder: Path) -> None:
+    _make_arxiv(folder)
+    scheme = folder / "ogbn_arxiv" / "split" / "time"
+    for name, nodes in {"train": [0, 3], "valid": [1, 2], "test": [5]}.items():
+        _csv(scheme / f"{name}.csv.gz", nodes)
+
+
 def _drop_ids(folder: Path) -> None:
     """Leave nodes to be counted from 0."""
     rows = (folder / "nodes.csv").read_text().splitlines()
@@ -432,6 +439,11 @@ TARGETS: dict[str, Target] = {
     "parquet": Target(_make_parquet, "mine.parquet", _read_with_nodes("mine.parquet")),
     "matrix market": Target(_make_market, "mine.mtx", _read_with_nodes("mine.mtx")),
     "scipy npz": Target(_make_scipy, "mine.npz", _read_with_nodes("mine.npz")),
+    "ogb folder": Target(
+        _make_ogb_folder,
+        "ogbn_arxiv/raw/edge.csv.gz",
+        lambda folder: _read_dataset("file", path=folder / "ogbn_arxiv")(folder),
+    ),
     "amgcn": Target(_make_amgcn, "am-gcn/coraml.zip", _read_dataset("corafull")),
     "ogb table": Target(_make_arxiv, "ogbn_arxiv/raw/edge.csv.gz", _read_dataset("ogbn-arxiv")),
     "ogb split": Target(

@@ -157,6 +157,51 @@ def test_words_and_gaps_in_the_table_of_nodes(
     assert same.fingerprint() == found.fingerprint()
 
 
+def _ogb(folder: Path, **tables: Any) -> Path:
+    """A folder as OGB's downloads are, with each number in a cell of its own."""
+    plain: dict[str, Any] = {
+        "raw/edge": EDGES.T,
+        "raw/node-feat": X,
+        "raw/node-label": (np.arange(N) % 3)[:, None],
+        "split/time/train": [[0], [1]],
+        "split/time/valid": [[2], [3]],
+        "split/time/test": [[4]],
+    }
+    for name, rows in (plain | tables).items():
+        path = folder / f"{name}.csv.gz"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text = "".join(",".join(map(str, row)) + "\n" for row in rows)
+        path.write_bytes(gzip.compress(text.encode()))
+    return folder
+
+
+def test_a_folder_of_ogb(tmp_path: Path) -> None:
+    found = _load(_ogb(tmp_path / "ogb"), "", None)
+    assert found.fingerprint() == _expected(weighted=False)
+    labels = [[0], ["nan"], [2], [0], [1], [2]]
+    found = _load(_ogb(tmp_path / "gap", **{"raw/node-label": labels}), "", None)
+    assert found.labels.tolist() == [0, -1, 2, 0, 1, 2]
+    several = [[0, 1], ["nan", 1], [1, 0], [0, 0], [1, 1], [0, 1]]
+    found = _load(_ogb(tmp_path / "several", **{"raw/node-label": several}), "", None)
+    assert (found.task, found.labels[1].tolist()) == ("multilabel", [-1, 1])
+
+
+@pytest.mark.parametrize(
+    ("table", "rows", "message"),
+    [
+        ("raw/edge", [["a", "b"], [0, 1]], "edge.csv.gz is not a table .*words"),
+        ("raw/edge", [[0, 1], ["x", 2]], "edge.csv.gz is not a table .*else than numbers"),
+        ("split/time/valid", [[77]], "val_idx: id 77 is outside"),
+        ("split/other/train", [[0]], "has several splits .other, time.; leave one"),
+    ],
+)
+def test_damaged_folders_of_ogb(
+    tmp_path: Path, table: str, rows: list[list[Any]], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        _load(_ogb(tmp_path / "ogb", **{table: rows}), "", None)
+
+
 MISTAKES: dict[str, tuple[str, str | None, str]] = {
     "no nodes": ("0,1\n1,2\n", None, r"holds edges alone; .*--data\.nodes nodes\.csv"),
     "one column": ("0\n1\n", NODES, "has 1 column; two that name the ends"),

@@ -12,8 +12,9 @@ from distributed_ignn.config.dataset import FILE_KINDS, DataConfig
 from distributed_ignn.errors import UserError
 from distributed_ignn.graph.data import GraphData
 from distributed_ignn.graph.datasets.attributes import labelled_graph
-from distributed_ignn.graph.datasets.fields import Fields
+from distributed_ignn.graph.datasets.fields import Fields, chosen_fields
 from distributed_ignn.graph.datasets.formats import read_any
+from distributed_ignn.graph.datasets.ogb_folder import is_ogb_folder, ogb_folder
 
 
 def load_user_file(path: Path, data: DataConfig) -> GraphData:
@@ -48,12 +49,15 @@ def read_fields(path: Path, data: DataConfig) -> Fields:
     """The arrays of a file by name; only weights of edges that are to be used.
 
     Args:
-        path: the file.
+        path: the file, or a folder of OGB's form.
         data: edge weights and the table of nodes are read.
 
     Raises:
         UserError: the file is missing, or not of the kind that its name says.
     """
+    if is_ogb_folder(path):
+        arrays = ogb_folder(path)
+        return chosen_fields(arrays, arrays.__getitem__, path, data.edge_weights)
     if not path.is_file():
         problem = "is a folder" if path.is_dir() else "does not exist"
         raise UserError(f"{path} {problem}; give the path of a {FILE_KINDS} file")
