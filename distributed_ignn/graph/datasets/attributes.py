@@ -18,9 +18,9 @@ from distributed_ignn.errors import UserError
 from distributed_ignn.graph.building import check_id_space
 from distributed_ignn.graph.data import UNKNOWN, CSRMatrix, GraphData, Task
 from distributed_ignn.graph.datasets.fields import Fields
+from distributed_ignn.graph.datasets.known_labels import targets_of
 from distributed_ignn.graph.datasets.links import graph_channels
 from distributed_ignn.graph.datasets.splits import splits_of
-from distributed_ignn.graph.datasets.known_labels import targets_of
 
 logger = logging.getLogger(__name__)
 
