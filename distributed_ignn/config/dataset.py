@@ -18,7 +18,9 @@ OWN_FILE = "file"  # a graph of the user's, with data.path
 IN_MEMORY = "memory"
 """Dataset of a run whose graph a Python program had in memory; the run's own shards hold it."""
 
-FILE_SUFFIXES = (".pt", ".npz")
+FILE_SUFFIXES = (".pt", ".npz", ".mtx", ".csv", ".tsv", ".txt", ".parquet", ".gz")
+"""Endings of files of one's own; others are named by ``data.path``."""
+FILE_KINDS = f"{', '.join(FILE_SUFFIXES[:-1])} or {FILE_SUFFIXES[-1]}"
 LARGEST_GRAPH = 2**31 - 2  # nodes that 32-bit ids can name
 _SMALLEST_CLASS = 10
 _TAKEN: tuple[Literal["train"], Literal["val"]] = ("train", "val")
@@ -46,7 +48,7 @@ class _Dataset(Choice):
             return value
         raise ValueError(
             f"is not known{suggest(value, names)}; choose {', '.join(names)}, or the path of a "
-            f"{' or '.join(FILE_SUFFIXES)} file"
+            f"{FILE_KINDS} file"
         )
 
 
@@ -229,6 +231,11 @@ class DataConfig(Section):
         None, gt=0, description="the same of validation nodes (default: 0.2, per-class 30)"
     )
     path: Path | None = Field(None, description="your own graph file, with --dataset file")
+    nodes: Path | None = Field(
+        None,
+        description="table of the nodes of your own graph (CSV or Parquet), beside a file that "
+        "holds edges alone: columns id, label, split, and features",
+    )
     edge_weights: EdgeWeights = Field(
         "auto",
         description="weights of the edges of your own graph (edge_weight, or edge_attr of one "

@@ -16,6 +16,7 @@ from pydantic_settings import CliToggleFlag
 from distributed_ignn.config import choices
 from distributed_ignn.config.choices import Choice
 from distributed_ignn.config.dataset import (
+    IN_MEMORY,
     OWN_FILE,
     DataConfig,
     DatasetName,
@@ -52,7 +53,9 @@ def _output_folder(fields: dict[str, Any]) -> Path:
 class RunConfig(Section):
     """A complete run."""
 
-    dataset: DatasetName = Field(description="or your own graph: the path of a .pt or .npz file")
+    dataset: DatasetName = Field(
+        description="or your own graph: the path of a file (docs/own-graph.md)"
+    )
     data_root: Path = Field(Path("data"), description="folder where datasets are or will be put")
     seed: int = Field(0, ge=0, le=LARGEST_SEED, description="seed of weights and dropout")
     output: Path = Field(
@@ -249,6 +252,11 @@ class RunConfig(Section):
                 named and self.data.split != "file",
                 f"data.split = {self.data.split} is for a graph of your own, {self.dataset} comes "
                 "with its split; drop it",
+            ),
+            (
+                self.data.nodes is not None and (named or self.dataset == IN_MEMORY),
+                f"data.nodes = {self.data.nodes} is for a file of your own that holds edges alone; "
+                "drop it",
             ),
             *self._reader_rules(drawn=self.data.draws_split and not named),
         ]

@@ -6,7 +6,8 @@ predictions of a finished one, read those, without the dataset and wherever the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator
@@ -27,6 +28,8 @@ from distributed_ignn.graph.storage.shard_store import (
     whole_graph,
 )
 from distributed_ignn.reading.plain_files import in_one_line, read_plain
+
+logger = logging.getLogger(__name__)
 
 SHARDS = "shards"
 RECORD = "shards.json"
@@ -126,6 +129,11 @@ def _find(config: RunConfig, parts: int, load: Callable[[], GraphData]) -> Shard
             f"data.edge_weights = use and the shards in {folder} have no weights (or all are 1); "
             "write new ones, or drop the setting"
         )
+    difference = _difference(config, manifest.fingerprint, settings)
+    if difference is not None:
+        logger.warning(
+            "%s; it goes on, and may have trained on what are test nodes now", difference
+        )
     return _record(folder, manifest, config.output)
 
 
@@ -158,8 +166,10 @@ def store_graph(config: RunConfig, parts: int, load: Callable[[], GraphData]) ->
             "in memory; drop the setting"
         )
     graph = load()
-    _check_same(config, graph)
     settings = data_settings(config.dataset, config.data)
+    difference = _difference(config, graph.fingerprint(), settings)
+    if difference is not None:
+        raise UserError(f"{difference}; give the same graph and data settings, or another output")
     cache = config.output / SHARDS
     folder, manifest = prepare_shards(lambda: graph, cache, parts, config.partition, settings)
     try:
@@ -168,15 +178,39 @@ def store_graph(config: RunConfig, parts: int, load: Callable[[], GraphData]) ->
         raise UserError(f"cannot write to output = {config.output}: {error.strerror}") from error
 
 
-def _check_same(config: RunConfig, graph: GraphData) -> None:
+def _difference(config: RunConfig, found: str, settings: Mapping[str, JsonValue]) -> str | None:
+    """In words, that a run which is to go on had another graph or another split; None if not.
+
+    Args:
+        config: the run; ``output`` may hold an earlier attempt.
+        found: fingerprint of the graph at hand.
+        settings: what it was made with, as ``data_settings`` gives them.
+    """
     if not (config.output / RECORD).is_file() or config.resume is None:
-        return
-    known, found = read_record(config.output).fingerprint, graph.fingerprint()
-    if found != known:
-        raise UserError(
-            f"output = {config.output} holds a run on another graph ({known[:12]}, this one is "
-            f"{found[:12]}); give the same graph and data settings, or another output"
-        )
+        return None
+    try:
+        known = read_record(config.output)
+    except UserError:  # damaged: it is written again
+        return None
+    if found == known.fingerprint:
+        return None
+    return (
+        f"output = {config.output} holds a run on another graph ({known.fingerprint[:12]}, this "
+        f"one is {found[:12]}{_changed(config.output, known, settings)})"
+    )
+
+
+def _changed(run: Path, known: ShardRecord, settings: Mapping[str, JsonValue]) -> str:
+    """The first setting of data that is another than it was, if that can still be said."""
+    try:
+        before = read_manifest(known.path(run)).settings
+    except UserError:
+        return ""
+    for key in sorted({*before, *settings}):
+        was, now = before.get(key), settings.get(key)
+        if was != now:
+            return in_one_line(f"; {key} was {was} and is {now}")
+    return ""
 
 
 def stored_graph(config: RunConfig) -> GraphData:

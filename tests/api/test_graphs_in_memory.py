@@ -115,7 +115,11 @@ def test_every_kind_trains_and_predicts(data: Data, settings: dict[str, Any]) ->
 
 
 REFUSED: list[tuple[str, Callable[[], Any], str]] = [
-    ("several splits", lambda: _with(train_mask=torch.ones(60, 3)), r"3 splits, one a column; choose one"),
+    (
+        "several splits",
+        lambda: _with(train_mask=torch.ones(60, 3)),
+        r"3 splits, one a column; choose one",
+    ),
     ("no split", lambda: _with(val_mask=None), "data: val nodes are missing"),
     ("a number", lambda: 3, "data is a int; give a torch_geometric"),
     ("kinds of nodes", HeteroData, "several kinds of nodes; give one kind"),

@@ -13,6 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import scipy.io
 import scipy.sparse as sp
 import torch
 
@@ -265,6 +268,69 @@ def _make_sparse_pt(folder: Path) -> None:
     torch.save(_pyg(sparse=True).to_dict(), folder / "mine.pt")
 
 
+def _make_numpy_pt(folder: Path) -> None:
+    torch.save(_arrays() | {"y": np.array(list("abcabc"))}, folder / "mine.pt", pickle_protocol=4)
+
+
+def _make_adjacency_pt(folder: Path) -> None:
+    data = _pyg(sparse=False)
+    edges = data.edge_index.flip(0)
+    del data.edge_index
+    data.adj_t = torch.sparse_coo_tensor(edges, torch.rand(6), (6, 6)).coalesce().to_sparse_csr()
+    torch.save((data, None), folder / "mine.pt")
+
+
+def _make_nodes(folder: Path) -> None:
+    splits = ("train", "train", "val", "val", "test", "test")
+    rows = [f"n{i},{'abc'[i % 3]},{split},{i / 8}" for i, split in enumerate(splits)]
+    (folder / "nodes.csv").write_text("\n".join(["id,label,split,x0", *rows]) + "\n")
+    (folder / "mine.csv").write_text("a,b\n" + "".join(f"n{a},n{b}\n" for a, b in EDGES.T))
+
+
+def _make_snap(folder: Path) -> None:
+    _make_nodes(folder)
+    _drop_ids(folder)
+    text = "# a remark\n" + "".join(f"{a}\t{b}\n" for a, b in EDGES.T)
+    (folder / "mine.gz").write_bytes(gzip.compress(text.encode(), mtime=0))
+
+
+def _make_parquet(folder: Path) -> None:
+    _make_nodes(folder)
+    _drop_ids(folder)
+    table = pa.table({"source": EDGES[0], "target": EDGES[1], "weight": np.arange(1.0, 7.0)})
+    pa.parquet.write_table(table, folder / "mine.parquet")
+
+
+def _make_market(folder: Path) -> None:
+    _make_nodes(folder)
+    _drop_ids(folder)
+    scipy.io.mmwrite(folder / "mine.mtx", sp.coo_array((np.arange(1.0, 7.0), tuple(EDGES))))
+
+
+def _make_scipy(folder: Path) -> None:
+    _make_nodes(folder)
+    _drop_ids(folder)
+    matrix = sp.csr_array((np.arange(1.0, 7.0), tuple(EDGES)), shape=(6, 6))
+    sp.save_npz(folder / "mine.npz", matrix)
+
+
+def _make_ogb_folder(folder: Path) -> None:
+    _make_arxiv(folder)
+    scheme = folder / "ogbn_arxiv" / "split" / "time"
+    for name, nodes in {"train": [0, 3], "valid": [1, 2], "test": [5]}.items():
+        _csv(scheme / f"{name}.csv.gz", nodes)
+
+
+def _drop_ids(folder: Path) -> None:
+    """Leave nodes to be counted from 0."""
+    rows = (folder / "nodes.csv").read_text().splitlines()
+    (folder / "nodes.csv").write_text("\n".join(row.partition(",")[2] for row in rows) + "\n")
+
+
+def _read_with_nodes(name: str) -> Callable[[Path], None]:
+    return lambda folder: _read_dataset(name, nodes=folder / "nodes.csv")(folder)
+
+
 def _make_amgcn(folder: Path) -> None:
     path = folder / "am-gcn" / "coraml.zip"
     path.parent.mkdir()
@@ -365,6 +431,19 @@ TARGETS: dict[str, Target] = {
     "sparse npz": Target(_make_sparse_npz, "mine.npz", _read_dataset("mine.npz")),
     "pt": Target(_make_pt, "mine.pt", _read_dataset("mine.pt")),
     "sparse pt": Target(_make_sparse_pt, "mine.pt", _read_dataset("mine.pt")),
+    "numpy pt": Target(_make_numpy_pt, "mine.pt", _read_dataset("mine.pt")),
+    "adjacency pt": Target(_make_adjacency_pt, "mine.pt", _read_dataset("mine.pt")),
+    "edge table": Target(_make_nodes, "mine.csv", _read_with_nodes("mine.csv")),
+    "node table": Target(_make_nodes, "nodes.csv", _read_with_nodes("mine.csv")),
+    "packed edge table": Target(_make_snap, "mine.gz", _read_with_nodes("mine.gz")),
+    "parquet": Target(_make_parquet, "mine.parquet", _read_with_nodes("mine.parquet")),
+    "matrix market": Target(_make_market, "mine.mtx", _read_with_nodes("mine.mtx")),
+    "scipy npz": Target(_make_scipy, "mine.npz", _read_with_nodes("mine.npz")),
+    "ogb folder": Target(
+        _make_ogb_folder,
+        "ogbn_arxiv/raw/edge.csv.gz",
+        lambda folder: _read_dataset("file", path=folder / "ogbn_arxiv")(folder),
+    ),
     "amgcn": Target(_make_amgcn, "am-gcn/coraml.zip", _read_dataset("corafull")),
     "ogb table": Target(_make_arxiv, "ogbn_arxiv/raw/edge.csv.gz", _read_dataset("ogbn-arxiv")),
     "ogb split": Target(

@@ -28,9 +28,9 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 JSON = ("manifest", "record", "deepspeed", "checkpoint state")
 YAML = ("config", "profile")
-NPZ = ("npz", "sparse npz", "ogb arrays", "reddit", "reddit2")
-ZIPS = (*NPZ, "pt", "sparse pt", "amgcn", "ogb split")
-GZIPS = ("ogb table", "amazon")
+NPZ = ("npz", "sparse npz", "scipy npz", "ogb arrays", "reddit", "reddit2")
+ZIPS = (*NPZ, "pt", "sparse pt", "numpy pt", "adjacency pt", "amgcn", "ogb split")
+GZIPS = ("ogb table", "amazon", "packed edge table", "ogb folder")
 TENSORS = ("shard", "checkpoint rows")
 
 

@@ -11,6 +11,9 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 import torch
 
@@ -68,6 +71,16 @@ def _vast_rows() -> bytes:
     return _torch(torch.sparse_coo_tensor(index, torch.ones(1), (2**31, 2**31)))
 
 
+def _parquet_of_zeros() -> bytes:
+    """150 million rows in a few kilobytes."""
+    stream = io.BytesIO()
+    table = pa.table({name: np.zeros(1 << 24, np.int64) for name in ("source", "target")})
+    with pa.parquet.ParquetWriter(stream, table.schema) as writer:
+        for _ in range(9):
+            writer.write_table(table)
+    return stream.getvalue()
+
+
 BOMBS: dict[str, tuple[str, Callable[[], bytes]]] = {
     "npz that claims 8 TB": (
         "npz",
@@ -76,6 +89,7 @@ BOMBS: dict[str, tuple[str, Callable[[], bytes]]] = {
     "pt of 64 MB of zeros": ("pt", lambda: _zeros("archive/data.pkl", 2**26)),
     "pt that repeats a number": ("pt", lambda: _torch(torch.zeros(1).expand(6, 2**40))),
     "pt of vast sparse rows": ("sparse pt", _vast_rows),
+    "parquet of zeros": ("parquet", _parquet_of_zeros),
     "gzip of one line": ("amazon", lambda: gzip.compress(b"1 " * 2**27, 1)),
     "gzip of 300 MB": ("amazon", lambda: gzip.compress((b"1" * 2**20 + b"\n") * 300, 1)),
     "yaml of a billion words": ("config", lambda: BILLION.encode()),

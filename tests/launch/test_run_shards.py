@@ -140,7 +140,9 @@ def test_a_run_that_goes_on_loads_no_dataset(run: Path, loads: list[str]) -> Non
 @pytest.mark.parametrize(
     "change", ["--partition.seed 1", "--data.chains.noise 0.1", "gone", "other data"]
 )
-def test_shards_of_other_settings_are_not_taken(run: Path, loads: list[str], change: str) -> None:
+def test_shards_of_other_settings_are_not_taken(
+    run: Path, loads: list[str], change: str, caplog: pytest.LogCaptureFixture
+) -> None:
     (folder,) = (run / "shards").iterdir()
     arguments: list[str] = []
     if change == "gone":
@@ -154,6 +156,12 @@ def test_shards_of_other_settings_are_not_taken(run: Path, loads: list[str], cha
     assert loads == ["chains"]
     record = read_record(run)
     assert read_manifest(record.path(run), fingerprint=record.fingerprint).parts == 1
+    other = {
+        "--data.chains.noise 0.1": "; chains.noise was 0.0 and is 0.1); it goes on",
+        "other data": "holds a run on another graph (000000000000, this one is ",
+    }
+    assert ("another graph" in caplog.text) == (change in other)
+    assert other.get(change, "") in caplog.text
     changed = change.startswith("--")
     assert (record.folder == f"shards/{folder.name}") == (not changed)
 

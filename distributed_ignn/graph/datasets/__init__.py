@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from distributed_ignn.config import DataConfig
-from distributed_ignn.config.dataset import FILE_SUFFIXES, OWN_FILE
+from distributed_ignn.config.dataset import FILE_KINDS, FILE_SUFFIXES, OWN_FILE
 from distributed_ignn.errors import UserError
 from distributed_ignn.graph.data import GraphData, Task
 from distributed_ignn.graph.datasets.amazon import load_amazon
@@ -47,7 +47,7 @@ def _amgcn(name: str, data_root: Path, data: DataConfig) -> GraphData:
 
 def _file(name: str, data_root: Path, data: DataConfig) -> GraphData:
     if data.path is None:
-        raise UserError("data.path: dataset 'file' needs the path of a .pt or .npz file")
+        raise UserError(f"data.path: dataset 'file' needs the path of a {FILE_KINDS} file")
     return load_user_file(Path(data.path), data)
 
 
@@ -110,7 +110,7 @@ def load_dataset(
     if loader is None and not name.endswith(FILE_SUFFIXES):
         raise UserError(
             f"dataset {name!r} is not known; choose one of {', '.join(DATASETS)}, or give the "
-            "path of a PyG .pt file or of a .npz file"
+            f"path of a {FILE_KINDS} file"
         )
     with long_step(f"reading {name}"):
         if loader is not None:
@@ -162,7 +162,7 @@ def graph_to_predict(
     if is_in_memory(source):
         fields = fields_in_memory(source, data.edge_weights)
     else:
-        fields = read_fields(path, data)
+        fields = read_fields(path, data.model_copy(update={"nodes": None}))
     loaded = unlabelled_graph(fields, data, num_classes, task)
     return _prepared(validate_graph(loaded, str(path)), data, scaling)
 

@@ -18,9 +18,9 @@ from distributed_ignn.errors import UserError
 from distributed_ignn.graph.building import check_id_space
 from distributed_ignn.graph.data import UNKNOWN, CSRMatrix, GraphData, Task
 from distributed_ignn.graph.datasets.fields import Fields
+from distributed_ignn.graph.datasets.known_labels import targets_of
 from distributed_ignn.graph.datasets.links import graph_channels
 from distributed_ignn.graph.datasets.splits import splits_of
-from distributed_ignn.graph.datasets.targets import targets_of
 
 logger = logging.getLogger(__name__)
 
@@ -38,14 +38,15 @@ def labelled_graph(fields: Fields, data: DataConfig) -> GraphData:
         UserError: something is missing or breaks a rule.
     """
     targets = targets_of(fields)
-    splits = splits_of(fields, targets, data)
     n = targets.labels.shape[0]
     graphs = graph_channels(fields, n, data.edge_weights, data.directions)
+    features = _features(fields, n)
+    splits = splits_of(fields, targets, data)
     return GraphData(
         name=fields.origin.stem,
         graphs=graphs,
         graph_channels=len(graphs),
-        features=_features(fields, n),
+        features=features,
         labels=targets.labels,
         num_classes=targets.num_classes,
         task=targets.task,

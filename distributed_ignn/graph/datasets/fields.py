@@ -148,7 +148,7 @@ def chosen_fields(
         logger.info("%s: %s is ignored, every edge weighs 1", origin, weights[0])
         weights = []
     if unread:
-        logger.info("%s: not read: %s", origin, in_one_line(_some(unread)))
+        logger.info("%s: not read: %s", origin, in_one_line(some(unread)))
     arrays: dict[str, Tensor] = {}
     names: tuple[str, ...] = ()
     for name in (*wanted, *weights):
@@ -173,7 +173,7 @@ def _wanted(places: Collection[str]) -> tuple[list[str], list[str]]:
     return wanted, [name for name in by_name if name in places][:1]
 
 
-def _some(names: Sequence[str]) -> str:
+def some(names: Sequence[str]) -> str:
     """Names with commas between them, and how many more there are."""
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + more

@@ -66,7 +66,7 @@ def _way_out(data: object) -> str:
         return ", with several kinds of nodes; give one kind, as in data = hetero.to_homogeneous()"
     return (
         "; give a torch_geometric.data.Data, a dictionary of its attributes, the name of a "
-        "dataset, or the path of a .pt or .npz file"
+        "dataset, or the path of a file"
     )
 
 

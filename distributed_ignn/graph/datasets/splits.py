@@ -17,7 +17,7 @@ from distributed_ignn.config.dataset import DataConfig
 from distributed_ignn.errors import UserError
 from distributed_ignn.graph.datasets.checks import check_ids
 from distributed_ignn.graph.datasets.fields import SPLITS, Fields
-from distributed_ignn.graph.datasets.targets import Targets
+from distributed_ignn.graph.datasets.known_labels import Targets
 from distributed_ignn.graph.hashing import hash_ids
 
 logger = logging.getLogger(__name__)

@@ -62,7 +62,7 @@ def value_of(file: TorchFile, found: Any) -> Any:
     if isinstance(found, Described) and found.name == _SPARSE:
         return _sparse_tensor(file, found)
     value = file.value(found)
-    if isinstance(value, Described):
+    if isinstance(value, Described | Named):
         raise ValueError(f"a {in_one_line(value.name)}")
     return value
 

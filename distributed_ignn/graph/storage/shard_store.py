@@ -76,6 +76,7 @@ _YOUNGER: dict[str, dict[str, JsonValue]] = {
     "data": {
         "directions": "undirected",
         "edge_weights": "auto",
+        "nodes": None,
         "split": "file",
         "split_seed": 0,
         "split_train": None,

@@ -1,0 +1,173 @@
+"""The forms that a graph of one's own may have in a file, each known by how the file begins.
+
+A form of edges alone goes together with a table of nodes (``graph_tables.py``). A new one is a
+function from a path to named arrays, entered in ``FORMATS``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import scipy.sparse as sp
+import torch
+from torch import Tensor
+
+from distributed_ignn.config.dataset import LARGEST_GRAPH, DataConfig
+from distributed_ignn.errors import UserError
+from distributed_ignn.graph.datasets.checks import brief
+from distributed_ignn.graph.datasets.fields import LABELS, Fields, chosen_fields
+from distributed_ignn.graph.datasets.graph_tables import NodeTable, edge_table
+from distributed_ignn.graph.datasets.torch_content import ADVICE, named_values, value_of
+from distributed_ignn.reading.arrays import npz_names, read_npz
+from distributed_ignn.reading.matrices import (
+    MATRIX_MARKET,
+    is_scipy_npz,
+    read_matrix_market,
+    read_scipy_npz,
+)
+from distributed_ignn.reading.tables import PARQUET, head_of
+from distributed_ignn.reading.torch_files import open_torch
+
+_ZIP = b"PK\x03\x04"
+Reader = Callable[[Path, DataConfig, NodeTable | None], Fields]
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """One form.
+
+    Args:
+        begins: the first bytes of such a file, unpacked; None where they may be anything.
+        endings: of the names of files that are taken to be of it if no beginning tells otherwise.
+        read: the arrays.
+        names_nodes: whether its edges name nodes by ids that a table of nodes may have.
+    """
+
+    begins: bytes | None
+    endings: tuple[str, ...]
+    read: Reader
+    names_nodes: bool = False
+
+
+def format_of(path: Path) -> Format:
+    """The form of a file, by its beginning, else by its ending.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    try:
+        head = head_of(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({brief(error)}); write it again") from error
+    named = next((form for form in FORMATS if path.suffix in form.endings), _TABLE)
+    if head.startswith(_ZIP) and named.begins == _ZIP:
+        return named
+    begun = [form for form in FORMATS if form.begins and head.startswith(form.begins)]
+    return begun[0] if begun else named
+
+
+def read_any(path: Path, data: DataConfig) -> Fields:
+    """The arrays of a file of any form, with those of the table of nodes ``data.nodes``.
+
+    Raises:
+        UserError: one of the files cannot be read, or they do not belong together.
+    """
+    form = format_of(path)
+    nodes = None if data.nodes is None else NodeTable(data.nodes)
+    if nodes is not None and nodes.ids is not None and not form.names_nodes:
+        raise UserError(
+            f"{path} counts nodes from 0 and {nodes.path} has ids of its own; sort its rows and "
+            "leave the ids out"
+        )
+    found = form.read(path, data, nodes)
+    if nodes is None:
+        if not {"x", "x_indptr", "y"} & set(found.arrays):
+            raise UserError(
+                f"{path} holds edges alone; training needs a table of nodes beside it, as in "
+                "--data.nodes nodes.csv, or everything in one .npz or .pt file"
+            )
+        return found
+    both = sorted(set(found.arrays) & set(nodes.fields.arrays))
+    if both:
+        raise UserError(f"{path} and {nodes.path} both say {both[0]}; leave it out of one of them")
+    arrays = found.arrays | nodes.fields.arrays
+    return replace(found, arrays=arrays, class_names=found.class_names or nodes.fields.class_names)
+
+
+def _read_npz(path: Path, data: DataConfig, _: NodeTable | None) -> Fields:
+    try:
+        names = npz_names(path)
+        if is_scipy_npz(names):
+            return _of_matrix(read_scipy_npz(path, LARGEST_GRAPH), path, data)
+        return chosen_fields(
+            names,
+            lambda name: read_npz(path, [name], kinds="biufU" if name in LABELS else "biuf")[name],
+            path,
+            data.edge_weights,
+        )
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(
+            f"{path} is not a .npz file of plain number arrays ({brief(error)}); write it with "
+            "numpy.savez and without object arrays"
+        ) from error
+
+
+def _read_pt(path: Path, data: DataConfig, _: NodeTable | None) -> Fields:
+    try:
+        with open_torch(path) as file:
+            values = named_values(file, path)
+
+            def read(name: str) -> Any:
+                try:
+                    return value_of(file, values[name])
+                except ValueError as error:
+                    raise UserError(
+                        f"{path}: {name} is {brief(error)}, a plain tensor is needed; save one in "
+                        "its place"
+                    ) from error
+
+            return chosen_fields(values, read, path, data.edge_weights)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path} holds something other than a PyG Data object ({brief(error)}); {ADVICE}"
+        ) from error
+
+
+def _read_matrix_market(path: Path, data: DataConfig, _: NodeTable | None) -> Fields:
+    try:
+        return _of_matrix(read_matrix_market(path, LARGEST_GRAPH), path, data)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path} is not a sparse matrix in MatrixMarket form ({brief(error)}); write it with "
+            "scipy.io.mmwrite"
+        ) from error
+
+
+def _of_matrix(matrix: sp.coo_array, path: Path, data: DataConfig) -> Fields:
+    """Entry (i, j) says that node i reads node j; values that are all 1 are no weights."""
+    ends = torch.stack([torch.from_numpy(part).long() for part in (matrix.col, matrix.row)])
+    arrays = {"edge_index": ends}
+    if matrix.data.dtype.kind != "b" and not (matrix.data == 1).all():
+        arrays["edge_weight"] = torch.from_numpy(matrix.data.astype(float))
+    return _of_arrays(arrays, path, data)
+
+
+def _read_table(path: Path, data: DataConfig, nodes: NodeTable | None) -> Fields:
+    return _of_arrays(edge_table(path, nodes), path, data)
+
+
+def _of_arrays(arrays: Mapping[str, Tensor], path: Path, data: DataConfig) -> Fields:
+    return chosen_fields(arrays, arrays.__getitem__, path, data.edge_weights)
+
+
+_TABLE = Format(PARQUET, (".csv", ".tsv", ".txt", ".parquet", ".gz"), _read_table, names_nodes=True)
+FORMATS = (
+    Format(_ZIP, (".pt",), _read_pt),
+    Format(_ZIP, (".npz",), _read_npz),
+    Format(MATRIX_MARKET, (".mtx",), _read_matrix_market),
+    _TABLE,
+)
+"""All forms there are."""
