@@ -54,8 +54,8 @@ class HostRoom:
         self._on_gpu = device.type == "cuda"
         self._stream = torch.cuda.Stream(device) if self._on_gpu else None
         self._block_bytes = block_bytes
-        # what the copies' stream still reads or writes, whoever else has let go of it, and when that
-        # is over; its memory must not be taken for anything else until then
+        # what the copies' stream still reads or writes, whoever else has let go of it, and when
+        # that is over; its memory must not be taken for anything else until then
         self._moving: dict[int, tuple[Any, Tensor]] = {}
         if self._stream is not None:
             weakref.finalize(self, self._stream.synchronize).atexit = False
