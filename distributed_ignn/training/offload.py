@@ -12,7 +12,7 @@ Letters: O owned nodes, D columns.
 
 from __future__ import annotations
 
-from collections import deque
+import weakref
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -54,7 +54,11 @@ class HostRoom:
         self._on_gpu = device.type == "cuda"
         self._stream = torch.cuda.Stream(device) if self._on_gpu else None
         self._block_bytes = block_bytes
-        self._leaving: deque[tuple[Any, Tensor]] = deque()
+        # what the copies' stream still reads or writes, whoever else has let go of it, and when
+        # that is over; its memory must not be taken for anything else until then
+        self._moving: dict[int, tuple[Any, Tensor]] = {}
+        if self._stream is not None:
+            weakref.finalize(self, self._stream.synchronize).atexit = False
 
     def leave(self, rows: Tensor) -> Tensor:
         """Begin to copy rows [O, ...] to the host.
@@ -67,8 +71,7 @@ class HostRoom:
         with self._aside():
             for part in self._blocks(rows):
                 there[part].copy_(rows[part], non_blocking=True)
-        if self._on_gpu:
-            self._leaving.append((self._marked(), rows))
+        self._mark(rows)
         return there
 
     def begin_back(self, there: Tensor) -> Arrival:
@@ -78,12 +81,13 @@ class HostRoom:
         with self._aside():
             for part in self._blocks(there):
                 rows[part].copy_(there[part], non_blocking=True)
-        return Arrival(rows, self._marked() if self._on_gpu else None)
+        return Arrival(rows, self._mark(rows))
 
     def back(self, coming: Arrival) -> Tensor:
         """The rows, for whatever is started from now on; the host does not wait."""
         if coming.event is not None:
             coming.event.wait(torch.cuda.current_stream(self._device))
+            self._moving.pop(id(coming.rows), None)
         self._sweep()
         return coming.rows
 
@@ -91,7 +95,7 @@ class HostRoom:
         """Wait until all copies are over, so that the host may read them; let go of the rows."""
         if self._stream is not None:
             self._stream.synchronize()
-        self._leaving.clear()
+        self._moving.clear()
 
     def _blocks(self, rows: Tensor) -> Iterator[slice]:
         count = rows.shape[0]
@@ -106,15 +110,19 @@ class HostRoom:
         self._stream.wait_stream(torch.cuda.current_stream(self._device))
         return torch.cuda.stream(self._stream)
 
-    def _marked(self) -> Any:
+    def _mark(self, rows: Tensor) -> Any:
+        """Hold rows until the copies that have been started are over; the event of that."""
+        if self._stream is None:
+            return None
         event = torch.cuda.Event()
         event.record(self._stream)
+        self._moving[id(rows)] = event, rows
         return event
 
     def _sweep(self) -> None:
         """Let go of rows that have been copied."""
-        while self._leaving and self._leaving[0][0].query():
-            self._leaving.popleft()
+        for key in [key for key, (event, _) in self._moving.items() if event.query()]:
+            del self._moving[key]
 
 
 class WaitingStates(MutableMapping[str, Tensor]):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -24,11 +25,11 @@ from tests.gpu.verdicts import at_most, holds, judge
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def _run(*arguments: str, seconds: float = 100.0) -> subprocess.CompletedProcess[str]:
+def _run(*arguments: str, seconds: float = 100.0, **extra: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "tests.gpu", *arguments],
         cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""} | extra,
         capture_output=True,
         text=True,
         timeout=seconds,
@@ -66,6 +67,31 @@ def test_sections_run_on_the_cpu_and_are_marked_as_no_gpus(tmp_path: Path) -> No
     assert judged
     assert {(check["verdict"], check["target"]) for check in judged} == {("measured", ">= 80 %")}
     assert not (CONFIG_FOLDER / "hardware" / "here-gpu.yaml").exists()
+
+
+def _emulated(report: Path, *arguments: str, seconds: float) -> None:
+    """Two emulated GPUs; skipped where none can be emulated."""
+    preload = ROOT / "tests" / "pseudo_gpu" / "preload.py"
+    if not preload.exists() or shutil.which("g++") is None or torch.backends.cuda.is_built():
+        pytest.skip("no GPU can be emulated here")
+    path = f"{ROOT / 'tests' / 'gpu' / 'emulated'}{os.pathsep}{ROOT}"
+    flags = ("--sizes", "tiny", "--json", str(report), *arguments)
+    done = _run(*flags, seconds=seconds, PYTHONPATH=path, IGNN_EMULATED_GPUS="2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(report.read_text())
+    assert (found["kind"], found["gpus"], found["figures_are_of_a_gpu"]) == ("emulated", 2, False)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(150)
+def test_a_section_runs_on_emulated_gpus(tmp_path: Path) -> None:
+    _emulated(tmp_path / "report.json", "--sections", "environment", "products", seconds=140)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(2500)
+def test_all_sections_run_on_emulated_gpus(tmp_path: Path) -> None:
+    _emulated(tmp_path / "report.json", seconds=2400)
 
 
 @pytest.mark.long
