@@ -270,6 +270,14 @@ def test_words_of_published_npz_files(tmp_path: Path) -> None:
     _same(found, x=_tensors()["x"].to_sparse())
 
 
+def test_sparse_features_in_memory_are_not_sorted_in_place() -> None:
+    sparse = {"x_indptr": np.array([0, 2, 2, 2, 2, 2, 3]), "x_indices": np.array([1, 0, 0])}
+    sparse["x_data"] = np.array([5, 7, 9], np.float32)
+    kept = {name: array.copy() for name, array in sparse.items()}
+    graph_in_memory(_tensors(x=None) | sparse, DataConfig())
+    assert all(np.array_equal(sparse[name], array) for name, array in kept.items())
+
+
 WORDS = ["cat", "dog", "", "ant", "cat", "dog"]
 
 

@@ -236,6 +236,8 @@ def test_the_advice_for_edges_alone_works(tmp_path: Path) -> None:
     _csv(tmp_path / "edges.csv", False)
     with pytest.raises(UserError, match="holds edges alone"):
         _load(tmp_path, "edges.csv", None)
+    with pytest.raises(UserError, match=r"data\.nodes = .*missing.csv is no file; name a table"):
+        _load(tmp_path, "edges.csv", None, nodes=tmp_path / "missing.csv")
     assert _load(tmp_path, "edges.csv").num_nodes == N
 
 

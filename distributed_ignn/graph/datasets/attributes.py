@@ -128,7 +128,7 @@ def _sparse_features(fields: Fields, n: int) -> CSRMatrix:
             f"{fields.origin}: x_indices must hold column numbers from 0, and at least one"
         )
     value = fields["x_data"] if "x_data" in fields else torch.ones(col.numel())
-    value = value.to(torch.float32)
+    value = value.to(torch.float32, copy=True)  # sorted in place below, and the user's own
     if value.shape != col.shape:
         raise UserError(
             f"{fields.origin}: x_data has {value.numel()} entries, x_indices has {col.numel()}"

@@ -76,6 +76,8 @@ def read_any(path: Path, data: DataConfig) -> Fields:
         UserError: one of the files cannot be read, or they do not belong together.
     """
     form = format_of(path)
+    if data.nodes is not None and not data.nodes.is_file():
+        raise UserError(f"data.nodes = {data.nodes} is no file; name a table of nodes")
     nodes = None if data.nodes is None else NodeTable(data.nodes)
     if nodes is not None and nodes.ids is not None and not form.names_nodes:
         raise UserError(

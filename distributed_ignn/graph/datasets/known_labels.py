@@ -5,7 +5,6 @@ Letters: n nodes, C classes.
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 
 import torch
@@ -14,8 +13,6 @@ from torch import Tensor
 from distributed_ignn.errors import UserError
 from distributed_ignn.graph.data import UNKNOWN, Task
 from distributed_ignn.graph.datasets.fields import Fields
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
