@@ -85,7 +85,7 @@ class Counts:
         frame: FrameType | None = sys._getframe(1)
         while frame is not None:
             name = frame.f_code.co_filename
-            if self.package in name and not name.startswith(_HERE):
+            if self.package in name and not (name.startswith(_HERE) or "site-packages" in name):
                 return f"{name[name.rindex(self.package) :]}:{frame.f_lineno}"
             frame = frame.f_back
         main = threading.current_thread() is threading.main_thread()
