@@ -59,6 +59,17 @@ def anderson_course(comm: Communicator) -> Numbers:
     return course(small_trainer(comm, small_config(sections)), EPOCHS)
 
 
+def recorded_course(comm: Communicator) -> Numbers:
+    """Five epochs of solves in groups of evaluations, which a GPU replays; a CPU does not."""
+    sections: Sections = {
+        "forward": {"method": "anderson", "capture": 4, **TIGHT},
+        "adjoint": {"method": "picard", "capture": 4, **TIGHT},
+        "model": SHORT,
+        "train": {"epochs": 5},
+    }
+    return course(small_trainer(comm, small_config(sections)), 5)
+
+
 def local_course(comm: Communicator) -> Numbers:
     """Three exact steps, each with three local ones after it."""
     sections: Sections = {
@@ -89,6 +100,7 @@ def coded_course(comm: Communicator, name: str) -> Numbers:
 def of_any_cut(comm: Communicator) -> dict[str, Numbers]:
     """What one process gives as well."""
     found = {"anderson": anderson_course(comm), "local steps": local_course(comm)}
+    found["recorded"] = recorded_course(comm)
     return found | {case: kind_course(comm, case) for case in KINDS}
 
 

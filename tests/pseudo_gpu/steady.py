@@ -18,6 +18,7 @@ from distributed_ignn.propagation.propagate import PropagationOptions
 from distributed_ignn.solvers.anderson import Anderson
 from distributed_ignn.solvers.base import AnySolver, Solution
 from distributed_ignn.solvers.broyden import Broyden
+from distributed_ignn.solvers.captured import Captures
 from distributed_ignn.solvers.estimator import ErrorEstimator
 from distributed_ignn.solvers.neural import NeuralSolver
 from distributed_ignn.solvers.picard import Picard
@@ -49,11 +50,13 @@ class Case:
         solver: makes it, from the model.
         codec: of halo rows.
         adjoint: whether the backward map is solved.
+        recorded: evaluations in a group that is replayed; 0 for one by one.
     """
 
     solver: Callable[[ShardModel], AnySolver]
     codec: str = "fp32"
     adjoint: bool = False
+    recorded: int = 0
 
 
 def _learned(model: ShardModel) -> AnySolver:
@@ -69,6 +72,8 @@ CASES = {
     "anderson, adjoint": replace(_PLAIN, adjoint=True),
     "anderson, large graph": Case(lambda model: Anderson(_MEMORY, judge_first=True)),
     "anderson, int4 halos": replace(_PLAIN, codec="int4"),
+    "anderson, recorded by 8": replace(_PLAIN, recorded=8),
+    "picard, recorded by 8": Case(lambda model: Picard(), recorded=8),
     "broyden": Case(lambda model: Broyden()),
     "learned": Case(_learned),
 }
@@ -103,8 +108,10 @@ def count_case(comm: Communicator, name: str) -> Ceiling:
     gpu.counts.state_entries = shard.num_owned * _WIDTH
     totals = []
     for evaluations in (_SHORT, _LONG):
-        before = gpu.counts.totals()
-        _solve(model, case, evaluations)
+        groups = Captures(case.recorded) if case.recorded else None
+        for _ in range(3 if groups else 1):  # the first two record
+            before = gpu.counts.totals()
+            _solve(model, case, evaluations, groups)
         after = gpu.counts.totals()
         totals.append({kind: after.get(kind, 0) - before.get(kind, 0) for kind in _COLUMNS})
     per = {
@@ -114,12 +121,12 @@ def count_case(comm: Communicator, name: str) -> Ceiling:
     return Ceiling(**per)
 
 
-def _solve(model: ShardModel, case: Case, evaluations: int) -> None:
+def _solve(model: ShardModel, case: Case, evaluations: int, groups: Captures | None) -> None:
     def start(cell: object, driver: Tensor) -> Tensor:
         return torch.zeros_like(driver)
 
     solutions: list[Solution] = []
-    plan = SolvePlan(case.solver(model), start, 0.0, evaluations, solutions.append)
+    plan = SolvePlan(case.solver(model), start, 0.0, evaluations, solutions.append, captures=groups)
     injection, weights = model.injection().detach(), model.channel_weights()
     if case.adjoint:
         grad = injection.requires_grad_()

@@ -33,6 +33,7 @@ def _everything(comm: Communicator, folder: Path) -> dict[str, Any]:
     assert comm.backend == "nccl"
     found["run"] = whole_run(comm, folder)
     assert emulator().counts.total(kinds.NCCL) > 1000
+    assert emulator().counts.total(kinds.CAPTURED) > 100, "no solve was recorded"
     assert emulator().most_events < 100, "timing events pile up"
     return found
 
