@@ -1,11 +1,16 @@
-"""The parity cases on a GPU: one rank against the CPU, and two ranks that share it over gloo."""
+"""The parity cases on GPUs: one rank, ranks over NCCL, and two that share a GPU over gloo."""
 
 from __future__ import annotations
+
+import time
+from pathlib import Path
 
 import pytest
 import torch
 
 from distributed_ignn.comm.communicator import Communicator
+from tests.gpu.sections.agreement import parity
+from tests.gpu.setting import SIZES, Budget, Setting
 from tests.parity.cases import CASES, report_all, sum_reports
 from tests.ranks import run_ranks
 
@@ -28,6 +33,15 @@ def test_one_gpu_rank_agrees_with_the_cpu() -> None:
     on_gpu = report_all(Communicator(device=torch.device("cuda", 0)), "float64")
     for case in CASES:
         _assert_close(on_cpu[case], on_gpu[case])
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU: nobody to talk to over NCCL")
+def test_ranks_over_nccl_agree_with_the_cpu() -> None:
+    setting = Setting("gpu", torch.cuda.device_count(), SIZES["full"], "", time.time() + 500.0)
+    checks = list(parity(Budget(setting, 500.0, Path())))
+    assert [check.name for check in checks if check.verdict != "ok"] == []
+    assert any("nccl" in check.name for check in checks)
 
 
 def test_two_ranks_sharing_the_gpu_agree_with_one() -> None:

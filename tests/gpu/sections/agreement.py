@@ -22,14 +22,19 @@ Reports = Mapping[str, Mapping[str, Tensor]]
 
 
 def look(budget: Budget) -> Iterator[Check]:
-    """Parity over NCCL (ranks that share a GPU: over gloo), then Triton."""
+    """Parity, then Triton."""
+    yield from parity(budget)
+    yield from triton(budget)
+
+
+def parity(budget: Budget) -> Iterator[Check]:
+    """One rank and more over NCCL, or over gloo where ranks share a GPU, against the CPU."""
     (expected,) = budget.ranks(report, 1, device="cpu")
     for ranks in budget.setting.worlds():
         found = sum_reports(budget.ranks(report, ranks))
         case, name, error = worst(expected, found)
         how = f"{ranks} ranks, {budget.setting.backend(ranks)}" if ranks > 1 else "1 rank"
         yield at_most(f"parity with the CPU, {how}", error, FLOAT64, note=f"{case}: {name}")
-    yield from triton(budget)
 
 
 def report(comm: Communicator, setting: Setting) -> dict[str, dict[str, Tensor]]:
