@@ -128,14 +128,15 @@ def _sparse_features(fields: Fields, n: int) -> CSRMatrix:
             f"{fields.origin}: x_indices must hold column numbers from 0, and at least one"
         )
     value = fields["x_data"] if "x_data" in fields else torch.ones(col.numel())
-    value = value.to(torch.float32, copy=True)  # sorted in place below, and the user's own
+    value = value.to(torch.float32)
     if value.shape != col.shape:
         raise UserError(
             f"{fields.origin}: x_data has {value.numel()} entries, x_indices has {col.numel()}"
         )
     shape = (n, int(col.max()) + 1)
     check_id_space(shape[1], "columns of x")
-    return _csr(sp.csr_array((value.numpy(), col.numpy(), pointer.numpy()), shape))
+    arrays = value.numpy(), col.numpy(), pointer.numpy()
+    return _csr(sp.csr_array(arrays, shape, copy=True))  # sorted in place, and the user's own
 
 
 def _csr(matrix: sp.csr_array) -> CSRMatrix:
