@@ -10,6 +10,7 @@ Every figure is that of the largest rank.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 
@@ -112,13 +113,20 @@ def _largest(values: Mapping[str, float], comm: Communicator) -> dict[str, float
     return dict(zip(values, largest.tolist(), strict=True))
 
 
+def _ratio(measured: float, expected: float) -> float:
+    """1 where nothing was expected and nothing is there, as of a GPU before a run is built."""
+    return measured / expected if expected else 1.0 if measured == 0.0 else math.inf
+
+
 def _beside(expected: Mapping[str, float], measured: Mapping[str, float]) -> tuple[Figure, ...]:
     """A column of the budget with its ratio, and one of what was measured."""
     return tuple(
         figure
         for name in expected
         for figure in (
-            Figure(name, expected[name], "budget", "measured", measured[name] / expected[name]),
+            Figure(
+                name, expected[name], "budget", "measured", _ratio(measured[name], expected[name])
+            ),
             Figure(name, measured[name], "measured", "measured", 1.0),
         )
     )

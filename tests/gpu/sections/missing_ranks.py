@@ -58,12 +58,17 @@ def _checks(name: str, job: _Job, seconds: float, killed: bool) -> Iterator[Chec
     expected = [JobError.EXIT_CODE] * last
     yield holds(f"{name}: exit codes of the others", codes[:last] == expected, f"{codes}")
     lines = [line for line in "".join(texts).splitlines() if line.startswith("error: ")]
-    said = (lines or ["nothing was said"])[0][:120]
+    # without a line of ours, what the first survivor ended with tells why
+    said = (lines or [f"nothing was said; it ended with {_last_line(texts[0])}"])[0][:240]
     yield holds(f"{name}: said in one line", len(lines) == 1, said)
     if killed:
         yield holds(f"{name}: the line names it", f"error: rank {last}" in said)
     else:  # one that raises is named by its own stack trace
         yield holds(f"{name}: its own reason", RAISED in texts[last] and codes[last] == 1)
+
+
+def _last_line(text: str) -> str:
+    return (text.strip().splitlines() or ["no word"])[-1]
 
 
 class _Job:
