@@ -83,9 +83,11 @@ def _emulated(report: Path, *arguments: str, seconds: float) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(150)
-def test_a_section_runs_on_emulated_gpus(tmp_path: Path) -> None:
-    _emulated(tmp_path / "report.json", "--sections", "environment", "products", seconds=140)
+@pytest.mark.timeout(400)
+def test_sections_run_on_emulated_gpus(tmp_path: Path) -> None:
+    """All but those that hurt ranks and count what is left, which have tests of their own."""
+    chosen = [name for name in SECTIONS if name not in ("lost ranks", "leaks")]
+    _emulated(tmp_path / "report.json", "--sections", *chosen, seconds=380)
 
 
 @pytest.mark.long

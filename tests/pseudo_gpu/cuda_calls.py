@@ -75,6 +75,8 @@ def _devices(gpu: EmulatedGPU) -> Patches:
         *((cuda, name, lambda: None) for name in ("init", "_lazy_init")),
         (cuda, "is_bf16_supported", lambda including_emulation=True: True),
         (cuda, "device_count", lambda: gpu.devices),
+        # torch names it where it reports the failure of a collective
+        (cuda.nccl, "version", lambda: (2, 27, 3)),
         (cuda, "current_device", lambda: gpu.current_device),
         (cuda, "set_device", set_device),
         (cuda, "device", on_device),
