@@ -8,8 +8,8 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 
 from distributed_ignn.errors import UserError
 from distributed_ignn.files import atomic_write_text
@@ -40,9 +40,8 @@ class MLflow:
         place = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{told.folder}/mlflow.db"
         kept = told.folder / _ID
         try:
-            logging.getLogger("mlflow.store").setLevel(logging.WARNING)  # it tells of its tables
-            logging.getLogger("alembic").setLevel(logging.WARNING)
-            self._client = MlflowClient(tracking_uri=place, registry_uri=place)
+            with _quiet():
+                self._client = MlflowClient(tracking_uri=place, registry_uri=place)
             if kept.is_file():
                 self._run = kept.read_text().strip()
                 self._client.update_run(self._run, status="RUNNING")
@@ -84,3 +83,17 @@ class MLflow:
         with suppress(Exception):
             if self._client.get_run(self._run).info.status == "RUNNING":
                 self._client.set_terminated(self._run, status="KILLED")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """MLflow tells of the tables that it makes; its own levels come back."""
+    told = [logging.getLogger(name) for name in ("mlflow.store", "alembic")]
+    before = [logger.level for logger in told]
+    for logger in told:
+        logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for logger, level in zip(told, before, strict=True):
+            logger.setLevel(level)
