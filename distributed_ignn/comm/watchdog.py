@@ -147,6 +147,20 @@ class Watchdog:
                 self._turned.wait(self._interval)
         return [rank for rank, pulse in self.pulses.items() if self._missing(pulse)]
 
+    def see_off(self) -> None:
+        """Wait, but not for long, until every other rank has ended or is lost.
+
+        For the rank that tells of a mistake that all have met: torchrun ends the others as soon as
+        it has left, and they are not to meet that on their own way out.
+        """
+        self.end()
+        deadline = time.monotonic() + _NAMING_SECONDS
+        with self._turned:
+            while time.monotonic() < deadline and any(
+                pulse.state == _ALIVE and not self._missing(pulse) for pulse in self.pulses.values()
+            ):
+                self._turned.wait(self._interval)
+
     def _clear(self) -> bool:
         """Whether some rank is missing and every other one is either missing or has ended."""
         missing = [self._missing(pulse) for pulse in self.pulses.values()]

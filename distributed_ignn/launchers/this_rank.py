@@ -39,6 +39,8 @@ def on_this_rank(
         return result
     except UserError as error:
         error.teller, failed = "job", False
+        if comm.is_main and comm.watchdog is not None:
+            comm.watchdog.see_off()
         raise
     except Stopped:
         failed = False
