@@ -210,3 +210,24 @@ def _until(condition: Callable[[], object], seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.05)
+
+
+def test_one_that_sees_the_others_off_waits_until_they_have_ended(tmp_path: Path) -> None:
+    watchdogs = [_watchdog(tmp_path / "store", rank, seconds=60) for rank in (0, 1)]
+    for watchdog in watchdogs:
+        watchdog.start()
+    gone: list[float] = []
+
+    def leave_late() -> None:
+        time.sleep(0.6)
+        gone.append(time.monotonic())
+        watchdogs[1].end()
+
+    other = threading.Thread(target=leave_late)
+    other.start()
+    watchdogs[0].see_off()
+    assert gone
+    assert time.monotonic() - gone[0] < 4.0
+    other.join()
+    for watchdog in watchdogs[::-1]:
+        watchdog.close()
