@@ -192,6 +192,7 @@ def _changed(section: type[BaseModel]) -> dict[str, Any]:
         "offload": False,  # goes with no CPU
         "backend": "gloo",
         "engine": "deepspeed",
+        "dtype": "float32",  # DeepSpeed's
         "resume": "auto",
         "dir": "a/b",
         "deepspeed_config": "ds.json",

@@ -207,6 +207,14 @@ class Communicator:
             if message is not None:
                 raise UserError(message)
 
+    def group(self) -> dist.ProcessGroup | None:
+        """The process group of all ranks, for a library that asks for one."""
+        return dist.group.WORLD
+
+    def group_alone(self) -> dist.ProcessGroup:
+        """A process group of this rank alone, for a library that asks for one; every rank calls."""
+        return [dist.new_group([rank]) for rank in range(self.world_size)][self.rank]
+
     def close(self, *, failed: bool = False) -> None:
         """Stop watching the others, and end the process group if this communicator started it.
 

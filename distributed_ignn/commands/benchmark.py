@@ -46,6 +46,7 @@ benchmarks of a graph:
               and where its time goes
   epoch       a training epoch stage by stage, with the learned solver, Anderson and Picard
   memory      the memory budget of a run beside what it takes, item by item
+  engines     a step and the memory of every engine beside plain torch, with embeddings of nodes
   accuracy    time to accuracy: validation over seconds, epochs, evaluations and bytes, with and
               without local steps, against explicit networks on the full graph and on samples;
               minutes for each of them (--minutes), one after the other

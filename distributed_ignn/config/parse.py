@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict
 
+from distributed_ignn.config import deepspeed
 from distributed_ignn.config.check import validate_options, validate_run
 from distributed_ignn.config.choices import choice_at
 from distributed_ignn.config.command import CommandParser
@@ -267,6 +268,9 @@ def _check_files(run: RunConfig) -> RunConfig:
     for key, path in named.items():
         if path is not None and not Path(path).exists():
             raise UserError(f"{key} = {path} does not exist; name an existing one with --{key}")
+    if run.engine == "deepspeed":
+        deepspeed.require_package()
+        deepspeed.check_device(deepspeed.read_settings(run.deepspeed_config), run.device)
     return run
 
 

@@ -170,6 +170,11 @@ class RunConfig(Section):
                 f"{self.engine}; add --engine deepspeed or drop it",
             ),
             (
+                self.engine == "deepspeed" and self.train.dtype != "float32",
+                f"train.dtype = {self.train.dtype} but engine = deepspeed keeps its weights in "
+                "float32; use --engine torch or --train.dtype float32",
+            ),
+            (
                 own_file and self.data.path is None,
                 "dataset = file needs your graph; name it with --data.path FILE",
             ),

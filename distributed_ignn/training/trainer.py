@@ -33,7 +33,7 @@ from distributed_ignn.solvers.base import Solution
 from distributed_ignn.training.averaging import WeightAverage
 from distributed_ignn.training.choosing import Chooser
 from distributed_ignn.training.confirmation import SLACK, Confirmation, Finding
-from distributed_ignn.training.engines.torch import Engine, TorchEngine
+from distributed_ignn.training.engines import start_engine
 from distributed_ignn.training.epoch_record import EpochRecord
 from distributed_ignn.training.learned.guard import guarded_phase
 from distributed_ignn.training.learned.phases import SolverTrainer
@@ -101,7 +101,7 @@ class Trainer:
         )
         embedded = config.engine == "torch" and bool(self.model.sharded_names())
         require_effect(config, embedded)
-        self.engine = self._build_engine()
+        self.engine = start_engine(self.model, self.config, self.comm)
         self.solver_trainer = self._build_solver_trainer()
         train = config.train
         smoothing = float(train.label_smoothing)
@@ -182,13 +182,6 @@ class Trainer:
             return None
         where = self.implicit, self.shard, self.comm
         return self._kind.build(self.config, *where, self._dtype)
-
-    def _build_engine(self) -> Engine:
-        if self.config.engine == "torch":
-            return TorchEngine(self.model, self.config.train, self.comm)
-        from distributed_ignn.training.engines.deepspeed import DeepSpeedEngine
-
-        return DeepSpeedEngine(self.model, self.config, self.comm)
 
     def _build_solver_trainer(self) -> SolverTrainer | None:
         if self.learned is None:

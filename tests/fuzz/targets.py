@@ -22,6 +22,7 @@ import torch
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import DataConfig, PartitionConfig, RunConfig, dump_yaml, load_yaml
 from distributed_ignn.config.dataset import ChainsConfig
+from distributed_ignn.config.deepspeed import read_settings
 from distributed_ignn.errors import UserError
 from distributed_ignn.files import sha256_file
 from distributed_ignn.graph.datasets import amazon, load_dataset, validate
@@ -38,7 +39,6 @@ from distributed_ignn.runs.checkpoints.checkpoint import (
 )
 from distributed_ignn.runs.output.records import read_metrics
 from distributed_ignn.runs.shards import read_record
-from distributed_ignn.training.engines.deepspeed_settings import read_settings
 
 NODES = torch.arange(6)
 EDGES = np.array([[0, 1, 2, 5, 3, 0], [1, 2, 0, 4, 3, 5]])

@@ -20,15 +20,17 @@ import torch
 from torch import Tensor
 
 from distributed_ignn.comm.communicator import Communicator
-from distributed_ignn.config import RunConfig
+from distributed_ignn.config import RunConfig, parse_args
+from distributed_ignn.config.deepspeed import check_device, offloads, read_settings
+from distributed_ignn.config.shipped import shipped_file
 from distributed_ignn.errors import UserError
 from distributed_ignn.graph.data import GraphData, csr_from_edges
 from distributed_ignn.graph.partitioning.sharding import build_shards
 from distributed_ignn.models.cells import IgnnWeights
 from distributed_ignn.models.shard_model import ShardModel
 from distributed_ignn.training.engines import deepspeed as deepspeed_engine
+from distributed_ignn.training.engines import zero
 from distributed_ignn.training.engines.deepspeed import DeepSpeedEngine
-from distributed_ignn.training.engines.deepspeed_settings import read_settings
 from distributed_ignn.training.engines.torch import Engine, TorchEngine
 from distributed_ignn.training.losses.objective import Objective
 from distributed_ignn.training.numbers import NumbersError
@@ -139,13 +141,17 @@ def assert_equal(actual: TensorDict, expected: TensorDict) -> None:
 def all_cases(comm: Communicator, folder: Path) -> TensorDict:
     """Everything that these ranks can show, in one start; the plain weights after all steps."""
     weights = check_same_weights(comm, run_config())
+    with mock.patch.object(deepspeed_engine, "check_device"):
+        # what steps on the host is a GPU's in life; the numbers are the same here
+        check_resume(comm, graph_data(features=False), run_config(folder / "offload.json"))
+    check_rows_that_somebody_writes(comm, folder / "offload.json")
     if comm.world_size == 1:
         check_resume(comm, graph_data(features=False))
         return weights
     check_same_weights(comm, run_config(folder / "zero2.json"))
-    with mock.patch.dict(deepspeed_engine._FIXED):
+    with mock.patch.dict(zero._FIXED):
         # as releases do that cannot sum
-        del deepspeed_engine._FIXED["gradient_allreduce_op"]
+        del zero._FIXED["gradient_allreduce_op"]
         check_same_weights(comm, run_config())
     check_missing_gradients(comm)
     for features in (True, False):
@@ -185,9 +191,9 @@ def check_missing_gradients(comm: Communicator) -> None:
         assert_close(results[1], results[0])
 
 
-def check_resume(comm: Communicator, data: GraphData) -> None:
+def check_resume(comm: Communicator, data: GraphData, config: RunConfig | None = None) -> None:
     """Two steps, a checkpoint, two more: as without the checkpoint, in either engine."""
-    config = run_config()
+    config = config or run_config()
     run = Run(comm, DeepSpeedEngine, data, config)
     untouched = run.state()
     assert untouched[1].common == {}
@@ -219,6 +225,22 @@ def check_resume(comm: Communicator, data: GraphData) -> None:
     fresh = Run(comm, plain, data, smaller)
     fresh._step = run._step - 2
     assert_close(found[0], fresh.train(2))
+
+
+def check_rows_that_somebody_writes(comm: Communicator, path: Path) -> None:
+    """As local steps put rows back that had no gradient; the host's copy has to follow."""
+    found, norms = [], []
+    for make, config in ((plain, run_config()), (DeepSpeedEngine, run_config(path))):
+        with mock.patch.object(deepspeed_engine, "check_device"):
+            run = Run(comm, make, graph_data(features=False), config)
+        run.train(1)
+        (rows,) = (p for k, p in run.model.named_parameters() if k in run.model.sharded_names())
+        with torch.no_grad():
+            rows[:3] = 0.25
+        found.append(run.train(2))
+        norms.append(run.engine.gradient_norm())
+    assert_close(found[1], found[0])
+    assert norms[1] == pytest.approx(norms[0], rel=1e-4)
 
 
 def check_traffic(comm: Communicator) -> None:
@@ -260,6 +282,8 @@ def check_broken_on_one_rank(comm: Communicator, folder: Path) -> None:
 @pytest.mark.timeout(240)
 def test_same_as_plain_torch_on_one_and_two_ranks(tmp_path: Path) -> None:
     write(tmp_path / "zero2.json", {"zero_optimization": {"stage": 2, "reduce_bucket_size": 40}})
+    away = {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}
+    write(tmp_path / "offload.json", away)
     write(tmp_path / "stage3.json", {"zero_optimization": {"stage": 3}})
     alone = run_ranks(all_cases, 1, tmp_path, timeout=110)
     ranks = run_ranks(all_cases, 2, tmp_path, timeout=110)
@@ -293,7 +317,16 @@ def test_stage_defaults_to_1_and_disabled_precisions_pass(tmp_path: Path) -> Non
         ({"zero_optimization": {"reduce_bucket_size": 0}}, "reduce_bucket_size = 0 .*at least 1"),
         ({"zero_optimization": {"stage": "1"}}, r'zero_optimization.stage = "1" .*whole number'),
         ({"zero_optimization": {"overlap_comm": 1}}, r"overlap_comm = 1 .*true or false"),
-        ({"zero_optimization": {"offload_optimizer": {}}}, "offload_optimizer .*not known"),
+        ({"zero_optimization": {"offload_param": {}}}, "offload_param .*not known"),
+        ({"zero_optimization": {"offload_optimizer": True}}, "true .*must be an object, as in"),
+        (
+            {"zero_optimization": {"offload_optimizer": {"device": "nvme"}}},
+            r'offload_optimizer.device = "nvme" .*set it to "cpu"',
+        ),
+        (
+            {"zero_optimization": {"offload_optimizer": {"ratio": 0.5}}},
+            "offload_optimizer.ratio .*allowed: device, pin_memory",
+        ),
         ({"zero_optimization": {"allgather_bucket_size": 7}}, "= 7 .*must be even; use 8"),
         ({"gradient_clipping": 1.0}, "gradient_clipping = 1.0 .*used as they are"),
         ({"zero_optimization": 1}, "zero_optimization = 1 .*must be an object"),
@@ -325,16 +358,46 @@ def test_unreadable_settings_are_named(tmp_path: Path) -> None:
         read_settings(path)
 
 
-def test_double_precision_is_refused() -> None:
-    shard = next(iter(build_shards(graph_data(), torch.zeros(NODES, dtype=torch.int64), 1)))
-    comm, config = Communicator(), run_config(dtype="float64")
-    model = ShardModel(shard, comm, config.model, torch.float64, seed=0)
-    with pytest.raises(UserError, match=r"train.dtype = float64 .*--train.dtype float32"):
-        DeepSpeedEngine(model, config, comm)
+def test_an_optimiser_that_stays_is_no_section(tmp_path: Path) -> None:
+    for section in ({}, {"device": "none"}):
+        path = write(tmp_path / "a.json", {"zero_optimization": {"offload_optimizer": section}})
+        assert read_settings(path) == {"zero_optimization": {"stage": 1}}
+
+
+def test_the_shipped_offload_is_for_gpus() -> None:
+    settings = read_settings(shipped_file("deepspeed", "offload.json"))
+    assert offloads(settings)
+    check_device(settings, "cuda")
+    with pytest.raises(UserError, match=r"offload_optimizer moves .* on a CPU; drop it"):
+        check_device(settings, "cpu")
+
+
+@needs_deepspeed
+@pytest.mark.parametrize(
+    ("settings", "flags", "message"),
+    [
+        ({}, "--train.dtype float64", r"train.dtype = float64 .*--train.dtype float32"),
+        ({"zero_optimization": {"stage": 3}}, "", r"stage = 3 .*set it to 1"),
+        (
+            {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}},
+            "--device cpu",
+            "this run is on a CPU",
+        ),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_read(
+    tmp_path: Path, settings: Any, flags: str, message: str
+) -> None:
+    path = write(tmp_path / "own.json", settings)
+    line = f"--dataset chains --engine deepspeed --deepspeed-config {path} {flags}"
+    with pytest.raises(UserError, match=message):
+        parse_args(line.split())
 
 
 def test_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "deepspeed", None)
+    with pytest.raises(UserError, match=r"pip install 'distributed-ignn\[deepspeed\]'"):
+        parse_args(["--dataset", "chains", "--engine", "deepspeed"])
     shard = next(iter(build_shards(graph_data(), torch.zeros(NODES, dtype=torch.int64), 1)))
     comm, config = Communicator(), run_config()
     model = ShardModel(shard, comm, config.model, torch.float32, seed=0)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import RunConfig, TrainConfig
+from distributed_ignn.config.shipped import shipped_file
 from distributed_ignn.errors import UserError
 from distributed_ignn.graph.part_sizes import PartSizes
 from distributed_ignn.runs.checkpoints.snapshot import restore, take_snapshot
@@ -104,9 +105,9 @@ def test_it_is_refused_where_it_has_no_effect(monkeypatch: pytest.MonkeyPatch) -
         _trainer("plain", waits=True, forward=cold, adjoint=cold)
 
 
-def _budget(case: str, *, waits: bool) -> dict[str, int]:
+def _budget(case: str, *, waits: bool, **run: Any) -> dict[str, int]:
     config = small_config({"train": {"offload": waits}, "model": {"input_dropout": 0.2}})
-    config = config.model_copy(update={"device": "cuda"})
+    config = config.model_copy(update={"device": "cuda"} | run)
     shard = own_shard(Communicator(), make_data(case))
     return budget(PartSizes.from_shard(shard), config)
 
@@ -120,6 +121,17 @@ def test_the_budget_knows_what_waits() -> None:
     stays, waits = (_budget("embedding", waits=waits) for waits in (False, True))
     name = "embedding and its optimiser"
     assert stays[name] - waits[name] == 2 * state
+    own = {
+        file: _budget(
+            "embedding",
+            waits=True,
+            engine="deepspeed",
+            deepspeed_config=shipped_file("deepspeed", file),
+        )
+        for file in ("zero1.json", "offload.json")
+    }
+    assert own["zero1.json"] == waits | {name: stays[name]}  # its Adam stays where the rows are
+    assert own["offload.json"] == waits
 
 
 _EMULATED = """

@@ -125,6 +125,12 @@ def _ratio(base: float, value: float) -> float:
     return base / value
 
 
+def largest(values: Mapping[str, float], comm: Communicator) -> dict[str, float]:
+    """Each value's largest over ranks."""
+    found = comm.max(torch.tensor(list(values.values()), dtype=torch.float64))
+    return dict(zip(values, found.tolist(), strict=True))
+
+
 def check_alike(
     results: Mapping[str, tuple[Tensor, ...]], comm: Communicator, tolerance: float = 1e-4
 ) -> None:
@@ -142,9 +148,9 @@ def check_alike(
         pairs = list(zip(first, found, strict=True))
         worst = [max((float((a - b).abs().max()) for a, b in pairs if a.numel()), default=0.0)]
         scale = [max((float(a.abs().max()) for a, _ in pairs if a.numel()), default=0.0)]
-        largest = comm.max(torch.tensor(worst + scale, dtype=torch.float64))
-        if not float(largest[0]) <= tolerance * float(largest[1]):
-            raise RuntimeError(f"{name} differs from {next(iter(results))} by {float(largest[0])}")
+        most = comm.max(torch.tensor(worst + scale, dtype=torch.float64))
+        if not float(most[0]) <= tolerance * float(most[1]):
+            raise RuntimeError(f"{name} differs from {next(iter(results))} by {float(most[0])}")
 
 
 def interleave(

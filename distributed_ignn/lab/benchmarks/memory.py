@@ -14,14 +14,11 @@ import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 
-import torch
-
 from distributed_ignn.comm.codecs import encodes
-from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.graph.part_sizes import PartSizes
 from distributed_ignn.lab.benchmarks.benchmark_graph import Workload
 from distributed_ignn.lab.benchmarks.epoch_stages import warm_up_epochs, with_epochs
-from distributed_ignn.lab.benchmarks.interleaving import Figure, Report, compare
+from distributed_ignn.lab.benchmarks.interleaving import Figure, Report, compare, largest
 from distributed_ignn.propagation.propagate import choose_codec
 from distributed_ignn.runs.memory.budget import budget
 from distributed_ignn.runs.memory.machine import peak, resident
@@ -72,12 +69,12 @@ def run(workload: Workload) -> Report:
         "run built": _total(known, _BUILT),
         PEAK: sum(known.values()),
     }
-    largest, wanted = _largest(measured, comm), _largest(expected, comm)
-    figures = _beside(wanted, largest)
-    totals = {PEAK: largest[PEAK], KNOWN: wanted[PEAK], FULL: sum(full.values())}
-    figures += compare(_largest(totals, comm), "bytes", PEAK, "whole")
-    items = _largest(dict.fromkeys(_items(workload, known), 0.0) | known, comm)
-    figures += compare({PEAK: largest[PEAK], **items}, "bytes", PEAK, "items of the budget")
+    most, wanted = largest(measured, comm), largest(expected, comm)
+    figures = _beside(wanted, most)
+    totals = {PEAK: most[PEAK], KNOWN: wanted[PEAK], FULL: sum(full.values())}
+    figures += compare(largest(totals, comm), "bytes", PEAK, "whole")
+    items = largest(dict.fromkeys(_items(workload, known), 0.0) | known, comm)
+    figures += compare({PEAK: most[PEAK], **items}, "bytes", PEAK, "items of the budget")
     settings = {
         **workload.settings(),
         "method": config.forward.method,
@@ -105,12 +102,6 @@ def _items(workload: Workload, known: Mapping[str, int]) -> list[str]:
     """Names of the items that any rank has, the same on every rank."""
     found = workload.comm.gather_json(list(known))
     return list(dict.fromkeys(name for names in found for name in names))
-
-
-def _largest(values: Mapping[str, float], comm: Communicator) -> dict[str, float]:
-    """Each value's largest over ranks."""
-    largest = comm.max(torch.tensor(list(values.values()), dtype=torch.float64))
-    return dict(zip(values, largest.tolist(), strict=True))
 
 
 def _ratio(measured: float, expected: float) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from distributed_ignn.lab.benchmarks import (
+    engines,
     epoch_stages,
     exchange,
     iteration,
@@ -20,6 +21,7 @@ SUITE: dict[str, Callable[[Workload], Report]] = {
     "iteration": iteration.run,
     "epoch": epoch_stages.run,
     "memory": memory.run,
+    "engines": engines.run,
 }
 #: Those with a baseline of one process, which holds the whole graph.
 WITH_SINGLE = frozenset({"iteration"})

@@ -84,8 +84,8 @@ class IgnnWeights(CellWeights):
         """Bring the columns back inside their bound; True if that is switched on."""
         if self._config.constraint == "none":
             return False
-        stacked = self.weight.data.flatten(0, 1)
-        self.weight.data.copy_(project_columns_l1(stacked, self.radius).view_as(self.weight))
+        stacked = self.weight.flatten(0, 1)
+        self.weight.copy_(project_columns_l1(stacked, self.radius).view_as(self.weight))
         return True
 
     @torch.no_grad()

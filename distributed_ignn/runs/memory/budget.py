@@ -22,6 +22,7 @@ from dataclasses import replace
 import torch
 
 from distributed_ignn.config import RunConfig, decided
+from distributed_ignn.config.deepspeed import offloads, read_settings
 from distributed_ignn.graph.part_sizes import PartSizes
 from distributed_ignn.graph.shard import choose_normalisation
 from distributed_ignn.models import encoder
@@ -132,8 +133,11 @@ class _Run:
 
     def moments_of_embedding(self, held: dict[str, int]) -> dict[str, int]:
         """The encoder's items; Adam's two moments wait in host memory while anything is solved."""
-        name = "embedding and its optimiser"
-        away = 2 * self._state if self._offload and self._config.engine == "torch" else 0
+        name, config = "embedding and its optimiser", self._config
+        waits = self._offload
+        if config.engine == "deepspeed":
+            waits = offloads(read_settings(config.deepspeed_config))
+        away = 2 * self._state if waits else 0
         return held | {name: max(held[name] - away, 0)}
 
     def of_explicit(self, shares_memory: bool) -> dict[str, int]:

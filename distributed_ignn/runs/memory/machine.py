@@ -18,6 +18,7 @@ from distributed_ignn.comm.communicator import Communicator
 
 _M_MMAP_THRESHOLD = -3  # of malloc.h
 _STATUS = Path("/proc/self/status")
+_CLEAR = Path("/proc/self/clear_refs")
 _MEMINFO = Path("/proc/meminfo")
 _GROUPS = Path("/proc/self/cgroup")
 _MOUNT = Path("/sys/fs/cgroup")
@@ -38,6 +39,15 @@ def peak(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     known = _field(_STATUS, "VmHWM")
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 if known is None else known
+
+
+def forget_peak(device: torch.device) -> None:
+    """Have ``peak`` begin anew, where the kernel knows how."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    with suppress(OSError):
+        _CLEAR.write_text("5")  # the largest resident size, see proc(5)
 
 
 def available(device: torch.device) -> int | None:

@@ -1,47 +1,38 @@
-"""DeepSpeed as the engine: ZeRO divides Adam's state of the replicated parameters among ranks.
+"""DeepSpeed as the engine: ZeRO holds Adam's state, divided among ranks or in host memory.
 
-DeepSpeed sees the replicated parameters only, in a module of their own. Embedding rows differ from
-rank to rank; DeepSpeed would overwrite them with rank 0's, so a local Adam steps them. A gradient
-is computed in full before DeepSpeed gets it: the backward solve talks to the other ranks, and
-DeepSpeed's reductions must not mix with that.
+The replicated parameters are one ZeRO group over all ranks. Embedding rows differ from rank to
+rank, so their optimiser is divided already; DeepSpeed would overwrite them with rank 0's if it saw
+them in that group. Where the optimiser is to wait and step in host memory (``offload_optimizer``),
+each rank's rows are a ZeRO group of that rank alone; otherwise a local Adam steps them.
 """
 
 from __future__ import annotations
 
-import atexit
 import logging
 import os
-import tempfile
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import Parameter
 
 from distributed_ignn.comm.communicator import Communicator
-from distributed_ignn.config import RunConfig, TrainConfig
+from distributed_ignn.config import RunConfig
+from distributed_ignn.config.deepspeed import (
+    check_device,
+    offloads,
+    read_settings,
+    require_package,
+)
 from distributed_ignn.errors import UserError
 from distributed_ignn.models.node_model import NodeModel
-from distributed_ignn.training.engines.deepspeed_settings import read_settings
-from distributed_ignn.training.engines.gradients import is_usable, square_over_ranks
+from distributed_ignn.training.engines.gradients import is_usable, square_over_ranks, square_sum
 from distributed_ignn.training.engines.torch import Check, require_usable
+from distributed_ignn.training.engines.zero import STEP, ZeroAdam
 from distributed_ignn.training.state import State, TensorDict
-
-_MOMENTS = ("exp_avg", "exp_avg_sq")
-_STEP = "step"
-# The keys that are not the user's. DeepSpeed demands a batch size; it averages gradients over ranks
-# and newer releases clip them at norm 1 unless told otherwise.
-_FIXED: dict[str, Any] = {
-    "train_micro_batch_size_per_gpu": 1,
-    "gradient_accumulation_steps": 1,
-    "gradient_allreduce_op": "sum",
-    "gradient_clipping": 0.0,
-}
 
 
 class DeepSpeedEngine:
@@ -53,8 +44,8 @@ class DeepSpeedEngine:
         comm: this rank's communicator; every rank builds the engine together.
 
     Raises:
-        UserError: DeepSpeed is not installed, its JSON holds what this engine cannot do, or the
-            model is not in float32 (on every rank).
+        UserError: DeepSpeed is not installed, or its JSON holds what this engine cannot do (on
+            every rank).
     """
 
     def __init__(self, model: NodeModel, config: RunConfig, comm: Communicator) -> None:
@@ -64,16 +55,33 @@ class DeepSpeedEngine:
         self._comm = comm
         self._replicated = {k: v for k, v in named.items() if k not in sharded}
         self._sharded = {k: v for k, v in named.items() if k in sharded}
-        self._adam = _adam(self._replicated.values(), config.train)
-        self._local = _adam(self._sharded.values(), config.train) if self._sharded else None
         with _quiet_start(comm):
-            settings = _agreed_settings(model, config, comm)
-            self._engine = _initialize(self._replicated.values(), self._adam, settings, comm)
-        # Releases without gradient_allreduce_op always take the mean over ranks.
-        self._factor = comm.world_size if self._engine.gradient_average else 1
+            settings = _agreed_settings(config, comm)
+            self._start(config, settings, comm)
         self._numel = sum(p.numel() for p in self._replicated.values())
         self._lr = config.train.lr
         self._own: TensorDict = {}
+
+    def _start(self, config: RunConfig, settings: dict[str, Any], comm: Communicator) -> None:
+        def adam(named: Mapping[str, Parameter]) -> torch.optim.Adam:
+            # on the host, one pass over the numbers counts
+            found = torch.optim.Adam(
+                list(named.values()),
+                lr=config.train.lr,
+                weight_decay=float(config.train.weight_decay),
+                fused=offloads(settings) or None,
+            )
+            self._adams.append(found)
+            return found
+
+        self._adams: list[torch.optim.Adam] = []
+        common, own = self._replicated, self._sharded
+        self._common = ZeroAdam(common, adam(common), settings, comm, alone=False)
+        self._rows: _RowAdam | None = None
+        if own and offloads(settings):
+            self._rows = ZeroAdam(own, adam(own), settings, comm, alone=True)
+        elif own:
+            self._rows = _LocalAdam(own, adam(own))
 
     def step(self, loss_share: Tensor, check: Check = require_usable) -> None:
         """See ``Engine``; DeepSpeed reduces by itself, so ``check`` costs a reduction of its own.
@@ -92,22 +100,12 @@ class DeepSpeedEngine:
         del found
         count = len(self._replicated)
         self._step_replicated(grads[:count])
-        self._step_sharded(grads[count:])
+        if self._rows is not None:
+            self._rows.step(grads[count:])
         self._model.project()
-        self._refresh_master_weights()
 
     def _step_replicated(self, grads: Iterable[Tensor | None]) -> None:
-        """A missing gradient counts as zero, so that all ranks reduce the same buckets."""
-        whole = [
-            torch.zeros_like(p) if g is None else g * self._factor
-            for p, g in zip(self._replicated.values(), grads, strict=True)
-        ]
-        self._engine.backward(self._engine(*whole))
-        self._engine.step()
-        torch.autograd.graph.increment_version(self._replicated.values())  # it writes past torch
-        # Newer releases skip such a step without a word, older ones take it; all ranks alike.
-        finite = all(bool(p.isfinite().all()) for p in self._replicated.values())
-        if not (finite and self._engine.was_step_applied()):
+        if not self._common.step(grads):
             raise UserError(
                 "the gradients are not finite; lower train.lr or model.kappa, and keep "
                 "model.constraint projection"
@@ -115,7 +113,7 @@ class DeepSpeedEngine:
         traffic = self._comm.traffic
         traffic.reductions += 1
         # the sum of all gradients, then this rank's part of the new weights to the others
-        traffic.reduction_bytes += 4 * (self._numel + self._partition().numel())
+        traffic.reduction_bytes += 4 * (self._numel + self._common.part.numel())
 
     def gradients(self) -> TensorDict:
         """See ``Engine``."""
@@ -123,29 +121,15 @@ class DeepSpeedEngine:
 
     def gradient_norm(self) -> float:
         """See ``Engine``; ZeRO knows the norm of what it has reduced."""
-        own = [p.grad for p in self._sharded.values() if p.grad is not None]
-        common = float(self._engine.get_global_grad_norm())
-        return (common**2 + square_over_ranks(own, self._sharded, self._comm)) ** 0.5
+        own = self._rows.gradient_norm() if self._rows is not None else 0.0
+        squares = square_over_ranks([torch.tensor(own)], self._sharded, self._comm)
+        return (self._common.gradient_norm() ** 2 + squares) ** 0.5
 
     def scale_lr(self, scale: float) -> None:
         """See ``Engine``; ZeRO steps with the groups of our Adam."""
-        for adam in (self._adam, self._local):
-            for group in adam.param_groups if adam is not None else ():
+        for adam in self._adams:
+            for group in adam.param_groups:
                 group["lr"] = self._lr * scale
-
-    def _step_sharded(self, grads: Iterable[Tensor | None]) -> None:
-        if self._local is None:
-            return
-        for parameter, grad in zip(self._sharded.values(), grads, strict=True):
-            parameter.grad = grad
-        self._local.step()
-
-    def _refresh_master_weights(self) -> None:
-        """ZeRO steps a copy of its part of the weights; make that copy equal to the model again."""
-        from deepspeed.utils import safe_set_full_fp32_param
-
-        for parameter in self._replicated.values():
-            safe_set_full_fp32_param(parameter, parameter.detach())
 
     def state(self) -> State:
         """See ``Engine``; the moments of the replicated parameters are put together from all ranks.
@@ -153,94 +137,61 @@ class DeepSpeedEngine:
         The names are those of ``TorchEngine``, so a checkpoint serves both engines and any number
         of ranks.
         """
-        local = self._local_state()
-        rows = {name: value for name, value in local.items() if value.dim() > 0}
-        steps = {name: value for name, value in local.items() if value.dim() == 0}
-        return State(common=self._replicated_state() | steps, rows=rows)
-
-    def _replicated_state(self) -> TensorDict:
-        """Adam's moments of the replicated parameters, whole, and their steps."""
-        from deepspeed.utils import safe_get_full_optimizer_state
-
-        kept = self._adam.state.get(self._partition(), {})
-        result: TensorDict = {}
-        for name, parameter in self._replicated.items() if kept else ():
-            result[f"{name}|{_STEP}"] = kept[_STEP]
-            for moment in _MOMENTS:
-                result[f"{name}|{moment}"] = safe_get_full_optimizer_state(parameter, moment)
-        return result
-
-    def _local_state(self) -> TensorDict:
-        """Adam's moments of this rank's rows, and their steps."""
-        if self._local is None:
-            return {}
-        return {
-            f"{name}|{key}": value
-            for name, parameter in self._sharded.items()
-            for key, value in self._local.state.get(parameter, {}).items()
-        }
+        own = self._rows.state() if self._rows is not None else {}
+        rows = {name: value for name, value in own.items() if value.dim() > 0}
+        steps = {name: value for name, value in own.items() if value.dim() == 0}
+        return State(common=self._common.state() | steps, rows=rows)
 
     def load_state(self, state: State) -> None:
         """See ``Engine``."""
-        self._refresh_master_weights()
-        self._load_replicated(state.common)
-        if self._local is not None:
-            self._local.state.clear()
-        for key, value in state.tensors.items():
+        self._common.load_state(state.common)
+        if self._rows is not None:
+            self._rows.load_state(state.tensors)
+
+
+class _RowAdam(Protocol):
+    """Steps the rows that this rank alone holds."""
+
+    def step(self, grads: Iterable[Tensor | None]) -> bool: ...
+
+    def gradient_norm(self) -> float: ...
+
+    def state(self) -> TensorDict: ...
+
+    def load_state(self, tensors: Mapping[str, Tensor]) -> None: ...
+
+
+class _LocalAdam:
+    """torch's Adam where the rows are."""
+
+    def __init__(self, named: dict[str, Parameter], adam: torch.optim.Adam) -> None:
+        self._named, self._adam = named, adam
+
+    def step(self, grads: Iterable[Tensor | None]) -> bool:
+        for parameter, grad in zip(self._named.values(), grads, strict=True):
+            parameter.grad = grad
+        self._adam.step()
+        return True
+
+    def gradient_norm(self) -> float:
+        return square_sum(p.grad for p in self._named.values() if p.grad is not None) ** 0.5
+
+    def state(self) -> TensorDict:
+        return {
+            f"{name}|{key}": value
+            for name, parameter in self._named.items()
+            for key, value in self._adam.state.get(parameter, {}).items()
+        }
+
+    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
+        self._adam.state.clear()
+        for key, value in tensors.items():
             name, moment = key.rsplit("|", 1)
-            if self._local is not None and name in self._sharded:
-                parameter = self._sharded[name]
+            if name in self._named:
+                parameter = self._named[name]
                 # Adam keeps its step counter on the CPU.
-                device = value.device if moment == _STEP else parameter.device
-                self._local.state[parameter][moment] = value.to(device).clone()
-
-    def _load_replicated(self, common: TensorDict) -> None:
-        from deepspeed.utils import safe_set_full_optimizer_state
-
-        steps = [common[key] for n in self._replicated if (key := f"{n}|{_STEP}") in common]
-        partition = self._partition()
-        if not steps:
-            # as before the first step; DeepSpeed keeps views of these tensors
-            for value in self._adam.state.get(partition, {}).values():
-                value.zero_()
-            return
-        kept = self._adam.state[partition]
-        kept[_STEP] = steps[0].clone()
-        for moment in _MOMENTS:
-            kept[moment] = torch.zeros_like(partition)
-        # Tells each parameter where its moments lie; DeepSpeed does it after the first step only.
-        zero = self._engine.optimizer
-        zero._hp_optimizer_states_linked = False
-        zero._lazy_init_hp_params_optimizer_state()
-        for name, parameter in self._replicated.items():
-            for moment in _MOMENTS:
-                value = common[f"{name}|{moment}"].to(parameter.device)
-                safe_set_full_optimizer_state(parameter, value, moment)
-
-    def _partition(self) -> Tensor:
-        """The flat float32 weights that this rank steps; ZeRO has put them into our Adam."""
-        partition: Tensor = self._adam.param_groups[0]["params"][0]
-        return partition
-
-
-class _GivenGradients(nn.Module):
-    """Parameters whose gradient is what the module is called with.
-
-    The derivative of sum(p * g) by p is g, exactly. So DeepSpeed runs its usual forward, backward
-    and step, every parameter gets a gradient on every rank, and no other communication is on.
-    """
-
-    def __init__(self, parameters: Iterable[Parameter]) -> None:
-        super().__init__()
-        self.given = nn.ParameterList(parameters)
-
-    def forward(self, *gradients: Tensor) -> Tensor:
-        terms = [(p * g).sum() for p, g in zip(self.given, gradients, strict=True)]
-        return torch.stack(terms).sum()
-
-
-def _adam(parameters: Iterable[Parameter], config: TrainConfig) -> torch.optim.Adam:
-    return torch.optim.Adam(list(parameters), lr=config.lr, weight_decay=float(config.weight_decay))
+                device = value.device if moment == STEP else parameter.device
+                self._adam.state[parameter][moment] = value.to(device).clone()
 
 
 @contextmanager
@@ -263,71 +214,14 @@ def _quiet_start(comm: Communicator) -> Iterator[None]:
         warnings.filterwarnings("ignore", r".*all_gather_into_tensor", FutureWarning)
 
 
-def _agreed_settings(model: NodeModel, config: RunConfig, comm: Communicator) -> dict[str, Any]:
+def _agreed_settings(config: RunConfig, comm: Communicator) -> dict[str, Any]:
     """DeepSpeed's settings; what is wrong on one rank is reported on all."""
     problem, settings = None, {}
     try:
-        _check_possible(model)
+        require_package()
         settings = read_settings(config.deepspeed_config)
+        check_device(settings, comm.device.type)
     except UserError as error:
         problem = str(error)
     comm.agree(problem)
-    return settings | _FIXED
-
-
-def _check_possible(model: NodeModel) -> None:
-    dtype = model.dtype
-    if dtype != torch.float32:
-        raise UserError(
-            f"train.dtype = {str(dtype).removeprefix('torch.')} but engine = deepspeed keeps its "
-            "weights in float32; use --engine torch or --train.dtype float32"
-        )
-    try:
-        import deepspeed  # noqa: F401
-    except ImportError as error:
-        raise UserError(
-            f"engine = deepspeed cannot import its package ({error}); run pip install "
-            "'distributed-ignn[deepspeed]', or use --engine torch"
-        ) from error
-
-
-def _initialize(
-    parameters: Iterable[Parameter],
-    adam: torch.optim.Adam,
-    settings: dict[str, Any],
-    comm: Communicator,
-) -> Any:
-    """A started ``deepspeed.DeepSpeedEngine``."""
-    import deepspeed
-
-    _join_group(comm)
-    # DeepSpeed would otherwise take the GPU numbered as the local rank; ranks may share GPUs.
-    placed = SimpleNamespace(device_rank=comm.device.index or 0)
-    return deepspeed.initialize(
-        args=placed, model=_GivenGradients(parameters), optimizer=adam, config=settings
-    )[0]
-
-
-def _join_group(comm: Communicator) -> None:
-    """Let DeepSpeed use the job's process group; a single process gets one of its own."""
-    import deepspeed
-    from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
-
-    if comm.device.type == "cpu":
-        # DeepSpeed compiles it on sight where there is a compiler, but only inference calls it.
-        deepspeed.ops.__compatible_ops__[ShareMemCommBuilder.NAME] = False
-    backend = "nccl" if comm.device.type == "cuda" else "gloo"
-    if comm.world_size > 1 or deepspeed.comm.is_initialized():
-        deepspeed.init_distributed(backend, auto_mpi_discovery=False)
-        return
-    # Kept until the end, because subgroups are formed through the file.
-    folder = tempfile.TemporaryDirectory(prefix="distributed-ignn-")
-    atexit.register(folder.cleanup)
-    deepspeed.init_distributed(
-        backend,
-        auto_mpi_discovery=False,
-        init_method=(Path(folder.name) / "group").as_uri(),
-        rank=0,
-        world_size=1,
-    )
-    atexit.register(deepspeed.comm.destroy_process_group)
+    return settings

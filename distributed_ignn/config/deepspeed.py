@@ -1,7 +1,8 @@
-"""The JSON that users give DeepSpeed, as far as this engine can follow it."""
+"""The JSON that users give DeepSpeed, as far as the engine can follow it."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,9 @@ _ZERO_KEYS: dict[str, type] = {
     "overlap_comm": bool,
     "contiguous_gradients": bool,
 }
-_KINDS = {int: "a whole number", bool: "true or false"}
+_OFFLOAD = "offload_optimizer"
+_OFFLOAD_KEYS: dict[str, type] = {"device": str, "pin_memory": bool}
+_KINDS = {int: "a whole number", bool: "true or false", str: "text"}
 _STAGES = (1, 2)
 _PRECISIONS = ("fp16", "bf16", "bfloat16")
 _BATCH = "the whole graph is the one batch"
@@ -42,7 +45,7 @@ def read_settings(path: Path | None) -> dict[str, Any]:
     """DeepSpeed's JSON: the given file, or the one shipped.
 
     Raises:
-        UserError: no such file, not JSON, or a key or value that this engine cannot follow.
+        UserError: no such file, not JSON, or a key or value that the engine cannot follow.
     """
     chosen = path or shipped_file("deepspeed", "zero1.json")
     settings = _read_json(chosen)
@@ -51,8 +54,49 @@ def read_settings(path: Path | None) -> dict[str, Any]:
     if not isinstance(zero, dict):
         raise UserError(f"{_ZERO} = {_shown(zero)} in {chosen}: must be an object")
     zero = {"stage": 1} | zero
-    _check_zero(zero, chosen)
-    return {_ZERO: zero}
+    offload: Any = zero.pop(_OFFLOAD, {})
+    _check_section(zero, _ZERO, _ZERO_KEYS, chosen)
+    offload = _checked_offload(offload, chosen)
+    return {_ZERO: zero | ({_OFFLOAD: offload} if offload else {})}
+
+
+def require_package() -> None:
+    """Refuse the engine where its package is not installed.
+
+    Raises:
+        UserError: DeepSpeed cannot be found.
+    """
+    try:
+        found = importlib.util.find_spec("deepspeed") is not None
+    except ValueError:  # what it says of a module that is in sys.modules without a spec
+        found = False
+    if not found:
+        raise UserError(
+            "engine = deepspeed needs its package, which is not installed; run pip install "
+            "'distributed-ignn[deepspeed]', or use --engine torch"
+        )
+
+
+def check_device(settings: dict[str, Any], device: str) -> None:
+    """Refuse settings that would have no effect on a device.
+
+    Args:
+        settings: of DeepSpeed.
+        device: ``cpu``, ``cuda``, or ``auto`` where it is not known yet.
+
+    Raises:
+        UserError: the optimiser is to leave a GPU's memory, and there is none.
+    """
+    if device == "cpu" and offloads(settings):
+        raise UserError(
+            f"{_ZERO}.{_OFFLOAD} moves the optimiser out of a GPU's memory, and this run is on a "
+            "CPU; drop it from the file that deepspeed_config names"
+        )
+
+
+def offloads(settings: dict[str, Any]) -> bool:
+    """Whether DeepSpeed's settings keep the optimiser in host memory and step it there."""
+    return _OFFLOAD in settings[_ZERO]
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -91,21 +135,37 @@ def _check_keys(settings: dict[str, Any], path: Path) -> None:
             raise UserError(f"{name} = {_shown(value)} in {path}: {reason}; drop {name}")
 
 
-def _check_zero(zero: dict[str, Any], path: Path) -> None:
-    for key, value in zero.items():
-        if key not in _ZERO_KEYS:
+def _checked_offload(offload: Any, path: Path) -> dict[str, Any]:
+    """The section on the optimiser's place; empty where that is the device's own memory."""
+    name = f"{_ZERO}.{_OFFLOAD}"
+    if not isinstance(offload, dict):
+        raise UserError(
+            f'{name} = {_shown(offload)} in {path}: must be an object, as in {{"device": "cpu"}}'
+        )
+    _check_section(offload, name, _OFFLOAD_KEYS, path)
+    device = offload.get("device", "none")
+    if device not in ("cpu", "none"):
+        raise UserError(
+            f'{name}.device = {_shown(device)} in {path}: this engine does "cpu" and "none"; set '
+            'it to "cpu"'
+        )
+    return offload if device == "cpu" else {}
+
+
+def _check_section(section: dict[str, Any], name: str, keys: dict[str, type], path: Path) -> None:
+    for key, value in section.items():
+        if key not in keys:
             raise UserError(
-                f"{_ZERO}.{in_one_line(key)} in {path} is not known here; allowed: "
-                + ", ".join(_ZERO_KEYS)
+                f"{name}.{in_one_line(key)} in {path} is not known here; allowed: "
+                + ", ".join([*keys, *([_OFFLOAD] if keys is _ZERO_KEYS else [])])
             )
-        problem = _problem(key, value)
+        problem = _problem(key, value, keys[key])
         if problem is not None:
-            raise UserError(f"{_ZERO}.{key} = {_shown(value)} in {path}: {problem}")
+            raise UserError(f"{name}.{key} = {_shown(value)} in {path}: {problem}")
 
 
-def _problem(key: str, value: Any) -> str | None:
-    """What is wrong with a value of the section ``zero_optimization``."""
-    kind = _ZERO_KEYS[key]
+def _problem(key: str, value: Any, kind: type) -> str | None:
+    """What is wrong with a value of a section."""
     # isinstance alone would not do: true is an int to Python
     right_kind = type(value) is kind
     if not right_kind:
