@@ -49,6 +49,8 @@ graphs like ogbn-products. Each one more or less is two arrays of the history.""
 
 _WORKSPACE_BYTES = 110 * 2**20  # of libraries once they are used: mappings, threads, buffers
 
+_DEEPSPEED_BYTES = 130 * 2**20  # what importing it takes
+
 # on a GPU, assumed and not measured: workspaces of cuBLAS for the thread that trains and autograd's
 # (32 MiB each on sm_90), and what NCCL keeps for its channels once ranks have exchanged rows
 _GPU_WORKSPACE_BYTES = 2 * 32 * 2**20
@@ -119,7 +121,9 @@ class _Run:
     def of_process(self, process: int) -> dict[str, int]:
         """The items that are there before anything is computed; files are not mapped on a GPU."""
         if self.device.type == "cpu":
-            return {"process": process + _WORKSPACE_BYTES, "shard file": self._sizes.file}
+            engine = _DEEPSPEED_BYTES if self._config.engine == "deepspeed" else 0
+            libraries = {"process": process + _WORKSPACE_BYTES, "DeepSpeed": engine}
+            return libraries | {"shard file": self._sizes.file}
         sizes = self._sizes
         alone = sizes.sent == sizes.halo == 0 and sizes.owned >= sizes.nodes
         network = 0 if alone else _NCCL_BYTES
