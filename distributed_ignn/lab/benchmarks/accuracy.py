@@ -1,8 +1,8 @@
 """Time to accuracy: validation over seconds, epochs, evaluations of the map and bytes sent.
 
-The implicit model with and without local steps, and explicit networks on the full graph and on
-samples of it, are trained on the same ranks, one after the other: trainings of minutes cannot take
-turns, so a machine that does other work meanwhile spoils the ratios.
+The implicit model with and without local steps, explicit networks on the full graph, the plainest
+among them SGC, and on samples of it, are trained on the same ranks, one after the other: trainings
+of minutes cannot take turns, so a machine that does other work meanwhile spoils the ratios.
 
 One rule for all: seconds are those of training, without loading and dividing the graph, without
 building a model, a loader or clusters, and without validation. The implicit model's own validation
@@ -20,7 +20,7 @@ from typing import Any
 
 from rich.table import Table
 
-from distributed_ignn.config import RunConfig
+from distributed_ignn.config import RunConfig, resolve_run
 from distributed_ignn.lab.benchmarks import explicit_peers as peers
 from distributed_ignn.lab.benchmarks.accuracy_plot import draw
 from distributed_ignn.lab.benchmarks.benchmark_graph import Workload
@@ -33,6 +33,7 @@ from distributed_ignn.training.trainer import Trainer
 LOCAL, EXACT = "local steps", "local_steps 0"
 GCN, SAGE = "GCN, full graph", "GraphSAGE, full graph"
 SAMPLED, CLUSTERED = "GraphSAGE, sampled", "GraphSAGE, clusters"
+LINEAR = "SGC, full graph"
 BASELINES = (EXACT, SAMPLED)
 
 CONTENDERS: Mapping[str, str] = {
@@ -40,6 +41,7 @@ CONTENDERS: Mapping[str, str] = {
     "exact": EXACT,
     "gcn": GCN,
     "sage": SAGE,
+    "sgc": LINEAR,
     "sampled": SAMPLED,
     "clusters": CLUSTERED,
 }
@@ -64,16 +66,18 @@ class AccuracyOptions:
     only: tuple[str, ...] = ()
 
 
-class _Implicit:
-    """The implicit model as a run trains it.
+class _Run:
+    """A model of this package as a run trains it.
 
     Args:
         workload: of the benchmark.
         config: of the run.
+        passes: over the graph in an epoch, of a model that solves nothing.
     """
 
-    def __init__(self, workload: Workload, config: RunConfig) -> None:
+    def __init__(self, workload: Workload, config: RunConfig, passes: int = 0) -> None:
         self._trainer = Trainer(config, workload.shard, workload.comm)
+        self._passes = passes
         self._val = math.nan
 
     def epoch(self) -> Effort:
@@ -83,7 +87,7 @@ class _Implicit:
     def _train(self) -> float:
         record = self._trainer.train_epoch()
         solves = record.evaluations_forward, record.evaluations_adjoint
-        evaluations = sum(solves) + record.evaluations_validation
+        evaluations = sum(solves) + record.evaluations_validation + self._passes
         self._val = math.nan if record.val_metric is None else record.val_metric
         return evaluations / self._trainer.comm.world_size  # every rank makes each of them
 
@@ -138,9 +142,10 @@ def _builders(
 
     return {
         "local": lambda: _local(workload, limits),
-        "exact": lambda: (_Implicit(workload, _exact_settings(workload.config, limits)), limits),
+        "exact": lambda: (_Run(workload, _exact_settings(workload.config, limits)), limits),
         "gcn": lambda: full(peers.Recipe("GCN", 0.01)),
         "sage": lambda: full(peers.Recipe("GraphSAGE", 0.01)),
+        "sgc": lambda: _linear(workload, limits),
         "sampled": lambda: peers.missing_sampler() or sampled(peers.sampled_batches),
         "clusters": lambda: sampled(peers.cluster_batches),
     }
@@ -158,7 +163,17 @@ def _local(workload: Workload, limits: Limits) -> _Built:
             f"{shard.split_sizes[0]:,} training nodes; set --train.local-steps N"
         )
     epochs = Limits(limits.minutes, train.epochs, limits.patience)
-    return _Implicit(workload, config.model_copy(update={"train": train})), epochs
+    return _Run(workload, config.model_copy(update={"train": train})), epochs
+
+
+def _linear(workload: Workload, limits: Limits) -> _Built:
+    """SGC with the settings that come with it; its graph is the workload's."""
+    flags = {"dataset": workload.config.dataset, "model": {"kind": "sgc"}}
+    config = resolve_run(flags, None)
+    train = config.train.model_copy(update={"eval_every": 1, "epochs": limits.epochs})
+    config = config.model_copy(update={"train": train, "seed": workload.config.seed})
+    # its hops in a step, in the gradient and in validation
+    return _Run(workload, config, 3 * config.explicit.layers), limits
 
 
 def _exact_settings(config: RunConfig, limits: Limits) -> RunConfig:

@@ -31,7 +31,7 @@ _CONFIG = RunConfig.model_validate(
     }
 )
 _LIMITS = Limits(minutes=1.0, epochs=2, patience=5)
-_EVERYWHERE = ("local", "exact", "gcn", "sage", "clusters")
+_EVERYWHERE = ("local", "exact", "gcn", "sage", "sgc", "clusters")
 
 
 @pytest.fixture(scope="module")
