@@ -18,7 +18,7 @@ steps of full length only add to the noise that the many had averaged out (docs/
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 from torch import Tensor
@@ -80,10 +80,12 @@ class LocalSteps:
         kept: counts of the run so far.
         taken: steps of this epoch.
         last_loss: the local loss before the last step of this epoch; None without any.
+        gradient_norm: of this epoch's exact implicit gradient, over all ranks.
     """
 
     taken: int
     last_loss: float | None
+    gradient_norm: float | None
 
     def __init__(
         self,
@@ -96,7 +98,7 @@ class LocalSteps:
         self.plan = plan
         self._loss, self._engine, self._config, self._comm = loss, engine, config, comm
         self.kept = _Kept()
-        self.taken, self.last_loss = 0, None
+        self.taken, self.last_loss, self.gradient_norm = 0, None, None
 
     def share(self, epoch: int, stale: int) -> float:
         """Return which share of their length the schedule leaves local steps; 0 ends them.
@@ -136,6 +138,7 @@ class LocalSteps:
             exact_loss: of all ranks, at this epoch's equilibrium.
             lr_scale: what learning rates are multiplied by.
         """
+        self.gradient_norm = self._engine.gradient_norm()
         share = self.share(epoch, stale)
         self._judge(exact_loss, share > 0.0)
         if share == 0.0:
@@ -174,6 +177,15 @@ class LocalSteps:
     def _shrink(self) -> None:
         self.kept.trust = max(_LEAST, self.kept.trust * _SHRINK)
         self.kept.shrunk += 1
+
+    def figures(self) -> dict[str, Any]:
+        """Say what this epoch's steps came to, in the words of its record."""
+        return {
+            "local_steps": self.taken,
+            "local_loss": self.last_loss,
+            "local_shrunk": self.kept.shrunk,
+            "gradient_norm": self.gradient_norm,
+        }
 
     def state(self) -> State:
         """See ``Stateful``; moments are the engine's."""

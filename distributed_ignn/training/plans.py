@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -65,6 +66,27 @@ class SolveLog:
     def residual(self, purpose: str) -> float:
         """Return the relative residual of the last solve for ``purpose``; NaN if there was none."""
         return self._residuals.get(purpose, float("nan"))
+
+    def figures(self, confirmed: bool | None) -> dict[str, Any]:
+        """Say how the solves of an epoch went, in the words of its record.
+
+        Args:
+            confirmed: whether the validation solve's metric is known to be the equilibrium's; None
+                in an epoch without validation.
+        """
+        last = TRAIN if confirmed is None else EVALUATE
+        return {
+            "evaluations_forward": self.steps(TRAIN),
+            "evaluations_adjoint": self.steps(ADJOINT),
+            "evaluations_validation": self.steps(EVALUATE),
+            "evaluations_confirmation": self.steps(CONFIRM),
+            "residual": self.residual(last),
+            "residual_adjoint": self.residual(ADJOINT),
+            "converged": self.converged(EVALUATE),
+            "confirmed": confirmed,
+            "converged_forward": self.converged(TRAIN),
+            "converged_adjoint": self.converged(ADJOINT),
+        }
 
 
 class SolvePlanner:

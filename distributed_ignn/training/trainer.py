@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,22 +22,20 @@ from distributed_ignn.config import RunConfig, decided
 from distributed_ignn.config.training import Metric
 from distributed_ignn.errors import UserError
 from distributed_ignn.graph.shard import GraphShard
-from distributed_ignn.models.kinds import KINDS, Site
-from distributed_ignn.models.node_model import NodeModel
 from distributed_ignn.models.shard_model import ShardModel
-from distributed_ignn.propagation.operators import ChannelOperator
-from distributed_ignn.propagation.propagate import PropagationOptions, choose_codec
-from distributed_ignn.propagation.sparsify import sparsify
 from distributed_ignn.solvers.base import Solution
 from distributed_ignn.training.averaging import WeightAverage
+from distributed_ignn.training.building import (
+    build_learned_solver,
+    build_model,
+    build_regularizer,
+    build_solver_trainer,
+)
 from distributed_ignn.training.choosing import Chooser
 from distributed_ignn.training.confirmation import SLACK, Confirmation, Finding
 from distributed_ignn.training.engines import start_engine
 from distributed_ignn.training.epoch_record import EpochRecord
 from distributed_ignn.training.learned.guard import guarded_phase
-from distributed_ignn.training.learned.phases import SolverTrainer
-from distributed_ignn.training.learned.solver_kinds import SOLVER_KINDS, SolverKind
-from distributed_ignn.training.learned_solver import LearnedSolver
 from distributed_ignn.training.local_plan import LocalPlan, local_plan
 from distributed_ignn.training.local_steps import LocalSteps
 from distributed_ignn.training.loose_tolerance import LooseTolerance
@@ -50,7 +47,7 @@ from distributed_ignn.training.losses.step_loss import StepLoss
 from distributed_ignn.training.model_weights import Best, Weights
 from distributed_ignn.training.numbers import NumberGuard, NumbersError
 from distributed_ignn.training.offload import require_effect
-from distributed_ignn.training.plans import ADJOINT, CONFIRM, EVALUATE, TRAIN, SolvePlanner
+from distributed_ignn.training.plans import EVALUATE, TRAIN, SolvePlanner
 from distributed_ignn.training.recorded import captures
 from distributed_ignn.training.schedule import Schedule
 from distributed_ignn.training.state import Count, Number, RandomState, State, Stateful, Values
@@ -92,26 +89,27 @@ class Trainer:
         self.epoch = 0
         self.val_metric: float | None = None
         self.stopwatch = Stopwatch(started)
-        self.schedule = Schedule(config.schedule, config.train.epochs, active=self._learns)
-        self.model = self._build_model()
+        self.schedule = Schedule(config.schedule, config.train.epochs, active=config.learns_forward)
+        self.model = build_model(config, self.shard, comm)
         self.weights = Weights(self.model)
-        self.learned = self._build_learned_solver()
+        self.learned = build_learned_solver(config, self.model, self.shard, comm)
         self.planner = SolvePlanner(
             config, self.learned, comm.device, shard.num_nodes, captures(config, comm)
         )
         embedded = config.engine == "torch" and bool(self.model.sharded_names())
         require_effect(config, embedded)
         self.engine = start_engine(self.model, self.config, self.comm)
-        self.solver_trainer = self._build_solver_trainer()
+        self.solver_trainer = build_solver_trainer(
+            config, self.learned, self.schedule, comm, self.shard
+        )
         train = config.train
         smoothing = float(train.label_smoothing)
         self.objective = Objective(shard, comm, train.loss, smoothing, train.metric)
-        self._regularizer = self._build_regularizer()
+        self._regularizer = build_regularizer(config, self.model, self.shard, comm)
         self.consistency = self._build_consistency()
         penalty = self._regularizer.penalty if self._regularizer else self.model.penalty
         self.loss = StepLoss(self.model, self.objective, penalty, self.consistency)
         self.local = self._build_local_steps()
-        self.gradient_norm: float | None = None
         self.loose = LooseTolerance(train, shard.num_nodes if self.model.solves else 0)
         self.average = WeightAverage(self.model, config.train.ema, self.weights.sharded)
         self.confirmation = Confirmation(
@@ -124,19 +122,6 @@ class Trainer:
     def best(self) -> Best:
         """The epoch that validation has chosen so far."""
         return self.chooser.best
-
-    @property
-    def _learns(self) -> bool:
-        """Say whether a solver is learned."""
-        return self.config.forward.method == "neural"
-
-    @property
-    def _kind(self) -> SolverKind:
-        return SOLVER_KINDS[self.config.solver.kind]
-
-    @property
-    def _dtype(self) -> torch.dtype:
-        return torch.float64 if self.config.train.dtype == "float64" else torch.float32
 
     @property
     def implicit(self) -> ShardModel:
@@ -154,47 +139,6 @@ class Trainer:
             f"model.kind = {self.config.model.kind} has no equilibrium to look into; use "
             "model.kind = implicit"
         )
-
-    def _build_model(self) -> NodeModel:
-        config, comm = self.config, self.comm
-        if config.model.kind in KINDS:
-            where = self.shard, comm, config.model, config.explicit, self._dtype, config.seed
-            return KINDS[config.model.kind](Site(*where))
-        return self._build_implicit()
-
-    def _build_implicit(self) -> ShardModel:
-        config, comm = self.config, self.comm
-        sparsified = self._sparsify() if self._learns else None
-        codec = choose_codec(config.comm.halo, comm)
-        options = PropagationOptions(config.train.kernel, codec, config.comm.stale)
-        where = self.shard, comm, config.model, self._dtype, config.seed
-        return ShardModel(*where, sparsified, options)
-
-    def _sparsify(self) -> ChannelOperator | None:
-        """Make A_s, where the learned solver reads it."""
-        solver, where = self.config.solver, (self.shard, self.comm)
-        if not self._kind.thins(solver):
-            return None
-        return sparsify(*where, solver.sparsifier, solver.keep, self._dtype, self.config.seed)
-
-    def _build_learned_solver(self) -> LearnedSolver | None:
-        if not self._learns:
-            return None
-        where = self.implicit, self.shard, self.comm
-        return self._kind.build(self.config, *where, self._dtype)
-
-    def _build_solver_trainer(self) -> SolverTrainer | None:
-        if self.learned is None:
-            return None
-        return self._kind.trainer(
-            self.learned, self.config.solver, self.schedule, self.comm, self.shard.owned_nodes
-        )
-
-    def _build_regularizer(self) -> Regularizer | None:
-        """Make the penalties on the map, where there is one."""
-        if not isinstance(self.model, ShardModel):
-            return None
-        return Regularizer(self.model, self.config.train, self.shard, self.comm, self.config.seed)
 
     @property
     def regularizer(self) -> Regularizer:
@@ -380,7 +324,6 @@ class Trainer:
         """Step on with the neighbours' states of this epoch's equilibrium, if that is asked for."""
         if self.local is None:
             return
-        self.gradient_norm = self.engine.gradient_norm()
         with self.comm.activity.phase("local steps"):
             scale = self.guard.tally.lr_scale
             self.local.take(self.epoch, self.chooser.stale, loss, scale)
@@ -443,37 +386,10 @@ class Trainer:
             best_val=self.best.val_metric if self.best.epoch else None,
             skipped=skipped,
             rollbacks=self.guard.tally.rollbacks,
-            **self._solve_figures(found),
-            **self._local_figures(),
+            solves=self.model.solves,
+            **self.planner.log.figures(found.holds if found is not None else None),
+            **(self.local.figures() if self.local is not None else {}),
         )
-
-    def _solve_figures(self, found: Finding | None) -> dict[str, Any]:
-        """Say how the epoch's solves went, in the words of the record."""
-        log = self.planner.log
-        return {
-            "solves": self.model.solves,
-            "evaluations_forward": log.steps(TRAIN),
-            "evaluations_adjoint": log.steps(ADJOINT),
-            "evaluations_validation": log.steps(EVALUATE),
-            "evaluations_confirmation": log.steps(CONFIRM),
-            "residual": log.residual(EVALUATE if found is not None else TRAIN),
-            "residual_adjoint": log.residual(ADJOINT),
-            "converged": log.converged(EVALUATE),
-            "confirmed": found.holds if found is not None else None,
-            "converged_forward": log.converged(TRAIN),
-            "converged_adjoint": log.converged(ADJOINT),
-        }
-
-    def _local_figures(self) -> dict[str, Any]:
-        """Say what local steps came to, in the words of the record."""
-        if self.local is None:
-            return {}
-        return {
-            "local_steps": self.local.taken,
-            "local_loss": self.local.last_loss,
-            "local_shrunk": self.local.kept.shrunk,
-            "gradient_norm": self.gradient_norm,
-        }
 
     @torch.no_grad()
     def evaluate(self, splits: tuple[str, ...]) -> dict[str, float]:
