@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from distributed_ignn.runs.output.records import METRICS, read_metrics
 # Ray's list of reported checkpoints. It names folders that our own retention has removed since,
 # which a later start on the same output would take for damage.
 _SNAPSHOT = "checkpoint_manager_snapshot.json"
+_MARKER = ".validate_storage_marker"  # by which Ray has seen that it can write there
 
 # type checkers see the old API's
 RayRunConfig: Any = ray.train.RunConfig
@@ -114,15 +115,18 @@ class RankTrainer(TorchTrainer):
         """
         screen = messages.Screen(shows=self._verbose)
         bell = messages.make_bell()
+        result = None
         try:
             with _own_interrupts():
                 result = self.fit_before(screen, bell)
         except ray.train.TrainingFailedError:
-            screen.close()
+            screen.close()  # by then it knows all that was said
             if screen.mistake is None:
                 raise
         finally:
             screen.close()
+            with suppress(OSError):  # not empty: a run has begun
+                self.run.output.rmdir()
         if screen.mistake is not None:
             raise UserError(screen.mistake)
         return self._completed(result)
@@ -145,7 +149,10 @@ class RankTrainer(TorchTrainer):
             (self.run.output / _SNAPSHOT).unlink(missing_ok=True)
         self.train_loop_config |= {"lines": screen.lines, "bell": bell}
         self.run_config.callbacks = [*self._callbacks, messages.make_failure_reporter(screen.lines)]
-        return super().fit()
+        try:
+            return super().fit()
+        finally:
+            Path(self.run_config.storage_path, self.run_config.name, _MARKER).unlink(True)
 
     def _completed(self, result: Any) -> Any:
         if self._trains:
