@@ -72,6 +72,7 @@ class RankTrainer(TorchTrainer):
         self._callbacks = list(run_config.callbacks)
         self._trains = loop is train_worker
         folder = run.output if self._trains else Path(run_config.storage_path, run_config.name)
+        self._folder = folder
         super().__init__(
             loop,
             train_loop_config={
@@ -152,7 +153,7 @@ class RankTrainer(TorchTrainer):
         try:
             return super().fit()
         finally:
-            Path(self.run_config.storage_path, self.run_config.name, _MARKER).unlink(True)
+            (self._folder / _MARKER).unlink(missing_ok=True)
 
     def _completed(self, result: Any) -> Any:
         if self._trains:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import logging
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,14 +15,14 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import torch
 
 import distributed_ignn as di
+from distributed_ignn.cli import LOST_OUTPUT
 from distributed_ignn.commands import predict as predict_command
-from distributed_ignn.config import RunConfig
+from distributed_ignn.commands import train as train_command
 from distributed_ignn.errors import UserError
-from distributed_ignn.launchers import ray_cluster
 from tests.jobs import ROOT, ranks, records
+from tests.launch.test_ray import TINY
 
 pytestmark = [
     pytest.mark.skipif(
@@ -54,10 +57,12 @@ def cluster() -> Iterator[Any]:
             patch.delenv(name, raising=False)
         patch.setenv("RAY_AUTH_MODE", "disabled")
         patch.setenv("RAY_worker_niceness", "0")
-        patch.setenv("PYTHONPATH", str(ROOT))
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("PYTHONPATH", f"{ROOT}:{ROOT / 'examples'}")
+        patch.syspath_prepend(str(ROOT / "examples"))
         ray.init(
             address="local", num_cpus=2, include_dashboard=False, log_to_driver=False,
-            logging_level="ERROR", object_store_memory=2**27,
+            logging_level=logging.ERROR, object_store_memory=2**27,
         )  # fmt: skip
         try:
             yield ray
@@ -126,3 +131,77 @@ def test_a_trainer_reports_every_epoch_and_goes_on_after_a_loss(
     assert run.config.train.threads == 1  # what each worker has
     assert run.summary["epochs"] == 4
     assert not (output / ".validate_storage_marker").exists()
+
+
+def test_predictions_of_two_workers_are_those_of_one_process(
+    cluster: Any, trained: tuple[Path, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a command in a process that is in a cluster already, which it uses and does not leave."""
+    folder, result = trained
+    tables = []
+    for name, more in (("one", ()), ("two", ("--workers", "2"))):
+        out = folder / f"{name}.parquet"
+        arguments = (result.path, "--device", "cpu", "--tolerance", "1e-12", *more)
+        assert predict_command.main([*arguments, "--out", str(out)]) == 0
+        tables.append(pq.read_table(out))
+    one, two = (np.stack(table["probabilities"].to_numpy()) for table in tables)
+    np.testing.assert_allclose(one, two, rtol=0, atol=1e-12)
+    assert tables[0]["prediction"].equals(tables[1]["prediction"])
+    assert tables[0]["node"].equals(tables[1]["node"])
+    shown = capsys.readouterr().out
+    assert "starting 2 workers on Ray ..." in shown
+    assert shown.count(f"predictions of {result.path}") == 2
+    assert cluster.is_initialized()
+    assert not list(Path("/tmp").glob("ignn-predict-*"))
+
+
+def test_the_launcher_uses_the_cluster_of_its_process_and_needs_no_standard_output(
+    cluster: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    output = tmp_path / "run"
+    with open("/dev/full", "w", buffering=1) as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        code = train_command.main([*TINY, "--workers", "2", "--output", str(output)])
+        monkeypatch.undo()
+        with contextlib.suppress(OSError):
+            full.close()
+    told = capsys.readouterr().err
+    assert code == LOST_OUTPUT, told
+    assert told.count("standard output cannot be written") == 1
+    assert "Traceback" not in told
+    assert [record["epoch"] for record in records(output)] == [1, 2, 3, 4]
+    assert (output / "summary.json").exists()
+    assert cluster.is_initialized()
+
+
+def test_mistakes_are_told_before_anything_waits(cluster: Any, tmp_path: Path) -> None:
+    import ray.train
+
+    output = tmp_path / "out"
+    wanted: dict[str, Any] = {"output": output, "epochs": 1}
+    with pytest.raises(UserError, match="workers = 3 needs 3 CPUs but Ray found 2 CPUs"):
+        di.make_trainer(SMALL, workers=3, **wanted)
+    large = ray.train.ScalingConfig(num_workers=1, resources_per_worker={"CPU": 3})
+    with pytest.raises(UserError, match="workers = 1 needs 3 CPUs but Ray found 2 CPUs"):
+        di.make_trainer(SMALL, scaling_config=large, **wanted).fit()
+    on_gpus = ray.train.ScalingConfig(num_workers=1, use_gpu=True)
+    with pytest.raises(UserError, match="workers = 1 needs 1 GPU but Ray found 0 GPUs"):
+        di.make_trainer(SMALL, scaling_config=on_gpus, **wanted).fit()
+    assert not output.exists()
+
+
+def test_a_search_with_tune(cluster: Any, tmp_path: Path) -> None:
+    """The example in short: two trials of two workers, chosen by validation."""
+    import tune_ray
+
+    grid: Any = tune_ray.search(trials=2, epochs=3, storage=tmp_path)
+    found = [grid[index] for index in range(len(grid))]
+    assert [(result.error, result.metrics["epoch"]) for result in found] == [(None, 3)] * 2
+    runs = [di.load(tmp_path / f"run-{result.metrics['trial_id']}") for result in found]
+    best = grid.get_best_result().metrics
+    assert best["best_val"] == max(run.summary["best_val"] for run in runs)
+    assert {run.summary["world_size"] for run in runs} == {2}
+    assert not any("test" in name for result in found for name in result.metrics)
