@@ -28,7 +28,7 @@ import distributed_ignn as di
 # chains whose first node alone shows the class, so that a model has to carry it to the last
 GRAPH = {
     "dataset": "chains",
-    "data.chains.length": 12,
+    "data.chains.length": 8,
     "data.chains.chains_per_class": 30,
     "data.chains.features": 8,
     "data.chains.noise": 0.1,
@@ -79,9 +79,8 @@ def search(trials: int, epochs: int, storage: Path) -> tune.ResultGrid:
             metric="best_val",
             mode="max",
             num_samples=trials,
-            # drivers that have started without CPUs left for workers would wait for each other
-            max_concurrent_trials=max(1, at_a_time),
-            search_alg=BasicVariantGenerator(random_state=0),
+            # more drivers would take what the workers of others need, and wait for each other
+            search_alg=BasicVariantGenerator(max_concurrent=max(1, at_a_time), random_state=0),
         ),
         run_config=tune.RunConfig(
             name="tune",

@@ -112,6 +112,8 @@ def _check_number(
     for name, number in (("workers", workers), ("gpus", gpus)):
         if number is not None and number < 1:
             raise UserError(f"{name} = {number} must be at least 1")
+    if gpus is not None and run.device == "cpu":
+        raise UserError(f"gpus = {gpus} and device = cpu contradict each other; use workers={gpus}")
 
 
 def _scaling(run: RunConfig) -> Any:
@@ -126,14 +128,18 @@ def _scaling(run: RunConfig) -> Any:
 
 def _sized(run: RunConfig, scaling: Any, *, given: bool) -> RunConfig:
     """With the device that the workers have, and the threads where the user says what each has."""
+    if scaling.num_workers == 0:
+        raise UserError(
+            "num_workers = 0 of the scaling_config starts none; give 1 or more, or use fit"
+        )
     if run.device == "cpu" and scaling.use_gpu:
         raise UserError("device = cpu and use_gpu of the scaling_config contradict each other")
     device = run.device if scaling.use_gpu else "cpu"
     if run.device == "cuda" and not scaling.use_gpu:
         raise UserError("device = cuda needs use_gpu=True in the scaling_config")
     update: dict[str, Any] = {"device": device, "workers": None, "gpus": None}
-    if given and not run.train.threads:
-        cpus = (scaling.resources_per_worker or {"CPU": 1}).get("CPU", 1)
+    cpus = (scaling.resources_per_worker or {}).get("CPU", 0 if scaling.use_gpu else 1)
+    if given and cpus and not run.train.threads:
         threads = {"threads": max(1, int(cpus))}
         update["train"] = run.train.model_copy(update=threads)
     return run.model_copy(update=update)

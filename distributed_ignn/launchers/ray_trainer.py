@@ -106,8 +106,8 @@ class RankTrainer(TorchTrainer):
         Returns:
             Ray's result. ``metrics`` and ``checkpoint`` are the last reported ones,
             ``metrics_dataframe`` has a row for every epoch (Ray's own would have those with a
-            checkpoint), ``best_checkpoints`` those that are still there, ``return_value`` the
-            summary of the run (from Ray 2.52 on) and ``path`` its folder, for ``load``.
+            checkpoint), ``best_checkpoints`` those that are still there, ``return_value`` (where
+            Ray has it, as 2.60 does) the summary of the run, and ``path`` its folder, for ``load``.
 
         Raises:
             UserError: settings or data are wrong, the folder holds another run, or the cluster can
@@ -154,6 +154,10 @@ class RankTrainer(TorchTrainer):
             return super().fit()
         finally:
             (self._folder / _MARKER).unlink(missing_ok=True)
+            # the actors behind these end with what refers to them
+            self.run_config.callbacks = []
+            for name in ("lines", "bell"):
+                del self.train_loop_config[name]
 
     def _completed(self, result: Any) -> Any:
         if self._trains:

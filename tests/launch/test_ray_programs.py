@@ -177,6 +177,25 @@ def test_the_launcher_uses_the_cluster_of_its_process_and_needs_no_standard_outp
     assert cluster.is_initialized()
 
 
+@pytest.mark.long
+def test_the_first_program_of_the_page_runs(
+    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = (ROOT / "docs" / "ray.md").read_text().split("```python\n")[1].partition("```")[0]
+    assert program.count("ray.init()") == program.count("hidden=16, epochs=20") == 1
+    short = program.replace("hidden=16, epochs=20", "hidden=8, epochs=2, **SMALL")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cluster, "init", lambda: None)  # it has been called
+    names: dict[str, Any] = {"SMALL": {k: v for k, v in SMALL.items() if k.startswith("data.")}}
+    exec(short, names)
+    assert names["result"].metrics_dataframe["epoch"].tolist() == [1, 2]
+    assert names["run"].path == tmp_path / "runs" / "chains-seed0"
+    # a cell that is run twice gets another folder
+    again = di.make_trainer("chains", workers=2)
+    assert again.run.output == tmp_path / "runs" / "chains-seed0-2"
+    again.run.output.rmdir()
+
+
 def test_mistakes_are_told_before_anything_waits(cluster: Any, tmp_path: Path) -> None:
     import ray.train
 
@@ -191,6 +210,40 @@ def test_mistakes_are_told_before_anything_waits(cluster: Any, tmp_path: Path) -
     with pytest.raises(UserError, match="workers = 1 needs 1 GPU but Ray found 0 GPUs"):
         di.make_trainer(SMALL, scaling_config=on_gpus, **wanted).fit()
     assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ({}, "how many processes"),
+        ({"workers": 2, "gpus": 1}, "workers and gpus both set the number"),
+        ({"workers": 0}, "workers = 0 must be at least 1"),
+        ({"gpus": 1, "device": "cpu"}, "use workers=1"),
+        ({"workers": 2, "report_every": 0}, "report_every = 0 must be"),
+        ({"workers": 2, "hiden": 8}, "unknown setting 'hiden'"),
+    ],
+)
+def test_wrong_arguments_are_one_line(arguments: dict[str, Any], line: str) -> None:
+    with pytest.raises(UserError, match=line) as told:
+        di.make_trainer(SMALL, **arguments)
+    assert "\n" not in str(told.value)
+
+
+def test_what_ray_s_run_config_cannot_mean_here_is_refused(cluster: Any, tmp_path: Path) -> None:
+    from ray.train import CheckpointConfig
+    from ray.train import RunConfig as RayRunConfig
+
+    best = CheckpointConfig(checkpoint_score_attribute="val_metric")
+    for wrong, line in (
+        ({"storage_path": "s3://bucket/results"}, "is no folder"),
+        ({"storage_path": str(tmp_path), "name": "x", "output": "y"}, "two places for one run"),
+        ({"checkpoint_config": best}, "checkpoint_score_attribute = val_metric has no effect"),
+    ):
+        given: dict[str, Any] = dict(wrong)
+        settings = {key: given.pop(key) for key in ("output",) if key in given}
+        with pytest.raises(UserError, match=line):
+            di.make_trainer(SMALL, settings, workers=2, run_config=RayRunConfig(**given))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_search_with_tune(cluster: Any, tmp_path: Path) -> None:
