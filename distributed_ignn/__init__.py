@@ -4,6 +4,7 @@ The names below are loaded when they are first asked for, so that importing the 
 nothing:
 
 - ``fit(data, ...)`` trains, ``load(path)`` opens what was trained; both give a ``Run``.
+- ``make_trainer(config, workers=N)`` is the same as a trainer of Ray Train.
 - ``nn.FixedPoint`` and ``nn.ImplicitGNN`` are layers for a loop of your own.
 - ``DistributedGraph`` is this rank's part of a divided graph, on which ``nn.exact`` lets layers of
   PyTorch Geometric give what they give in one process.
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from distributed_ignn import nn
-    from distributed_ignn.api import Prediction, Run, fit, load
+    from distributed_ignn.api import Prediction, Run, fit, load, make_trainer
     from distributed_ignn.config import RunConfig
     from distributed_ignn.distributed_graph import DistributedGraph
     from distributed_ignn.errors import JobError, UserError
@@ -33,6 +34,7 @@ __all__ = [
     "__version__",
     "fit",
     "load",
+    "make_trainer",
     "nn",
 ]
 
@@ -40,7 +42,7 @@ __all__ = [
 logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 _HOMES = {
-    **dict.fromkeys(("Prediction", "Run", "fit", "load"), "distributed_ignn.api"),
+    **dict.fromkeys(("Prediction", "Run", "fit", "load", "make_trainer"), "distributed_ignn.api"),
     "DistributedGraph": "distributed_ignn.distributed_graph",
     "RunConfig": "distributed_ignn.config",
     **dict.fromkeys(("JobError", "UserError"), "distributed_ignn.errors"),

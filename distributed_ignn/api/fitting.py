@@ -156,7 +156,7 @@ def _fit_here(
 ) -> Path:
     """Train as one rank, which all ranks do; the output folder."""
     chosen = comm.together(
-        lambda: _fresh_folder(run.output) if fresh and comm.is_main else run.output,
+        lambda: fresh_folder(run.output) if fresh and comm.is_main else run.output,
         doing=f"write to {run.output.parent}",
     )
     folder = Path(comm.gather_json(str(chosen))[0])
@@ -170,7 +170,7 @@ def _fit_here(
 def _fit_on_ranks(run: RunConfig, fresh: bool, graph: _Graph, ranks: int, verbose: bool) -> Path:
     """Train on new processes of this machine; the output folder."""
     try:
-        folder = _fresh_folder(run.output) if fresh else run.output
+        folder = fresh_folder(run.output) if fresh else run.output
         config = run.model_copy(update={"output": folder})
         make_output(config)
     except OSError as error:
@@ -201,7 +201,7 @@ def _train_rank(comm: Communicator, config: RunConfig, verbose: bool, terminal: 
         run_training(config, comm, conduct=Conduct(shows=verbose, owns_process=False))
 
 
-def _fresh_folder(base: Path) -> Path:
+def fresh_folder(base: Path) -> Path:
     """A new folder: ``base``, or one with a number behind it where that is taken.
 
     Where torchrun has started the program again, it is the folder of the attempt before.

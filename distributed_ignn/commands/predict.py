@@ -1,4 +1,4 @@
-"""Write node id, prediction and probabilities of a finished run; alone or under torchrun."""
+"""Write node id, prediction and probabilities of a finished run; alone, or on several ranks."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pydantic import AfterValidator, Field, model_validator
 from distributed_ignn.cli import run_main
 from distributed_ignn.config import parse_options
 from distributed_ignn.config.options import Bare, Count, Options, OutputFile, check_outputs
-from distributed_ignn.launchers.this_rank import on_this_rank
-from distributed_ignn.runs.predict import PredictOptions, predict
+from distributed_ignn.launchers.entry import predict_run
+from distributed_ignn.runs.predict import PredictOptions
 from distributed_ignn.runs.prediction_file import checked_ending
 
 _EXAMPLE = "ignn predict runs/acm --out acm.parquet"
@@ -21,6 +21,8 @@ examples:
   {_EXAMPLE}
   ignn predict runs/acm --out acm.csv
   torchrun --standalone --nproc-per-node 2 -m distributed_ignn predict runs/acm --out acm.parquet
+  ignn predict runs/acm --workers 2 --out acm.parquet
+  ray job submit -- ignn predict /shared/acm --gpus 8 --out /shared/acm.parquet
 
 In a checkout, launch/predict.py is the same command.
 """
@@ -40,6 +42,10 @@ class _Options(Options):
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="auto: cuda where there is one"
     )
+    workers: Count | None = Field(
+        None, description="processes to start with Ray when not under torchrun"
+    )
+    gpus: Count | None = Field(None, description="the same, one process for each of so many GPUs")
     tolerance: Annotated[float, AfterValidator(_between_0_and_1)] | None = Field(
         None, description="relative residual; the run's if not given"
     )
@@ -53,6 +59,16 @@ class _Options(Options):
     def _check(self) -> Self:
         if self.tolerance is not None and self.steps is not None:
             raise ValueError("--tolerance and --steps both say when to stop; give one of them")
+        if self.gpus is not None and self.workers is not None:
+            raise ValueError(
+                f"--gpus {self.gpus} and --workers {self.workers} both set the number of "
+                "processes; give one of them"
+            )
+        if self.gpus is not None and self.device == "cpu":
+            raise ValueError(
+                f"--gpus {self.gpus} and --device cpu contradict each other; use --workers N for "
+                "processes on CPUs"
+            )
         return self
 
 
@@ -68,4 +84,4 @@ def _run(argv: Sequence[str]) -> None:
     options = PredictOptions(
         found.run, found.out, found.tolerance, found.steps, found.require_converged
     )
-    on_this_rank(lambda comm: predict(options, comm), found.device)
+    predict_run(options, found.device, workers=found.workers, gpus=found.gpus)

@@ -8,6 +8,7 @@ section only.
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import numpy as np
 from pydantic import BaseModel
 
 from distributed_ignn.config.idle import refuse_idle
-from distributed_ignn.config.parse import resolve_run
+from distributed_ignn.config.parse import resolve_run, validate_run
 from distributed_ignn.config.sections import RunConfig
 from distributed_ignn.config.suggest import suggest
 from distributed_ignn.errors import UserError
@@ -38,14 +39,47 @@ def run_from_settings(
     Raises:
         UserError: an unknown or ambiguous name, a wrong value, or see ``parse_args``.
     """
-    values: dict[str, Any] = {}
-    for name, value in spelled_out(given).items():
+    values = _put({}, spelled_out(given))
+    return refuse_idle(resolve_run(values | {"dataset": dataset}, config), values)
+
+
+def run_from(
+    config: RunConfig | Mapping[str, Any] | str | Path, given: Mapping[str, Any]
+) -> RunConfig:
+    """The run that settings from Python ask for, whatever they start from.
+
+    Args:
+        config: a YAML file, the name of a dataset or file of a graph, settings with ``dataset``
+            among them, or a complete run.
+        given: settings, see above; they win over those of ``config``.
+
+    Raises:
+        UserError: see ``run_from_settings``; or no dataset is named.
+    """
+    flat = spelled_out(given)
+    if isinstance(config, RunConfig):
+        return validate_run(_put(config.model_dump(exclude_unset=True), flat)) if flat else config
+    if isinstance(config, Mapping):
+        if "dataset" not in config:
+            raise UserError("config has no dataset; name one, as in {'dataset': 'chains'}")
+        own = {name: value for name, value in config.items() if name != "dataset"}
+        return run_from_settings(str(config["dataset"]), {**spelled_out(own), **flat})
+    name = os.fspath(config)
+    if not name.endswith((".yaml", ".yml")):
+        return run_from_settings(name, flat)
+    values = _put({}, flat)
+    return refuse_idle(resolve_run(values, Path(name)), values)
+
+
+def _put(values: dict[str, Any], flat: Mapping[str, Any]) -> dict[str, Any]:
+    """``values``, with settings by their full names put into its sections."""
+    for name, value in flat.items():
         *sections, key = name.split(".")
         level = values
         for section in sections:
             level = level.setdefault(section, {})
         level[key] = value
-    return refuse_idle(resolve_run(values | {"dataset": dataset}, config), values)
+    return values
 
 
 def spelled_out(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Ray Train as launcher: workers on a Ray cluster run what a rank runs under torchrun.
+"""Ray Train as launcher: workers on a Ray cluster do what a rank does under torchrun.
 
 The driver, which is the process that a person started, checks what it can before any worker
 starts, hands the settings to the workers and shows what rank 0 prints. The workers come back by
@@ -8,28 +8,25 @@ time for machines, and passes on a request to stop.
 
 from __future__ import annotations
 
-import os
-import shutil
-import sys
+import tempfile
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from threading import Thread
 from typing import Any
 
 from distributed_ignn.comm.activity import Activity
-from distributed_ignn.comm.backends import nccl_environment
-from distributed_ignn.config import RunConfig, absolute_paths
+from distributed_ignn.config import CommConfig, RunConfig, absolute_paths
 from distributed_ignn.errors import JobError, Stopped, UserError
 from distributed_ignn.launchers import ray_cluster as cluster
 from distributed_ignn.launchers import ray_messages as messages
-from distributed_ignn.launchers.ray_worker import train_worker
-from distributed_ignn.runs.output.folder import make_output
+from distributed_ignn.runs.output.folder import check_output
+from distributed_ignn.runs.predict import PredictOptions, load_run_config
 from distributed_ignn.runs.stopping import StopRequest
 
-# Ray's list of reported checkpoints. It names folders that our own retention has removed since,
-# which a later start on the same output would take for damage.
-_SNAPSHOT = "checkpoint_manager_snapshot.json"
 _TURN_SECONDS = 0.2
 _LOOK_SECONDS = 10.0
 _GO_ON = "go on from the last checkpoint with --resume auto"
@@ -50,14 +47,51 @@ def train_on_ray(config: RunConfig) -> None:
     cluster.prepare(config)
     run = absolute_paths(config)
     check_output(run)
+    _start(config, ("output", config.output), partial(_fit, run))
+
+
+def predict_on_ray(options: PredictOptions, asked: dict[str, Any]) -> None:
+    """Predict with as many processes of a Ray cluster as are asked for; rank 0 writes the file.
+
+    Args:
+        options: what is asked; ``out`` as the user wrote it.
+        asked: ``workers`` or ``gpus``, and ``device``.
+
+    Raises:
+        UserError: see ``train_on_ray`` and ``predict``.
+        Stopped: by a signal; nothing is written.
+        JobError: see ``train_on_ray``.
+    """
+    of_run = load_run_config(options.run)
+    config = of_run.model_copy(update={**asked, "comm": CommConfig()})
+    cluster.prepare(config)
+    given = {name: str(getattr(options, name).absolute()) for name in ("run", "out")}
+    action = partial(_predict, config, {**asdict(options), **given})
+    _start(config, ("out", options.out), action)
+
+
+_Action = Callable[[dict[str, float]], None]
+
+
+def _start(config: RunConfig, written: tuple[str, Path], action: _Action) -> None:
+    """Join the cluster, act, and leave it, which gives back whatever was held there.
+
+    Args:
+        config: how many processes, and of which kind.
+        written: the flag that named what will be written, and its value as the user wrote it.
+        action: with what each process takes of the cluster.
+
+    Raises:
+        UserError, Stopped, JobError: see ``train_on_ray``.
+    """
     for left in range(config.restarts, -1, -1):
         try:
-            _train_once(config, run)
+            _start_once(config, written, action)
         except _LostWhileStartingError as lost:
-            if left == 0:
+            if left == 0 or not lost.left_cluster:
                 raise JobError(
-                    f"{lost}, after {config.restarts} restarts (restarts = {config.restarts}); "
-                    f"{_GO_ON}"
+                    f"{lost}, after {config.restarts - left} restarts (restarts = "
+                    f"{config.restarts}); {_GO_ON}"
                 ) from lost
             print(f"{lost}; starting all again ...", flush=True)
         else:
@@ -65,53 +99,31 @@ def train_on_ray(config: RunConfig) -> None:
 
 
 class _LostWhileStartingError(Exception):
-    """A worker died between its start and its first step, where Ray gives up."""
+    """A worker died between its start and its first step, where Ray gives up.
+
+    What it held is given back once the driver leaves the cluster; see ``left_cluster``.
+    """
+
+    left_cluster = True
 
 
-def _train_once(config: RunConfig, run: RunConfig) -> None:
-    """Join the cluster, train, and leave it, which gives back whatever the run held there.
-
-    Args:
-        config: as the user wrote it.
-        run: the same with absolute paths.
+def _start_once(config: RunConfig, written: tuple[str, Path], action: _Action) -> None:
+    """As ``_start``, without another try.
 
     Raises:
-        _LostWhileStartingError: see there; other errors as ``train_on_ray``.
+        _LostWhileStartingError: see there.
     """
     import ray
 
-    cluster.connect()
-    try:
-        _check_folder(config)
-        each = cluster.resources_of_each(run)
-        announce_wait(run, each, ray.available_resources())
-        if "GPU" not in each:
-            run = run.model_copy(update={"device": "cpu"})
-        _forget_reports(run)
-        _fit(run, each)
-    finally:
-        ray.shutdown()
-
-
-def check_output(config: RunConfig) -> None:
-    """Refuse an output folder that holds another run or cannot be written.
-
-    Workers take settings that they find in the folder for those of a crashed attempt of their own.
-    """
-    try:
-        make_output(config)
-    except OSError as error:
-        raise UserError(f"cannot write to output = {config.output}: {error.strerror}") from error
-
-
-def _forget_reports(config: RunConfig) -> None:
-    """Let Ray begin anew with an output folder that it has used before; see ``_SNAPSHOT``."""
-    (config.output / _SNAPSHOT).unlink(missing_ok=True)
-
-
-def _check_folder(config: RunConfig) -> None:
-    """See ``check_lasting``."""
-    check_lasting("output", config.output)
+    with cluster.joined() as leaves:
+        check_lasting(*written)
+        each = cluster.resources_of_each(config)
+        announce_wait(config, each, ray.available_resources())
+        try:
+            action(each)
+        except _LostWhileStartingError as lost:
+            lost.left_cluster = leaves
+            raise
 
 
 def check_lasting(flag: str, folder: Path) -> None:
@@ -138,11 +150,58 @@ def announce_wait(config: RunConfig, each: dict[str, float], free: dict[str, flo
         print(f"waiting for {missing} ...", flush=True)
 
 
-def _fit(config: RunConfig, each: dict[str, float]) -> None:
+def _fit(run: RunConfig, each: dict[str, float]) -> None:
+    """Train; ``run`` has absolute paths."""
+    from ray.train import FailureConfig
+
+    from distributed_ignn.launchers import ray_trainer
+
+    config = run if "GPU" in each else run.model_copy(update={"device": "cpu"})
+    ray_run = ray_trainer.RayRunConfig(
+        failure_config=FailureConfig(max_failures=config.restarts),
+    )
+    trainer = ray_trainer.RankTrainer(config, _scaling(config, each), ray_run, verbose=True)
+    _see_through(config, each, trainer)
+
+
+def _predict(config: RunConfig, given: dict[str, Any], each: dict[str, float]) -> None:
+    """Predict; ``given`` are the options as JSON has them."""
+    from ray.train import FailureConfig
+
+    from distributed_ignn.launchers import ray_trainer
+    from distributed_ignn.launchers.ray_worker import predict_worker
+
+    if "GPU" not in each:
+        config = config.model_copy(update={"device": "cpu"})
+    with tempfile.TemporaryDirectory(prefix="ignn-predict-") as folder:  # Ray insists on one
+        ray_run = ray_trainer.RayRunConfig(
+            storage_path=folder,
+            name="ray",
+            failure_config=FailureConfig(max_failures=config.restarts),
+        )
+        trainer = ray_trainer.RankTrainer(
+            config,
+            _scaling(config, each),
+            ray_run,
+            loop=predict_worker,
+            options={"predict": given},
+            verbose=True,
+        )
+        _see_through(config, each, trainer)
+
+
+def _scaling(config: RunConfig, each: dict[str, float]) -> Any:
+    from ray.train import ScalingConfig
+
+    return ScalingConfig(
+        num_workers=cluster.processes(config), use_gpu="GPU" in each, resources_per_worker=each
+    )
+
+
+def _see_through(config: RunConfig, each: dict[str, float], trainer: Any) -> None:
     """Start the workers, show what rank 0 says, and see the run to its end."""
     screen = messages.Screen()
     bell = messages.make_bell()
-    trainer = _trainer(config, each, screen, bell)
     print(f"starting {cluster.count(cluster.processes(config), 'worker')} on Ray ...", flush=True)
     watch = _Watch(config, each, screen, bell)
     try:
@@ -153,53 +212,6 @@ def _fit(config: RunConfig, each: dict[str, float]) -> None:
             raise UserError(screen.mistake)
         if screen.stopped is not None:
             raise Stopped(*screen.stopped)
-
-
-def _trainer(config: RunConfig, each: dict[str, float], screen: messages.Screen, bell: Any) -> Any:
-    import ray.train
-    from ray.train import CheckpointConfig, FailureConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
-
-    ray_run_config: Any = ray.train.RunConfig  # type checkers see the old API's
-    share = each.get("GPU", 0.0)
-    return TorchTrainer(
-        train_worker,
-        train_loop_config={
-            "run": config.model_dump(mode="json"),
-            "lines": screen.lines,
-            "bell": bell,
-            "columns": shutil.get_terminal_size().columns,
-            "encoding": sys.stdout.encoding,
-        },
-        torch_config=TorchConfig(
-            backend=cluster.choose_group_backend(config, share),
-            timeout_s=config.comm.timeout_seconds,
-        ),
-        scaling_config=ScalingConfig(
-            num_workers=cluster.processes(config), use_gpu=share > 0, resources_per_worker=each
-        ),
-        # Its folder is the run's own, so that Ray refers to our checkpoints and copies none.
-        run_config=ray_run_config(
-            storage_path=str(config.output.parent),
-            name=config.output.name,
-            failure_config=FailureConfig(max_failures=config.restarts),
-            checkpoint_config=CheckpointConfig(num_to_keep=None),  # we remove old ones ourselves
-            worker_runtime_env={
-                "env_vars": {
-                    "PYTHONPATH": search_path(),
-                    # Ray starts the group, before anything of ours runs
-                    **nccl_environment(watched=config.comm.hang_seconds > 0),
-                }
-            },
-            callbacks=[messages.make_failure_reporter(screen.lines)],
-        ),
-    )
-
-
-def search_path() -> str:
-    """Where workers find this package when it runs from a folder that is not installed."""
-    folders = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
-    return os.pathsep.join(filter(None, folders))
 
 
 class _Watch:
@@ -235,7 +247,7 @@ class _Watch:
 
         def fit() -> None:
             try:
-                trainer.fit()
+                trainer.fit_before(self._screen, self._bell)
             except BaseException as error:
                 outcome.append(error)
 
@@ -244,8 +256,13 @@ class _Watch:
         thread.start()
         activity = Activity()
         request = StopRequest(self._config.train.grace_seconds, activity, announce=True)
-        with request.listening(), activity.phase("the workers are starting"):
-            self._wait(thread, request)
+        try:
+            with request.listening(), activity.phase("the workers are starting"):
+                self._wait(thread, request)
+        except Stopped as stopped:
+            # for workers that outlive this, in a cluster that is not left
+            self._bell.ring.remote(stopped.signum)
+            raise
         if outcome and self._screen.mistake is None and self._screen.stopped is None:
             self._tell_failures()
             raise self._explained(outcome[0])

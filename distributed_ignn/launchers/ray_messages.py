@@ -84,10 +84,15 @@ def _in_short(text: str) -> str:
 
 
 class Screen(Course):
-    """On the driver: a queue, and a thread that takes what comes through it."""
+    """On the driver: a queue, and a thread that takes what comes through it.
 
-    def __init__(self) -> None:
+    Args:
+        shows: whether what rank 0 prints is shown.
+    """
+
+    def __init__(self, *, shows: bool = True) -> None:
         super().__init__()
+        self._shows = shows
         from ray.util.queue import Queue
 
         self.lines = Queue(actor_options=beside_driver())
@@ -104,12 +109,15 @@ class Screen(Course):
                 return
             if kind == _END:
                 return
-            self.take(kind, text)
+            if self._shows or kind != OUTPUT:
+                self.take(kind, text)
 
     def close(self) -> None:
-        """Return when everything sent before has been shown."""
+        """Return when everything sent before has been shown; a second call does nothing."""
         import ray
 
+        if not self._thread.is_alive():
+            return
         try:
             self.lines.put((_END, ""))
         except ray.exceptions.RayError:

@@ -26,6 +26,7 @@ from distributed_ignn.graph.partitioning.partition import assign_clusters
 from distributed_ignn.graph.partitioning.sharding import build_shards
 from distributed_ignn.graph.shard import GraphShard
 from distributed_ignn.graph.storage.shard_store import read_part, read_shard
+from distributed_ignn.long_steps import long_step
 from distributed_ignn.propagation.kernels import KERNELS
 from distributed_ignn.runs.checkpoints.checkpoint import checkpoint_names, load_newest
 from distributed_ignn.runs.checkpoints.snapshot import restore, restore_best
@@ -178,9 +179,11 @@ def predict(options: PredictOptions, comm: Communicator) -> Prediction:
         UserError: see ``load_run``, ``solved_here`` and ``write_predictions``.
     """
     started = time.perf_counter()
-    trainer = load_run(options.run, comm)
+    with long_step(f"reading {options.run}"):
+        trainer = load_run(options.run, comm)
     request = SolveRequest(options.tolerance, options.steps, options.require_converged)
-    found, _ = solved_here(trainer, options.run, request)
+    with long_step(f"predicting {trainer.shard.num_nodes:,} nodes"):
+        found, _ = solved_here(trainer, options.run, request)
     rows = rows_of(trainer, found.logits)
     write_predictions(options.out, found, rows)
     if comm.is_main:

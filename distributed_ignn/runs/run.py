@@ -60,7 +60,8 @@ from distributed_ignn.training.trainer import Trainer
 logger = logging.getLogger(__name__)
 
 EpochHook = Callable[[EpochRecord, Path | None], None]
-"""Told each epoch's record with None, and again with its checkpoint where one is written for it.
+"""Told each epoch's record: with its checkpoint where that is there before the next epoch begins,
+else with None. Where one is written in the background, it is told again once that is there.
 
 Called on every rank, in the same order.
 """
@@ -316,12 +317,14 @@ class _Session:
         signum, written = self._agree(polls)
         if written:
             self._publish()
-        if self._hook is not None:
-            self._hook(record, None)
         finished = self._trainer.finished
         last = finished or bool(signum) or record.epoch == self._until
-        if last or record.epoch % self._config.train.checkpoint_every == 0:
-            self._save(record, wait=last or not self._in_background)
+        saves = last or record.epoch % self._config.train.checkpoint_every == 0
+        waits = last or not self._in_background
+        if self._hook is not None and not (saves and waits):
+            self._hook(record, None)
+        if saves:
+            self._save(record, wait=waits)
         if signum and not finished:
             raise Stopped(
                 signum,

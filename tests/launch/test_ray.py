@@ -151,7 +151,7 @@ def _cuda_build(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_gpu_share_of_a_process(settings: dict[str, object], found: int, share: float) -> None:
     config = RunConfig.model_validate({"dataset": "chains", **settings})
     assert ray_cluster.choose_gpu_share(config, found) == share
-    backend = ray_cluster.choose_group_backend(config, share)
+    backend = ray_cluster.choose_group_backend(config, ray_cluster.processes(config), share)
     assert backend == ("nccl" if share == 1 else "gloo")
 
 
@@ -184,7 +184,7 @@ def test_nccl_is_refused_where_processes_share_a_gpu() -> None:
         {"dataset": "chains", "workers": 2, "comm": {"backend": "nccl"}}
     )
     with pytest.raises(UserError, match="one GPU for each of the 2 processes"):
-        ray_cluster.choose_group_backend(config, 0.5)
+        ray_cluster.choose_group_backend(config, 2, 0.5)
 
 
 def test_waiting_for_a_busy_cluster_is_announced(capsys: pytest.CaptureFixture[str]) -> None:
@@ -265,16 +265,16 @@ def test_a_worker_lost_while_starting_makes_the_driver_join_anew(
 ) -> None:
     """What it held is given back only when the driver leaves the cluster."""
     calls: list[str] = []
-    nothing: dict[str, Any] = dict.fromkeys(("prepare", "connect"), lambda *_: None)
+    nothing: dict[str, Any] = {"prepare": lambda *_: None, "connect": lambda: True}
     nothing["resources_of_each"] = lambda *_: {"CPU": 1.0}
     for name, action in nothing.items():
         monkeypatch.setattr(ray_launch.cluster, name, action)
-    for name in ("_check_folder", "announce_wait"):
+    for name in ("check_lasting", "announce_wait"):
         monkeypatch.setattr(ray_launch, name, lambda *_: None)
     for name in ("shutdown", "available_resources"):
         monkeypatch.setattr(f"ray.{name}", lambda name=name: calls.append(name))
 
-    def fit(config: RunConfig, each: dict[str, float]) -> None:
+    def fit(run: RunConfig, each: dict[str, float]) -> None:
         calls.append("fit")
         if calls.count("fit") <= lost:
             raise ray_launch._LostWhileStartingError("a worker was lost while starting")

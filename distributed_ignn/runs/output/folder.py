@@ -97,6 +97,20 @@ def make_output(config: RunConfig) -> bool:
     return False
 
 
+def check_output(config: RunConfig) -> None:
+    """Create the output folder, before the ranks of a run are started.
+
+    Ranks on Ray take settings that they find there for those of a crashed attempt of their own.
+
+    Raises:
+        UserError: it holds another run or cannot be written.
+    """
+    try:
+        make_output(config)
+    except OSError as error:
+        raise UserError(f"cannot write to output = {config.output}: {error.strerror}") from error
+
+
 def is_earlier_attempt(output: Path) -> bool:
     """Whether a folder holds a run of this very job, whose ranks have been started again."""
     starter = job_starter()

@@ -29,7 +29,7 @@ from distributed_ignn.errors import Stopped, UserError
 from distributed_ignn.lab.studies.search.halving import Job
 from distributed_ignn.lab.studies.search.session import Driver, Request, Search
 from distributed_ignn.launchers import ray_cluster as cluster
-from distributed_ignn.launchers.ray_launch import announce_wait, check_lasting, search_path
+from distributed_ignn.launchers.ray_launch import announce_wait, check_lasting
 
 _TUNE = "ray"
 _QUIET = {
@@ -57,10 +57,9 @@ def search_on_ray(request: Request, out: Path) -> Search:
         Stopped: by Ctrl-C; the same call goes on.
     """
     _prepare(request.config)
-    cluster.connect()
     import ray
 
-    try:
+    with cluster.joined():
         check_lasting("out", out)
         config = _sized(request.config, ray.cluster_resources())
         each = cluster.resources_of_each(config)
@@ -73,8 +72,6 @@ def search_on_ray(request: Request, out: Path) -> Search:
             )
         announce_wait(config, each, ray.available_resources())
         return _search(replace(request, config=_of_trials(config, each), slots=slots), each)
-    finally:
-        ray.shutdown()
 
 
 def _prepare(config: RunConfig) -> None:
@@ -112,7 +109,7 @@ def _search(request: Request, each: dict[str, float]) -> Search:
     folder = request.out / _TUNE
     tuner = tune.Tuner(
         tune.with_resources(
-            _make_trainable(search_path(), request.ranks, each),
+            _make_trainable(cluster.search_path(), request.ranks, each),
             tune.PlacementGroupFactory([each] * request.ranks),
         ),
         tune_config=tune.TuneConfig(

@@ -142,7 +142,7 @@ class _Epochs:
     def __call__(self, record: EpochRecord, checkpoint: Path | None) -> None:
         """See ``EpochHook``."""
         now = time.perf_counter()
-        if not self._shows or checkpoint is not None or now - self._told < _TELL_SECONDS:
+        if not self._shows or now - self._told < _TELL_SECONDS:
             return
         self._told = now
         val = "" if record.val_metric is None else f", validation {record.val_metric:.4f}"

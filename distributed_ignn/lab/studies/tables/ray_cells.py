@@ -14,7 +14,7 @@ from distributed_ignn.errors import JobError, Stopped, UserError
 from distributed_ignn.lab.studies.study_runs import is_finished
 from distributed_ignn.lab.studies.tables.cell_training import CellTrainer, train_cell
 from distributed_ignn.launchers import ray_cluster as cluster
-from distributed_ignn.launchers.ray_launch import announce_wait, check_lasting, search_path
+from distributed_ignn.launchers.ray_launch import announce_wait, check_lasting
 from distributed_ignn.launchers.this_rank import on_this_rank
 
 
@@ -30,19 +30,17 @@ def train_on_ray(trainer: CellTrainer, asked: RunConfig) -> None:
         Stopped: by Ctrl-C; the same call goes on.
     """
     _prepare(asked)
-    cluster.connect()
     import ray
 
     try:
-        check_lasting("out", trainer.out)
-        each = cluster.resources_of_each(asked)
-        announce_wait(asked, each, ray.available_resources())
-        _train(trainer, _task(each, asked.restarts), asked, "GPU" in each)
+        with cluster.joined():
+            check_lasting("out", trainer.out)
+            each = cluster.resources_of_each(asked)
+            announce_wait(asked, each, ray.available_resources())
+            _train(trainer, _task(each, asked.restarts), asked, "GPU" in each)
     except KeyboardInterrupt as stopped:
         told = "stopped by SIGINT; the same command goes on from here"
         raise Stopped(signal.SIGINT, told) from stopped
-    finally:
-        ray.shutdown()
 
 
 def _prepare(asked: RunConfig) -> None:
@@ -97,7 +95,7 @@ def _task(each: Mapping[str, float], restarts: int) -> Any:
     """What Ray runs for each cell; sent as it is, so that it finds the package by its path."""
     import ray
 
-    path, places = search_path(), {"num_cpus": each["CPU"], "num_gpus": each.get("GPU", 0)}
+    path, places = cluster.search_path(), {"num_cpus": each["CPU"], "num_gpus": each.get("GPU", 0)}
     remote: Any = ray.remote(max_calls=1, max_retries=restarts)  # max_calls: memory is given back
 
     def train(settings: dict[str, Any], device: str) -> str | None:
