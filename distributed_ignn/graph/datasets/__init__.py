@@ -130,7 +130,7 @@ def graph_in_memory(graph: object, data: DataConfig) -> GraphData:
     Raises:
         UserError: an attribute is missing or breaks a rule.
     """
-    loaded = labelled_graph(fields_in_memory(graph, data.edge_weights), data)
+    loaded = labelled_graph(fields_in_memory(graph, data), data)
     return _prepared(validate(loaded, str(ORIGIN)), data)
 
 
@@ -160,7 +160,7 @@ def graph_to_predict(
         return dataclasses.replace(found, **no_labels(found.num_nodes, num_classes, task))
     path = ORIGIN if is_in_memory(source) else Path(str(source))
     if is_in_memory(source):
-        fields = fields_in_memory(source, data.edge_weights)
+        fields = fields_in_memory(source, data)
     else:
         fields = read_fields(path, data.model_copy(update={"nodes": None}))
     loaded = unlabelled_graph(fields, data, num_classes, task)

@@ -74,8 +74,11 @@ __all__ = [
 #: Settings that are younger than the format, and what shards were made with that do not name them.
 _YOUNGER: dict[str, dict[str, JsonValue]] = {
     "data": {
+        "adjacency": None,
         "directions": "undirected",
         "edge_weights": "auto",
+        "features": None,
+        "label": None,
         "nodes": None,
         "split": "file",
         "split_seed": 0,
