@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import scipy.io
@@ -88,7 +88,7 @@ def mat_variables(path: Path) -> dict[str, MatVariable]:
 def _version_5(stream: BinaryIO, head: bytes, path: Path) -> Iterator[MatVariable]:
     if len(head) < _HEADER or head[126:] not in (b"IM", b"MI"):
         raise ValueError("its header is damaged")
-    order = "<" if head[126:] == b"IM" else ">"
+    order: Literal["<", ">"] = "<" if head[126:] == b"IM" else ">"
     size, place = stream.seek(0, io.SEEK_END), _HEADER
     for _ in range(_MOST_VARIABLES):
         if place >= size:
@@ -122,7 +122,7 @@ class _Part:
                 return stream.read(there if most is None else min(most, there))
             return _unpacked(stream, there, most)
 
-    def variable(self, order: str) -> MatVariable:
+    def variable(self, order: Literal["<", ">"]) -> MatVariable:
         matrix = _Matrix(self.content(_PIECE), order)
         return MatVariable(
             matrix.name,
@@ -140,7 +140,7 @@ class _Matrix:
         order: of the bytes, as ``struct`` and numpy name it.
     """
 
-    def __init__(self, content: bytes, order: str) -> None:
+    def __init__(self, content: bytes, order: Literal["<", ">"]) -> None:
         self._content, self._order = content, order
         tag, self._length = _numbers(f"{order}II", content[:8])
         self._place = 8

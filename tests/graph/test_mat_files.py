@@ -191,7 +191,7 @@ def test_names_by_settings_in_other_files(tmp_path: Path, kind: str) -> None:
     arrays = {"E": RING.toarray(), "F": X, "G": np.array(["a", "b", "c"] * 4), "y": Y}
     data = DataConfig(split="random", adjacency="E", features="F", label="G")
     if kind == "npz":
-        np.savez(tmp_path / "mine.npz", **arrays)  # type: ignore[arg-type]
+        np.savez(tmp_path / "mine.npz", **arrays)
         found = load_dataset(str(tmp_path / "mine.npz"), tmp_path, data)
     else:
         found = graph_in_memory(arrays, data)

@@ -56,6 +56,7 @@ def labelled_graph(fields: Fields, data: DataConfig) -> GraphData:
         val_nodes=splits["val"],
         test_nodes=splits["test"],
         class_names=fields.class_names,
+        node_ids=fields.node_ids,
     )
 
 
@@ -76,6 +77,7 @@ def unlabelled_graph(fields: Fields, data: DataConfig, num_classes: int, task: T
         graphs=graphs,
         graph_channels=len(graphs),
         features=_features(fields, n),
+        node_ids=fields.node_ids,
         **no_labels(n, num_classes, task),
     )
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from distributed_ignn.config.dataset import DataConfig
 from distributed_ignn.errors import UserError
 from distributed_ignn.graph.datasets.checks import brief
+from distributed_ignn.graph.node_ids import NodeIds
 from distributed_ignn.reading.plain_files import in_one_line
 from distributed_ignn.reading.torch_files import check_tensor
 
@@ -76,12 +77,14 @@ class Fields:
         origin: where they come from, the first word of any message.
         class_names: where the labels were words, those that the numbers of ``y`` stand for.
         present: all names that there are, read or not.
+        node_ids: as in ``GraphData``.
     """
 
     arrays: dict[str, Tensor]
     origin: Path
     class_names: tuple[str, ...] = ()
     present: tuple[str, ...] = ()
+    node_ids: NodeIds | None = None
 
     def __contains__(self, name: str) -> bool:
         return name in self.arrays

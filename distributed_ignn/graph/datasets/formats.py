@@ -18,8 +18,9 @@ from distributed_ignn.config.dataset import LARGEST_GRAPH, DataConfig
 from distributed_ignn.errors import UserError
 from distributed_ignn.graph.datasets.checks import brief
 from distributed_ignn.graph.datasets.fields import LABELS, Fields, chosen_fields, missing_name
-from distributed_ignn.graph.datasets.graph_tables import NodeTable, edge_table
+from distributed_ignn.graph.datasets.graph_tables import edge_table
 from distributed_ignn.graph.datasets.mat_graph import mat_fields, matrix_arrays
+from distributed_ignn.graph.datasets.node_table import NodeTable
 from distributed_ignn.graph.datasets.torch_content import ADVICE, named_values, value_of
 from distributed_ignn.reading.arrays import npz_names, read_npz
 from distributed_ignn.reading.mat_files import HDF5, MAT5, MAT73
@@ -79,7 +80,7 @@ def read_any(path: Path, data: DataConfig) -> Fields:
     form = format_of(path)
     if data.nodes is not None and not data.nodes.is_file():
         raise UserError(f"data.nodes = {data.nodes} is no file; name a table of nodes")
-    nodes = None if data.nodes is None else NodeTable(data.nodes)
+    nodes = None if data.nodes is None else NodeTable(data.nodes, data.label)
     if nodes is not None and nodes.ids is not None and not form.names_nodes:
         raise UserError(
             f"{path} counts nodes from 0 and {nodes.path} has ids of its own; sort its rows and "
@@ -91,8 +92,8 @@ def read_any(path: Path, data: DataConfig) -> Fields:
             if data.label is not None:
                 raise missing_name("label", data.label, found.present, path)
             raise UserError(
-                f"{path} holds edges alone; training needs a table of nodes beside it, as in "
-                "--data.nodes nodes.csv, or everything in one .npz or .pt file"
+                f"{path} holds edges alone; a table of nodes is needed beside it, as in "
+                "--data.nodes nodes.csv (of predict: --nodes), or everything in one .npz or .pt file"
             )
         return found
     both = sorted(set(found.arrays) & set(nodes.fields.arrays))
@@ -103,6 +104,7 @@ def read_any(path: Path, data: DataConfig) -> Fields:
         arrays=found.arrays | nodes.fields.arrays,
         class_names=found.class_names or nodes.fields.class_names,
         present=(*found.present, *nodes.fields.present),
+        node_ids=nodes.fields.node_ids,
     )
 
 

@@ -59,7 +59,7 @@ def mat_fields(path: Path, data: DataConfig) -> Fields:
 
 def _by_names(variables: Mapping[str, MatVariable], path: Path, data: DataConfig) -> Fields:
     """Each thing by the settings, else by the first of its usual names, whatever their case."""
-    lower = {name.lower(): name for name in reversed(variables)}
+    lower = {name.lower(): name for name in reversed(list(variables))}
     places = {name: lower[name] for name in _OTHERS if name in lower}
     for key, usual in _USUAL.items():
         found = data.names.get(key) or next((lower[n] for n in usual if n in lower), None)
