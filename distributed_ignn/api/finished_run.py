@@ -86,6 +86,7 @@ class Run:
         self,
         data: Any = None,
         *,
+        nodes: str | Path | None = None,
         tolerance: float | None = None,
         steps: int | None = None,
         require_converged: bool = False,
@@ -96,6 +97,7 @@ class Run:
             data: None for the graph of the run. Another graph with the same feature columns, in any
                 of the forms that ``fit`` takes, is solved anew, in one process; it needs no labels
                 and no splits. A run that has learned embeddings of nodes takes no other graph.
+            nodes: table of the nodes of ``data``, where that is a file that holds edges alone.
             tolerance: relative residual to solve to; by default the run's own.
             steps: exactly so many evaluations of the map instead.
             require_converged: whether missing the tolerance is an error. Otherwise the library's
@@ -106,11 +108,15 @@ class Run:
                 it must, or the data do not fit; one line.
         """
         request = SolveRequest(tolerance, steps, require_converged)
+        if nodes is not None and data is None:
+            raise UserError(f"nodes = {nodes} has no effect without data; give the edges as data")
 
         def found(comm: Communicator) -> Prediction:
-            trainer = (
-                load_run(self.path, comm) if data is None else load_run_for(self.path, data, comm)
-            )
+            if data is None:
+                trainer = load_run(self.path, comm)
+            else:
+                table = None if nodes is None else Path(nodes)
+                trainer, _ = load_run_for(self.path, data, comm, table)
             return solved(trainer, self.path, request, embeddings=True)
 
         with as_guest():

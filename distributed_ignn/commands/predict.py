@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from distributed_ignn.cli import run_main
 from distributed_ignn.config import parse_options
-from distributed_ignn.config.options import Bare, Count, Options, OutputFile, check_outputs
+from distributed_ignn.config.options import Bare, Count, Options, OutputFile, Shown, check_outputs
 from distributed_ignn.launchers.entry import predict_run
 from distributed_ignn.runs.predict import PredictOptions
 from distributed_ignn.runs.prediction_file import checked_ending
@@ -19,7 +19,8 @@ _EXAMPLE = "ignn predict runs/acm --out acm.parquet"
 _EXAMPLES = f"""\
 examples:
   {_EXAMPLE}
-  ignn predict runs/acm --out acm.csv
+  ignn predict runs/acm --out acm.csv --embeddings acm-z.npz
+  ignn predict runs/mine --data edges.csv --nodes nodes.csv --out new.csv
   torchrun --standalone --nproc-per-node 2 -m distributed_ignn predict runs/acm --out acm.parquet
   ignn predict runs/acm --workers 2 --out acm.parquet
   ray job submit -- ignn predict /shared/acm --gpus 8 --out /shared/acm.parquet
@@ -39,6 +40,19 @@ class _Options(Options):
         description="output folder of a training run"
     )
     out: OutputFile = Field(description="file to write, a .parquet, .csv or .npz")
+    embeddings: OutputFile | None = Field(
+        None,
+        description="file for the state of each node that its prediction is read from (Z*, or the "
+        "last hidden layer), of the same kinds",
+    )
+    data: Annotated[Path, Shown("FILE")] | None = Field(
+        None,
+        description="another graph with the same features, in any form that train reads; the "
+        "run's own if not given",
+    )
+    nodes: Annotated[Path, Shown("FILE")] | None = Field(
+        None, description="table of the nodes of --data, where that holds edges alone"
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="auto: cuda where there is one"
     )
@@ -69,6 +83,10 @@ class _Options(Options):
                 f"--gpus {self.gpus} and --device cpu contradict each other; use --workers N for "
                 "processes on CPUs"
             )
+        if self.nodes is not None and self.data is None:
+            raise ValueError("--nodes has no effect without --data; name the file of the edges")
+        if self.embeddings is not None and self.embeddings.absolute() == self.out.absolute():
+            raise ValueError("--embeddings and --out name one file; give each its own")
         return self
 
 
@@ -80,8 +98,17 @@ def main(argv: Sequence[str]) -> int:
 def _run(argv: Sequence[str]) -> None:
     found = parse_options(_Options, argv, name="ignn predict", about=__doc__, more=_EXAMPLES)
     check_outputs(found)
-    checked_ending(found.out)
+    for path in (found.out, found.embeddings):
+        if path is not None:
+            checked_ending(path)
     options = PredictOptions(
-        found.run, found.out, found.tolerance, found.steps, found.require_converged
+        found.run,
+        found.out,
+        found.tolerance,
+        found.steps,
+        found.require_converged,
+        found.data,
+        found.nodes,
+        found.embeddings,
     )
     predict_run(options, found.device, workers=found.workers, gpus=found.gpus)

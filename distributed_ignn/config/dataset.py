@@ -18,7 +18,7 @@ OWN_FILE = "file"  # a graph of the user's, with data.path
 IN_MEMORY = "memory"
 """Dataset of a run whose graph a Python program had in memory; the run's own shards hold it."""
 
-FILE_SUFFIXES = (".pt", ".npz", ".mtx", ".csv", ".tsv", ".txt", ".parquet", ".gz")
+FILE_SUFFIXES = (".pt", ".npz", ".mat", ".mtx", ".csv", ".tsv", ".txt", ".parquet", ".gz")
 """Endings of files of one's own; others are named by ``data.path``."""
 FILE_KINDS = f"{', '.join(FILE_SUFFIXES[:-1])} or {FILE_SUFFIXES[-1]}"
 LARGEST_GRAPH = 2**31 - 2  # nodes that 32-bit ids can name
@@ -236,6 +236,20 @@ class DataConfig(Section):
         description="table of the nodes of your own graph (CSV or Parquet), beside a file that "
         "holds edges alone: columns id, label, split, and features",
     )
+    label: str | None = Field(
+        None,
+        description="name in the file of your own graph, or in its table of nodes, of what is to "
+        "be predicted; of a Facebook100 file: status, gender, major, second_major, dorm, year or "
+        "high_school (default: y, label and the like; gender)",
+    )
+    features: str | None = Field(
+        None, description="the same of the features, in a file of named arrays (default: x, ...)"
+    )
+    adjacency: str | None = Field(
+        None,
+        description="the same of the edges: a matrix [n, n], or edge_index (default: edge_index, "
+        "adj_t, in .mat files A, network, ...)",
+    )
     edge_weights: EdgeWeights = Field(
         "auto",
         description="weights of the edges of your own graph (edge_weight, or edge_attr of one "
@@ -251,6 +265,12 @@ class DataConfig(Section):
     chains: ChainsConfig = ChainsConfig()
     synthetic: SyntheticConfig = SyntheticConfig()
     heterophilous: HeterophilousConfig = HeterophilousConfig()
+
+    @property
+    def names(self) -> dict[str, str]:
+        """The settings that name a part of a file, as far as they are set."""
+        found = {key: getattr(self, key) for key in ("label", "features", "adjacency")}
+        return {key: name for key, name in found.items() if name is not None}
 
     @property
     def draws_split(self) -> bool:

@@ -263,6 +263,14 @@ class RunConfig(Section):
                 f"data.nodes = {self.data.nodes} is for a file of your own that holds edges alone; "
                 "drop it",
             ),
+            *(
+                (
+                    named or self.dataset == IN_MEMORY,
+                    f"data.{key} = {name} is for a file of your own, {self.dataset} says itself "
+                    "what is what; drop it",
+                )
+                for key, name in self.data.names.items()
+            ),
             *self._reader_rules(drawn=self.data.draws_split and not named),
         ]
 

@@ -27,6 +27,7 @@ from distributed_ignn.graph.building import (
     slices,
 )
 from distributed_ignn.graph.feature_scaling import FeatureScaling
+from distributed_ignn.graph.node_ids import NodeIds
 from distributed_ignn.graph.weights import (
     WeightedBlocks,
     Weights,
@@ -306,6 +307,7 @@ class GraphData:
         scaling: what was done to the features, where the settings alone do not say it; not part of
             the fingerprint, which has the features.
         class_names: one for each class, or none where classes have numbers alone.
+        node_ids: what the user's own table calls the nodes, where it does not count them from 0.
     """
 
     name: str
@@ -321,6 +323,7 @@ class GraphData:
     graph_channels: int = 1
     scaling: FeatureScaling | None = None
     class_names: tuple[str, ...] = ()
+    node_ids: NodeIds | None = None
 
     @property
     def num_nodes(self) -> int:
@@ -361,6 +364,8 @@ class GraphData:
                 tensors += [matrix.rowptr, matrix.col, matrix.value]
             else:
                 tensors.append(matrix)
+        if self.node_ids is not None:
+            tensors += [self.node_ids.tensors[name] for name in sorted(self.node_ids.tensors)]
         for tensor in tensors:
             if tensor is None:
                 digest.update(b"none")

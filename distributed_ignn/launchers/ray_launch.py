@@ -12,7 +12,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from threading import Thread
@@ -65,8 +64,7 @@ def predict_on_ray(options: PredictOptions, asked: dict[str, Any]) -> None:
     of_run = load_run_config(options.run)
     config = of_run.model_copy(update={**asked, "comm": CommConfig()})
     cluster.prepare(config)
-    given = {name: str(getattr(options, name).absolute()) for name in ("run", "out")}
-    action = partial(_predict, config, {**asdict(options), **given})
+    action = partial(_predict, config, options.portable())
     _start(config, ("out", options.out), action)
 
 

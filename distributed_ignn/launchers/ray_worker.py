@@ -130,8 +130,8 @@ def _train(settings: dict[str, Any], stop: _StopPoll) -> dict[str, Any]:
 
 
 def _predict(settings: dict[str, Any], stop: _StopPoll) -> None:
-    config, given = RunConfig.model_validate(settings["run"]), settings["predict"]
-    options = PredictOptions(**given | {name: Path(given[name]) for name in ("run", "out")})
+    config = RunConfig.model_validate(settings["run"])
+    options = PredictOptions.read(settings["predict"])
 
     def run(comm: Communicator) -> None:
         _tell_of_loss(comm, settings["lines"])

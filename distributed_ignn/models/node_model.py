@@ -62,6 +62,10 @@ class NodeModel(nn.Module, ABC):
         ``step`` seeds the dropout, None switches it off.
         """
 
+    def embeddings(self, state: Tensor) -> Tensor:
+        """What stands for each node, [O, D], of the state that ``solve`` has found."""
+        return state
+
     def penalty(self, state: Tensor, step: int) -> Tensor | float:
         """This rank's share of what the kind itself adds to the loss of a training step."""
         return 0.0

@@ -25,6 +25,8 @@ _SEPARATORS = "\t,; "
 _REMARKS = ("#", "%")
 _LARGEST_TEXT = 2**38
 _CELL = 8  # bytes of a number
+_BLOCK_BYTES = 2**24
+"""Read at once; the longest row must fit in."""
 
 
 @contextmanager
@@ -103,7 +105,12 @@ def _read_parquet(path: Path) -> pa.Table:
         file = pyarrow.parquet.ParquetFile(stream)
         found, limits = file.metadata, Limits()
         rows = sum(found.row_group(group).num_rows for group in range(found.num_row_groups))
-        claimed = max(rows, found.num_rows) * max(found.num_columns, 1) * _CELL
+        groups = [found.row_group(group) for group in range(found.num_row_groups)]
+        cells = sum(
+            group.column(place).num_values for group in groups for place in range(group.num_columns)
+        )  # of lists more than there are rows
+        claimed = max(rows, found.num_rows) * max(found.num_columns, 1)
+        claimed = max(claimed, cells) * _CELL
         if rows < 0 or claimed > max(limits.free, limits.ratio * size):
             raise ValueError(
                 f"it claims {rows:,} rows of {found.num_columns} columns in {size:,} bytes, more "
@@ -119,7 +126,9 @@ def _read_text(path: Path, head: bytes) -> tuple[pa.Table, bool]:
         remarks += 1
     first = lines[remarks] if remarks < len(lines) else ""
     separator = next((s for s in _SEPARATORS if s in first), ",")
-    named = not all(_is_number(cell) for cell in first.strip().split(separator))
+    cells = first.strip().split(separator)
+    whole = len(lines) > remarks + 1 or len(head) < _HEAD_BYTES
+    named = not all(_is_number(cell) for cell in (cells if whole else cells[:-1]))
     return read_rows(path, remarks, separator, named=named), named
 
 
@@ -134,7 +143,10 @@ def read_rows(path: Path, skipped: int, separator: str, *, named: bool = False) 
         return pyarrow.csv.read_csv(
             stream,
             read_options=pyarrow.csv.ReadOptions(
-                use_threads=False, skip_rows=skipped, autogenerate_column_names=not named
+                use_threads=False,
+                block_size=_BLOCK_BYTES,
+                skip_rows=skipped,
+                autogenerate_column_names=not named,
             ),
             parse_options=pyarrow.csv.ParseOptions(delimiter=separator),
         )

@@ -58,6 +58,10 @@ class NodeRows:
         """C."""
         return self._rows.shape[1]
 
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._rows.dtype
+
     def __iter__(self) -> Iterator[tuple[int, Tensor]]:
         """The first node of each block, and its rows on the CPU, on every rank."""
         for first in range(0, self.num_nodes, self.step):

@@ -9,9 +9,10 @@ equilibrium is found from the initialiser. ``prediction_file.py`` writes what co
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from rich.console import Console
@@ -20,12 +21,14 @@ from rich.table import Table
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import RunConfig, load_yaml
 from distributed_ignn.errors import UserError
+from distributed_ignn.graph.data import GraphData
 from distributed_ignn.graph.datasets import graph_to_predict
 from distributed_ignn.graph.feature_scaling import FeatureScaling
+from distributed_ignn.graph.node_ids import NodeIds
 from distributed_ignn.graph.partitioning.partition import assign_clusters
-from distributed_ignn.graph.partitioning.sharding import build_shards
+from distributed_ignn.graph.partitioning.sharding import build_shard, plan_shards
 from distributed_ignn.graph.shard import GraphShard
-from distributed_ignn.graph.storage.shard_store import read_part, read_shard
+from distributed_ignn.graph.storage.shard_store import read_node_ids, read_part, read_shard
 from distributed_ignn.long_steps import long_step
 from distributed_ignn.propagation.kernels import KERNELS
 from distributed_ignn.runs.checkpoints.checkpoint import checkpoint_names, load_newest
@@ -33,7 +36,7 @@ from distributed_ignn.runs.checkpoints.snapshot import restore, restore_best
 from distributed_ignn.runs.kept_solver import load_solver
 from distributed_ignn.runs.output.folder import CHECKPOINTS, SETTINGS
 from distributed_ignn.runs.prediction import Prediction, SolveRequest, rows_of, solved_here
-from distributed_ignn.runs.prediction_file import write_predictions
+from distributed_ignn.runs.prediction_file import write_embeddings, write_predictions
 from distributed_ignn.runs.shards import open_shards
 from distributed_ignn.training.trainer import Trainer
 
@@ -48,6 +51,10 @@ class PredictOptions:
         tolerance: relative residual to solve to; None takes the run's own.
         steps: exactly so many evaluations instead, whatever the residual.
         require_converged: write nothing unless the tolerance is reached.
+        data: another graph to predict on, see ``graph_to_predict``; None takes the run's own.
+        nodes: table of the nodes of ``data``, where that holds edges alone.
+        embeddings: file for the states that predictions are read from, of the same kinds as
+            ``out``.
     """
 
     run: Path
@@ -55,6 +62,28 @@ class PredictOptions:
     tolerance: float | None = None
     steps: int | None = None
     require_converged: bool = False
+    data: Path | None = None
+    nodes: Path | None = None
+    embeddings: Path | None = None
+
+    def portable(self) -> dict[str, Any]:
+        """The fields as JSON has them, for a process in another folder; see ``read``."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {
+            name: str(value.absolute()) if isinstance(value, Path) else value
+            for name, value in values.items()
+        }
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any]) -> Self:
+        """What ``portable`` has written."""
+        paths = {field.name for field in fields(cls) if "Path" in str(field.type)}
+        return cls(
+            **{
+                name: Path(value) if name in paths and value is not None else value
+                for name, value in values.items()
+            }
+        )
 
 
 def load_run(run: Path, comm: Communicator, kept_solver: bool = True) -> Trainer:
@@ -115,18 +144,43 @@ def load_run_shard(run: Path, comm: Communicator) -> GraphShard:
     return read_part(folder, comm.rank, comm.world_size)
 
 
-def load_run_for(run: Path, source: object, comm: Communicator) -> Trainer:
+def load_run_for(
+    run: Path, source: object, comm: Communicator, nodes: Path | None = None
+) -> tuple[Trainer, NodeIds | None]:
     """As ``load_run``, with another graph in the place of the one that was trained on.
+
+    Every rank reads the whole graph and keeps an equal share of its nodes, in their order.
 
     Args:
         run: output folder.
         source: the graph, see ``graph_to_predict``.
-        comm: of a single process.
+        comm: this rank's communicator.
+        nodes: table of the nodes, where ``source`` is a file that holds edges alone.
+
+    Returns:
+        The trainer, and what the nodes of the graph are called.
 
     Raises:
-        UserError: see ``load_run`` and ``graph_to_predict``; or the model does not fit the graph.
+        UserError: see ``load_run`` and ``graph_to_predict``; or the model does not fit the graph
+            (on every rank alike).
     """
-    config = _with_kernel(load_run_config(run), comm)
+    config = _with_kernel(comm.together(lambda: load_run_config(run)), comm)
+    data = comm.together(lambda: _graph_for(run, config, source, nodes))
+    parts = comm.world_size
+    owner = torch.arange(data.num_nodes) * parts // data.num_nodes
+    shard = build_shard(data, plan_shards(data.graphs, owner, parts), comm.rank)
+    trainer = Trainer(config, shard, comm)
+    snapshot = load_newest(run / CHECKPOINTS, comm, torch.empty(0, dtype=torch.int64))
+    if snapshot is None:
+        raise _no_checkpoint(run)
+    comm.together(lambda: restore_best(trainer, snapshot))
+    if trainer.learned is not None:
+        load_solver(run, trainer.learned, trainer.best.epoch, comm)
+    return trainer, data.node_ids
+
+
+def _graph_for(run: Path, config: RunConfig, source: object, nodes: Path | None) -> GraphData:
+    """Another graph, prepared as the run's own was."""
     folder, manifest = open_shards(run)
     shape = manifest.whole
     if shape.num_features == 0:
@@ -136,7 +190,7 @@ def load_run_for(run: Path, source: object, comm: Communicator) -> Trainer:
         )
     # whatever auto has made of the other graph
     directions = "both" if shape.graph_channels > 1 else "undirected"
-    settings = config.data.model_copy(update={"directions": directions})
+    settings = config.data.model_copy(update={"directions": directions, "nodes": nodes})
     of_model = shape.num_classes, shape.task, config.data_root, _scaling(config, folder)
     data = graph_to_predict(source, settings, *of_model)
     if data.num_features != shape.num_features:
@@ -147,15 +201,7 @@ def load_run_for(run: Path, source: object, comm: Communicator) -> Trainer:
     data = replace(data, class_names=shape.class_names)
     if config.partition.clusters > 0:
         data = replace(data, clusters=assign_clusters(data.graphs, config.partition))
-    (shard,) = build_shards(data, torch.zeros(data.num_nodes, dtype=torch.int64), 1)
-    trainer = Trainer(config, shard, comm)
-    snapshot = load_newest(run / CHECKPOINTS, comm, torch.empty(0, dtype=torch.int64))
-    if snapshot is None:
-        raise _no_checkpoint(run)
-    restore_best(trainer, snapshot)
-    if trainer.learned is not None:
-        load_solver(run, trainer.learned, trainer.best.epoch, comm)
-    return trainer
+    return data
 
 
 def _scaling(config: RunConfig, folder: Path) -> FeatureScaling | None:
@@ -169,6 +215,14 @@ def _no_checkpoint(run: Path) -> UserError:
     return UserError(f"{run} holds no checkpoint; train it first with --output {run}")
 
 
+def _opened(options: PredictOptions, comm: Communicator) -> tuple[Trainer, NodeIds | None]:
+    """The run, with the graph that is predicted, and the ids of its nodes' own table."""
+    if options.data is not None:
+        return load_run_for(options.run, str(options.data), comm, options.nodes)
+    trainer = load_run(options.run, comm)
+    return trainer, comm.together(lambda: _own_ids(options.run) if comm.is_main else None)
+
+
 def predict(options: PredictOptions, comm: Communicator) -> Prediction:
     """Solve, read out, and write one row per node; every rank calls it.
 
@@ -180,16 +234,24 @@ def predict(options: PredictOptions, comm: Communicator) -> Prediction:
     """
     started = time.perf_counter()
     with long_step(f"reading {options.run}"):
-        trainer = load_run(options.run, comm)
+        trainer, ids = _opened(options, comm)
     request = SolveRequest(options.tolerance, options.steps, options.require_converged)
     with long_step(f"predicting {trainer.shard.num_nodes:,} nodes"):
-        found, _ = solved_here(trainer, options.run, request)
+        found, state = solved_here(trainer, options.run, request)
     rows = rows_of(trainer, found.logits)
-    write_predictions(options.out, found, rows)
+    if options.embeddings is not None:
+        kept = rows_of(trainer, trainer.model.embeddings(state))
+        write_embeddings(options.embeddings, found, kept, ids)
+    write_predictions(options.out, found, rows, ids)
     if comm.is_main:
         size = rows.num_nodes, rows.num_columns
         _show(options, found, size, time.perf_counter() - started)
     return found
+
+
+def _own_ids(run: Path) -> NodeIds | None:
+    """What the nodes of the run's own graph are called."""
+    return read_node_ids(*open_shards(run))
 
 
 def _show(
@@ -203,7 +265,9 @@ def _show(
     table.add_row("seconds", f"{seconds:.1f}")
     console = Console(highlight=False)
     console.print(table)
-    console.print(f"written: {options.out}", soft_wrap=True)
+    for path in (options.out, options.embeddings):
+        if path is not None:
+            console.print(f"written: {path}", soft_wrap=True)
 
 
 def _solved(quality: dict[str, Any], nodes: int) -> list[tuple[str, str]]:

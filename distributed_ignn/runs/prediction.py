@@ -37,8 +37,8 @@ class Prediction:
     Args:
         logits: [n, C], of the run's number format, on the CPU once they are of all ranks.
         multilabel: whether a node may have several labels.
-        embeddings: [n, D], the equilibrium Z* that the logits are read from, or the last state of
-            an explicit model; None if not asked for.
+        embeddings: [n, D], the equilibrium Z* that the logits are read from, or the last hidden
+            layer of an explicit model (``NodeModel.embeddings``); None if not asked for.
         epoch: whose weights these are; validation chose it.
         evaluations: of the map; 0, as the next two, for an explicit model, which has none.
         residual: ||f(Z) - Z|| / ||f(Z)|| of the last evaluation, over all nodes.
@@ -146,7 +146,7 @@ def solved(trainer: Trainer, run: Path, request: SolveRequest, *, embeddings: bo
     """
     found, state = solved_here(trainer, run, request)
     logits = rows_of(trainer, found.logits).whole()
-    kept = rows_of(trainer, state).whole() if embeddings else None
+    kept = rows_of(trainer, trainer.model.embeddings(state)).whole() if embeddings else None
     return replace(found, logits=logits, embeddings=kept)
 
 

@@ -1,19 +1,21 @@
-"""Predictions as a file: parquet, CSV or npz, by its ending.
+"""Predictions as a file: parquet, CSV or npz, by its ending; and embeddings in the same forms.
 
-Each has a row for every node: its id, the likeliest class (by its name, if it has one), or of
-multi-label data those above one half, and the probability of each class. How close the equilibrium
-was found goes with them as JSON: under the key ``distributed_ignn`` of a parquet file's metadata,
-as the array of that name in an npz file, in ``FILE.json`` beside a CSV file.
+Each has a row for every node: its id (that of the user's own table, if it has some), the likeliest
+class (by its name, if it has one), or of multi-label data those above one half, and the probability
+of each class. How close the equilibrium was found goes with them as JSON: under the key
+``distributed_ignn`` of a parquet file's metadata, as the array of that name in an npz file, in
+``FILE.json`` beside a CSV file.
 
 The rows come in blocks from all ranks, and the first rank writes each of them before it asks for
 the next: the whole table is in no process.
 
-Letters: n nodes, C classes, r rows of a block.
+Letters: n nodes, C classes, D hidden width, r rows of a block, w numbers in a cell.
 """
 
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import os
 import zipfile
@@ -26,10 +28,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from torch import Tensor
 
 from distributed_ignn.errors import UserError
 from distributed_ignn.files import atomic_write_text, sync, temporary_sibling
+from distributed_ignn.graph.node_ids import NodeIds
 from distributed_ignn.long_steps import long_step
 from distributed_ignn.runs.node_rows import NodeRows
 from distributed_ignn.runs.prediction import Prediction
@@ -37,37 +41,48 @@ from distributed_ignn.runs.prediction import Prediction
 METADATA_KEY = "distributed_ignn"
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Block:
-    """Some nodes, in order, and what is predicted for them.
+@dataclass(frozen=True, slots=True)
+class Column:
+    """What a file says of every node, beside its id.
 
     Args:
-        first: id of the first.
-        probability: float32 [r, C].
-        multilabel: whether a node may have several labels.
-        names: of the classes, where they have some and a node has one.
+        name: of the column, or of the array.
+        dtype: of a value.
+        heads: of the columns of a CSV file, one for each of w numbers; none where there is one
+            value.
+        chosen: whether it is said of each class if a node has it, bool [r, w].
+    """
+
+    name: str
+    dtype: np.dtype[Any]
+    heads: tuple[str, ...] = ()
+    chosen: bool = False
+
+    @property
+    def arrow(self) -> Any:
+        """Its type in a parquet file."""
+        if self.chosen:
+            return pa.list_(pa.int64())
+        single = pa.string() if self.dtype.kind == "U" else pa.from_numpy_dtype(self.dtype)
+        return pa.list_(single, len(self.heads)) if self.heads else single
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Block:
+    """Some nodes, in order.
+
+    Args:
+        first: number of the first.
+        values: of each column, [r] or [r, w].
     """
 
     first: int
-    probability: Tensor
-    multilabel: bool
-    names: tuple[str, ...] = ()
+    values: tuple[np.ndarray[Any, Any], ...]
 
     @property
-    def nodes(self) -> range:
-        """Their ids."""
-        return range(self.first, self.first + self.probability.shape[0])
-
-    @property
-    def chosen(self) -> Tensor:
-        """The likeliest class, int64 [r]; or which classes are above one half, bool [r, C]."""
-        return self.probability > 0.5 if self.multilabel else self.probability.argmax(dim=1)
-
-    def labels(self) -> list[Any]:
-        """The likeliest class of each node, or the list of its classes above one half."""
-        if not self.multilabel:
-            return [self.names[c] if self.names else c for c in self.chosen.tolist()]
-        return [row.nonzero()[:, 0].tolist() for row in self.chosen]
+    def last(self) -> int:
+        """The number after the last one's."""
+        return self.first + len(self.values[0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,17 +90,24 @@ class Table:
     """What is to be written, apart from its rows.
 
     Args:
-        nodes, classes: n and C.
-        multilabel: whether a node may have several labels.
+        nodes: n.
+        columns: beside ``node``.
         quality: as JSON.
-        names: of the classes, if they have some.
+        ids: of the nodes, if they are not their numbers.
     """
 
     nodes: int
-    classes: int
-    multilabel: bool
+    columns: tuple[Column, ...]
     quality: str
-    names: tuple[str, ...] = ()
+    ids: NodeIds | None = None
+
+    @property
+    def id_dtype(self) -> np.dtype[Any]:
+        return np.dtype(np.int64) if self.ids is None else self.ids.dtype
+
+    def ids_of(self, first: int, last: int) -> Any:
+        """What the nodes [first, last) are called."""
+        return range(first, last) if self.ids is None else self.ids.some(first, last)
 
 
 Writer = Generator[None, Block | None, None]
@@ -98,28 +120,78 @@ class Format:
 
     Args:
         write: a new file at a path.
-        passes: how often that goes through all blocks.
+        by_column: whether that goes through all blocks once for each column.
     """
 
     write: Callable[[Path, Table], Writer]
-    passes: int = 1
+    by_column: bool = False
 
 
-def write_predictions(path: Path, found: Prediction, rows: NodeRows) -> None:
+def write_predictions(
+    path: Path, found: Prediction, rows: NodeRows, ids: NodeIds | None = None
+) -> None:
     """Write a file that takes the place of an older one once it is complete; every rank calls it.
 
     Args:
         path: of the file; folders above it are made.
         found: what was predicted, with the rows of any nodes.
         rows: the logits of all nodes.
+        ids: of the nodes, if they are not their numbers; those of the first rank count.
 
     Raises:
         UserError: the ending is of no known kind, or the file cannot be written (on every rank).
     """
+    names = np.array(found.class_names or [""])
+    classes = found.class_names or range(rows.num_columns)
+    label = np.dtype(bool if found.multilabel else np.int64)
+    if found.class_names and not found.multilabel:
+        label = names.dtype
+    heads = tuple(f"probability_{c}" for c in classes)
+    columns = (
+        Column("prediction", label, ("",) * rows.num_columns * found.multilabel, found.multilabel),
+        Column("probabilities", np.dtype(np.float32), heads),
+    )
+
+    def values(logits: Tensor) -> tuple[np.ndarray[Any, Any], ...]:
+        probability = replace(found, logits=logits).probabilities.float()
+        if found.multilabel:
+            return (probability > 0.5).numpy(), probability.numpy()
+        likeliest = probability.argmax(dim=1).numpy()
+        return names[likeliest] if label.kind == "U" else likeliest, probability.numpy()
+
+    table = Table(rows.num_nodes, columns, json.dumps(found.quality()), ids)
+    _write(path, table, rows, values)
+
+
+def write_embeddings(
+    path: Path, found: Prediction, rows: NodeRows, ids: NodeIds | None = None
+) -> None:
+    """As ``write_predictions``: ids and what stands for each node inside the model, [n, D].
+
+    Args:
+        path, found, ids: see there.
+        rows: those of all nodes, in the number format of the run: the equilibrium Z*, or the last
+            hidden layer of an explicit kind, see ``NodeModel.embeddings``.
+
+    Raises:
+        UserError: see there.
+    """
+    dtype = np.dtype(np.float64 if rows.dtype == torch.float64 else np.float32)
+    heads = tuple(f"embedding_{d}" for d in range(rows.num_columns))
+    table = Table(
+        rows.num_nodes, (Column("embedding", dtype, heads),), json.dumps(found.quality()), ids
+    )
+    _write(path, table, rows, lambda state: (state.numpy().astype(dtype, copy=False),))
+
+
+def _write(
+    path: Path,
+    table: Table,
+    rows: NodeRows,
+    values: Callable[[Tensor], tuple[np.ndarray[Any, Any], ...]],
+) -> None:
     kind, comm = FORMATS[checked_ending(path).suffix], rows.comm
-    quality = json.dumps(found.quality())
-    names = found.class_names
-    table = Table(rows.num_nodes, rows.num_columns, found.multilabel, quality, names)
+    passes = len(table.columns) if kind.by_column else 1
     file = _GrowingFile(path, kind, table) if comm.is_main else None
 
     def together(action: Callable[[_GrowingFile], None]) -> None:
@@ -127,13 +199,12 @@ def write_predictions(path: Path, found: Prediction, rows: NodeRows) -> None:
 
     try:
         together(_GrowingFile.begin)
-        with _told(file, kind.passes * rows.num_nodes) as advance:
-            for _ in range(kind.passes):
-                for first, logits in rows:
-                    probability = replace(found, logits=logits).probabilities.float()
-                    block = Block(first, probability, found.multilabel, names)
+        with _told(file, passes * rows.num_nodes) as advance:
+            for _ in range(passes):
+                for first, numbers in rows:
+                    block = Block(first, values(numbers))
                     together(lambda own, block=block: own.put(block))  # type: ignore[misc]
-                    advance(logits.shape[0])
+                    advance(numbers.shape[0])
                 together(lambda own: own.put(None))
         together(_GrowingFile.finish)
     finally:
@@ -199,61 +270,75 @@ def _told(file: _GrowingFile | None, total: int) -> Iterator[Callable[[int], Non
 
 
 def _write_parquet(path: Path, table: Table) -> Writer:
-    single = pa.string() if table.names else pa.int64()
-    label = pa.list_(pa.int64()) if table.multilabel else single
-    columns = {
-        "node": pa.int64(),
-        "prediction": label,
-        "probabilities": pa.list_(pa.float32(), table.classes),
-    }
-    schema = pa.schema(columns.items(), metadata={METADATA_KEY: table.quality})
+    ids = Column("node", table.id_dtype)
+    kinds = {column.name: column.arrow for column in (ids, *table.columns)}
+    schema = pa.schema(kinds.items(), metadata={METADATA_KEY: table.quality})
     with pq.ParquetWriter(path, schema) as file:
         while (block := (yield)) is not None:
-            flat = pa.array(block.probability.reshape(-1).numpy())
-            arrays = [
-                pa.array(block.nodes, pa.int64()),
-                pa.array(block.labels(), label),
-                pa.FixedSizeListArray.from_arrays(flat, table.classes),
-            ]
+            arrays = [pa.array(table.ids_of(block.first, block.last), ids.arrow)]
+            for column, values in zip(table.columns, block.values, strict=True):
+                if column.chosen:
+                    arrays.append(pa.array(_chosen(values), column.arrow))
+                elif column.heads:
+                    flat = pa.array(values.reshape(-1))
+                    arrays.append(pa.FixedSizeListArray.from_arrays(flat, len(column.heads)))
+                else:
+                    arrays.append(pa.array(values, column.arrow))
             file.write_table(pa.Table.from_arrays(arrays, schema=schema))
+
+
+def _chosen(values: np.ndarray[Any, Any]) -> list[list[int]]:
+    """The classes of each node."""
+    return [np.flatnonzero(row).tolist() for row in values]
 
 
 def _write_csv(path: Path, table: Table) -> Writer:
     """Classes of multi-label data stand in one cell, with a space between them."""
     with path.open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file, lineterminator="\n")
-        columns = (f"probability_{c}" for c in table.names or range(table.classes))
-        rows.writerow(["node", "prediction", *columns])
+        single = [not column.heads or column.chosen for column in table.columns]
+        heads = [
+            (column.name,) if one else column.heads
+            for column, one in zip(table.columns, single, strict=True)
+        ]
+        rows.writerow(["node", *itertools.chain.from_iterable(heads)])
         while (block := (yield)) is not None:
-            labels = block.labels()
-            if table.multilabel:
-                labels = [" ".join(map(str, chosen)) for chosen in labels]
-            for node, label, row in zip(block.nodes, labels, block.probability, strict=True):
-                rows.writerow([node, label, *(f"{value:.9g}" for value in row.tolist())])
+            cells = [
+                _cells(column, values)
+                for column, values in zip(table.columns, block.values, strict=True)
+            ]
+            for node, *row in zip(table.ids_of(block.first, block.last), *cells, strict=True):
+                rows.writerow([node, *itertools.chain.from_iterable(row)])
+
+
+def _cells(column: Column, values: np.ndarray[Any, Any]) -> Iterator[list[Any]]:
+    """The cells of a column, or of its w columns, row by row; numbers with all of their digits."""
+    if column.chosen:
+        return ([" ".join(map(str, classes))] for classes in _chosen(values))
+    if not column.heads:
+        return ([value] for value in values.tolist())
+    digits = 17 if column.dtype == np.float64 else 9
+    return ([f"{value:.{digits}g}" for value in row.tolist()] for row in values)
 
 
 def _write_npz(path: Path, table: Table) -> Writer:
     """``prediction`` is int64 [n] or names [n], or bool [n, C] of multi-label data."""
-    wide = (table.nodes, table.classes)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        with _member(archive, "node", np.dtype(np.int64), (table.nodes,)) as put:
+        with _member(archive, "node", table.id_dtype, (table.nodes,)) as put:
             for first in range(0, table.nodes, _IDS):
-                put(np.arange(first, min(first + _IDS, table.nodes)))
-        single = np.array(table.names).dtype if table.names else np.dtype(np.int64)
-        label = np.dtype(bool) if table.multilabel else single
-        shape = wide if table.multilabel else (table.nodes,)
-        with _member(archive, "prediction", label, shape) as put:
-            while (block := (yield)) is not None:
-                put(block.chosen.numpy() if table.multilabel else np.array(block.labels(), label))
-        with _member(archive, "probabilities", np.dtype(np.float32), wide) as put:
-            while (block := (yield)) is not None:
-                put(block.probability.numpy())
+                last = min(first + _IDS, table.nodes)
+                put(np.array(table.ids_of(first, last), table.id_dtype))
+        for place, column in enumerate(table.columns):
+            shape = (table.nodes, len(column.heads)) if column.heads else (table.nodes,)
+            with _member(archive, column.name, column.dtype, shape) as put:
+                while (block := (yield)) is not None:
+                    put(block.values[place].astype(column.dtype, copy=False))
         quality = np.array(table.quality)
         with _member(archive, METADATA_KEY, quality.dtype, ()) as put:
             put(quality)
 
 
-_IDS = 2**22  # written at once
+_IDS = 2**20  # written at once
 
 
 @contextmanager
@@ -274,6 +359,6 @@ def _write_all(file: Any, piece: np.ndarray[Any, Any]) -> None:
 FORMATS: Mapping[str, Format] = {
     ".parquet": Format(_write_parquet),
     ".csv": Format(_write_csv),
-    ".npz": Format(_write_npz, passes=2),
+    ".npz": Format(_write_npz, by_column=True),
 }
 """How a file is written, by its ending."""

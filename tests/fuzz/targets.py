@@ -314,6 +314,19 @@ def _make_scipy(folder: Path) -> None:
     sp.save_npz(folder / "mine.npz", matrix)
 
 
+def _make_mat(**how: Any) -> Callable[[Path], None]:
+    masks = {key: value for key, value in _arrays().items() if key.endswith("mask")}
+    edges = sp.csc_matrix((np.arange(1.0, 7.0), tuple(EDGES)), (6, 6))
+    arrays = {"network": edges, "attrb": FEATURES, "group": LABELS, **masks}
+    return lambda folder: scipy.io.savemat(folder / "mine.mat", arrays, **how)
+
+
+def _make_facebook(folder: Path) -> None:
+    edges = sp.csc_matrix((np.ones(6), tuple(EDGES)), (6, 6))
+    info = np.tile(np.arange(7.0), (6, 1)) + LABELS[:, None]
+    scipy.io.savemat(folder / "mine.mat", {"A": edges, "local_info": info})
+
+
 def _make_ogb_folder(folder: Path) -> None:
     _make_arxiv(folder)
     scheme = folder / "ogbn_arxiv" / "split" / "time"
@@ -439,6 +452,14 @@ TARGETS: dict[str, Target] = {
     "parquet": Target(_make_parquet, "mine.parquet", _read_with_nodes("mine.parquet")),
     "matrix market": Target(_make_market, "mine.mtx", _read_with_nodes("mine.mtx")),
     "scipy npz": Target(_make_scipy, "mine.npz", _read_with_nodes("mine.npz")),
+    "mat": Target(_make_mat(), "mine.mat", _read_dataset("mine.mat")),
+    "packed mat": Target(_make_mat(do_compression=True), "mine.mat", _read_dataset("mine.mat")),
+    "old mat": Target(_make_mat(format="4"), "mine.mat", _read_dataset("mine.mat")),
+    "facebook mat": Target(
+        _make_facebook,
+        "mine.mat",
+        _read_dataset("mine.mat", split="random", split_train=2.0, split_val=1.0),
+    ),
     "ogb folder": Target(
         _make_ogb_folder,
         "ogbn_arxiv/raw/edge.csv.gz",

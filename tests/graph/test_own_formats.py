@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +134,12 @@ def test_nodes_by_ids_of_their_own(tmp_path: Path, ids: list[Any]) -> None:
     (tmp_path / "edges.txt").write_text("\n".join(["from to", *rows]) + "\n")
     lines = NODES.splitlines()
     nodes = [f"ID,{lines[0]}", *(f"{i},{line}" for i, line in zip(ids, lines[1:], strict=True))]
-    assert _load(tmp_path, "edges.txt", "\n".join(nodes)).fingerprint() == _expected(weighted=False)
+    found = _load(tmp_path, "edges.txt", "\n".join(nodes))
+    assert found.node_ids is not None
+    assert found.node_ids.some(0, N) == ids
+    assert found.node_ids.some(2, 4) == ids[2:4]
+    assert replace(found, node_ids=None).fingerprint() == _expected(weighted=False)
+    assert found.fingerprint() != _expected(weighted=False)  # or shards would name other nodes
     with pytest.raises(UserError, match=f"names node {ids[4]}, which .* does not have"):
         _load(tmp_path, "edges.txt", "\n".join(nodes[:5]))
 

@@ -16,7 +16,7 @@ from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.errors import UserError
 from distributed_ignn.runs.node_rows import NodeRows
 from distributed_ignn.runs.prediction import Prediction
-from distributed_ignn.runs.prediction_file import FORMATS, Block, write_predictions
+from distributed_ignn.runs.prediction_file import FORMATS, Table, write_predictions
 from tests.ranks import run_ranks
 
 NODES, CLASSES, BLOCK = 413, 5, 64 * 5 + 3  # 64 rows a block
@@ -79,16 +79,15 @@ def _write(comm: Communicator, folder: Path) -> dict[str, Any]:
 def _full_disk(comm: Communicator, folder: Path) -> tuple[str, list[str]]:
     """What each rank raises where the first one cannot write its third block."""
     logits, seen = _logits(torch.float32), [0]
-    nodes = Block.nodes.fget  # type: ignore[attr-defined]
+    ids_of = Table.ids_of
 
-    def fails(block: Block) -> range:
+    def fails(table: Table, first: int, last: int) -> Any:
         seen[0] += 1
         if seen[0] == 3:
             raise OSError(28, "No space left on device")
-        found: range = nodes(block)
-        return found
+        return ids_of(table, first, last)
 
-    Block.nodes = property(fails)  # type: ignore[assignment]
+    Table.ids_of = fails  # type: ignore[method-assign,assignment]
     try:
         write_predictions(folder / "full.csv", _prediction(logits[:1], False), _part(comm, logits))
     except UserError as error:
@@ -96,7 +95,7 @@ def _full_disk(comm: Communicator, folder: Path) -> tuple[str, list[str]]:
         left = [name for name in os.listdir(folder) if "full" in name]
         return str(error).removeprefix(f"cannot write {folder}"), left
     finally:
-        Block.nodes = property(nodes)  # type: ignore[assignment]
+        Table.ids_of = ids_of  # type: ignore[method-assign]
     return "nothing raised", []
 
 

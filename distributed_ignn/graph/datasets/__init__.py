@@ -130,7 +130,7 @@ def graph_in_memory(graph: object, data: DataConfig) -> GraphData:
     Raises:
         UserError: an attribute is missing or breaks a rule.
     """
-    loaded = labelled_graph(fields_in_memory(graph, data.edge_weights), data)
+    loaded = labelled_graph(fields_in_memory(graph, data), data)
     return _prepared(validate(loaded, str(ORIGIN)), data)
 
 
@@ -147,7 +147,8 @@ def graph_to_predict(
     Args:
         source: a graph in memory, the path of a file, or a name of DATASETS. Labels and splits
             are not read.
-        data: the ``data`` section of the run that trained the model.
+        data: the ``data`` section of the run that trained the model; ``nodes`` is that of
+            ``source``.
         num_classes, task: of the model.
         data_root: where the files of a named dataset are.
         scaling: of the features that the model was trained on, if ``data`` alone does not say it.
@@ -159,10 +160,8 @@ def graph_to_predict(
         found = load_dataset(source, data_root, data, scaling)
         return dataclasses.replace(found, **no_labels(found.num_nodes, num_classes, task))
     path = ORIGIN if is_in_memory(source) else Path(str(source))
-    if is_in_memory(source):
-        fields = fields_in_memory(source, data.edge_weights)
-    else:
-        fields = read_fields(path, data.model_copy(update={"nodes": None}))
+    in_memory = is_in_memory(source)
+    fields = fields_in_memory(source, data) if in_memory else read_fields(path, data)
     loaded = unlabelled_graph(fields, data, num_classes, task)
     return _prepared(validate_graph(loaded, str(path)), data, scaling)
 

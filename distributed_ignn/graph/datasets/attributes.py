@@ -17,7 +17,7 @@ from distributed_ignn.config.dataset import DataConfig
 from distributed_ignn.errors import UserError
 from distributed_ignn.graph.building import check_id_space
 from distributed_ignn.graph.data import UNKNOWN, CSRMatrix, GraphData, Task
-from distributed_ignn.graph.datasets.fields import Fields
+from distributed_ignn.graph.datasets.fields import Fields, missing_name
 from distributed_ignn.graph.datasets.known_labels import targets_of
 from distributed_ignn.graph.datasets.links import graph_channels
 from distributed_ignn.graph.datasets.splits import splits_of
@@ -37,6 +37,8 @@ def labelled_graph(fields: Fields, data: DataConfig) -> GraphData:
     Raises:
         UserError: something is missing or breaks a rule.
     """
+    if data.label is not None and "y" not in fields:
+        raise missing_name("label", data.label, fields.present, fields.origin)
     targets = targets_of(fields)
     n = targets.labels.shape[0]
     graphs = graph_channels(fields, n, data.edge_weights, data.directions)
@@ -54,6 +56,7 @@ def labelled_graph(fields: Fields, data: DataConfig) -> GraphData:
         val_nodes=splits["val"],
         test_nodes=splits["test"],
         class_names=fields.class_names,
+        node_ids=fields.node_ids,
     )
 
 
@@ -74,6 +77,7 @@ def unlabelled_graph(fields: Fields, data: DataConfig, num_classes: int, task: T
         graphs=graphs,
         graph_channels=len(graphs),
         features=_features(fields, n),
+        node_ids=fields.node_ids,
         **no_labels(n, num_classes, task),
     )
 

@@ -16,9 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distributed_ignn.config.dataset import EdgeWeights
+from distributed_ignn.config.dataset import DataConfig
 from distributed_ignn.errors import UserError
 from distributed_ignn.graph.datasets.checks import brief
+from distributed_ignn.graph.node_ids import NodeIds
 from distributed_ignn.reading.plain_files import in_one_line
 from distributed_ignn.reading.torch_files import check_tensor
 
@@ -59,6 +60,11 @@ _ALSO = {
 LABELS = ("y", *(other for other, name in _ALSO.items() if name == "y"))
 """Names of arrays that may hold words."""
 
+#: What each setting names, by this module's words.
+_SETTINGS = {"label": "y", "features": "x", "adjacency": "edge_index"}
+#: What is not read where a setting names the same thing.
+_SAME = {"x": ("x_indptr", "x_indices", "x_data"), "edge_index": ("adj_t", "indptr", "indices")}
+
 _SHOWN = 12  # names in a message
 
 
@@ -70,11 +76,15 @@ class Fields:
         arrays: by name.
         origin: where they come from, the first word of any message.
         class_names: where the labels were words, those that the numbers of ``y`` stand for.
+        present: all names that there are, read or not.
+        node_ids: as in ``GraphData``.
     """
 
     arrays: dict[str, Tensor]
     origin: Path
     class_names: tuple[str, ...] = ()
+    present: tuple[str, ...] = ()
+    node_ids: NodeIds | None = None
 
     def __contains__(self, name: str) -> bool:
         return name in self.arrays
@@ -124,7 +134,7 @@ def chosen_fields(
     present: Collection[str],
     read: Callable[[str], Any],
     origin: Path,
-    edge_weights: EdgeWeights,
+    data: DataConfig,
 ) -> Fields:
     """Read what has a meaning, and one for weights; the other names are told in one line.
 
@@ -132,19 +142,16 @@ def chosen_fields(
         present: the names that there are.
         read: the value of one: a tensor, an array of numpy's, a whole number, or a list of words.
         origin: as in ``Fields``.
-        edge_weights: see ``DataConfig``.
+        data: ``edge_weights`` and the settings that name what is what are read.
 
     Raises:
         UserError: a value is nothing of that, or breaks a rule.
     """
-    places = {name: name for name in present if name not in _ALSO}
-    for name in present:
-        if name in _ALSO and _ALSO[name] not in places:
-            places[_ALSO[name]] = name
+    places = _places(present, origin, data)
     wanted, weights = _wanted(places)
     read_or_told = {places[name] for name in (*wanted, *weights)}
     unread = sorted(str(name) for name in present if name not in read_or_told)
-    if weights and edge_weights == "ignore":
+    if weights and data.edge_weights == "ignore":
         logger.info("%s: %s is ignored, every edge weighs 1", origin, weights[0])
         weights = []
     if unread:
@@ -158,8 +165,53 @@ def chosen_fields(
         arrays[name] = plain_tensor(value, places[name], origin)
     if places.get("edge_index") == "edges" and arrays["edge_index"].shape[1:] == (2,):
         arrays["edge_index"] = arrays["edge_index"].T
+    if data.adjacency is not None and "edge_index" in arrays:
+        name, matrix = as_edges(arrays.pop("edge_index"), places["edge_index"], origin)
+        arrays[name] = matrix
     _check_forms(arrays, origin)
-    return Fields(arrays, origin, names)
+    return Fields(arrays, origin, names, tuple(map(str, present)))
+
+
+def _places(present: Collection[str], origin: Path, data: DataConfig) -> dict[str, str]:
+    """Under which name each thing is found: the settings', its own, or another word for it."""
+    given = {_SETTINGS[key]: name for key, name in data.names.items()}
+    for key, name in data.names.items():
+        if name not in present and key != "label":  # of a graph to predict on labels are not read
+            raise missing_name(key, name, present, origin)
+    taken = {*given.values(), *(other for name in given for other in _SAME.get(name, ()))}
+    places = {name: name for name in present if name not in _ALSO and name not in taken}
+    for name in present:
+        if name in _ALSO and _ALSO[name] not in places and name not in taken:
+            places[_ALSO[name]] = name
+    found = {meaning: name for meaning, name in given.items() if name in present}
+    without = {meaning: name for meaning, name in places.items() if meaning not in given}
+    return without | found
+
+
+def missing_name(key: str, name: str, present: Collection[str], origin: Path) -> UserError:
+    """What to raise where a setting names something that a file does not hold."""
+    held = in_one_line(some(sorted(map(str, present))))
+    return UserError(
+        f"data.{key} = {name} is not in {origin}, which holds {held}; name one of these"
+    )
+
+
+def as_edges(value: Tensor, name: str, origin: Path) -> tuple[str, Tensor]:
+    """Edges in whatever form they are in: ``edge_index``, or a matrix under the name ``adj_t``.
+
+    Raises:
+        UserError: they are in none.
+    """
+    if value.layout is not torch.strided:
+        return "adj_t", value
+    if value.dim() == 2 and value.shape[0] == 2 and value.shape[1] != 2:
+        return "edge_index", value
+    if value.dim() != 2 or value.shape[0] != value.shape[1]:
+        raise UserError(
+            f"{origin}: {in_one_line(name)} has shape {tuple(value.shape)}; a square matrix is "
+            "needed, or edge_index [2, E]"
+        )
+    return "adj_t", value.to_sparse_coo()
 
 
 def _wanted(places: Collection[str]) -> tuple[list[str], list[str]]:

@@ -12,16 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import scipy.sparse as sp
-import torch
 from torch import Tensor
 
 from distributed_ignn.config.dataset import LARGEST_GRAPH, DataConfig
 from distributed_ignn.errors import UserError
 from distributed_ignn.graph.datasets.checks import brief
-from distributed_ignn.graph.datasets.fields import LABELS, Fields, chosen_fields
-from distributed_ignn.graph.datasets.graph_tables import NodeTable, edge_table
+from distributed_ignn.graph.datasets.fields import LABELS, Fields, chosen_fields, missing_name
+from distributed_ignn.graph.datasets.graph_tables import edge_table
+from distributed_ignn.graph.datasets.mat_graph import mat_fields, matrix_arrays
+from distributed_ignn.graph.datasets.node_table import NodeTable
 from distributed_ignn.graph.datasets.torch_content import ADVICE, named_values, value_of
 from distributed_ignn.reading.arrays import npz_names, read_npz
+from distributed_ignn.reading.mat_files import HDF5, MAT5, MAT73
 from distributed_ignn.reading.matrices import (
     MATRIX_MARKET,
     is_scipy_npz,
@@ -78,7 +80,7 @@ def read_any(path: Path, data: DataConfig) -> Fields:
     form = format_of(path)
     if data.nodes is not None and not data.nodes.is_file():
         raise UserError(f"data.nodes = {data.nodes} is no file; name a table of nodes")
-    nodes = None if data.nodes is None else NodeTable(data.nodes)
+    nodes = None if data.nodes is None else NodeTable(data.nodes, data.label)
     if nodes is not None and nodes.ids is not None and not form.names_nodes:
         raise UserError(
             f"{path} counts nodes from 0 and {nodes.path} has ids of its own; sort its rows and "
@@ -87,16 +89,23 @@ def read_any(path: Path, data: DataConfig) -> Fields:
     found = form.read(path, data, nodes)
     if nodes is None:
         if not {"x", "x_indptr", "y"} & set(found.arrays):
+            if data.label is not None:
+                raise missing_name("label", data.label, found.present, path)
             raise UserError(
-                f"{path} holds edges alone; training needs a table of nodes beside it, as in "
-                "--data.nodes nodes.csv, or everything in one .npz or .pt file"
+                f"{path} holds edges alone; a table of nodes is needed beside it, as in "
+                "--data.nodes nodes.csv (of predict: --nodes), or everything in one .npz or .pt file"
             )
         return found
     both = sorted(set(found.arrays) & set(nodes.fields.arrays))
     if both:
         raise UserError(f"{path} and {nodes.path} both say {both[0]}; leave it out of one of them")
-    arrays = found.arrays | nodes.fields.arrays
-    return replace(found, arrays=arrays, class_names=found.class_names or nodes.fields.class_names)
+    return replace(
+        found,
+        arrays=found.arrays | nodes.fields.arrays,
+        class_names=found.class_names or nodes.fields.class_names,
+        present=(*found.present, *nodes.fields.present),
+        node_ids=nodes.fields.node_ids,
+    )
 
 
 def _read_npz(path: Path, data: DataConfig, _: NodeTable | None) -> Fields:
@@ -104,11 +113,12 @@ def _read_npz(path: Path, data: DataConfig, _: NodeTable | None) -> Fields:
         names = npz_names(path)
         if is_scipy_npz(names):
             return _of_matrix(read_scipy_npz(path, LARGEST_GRAPH), path, data)
+        labels = (*LABELS, data.label)
         return chosen_fields(
             names,
-            lambda name: read_npz(path, [name], kinds="biufU" if name in LABELS else "biuf")[name],
+            lambda name: read_npz(path, [name], kinds="biufU" if name in labels else "biuf")[name],
             path,
-            data.edge_weights,
+            data,
         )
     except (OSError, ValueError, TypeError) as error:
         raise UserError(
@@ -131,7 +141,7 @@ def _read_pt(path: Path, data: DataConfig, _: NodeTable | None) -> Fields:
                         "its place"
                     ) from error
 
-            return chosen_fields(values, read, path, data.edge_weights)
+            return chosen_fields(values, read, path, data)
     except (OSError, ValueError) as error:
         raise UserError(
             f"{path} holds something other than a PyG Data object ({brief(error)}); {ADVICE}"
@@ -149,12 +159,22 @@ def _read_matrix_market(path: Path, data: DataConfig, _: NodeTable | None) -> Fi
 
 
 def _of_matrix(matrix: sp.coo_array, path: Path, data: DataConfig) -> Fields:
-    """Entry (i, j) says that node i reads node j; values that are all 1 are no weights."""
-    ends = torch.stack([torch.from_numpy(part).long() for part in (matrix.col, matrix.row)])
-    arrays = {"edge_index": ends}
-    if matrix.data.dtype.kind != "b" and not (matrix.data == 1).all():
-        arrays["edge_weight"] = torch.from_numpy(matrix.data.astype(float))
-    return _of_arrays(arrays, path, data)
+    return _of_arrays(matrix_arrays(matrix), path, data)
+
+
+def _read_mat(path: Path, data: DataConfig, _: NodeTable | None) -> Fields:
+    try:
+        return mat_fields(path, data)
+    except (OSError, ValueError, MemoryError) as error:
+        new = str(error).startswith("version 7.3")
+        way_out = (
+            "load it in MATLAB and save('graph.mat', '-v7'), or with h5py and scipy.io.savemat"
+            if new
+            else "write it with save(..., '-v7') of MATLAB or scipy.io.savemat"
+        )
+        raise UserError(
+            f"{path} is not a .mat file of matrices, versions 4 to 7 ({brief(error)}); {way_out}"
+        ) from error
 
 
 def _read_table(path: Path, data: DataConfig, nodes: NodeTable | None) -> Fields:
@@ -162,7 +182,13 @@ def _read_table(path: Path, data: DataConfig, nodes: NodeTable | None) -> Fields
 
 
 def _of_arrays(arrays: Mapping[str, Tensor], path: Path, data: DataConfig) -> Fields:
-    return chosen_fields(arrays, arrays.__getitem__, path, data.edge_weights)
+    for key in ("features", "adjacency"):
+        if key in data.names:
+            raise UserError(
+                f"data.{key} = {data.names[key]} has no effect on {path}, which holds edges alone; "
+                "drop it"
+            )
+    return chosen_fields(arrays, arrays.__getitem__, path, data)
 
 
 _TABLE = Format(PARQUET, (".csv", ".tsv", ".txt", ".parquet", ".gz"), _read_table, names_nodes=True)
@@ -170,6 +196,7 @@ FORMATS = (
     Format(_ZIP, (".pt",), _read_pt),
     Format(_ZIP, (".npz",), _read_npz),
     Format(MATRIX_MARKET, (".mtx",), _read_matrix_market),
+    *(Format(begins, (".mat",), _read_mat) for begins in (MAT5, MAT73, HDF5)),
     _TABLE,
 )
 """All forms there are."""

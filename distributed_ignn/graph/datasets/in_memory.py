@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from distributed_ignn.config.dataset import EdgeWeights
+from distributed_ignn.config.dataset import DataConfig
 from distributed_ignn.errors import UserError
 from distributed_ignn.graph.datasets.fields import Fields, chosen_fields
 from distributed_ignn.graph.datasets.torch_content import from_rows, with_split_ids
@@ -27,19 +27,19 @@ def is_in_memory(data: object) -> bool:
     return not isinstance(data, str | Path)
 
 
-def fields_in_memory(data: object, edge_weights: EdgeWeights) -> Fields:
+def fields_in_memory(data: object, settings: DataConfig) -> Fields:
     """The arrays of a graph in memory by name; only weights of edges that are to be used.
 
     Args:
         data: a PyG ``Data``, or a mapping from its attributes' names to tensors or numpy arrays, on
             any device.
-        edge_weights: see ``DataConfig``.
+        settings: see ``chosen_fields``.
 
     Raises:
         UserError: it is something else, or an attribute is no plain tensor.
     """
     content = with_split_ids(_attributes(data))
-    return chosen_fields(content, lambda name: _on_cpu(content[name]), ORIGIN, edge_weights)
+    return chosen_fields(content, lambda name: _on_cpu(content[name]), ORIGIN, settings)
 
 
 def _attributes(data: object) -> dict[str, Any]:

@@ -57,7 +57,7 @@ def read_fields(path: Path, data: DataConfig) -> Fields:
     """
     if is_ogb_folder(path):
         arrays = ogb_folder(path)
-        return chosen_fields(arrays, arrays.__getitem__, path, data.edge_weights)
+        return chosen_fields(arrays, arrays.__getitem__, path, data)
     if not path.is_file():
         problem = "is a folder" if path.is_dir() else "does not exist"
         raise UserError(f"{path} {problem}; give the path of a {FILE_KINDS} file")

@@ -25,6 +25,7 @@ FORMAT_VERSION: Literal[2] = 2
 WEIGHTED_VERSION: Literal[3] = 3
 """Of shards with weights of edges, which a reader of version 2 would take for ones."""
 MANIFEST = "manifest.json"
+NODE_IDS = "node-ids.safetensors"
 COMMAND = "ignn partition"
 
 
@@ -35,7 +36,7 @@ class _Strict(BaseModel):
 class ShardFile(_Strict):
     """One part's file: its name in the folder, its size in bytes and its sha256."""
 
-    name: str = Field(pattern=r"^part-\d+-of-\d+\.safetensors$")
+    name: str = Field(pattern=r"^(part-\d+-of-\d+|node-ids)\.safetensors$")
     size: int = Field(ge=0)
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
 
@@ -153,6 +154,7 @@ class Manifest(_Strict):
         whole: sizes of the whole graph.
         part_sizes: sizes of every part, in order.
         files: one per part, in order.
+        node_ids: the file of ``GraphData.node_ids``, if nodes have any.
     """
 
     version: Literal[2, 3]
@@ -167,6 +169,7 @@ class Manifest(_Strict):
     whole: DatasetSize
     part_sizes: tuple[PartSize, ...]
     files: tuple[ShardFile, ...]
+    node_ids: ShardFile | None = None
 
     @model_validator(mode="after")
     def _check_version(self) -> Self:
@@ -179,7 +182,9 @@ class Manifest(_Strict):
     @property
     def num_bytes(self) -> int:
         """Size of all shards."""
-        return sum(file.size for file in self.files)
+        return sum(
+            file.size for file in (*self.files, *((self.node_ids,) if self.node_ids else ()))
+        )
 
     def content(self) -> dict[str, JsonValue]:
         """What is written; what later versions have added only where it says something."""
@@ -219,6 +224,10 @@ def parse_manifest(path: Path, content: bytes) -> Manifest:
             raise UserError(
                 f"{path} is damaged: {manifest.parts} parts in {len(found)} {name}; {advice}"
             )
+    if manifest.node_ids is not None and manifest.node_ids.name != NODE_IDS:
+        raise UserError(
+            f"{path} is damaged: ids of nodes are called {manifest.node_ids.name}; {advice}"
+        )
     for part, file in enumerate(manifest.files):
         if file.name != part_name(part, manifest.parts):
             raise UserError(f"{path} is damaged: part {part} is called {file.name}; {advice}")

@@ -27,8 +27,10 @@ from distributed_ignn.files import (
     sha256_file,
     sync,
     temporary_sibling,
+    write_tensors,
 )
 from distributed_ignn.graph.data import GraphData
+from distributed_ignn.graph.node_ids import NodeIds
 from distributed_ignn.graph.partitioning.merging import merge_shards
 from distributed_ignn.graph.partitioning.partition import Assignment, assign_clusters, assign_parts
 from distributed_ignn.graph.partitioning.sharding import build_shard, plan_shards
@@ -37,6 +39,7 @@ from distributed_ignn.graph.storage.manifest import (
     COMMAND,
     FORMAT_VERSION,
     MANIFEST,
+    NODE_IDS,
     DatasetSize,
     Manifest,
     PartSize,
@@ -49,6 +52,7 @@ from distributed_ignn.graph.storage.shard_file import read_shard_file, write_sha
 from distributed_ignn.long_steps import long_step
 from distributed_ignn.reading.plain_files import in_one_line, open_plain, read_plain
 from distributed_ignn.reading.strict_json import JSON_LIMIT
+from distributed_ignn.reading.tensors import read_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +68,7 @@ __all__ = [
     "partition_request",
     "prepare_shards",
     "read_manifest",
+    "read_node_ids",
     "read_part",
     "read_shard",
     "whole_graph",
@@ -74,8 +79,11 @@ __all__ = [
 #: Settings that are younger than the format, and what shards were made with that do not name them.
 _YOUNGER: dict[str, dict[str, JsonValue]] = {
     "data": {
+        "adjacency": None,
         "directions": "undirected",
         "edge_weights": "auto",
+        "features": None,
+        "label": None,
         "nodes": None,
         "split": "file",
         "split_seed": 0,
@@ -206,6 +214,7 @@ def write_shards(
             whole=written[0].whole,
             part_sizes=tuple(part.size for part in written),
             files=tuple(part.file for part in written),
+            node_ids=_write_node_ids(temporary, data),
         )
         atomic_write_json(temporary / MANIFEST, manifest.content())
         return _publish(temporary, folder, manifest)
@@ -288,11 +297,7 @@ def read_shard(folder: Path, part: int, *, verify: bool = True) -> GraphShard:
     entry = manifest.files[part]
     path = folder / entry.name
     try:
-        with open_plain(path, follow_links=False) as stream:  # a link may lead out of the folder
-            intact = os.fstat(stream.fileno()).st_size == entry.size
-        if intact and verify:
-            intact = sha256_file(path) == entry.sha256
-        shard = read_shard_file(path) if intact else None
+        shard = read_shard_file(path) if _is_intact(path, entry, verify=verify) else None
     except OSError as error:
         raise UserError(
             f"part {part} of {manifest.parts} cannot be read: {path}: {error.strerror}; delete "
@@ -305,6 +310,41 @@ def read_shard(folder: Path, part: int, *, verify: bool = True) -> GraphShard:
     if (shard.part, shard.parts) != (part, manifest.parts):
         raise _damaged(path, f"it is part {shard.part} of {shard.parts}")
     return shard
+
+
+def _is_intact(path: Path, entry: ShardFile, *, verify: bool) -> bool:
+    """Whether a file is as long as the manifest says and, if asked for, has its checksum."""
+    with open_plain(path, follow_links=False) as stream:  # a link may lead out of the folder
+        intact = os.fstat(stream.fileno()).st_size == entry.size
+    return intact and (not verify or sha256_file(path) == entry.sha256)
+
+
+def read_node_ids(folder: Path, manifest: Manifest) -> NodeIds | None:
+    """What the nodes are called, memory-mapped; None where they have no ids but their numbers.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    if manifest.node_ids is None:
+        return None
+    path = folder / manifest.node_ids.name
+    try:
+        if not _is_intact(path, manifest.node_ids, verify=True):
+            raise ValueError(f"it differs from its checksum in {MANIFEST}")
+        found = NodeIds(read_tensors(path, copy=False, follow_links=False)[0])
+        if len(found) != manifest.whole.num_nodes:
+            raise ValueError(f"{len(found)} ids for {manifest.whole.num_nodes} nodes")
+    except (OSError, ValueError) as error:
+        raise _damaged(path, in_one_line(error)) from error
+    return found
+
+
+def _write_node_ids(folder: Path, data: GraphData) -> ShardFile | None:
+    if data.node_ids is None:
+        return None
+    path = folder / NODE_IDS
+    write_tensors(path, data.node_ids.tensors, {})
+    return ShardFile(name=path.name, size=path.stat().st_size, sha256=sha256_file(path))
 
 
 def read_part(folder: Path, part: int, parts: int) -> GraphShard:
@@ -327,7 +367,8 @@ def whole_graph(folder: Path, manifest: Manifest) -> GraphData:
     Raises:
         UserError: one is damaged.
     """
-    return merge_shards([read_shard(folder, part) for part in range(manifest.parts)])
+    merged = merge_shards([read_shard(folder, part) for part in range(manifest.parts)])
+    return replace(merged, node_ids=read_node_ids(folder, manifest))
 
 
 def _damaged(path: Path, reason: str) -> UserError:

@@ -121,6 +121,10 @@ class AMGCN(ExplicitModel):
         """See ``NodeModel``; from the mixture."""
         return super().read_out(state[:, : self._width], step, rows)
 
+    def embeddings(self, state: Tensor) -> Tensor:
+        """See ``NodeModel``; the mixture."""
+        return state[:, : self._width]
+
     def penalty(self, state: Tensor, step: int) -> Tensor | float:
         """See ``NodeModel``: the common embeddings are to be alike, own and common ones unlike."""
         similarity, disparity = self._explicit.similarity, self._explicit.disparity

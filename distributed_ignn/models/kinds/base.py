@@ -181,6 +181,7 @@ class ExplicitModel(NodeModel):
         torch.manual_seed(site.seed)
         self.rows = InputRows(site)
         self.head: nn.Linear | None = None
+        self._seen: Tensor | None = None  # by the last dropout, while that is asked for
         self.build(site)
         self.to(comm.device, site.dtype)
         if self.reads_edges:
@@ -230,6 +231,8 @@ class ExplicitModel(NodeModel):
             place: tells a dropout of the model from its others, from 0.
             nodes: global ids of the rows, if they are not the owned ones.
         """
+        if self._seen is not None:
+            self._seen = rows
         seed = self._seed * _PLACES + place
         return self._dropout(rows, seed, step, self._nodes if nodes is None else nodes)
 
@@ -255,6 +258,21 @@ class ExplicitModel(NodeModel):
             return state
         logits: Tensor = self.head(self.drop(state, step, _HEAD, nodes))
         return logits
+
+    @torch.no_grad()
+    def embeddings(self, state: Tensor) -> Tensor:
+        """The last hidden layer: what the last weights are applied to, before the logits.
+
+        That is the state of a kind with a head, and of any other what its last dropout would get
+        (with ``appnp`` and ``mlp``, inside the MLP). Where there is no hidden layer, as in ``sgc``,
+        it is the logits. Every rank calls it.
+        """
+        if self.head is not None:
+            return state
+        self._seen = state
+        self(None)
+        found, self._seen = self._seen, None
+        return found
 
     def inputs(self, step: int | None) -> list[tuple[str, Tensor]]:
         """See ``NodeModel``."""
