@@ -38,6 +38,8 @@ GREY = "#7F7F7F"
 _DASHES = ("-", (0, (5, 1.5)), (0, (6, 1.5, 1.2, 1.5)), (0, (1.2, 1.2)), (0, (9, 2)))
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 
+_MANY = 1e3  # what a log axis spans where powers of ten are ticks enough
+
 _UNDATED: Mapping[str, Mapping[str, None]] = {
     "png": {"Software": None},
     "svg": {"Date": None},
@@ -266,29 +268,26 @@ def rank_ticks(axes: Axes, ranks: Iterable[int]) -> None:
 class _PlainLocator(LogLocator):
     def tick_values(self, vmin: float, vmax: float) -> Any:
         low, high = sorted((vmin, vmax))
-        decades = math.log10(high / low) if low > 0.0 else math.inf
-        if decades < 0.7:
+        if 0.0 < high < 5.0 * low:
             return [tick for tick in MaxNLocator(5).tick_values(low, high) if tick > 0.0]
-        self.set_params(subs=(1.0,) if decades > 3.0 else (1.0, 2.0, 5.0))
+        self.set_params(subs=(1.0, 2.0, 5.0) if high < _MANY * low else (1.0,))
         return super().tick_values(vmin, vmax)
 
 
 class _PlainFormatter(Formatter):
     def __call__(self, x: float, pos: int | None = None) -> str:
-        shown = [tick for tick in self.locs if tick > 0.0]
-        if min(shown, default=1.0) < 1e-4 or max(shown, default=1.0) >= 1e6:
-            return f"$10^{{{round(math.log10(x))}}}$" if _is_power_of_ten(x) else ""
-        return f"{x:.6g}"
-
-
-def _is_power_of_ten(x: float) -> bool:
-    return x > 0.0 and math.isclose(x, 10.0 ** round(math.log10(x)), rel_tol=1e-6)
+        low, high = sorted(self.axis.get_view_interval())
+        if high < _MANY * low or (low >= 1e-4 and high < 1e6):
+            return f"{x:.6g}"
+        return f"$10^{{{round(math.log10(x))}}}$"  # where the locator has nothing else
 
 
 def set_title(picture: Picture, text: str) -> None:
-    """A title above all, in as many lines as it needs."""
-    letters = int(picture.get_figwidth() * 72 / (0.56 * _STYLE["figure.titlesize"]))
-    picture.suptitle("\n".join(textwrap.wrap(text, letters)))
+    """A title above all, in as many lines as it needs, by which the picture grows."""
+    size = _STYLE["figure.titlesize"]
+    lines = textwrap.wrap(text, int(picture.get_figwidth() * 72 / (0.64 * size)))
+    picture.set_figheight(picture.get_figheight() + (len(lines) - 1) * 1.3 * size / 72)
+    picture.suptitle("\n".join(lines))
 
 
 def legend_below(picture: Picture) -> None:

@@ -179,23 +179,20 @@ def _sparsifier() -> Picture:
 
 
 def _scaling() -> Picture:
-    rows = []
-    for study in ("strong", "weak"):
-        for link in ("none", "200mbit+1ms"):
-            for place, halo in enumerate(("fp32", "int4")):
-                for ranks in (1, 2, 4, 8):
-                    if ranks == 1 and (link, halo) != ("none", "fp32"):
-                        continue
-                    slow = (1 + 0.15 * ranks) * (
-                        1 + 0.5 * (link != "none") * (ranks > 1) / (1 + place)
-                    )
-                    seconds = 0.8 * slow / (ranks if study == "strong" else 1)
-                    rows.append(_row(study, ranks, link, halo, seconds))
+    rows = [
+        _row(study, ranks, link, halo, (0.8 - 0.1 * place) * slow * (1 + 0.15 * ranks))
+        for study in ("strong", "weak")
+        for link, slow in (("none", 1.0), ("200mbit+1ms", 1.6))
+        for place, halo in enumerate(("fp32", "int4"))
+        for ranks in (1, 2, 4, 8)
+        if ranks > 1 or (link, halo) == ("none", "fp32")
+    ]
     return scaling_plot.draw(with_efficiency(rows), "synthetic-products, scaling")
 
 
 def _row(study: str, ranks: int, link: str, halo: str, seconds: float) -> Row:
     sent = 0.0 if ranks == 1 else 4e6 * ranks / (1 if halo == "fp32" else 6)
+    seconds /= ranks if study == "strong" else 1
     return Row(
         **{"study": study, "ranks": ranks, "link": link, "halo": halo},  # type: ignore[arg-type]
         nodes=49_000,

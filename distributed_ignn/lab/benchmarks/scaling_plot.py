@@ -26,8 +26,8 @@ _PANELS = (
     ("parallel efficiency of an epoch", "efficiency_epoch", 1.0),
     ("parallel efficiency of an evaluation", "efficiency_evaluation", 1.0),
     ("MB sent per epoch, all ranks", "bytes_epoch", 1e-6),
-    ("seconds per epoch waiting for halo rows", "seconds_exposed", 1.0),
-    ("MB of memory, peak of the largest rank", "peak_memory_bytes", 1e-6),
+    ("seconds of waiting per epoch", "seconds_exposed", 1.0),
+    ("peak MB of the largest rank", "peak_memory_bytes", 1e-6),
 )
 _COLUMNS = 3
 

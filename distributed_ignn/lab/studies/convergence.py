@@ -244,12 +244,13 @@ def _frame(
 def _mark_horizons(axes: Axes, horizons: Mapping[str, int]) -> None:
     """A vertical line for each K, with its name in a row of its own above the curves."""
     for row, steps in enumerate(sorted(set(horizons.values()))):
-        axes.axvline(steps, color=GREY, linestyle=":", linewidth=1.0)
+        top = 0.99 - 0.055 * row
+        axes.axvline(steps, ymax=top, color=GREY, linestyle=":", linewidth=1.0)
         named = ", ".join(name for name, other in horizons.items() if other == steps)
         left = steps < 0.5 * axes.get_xlim()[1]
         axes.annotate(
             f"K = {steps}: {named}",
-            (steps, 0.99 - 0.055 * row),
+            (steps, top),
             xycoords=axes.get_xaxis_transform(),
             xytext=(4 if left else -4, 0),
             textcoords="offset points",
