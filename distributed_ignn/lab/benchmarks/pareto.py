@@ -4,21 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import matplotlib as mpl
-from matplotlib.figure import Figure
-
 from distributed_ignn.lab.benchmarks.tracing import Method, Step
+from distributed_ignn.plots import (
+    Picture,
+    legend_beside,
+    log_ticks,
+    point_style,
+    set_title,
+    style,
+)
 
-_STYLES = {"zero": "--", "f(0)": "-.", "initialiser": "-"}
+_DASHES = {"zero": "--", "f(0)": "-.", "initialiser": "-"}
 
 
+@style()
 def draw_pareto(
     methods: Mapping[str, Method],
     measured: Mapping[str, Sequence[Step]],
     converged: float,
     title: str,
-) -> Figure:
-    """One line per method, a marker per evaluation; a colour per solver, a dash per start.
+) -> Picture:
+    """One line per method, a marker per evaluation; colour and marker of the solver, dashes of the
+    start.
 
     Args:
         methods: by label.
@@ -26,25 +33,24 @@ def draw_pareto(
         converged: metric at Z*, drawn as a horizontal line.
         title: of the plot.
     """
-    figure = Figure(figsize=(9, 5.5))
-    axes = figure.subplots()
+    picture = Picture(9.0, 5.0)
+    axes = picture.subplots()
     names = list(dict.fromkeys(method.name for method in methods.values()))
-    colours = mpl.colormaps["tab20"]
     for label, steps in measured.items():
         method = methods[label]
+        look = point_style(names.index(method.name))
+        look |= {"linestyle": _DASHES.get(method.start_name, ":"), "markersize": 3.5}
         axes.plot(
-            [step.seconds for step in steps],
+            [1e3 * step.seconds for step in steps],
             [100 * step.metric for step in steps],
-            _STYLES.get(method.start_name, ":"),
-            marker=".",
-            color=colours(names.index(method.name) % 20),
+            **look,
+            linewidth=1.1,
             label=label,
-            linewidth=1.2,
         )
-    axes.axhline(100 * converged, color="black", linewidth=0.8)
-    axes.set_xscale("log")
-    axes.set_xlabel("seconds, without b(X)")
+    axes.axhline(100 * converged, color="black", linewidth=0.8, label="at the fixed point")
+    log_ticks(axes.xaxis)
+    axes.set_xlabel("milliseconds, without b(X)")
     axes.set_ylabel("test metric, per cent")
-    axes.set_title(f"{title}; black: at the fixed point")
-    axes.legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1.0, 0.5))
-    return figure
+    legend_beside(picture)
+    set_title(picture, title)
+    return picture
