@@ -78,12 +78,11 @@ class PredictOptions:
     def read(cls, values: Mapping[str, Any]) -> Self:
         """What ``portable`` has written."""
         paths = {field.name for field in fields(cls) if "Path" in str(field.type)}
-        return cls(
-            **{
-                name: Path(value) if name in paths and value is not None else value
-                for name, value in values.items()
-            }
-        )
+        found: dict[str, Any] = {
+            name: Path(value) if name in paths and value is not None else value
+            for name, value in values.items()
+        }
+        return cls(**found)
 
 
 def load_run(run: Path, comm: Communicator, kept_solver: bool = True) -> Trainer:
