@@ -3,7 +3,7 @@
     pip install 'distributed-ignn[ray]'
     python examples/tune_ray.py
 
-Trains on whatever cluster ``ray.init`` finds, or this machine: a worker asks for 0.4 CPUs and a
+It trains on whatever cluster ``ray.init`` finds, or on this machine: a worker asks for 0.4 CPUs and a
 driver, which only waits, for 0.1, so that two CPUs train two of the eight trials at a time.
 Validation chooses; test nodes are evaluated by every run once, at its end, and looked at for the
 chosen one alone. On several machines ``--storage`` belongs on a folder that all of them share.
@@ -13,6 +13,7 @@ chosen one alone. On several machines ``--storage`` belongs on a folder that all
 from __future__ import annotations
 
 import argparse
+import logging
 import time
 from pathlib import Path
 from typing import Any
@@ -96,9 +97,9 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--trials", type=int, default=8)
     parser.add_argument("--epochs", type=int, default=40)
-    parser.add_argument("--storage", type=Path, default=Path("runs") / f"tune-{int(time.time())}")
+    parser.add_argument("--storage", type=Path, default=Path("runs") / f"tune-{time.time():.0f}")
     options = parser.parse_args()
-    ray.init()
+    ray.init(log_to_driver=False, logging_level=logging.WARNING)
     began = time.perf_counter()
     found = search(options.trials, options.epochs, options.storage.absolute())
     print(f"{len(found)} trials, {found.num_errors} failed, {time.perf_counter() - began:.0f} s")
