@@ -263,7 +263,7 @@ def test_a_search_with_tune(cluster: Any, tmp_path: Path) -> None:
     """The example in short: two trials of two workers, chosen by validation."""
     import tune_ray
 
-    grid: Any = tune_ray.search(trials=2, epochs=3, storage=tmp_path)
+    grid: Any = tune_ray.search(draws=1, epochs=3, storage=tmp_path)
     found = [grid[index] for index in range(len(grid))]
     assert [(result.error, result.metrics["epoch"]) for result in found] == [(None, 3)] * 2
     runs = [di.load(tmp_path / f"run-{result.metrics['trial_id']}") for result in found]
