@@ -3,8 +3,8 @@
     pip install 'distributed-ignn[ray]'
     python examples/tune_ray.py
 
-Trains on whatever cluster ``ray.init`` finds, or this machine: a worker asks for 0.4 CPUs and a
-driver, which only waits, for 0.1, so that two CPUs train two of the eight trials at a time.
+It trains on whatever cluster ``ray.init`` finds, or on this machine: a worker asks for 0.4 CPUs and
+a driver, which only waits, for 0.1, so that two CPUs train two of the eight trials at a time.
 Validation chooses; test nodes are evaluated by every run once, at its end, and looked at for the
 chosen one alone. On several machines ``--storage`` belongs on a folder that all of them share.
 ``ignn search`` is a search that needs no program.
@@ -13,6 +13,7 @@ chosen one alone. On several machines ``--storage`` belongs on a folder that all
 from __future__ import annotations
 
 import argparse
+import logging
 import time
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ GRAPH = {
     "data.chains.chains_per_class": 30,
     "data.chains.features": 8,
     "data.chains.noise": 0.1,
-    "model.hidden": 16,
+    "model.init": "identity",
 }
 WORKERS, CPUS, DRIVER_CPUS = 2, 0.4, 0.1
 AT_A_TIME = WORKERS * CPUS + DRIVER_CPUS
@@ -61,15 +62,15 @@ def train(trial: dict[str, Any]) -> None:
     trainer.fit()
 
 
-def search(trials: int, epochs: int, storage: Path) -> tune.ResultGrid:
-    """Train so many trials, as many at a time as the cluster has CPUs for."""
+def search(draws: int, epochs: int, storage: Path) -> tune.ResultGrid:
+    """Train two trials for each draw, as many at a time as the cluster has CPUs for."""
     at_a_time = int(ray.cluster_resources()["CPU"] / AT_A_TIME + 1e-6)
     tuner = tune.Tuner(
         tune.with_resources(train, {"CPU": DRIVER_CPUS}),
         param_space={
             "settings": {
-                "model.kappa": tune.choice([0.5, 0.9, 0.98]),
-                "model.init": tune.choice(["identity", "glorot"]),
+                "model.kappa": tune.grid_search([0.5, 0.98]),
+                "model.hidden": tune.choice([8, 16]),
                 "train.lr": tune.loguniform(0.003, 0.03),
             },
             "epochs": epochs,
@@ -78,7 +79,7 @@ def search(trials: int, epochs: int, storage: Path) -> tune.ResultGrid:
         tune_config=tune.TuneConfig(
             metric="best_val",
             mode="max",
-            num_samples=trials,
+            num_samples=draws,
             # more drivers would take what the workers of others need, and wait for each other
             search_alg=BasicVariantGenerator(max_concurrent=max(1, at_a_time), random_state=0),
         ),
@@ -94,13 +95,13 @@ def search(trials: int, epochs: int, storage: Path) -> tune.ResultGrid:
 def main() -> None:
     """Search, and show what validation has chosen."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--trials", type=int, default=8)
+    parser.add_argument("--draws", type=int, default=4)
     parser.add_argument("--epochs", type=int, default=40)
-    parser.add_argument("--storage", type=Path, default=Path("runs") / f"tune-{int(time.time())}")
+    parser.add_argument("--storage", type=Path, default=Path("runs") / f"tune-{time.time():.0f}")
     options = parser.parse_args()
-    ray.init()
+    ray.init(log_to_driver=False, logging_level=logging.WARNING)
     began = time.perf_counter()
-    found = search(options.trials, options.epochs, options.storage.absolute())
+    found = search(options.draws, options.epochs, options.storage.absolute())
     print(f"{len(found)} trials, {found.num_errors} failed, {time.perf_counter() - began:.0f} s")
     best = found.get_best_result()
     if best.metrics is None or best.config is None:

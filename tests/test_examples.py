@@ -13,17 +13,19 @@ from tests.jobs import environment
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = sorted((ROOT / "examples").glob("*.py"))
+LONG = ("tune_ray",)  # minutes on two cores; tests/launch/test_ray_programs.py has it in short
 
 
 def _needs(script: Path) -> list[pytest.MarkDecorator]:
+    long = [pytest.mark.long] if script.stem in LONG else []
     if "import ray" not in script.read_text():
-        return []
+        return long
     absent = importlib.util.find_spec("ray") is None
-    return [pytest.mark.ray, pytest.mark.skipif(absent, reason="Ray is not installed")]
+    return [*long, pytest.mark.ray, pytest.mark.skipif(absent, reason="Ray is not installed")]
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("script", [pytest.param(s, id=s.stem, marks=_needs(s)) for s in SCRIPTS])
 def test_it_runs(script: Path, tmp_path: Path) -> None:
     found = subprocess.run(
@@ -32,7 +34,7 @@ def test_it_runs(script: Path, tmp_path: Path) -> None:
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=580,
     )
     assert found.returncode == 0, found.stderr
     assert found.stderr == ""

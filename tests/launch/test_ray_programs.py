@@ -212,6 +212,19 @@ def test_mistakes_are_told_before_anything_waits(cluster: Any, tmp_path: Path) -
     assert not output.exists()
 
 
+def test_predictions_for_which_there_is_no_room_are_refused(
+    trained: tuple[Path, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, result = trained
+    out = folder / "none.parquet"
+    arguments = [result.path, "--device", "cpu", "--workers", "3", "--out", str(out)]
+    assert predict_command.main(arguments) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: workers = 3 needs 3 CPUs but Ray found 2 CPUs; ask for fewer")
+    assert told.count("\n") == 1
+    assert not out.exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
@@ -250,7 +263,7 @@ def test_a_search_with_tune(cluster: Any, tmp_path: Path) -> None:
     """The example in short: two trials of two workers, chosen by validation."""
     import tune_ray
 
-    grid: Any = tune_ray.search(trials=2, epochs=3, storage=tmp_path)
+    grid: Any = tune_ray.search(draws=1, epochs=3, storage=tmp_path)
     found = [grid[index] for index in range(len(grid))]
     assert [(result.error, result.metrics["epoch"]) for result in found] == [(None, 3)] * 2
     runs = [di.load(tmp_path / f"run-{result.metrics['trial_id']}") for result in found]

@@ -25,6 +25,28 @@ COMMANDS = [
         way_out="give one of them",
     ),
     Case(
+        "predict: processes and gpus",
+        "predict.py --run run --out p.parquet --workers 2 --gpus 2",
+        value="--gpus 2 and --workers 2",
+        rule="both set the number of processes",
+        way_out="give one of them",
+    ),
+    Case(
+        "predict: gpus on the cpu",
+        "predict.py --run run --out p.parquet --gpus 2 --device cpu",
+        value="--gpus 2 and --device cpu",
+        rule="contradict each other",
+        way_out="use --workers N",
+    ),
+    Case(
+        "predict: workers beside torchrun",
+        "predict.py --run run --out p.parquet --workers 3",
+        value="workers = 3",
+        rule="2 processes are started already",
+        way_out="leave out --workers",
+        environment={"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"},
+    ),
+    Case(
         "predict: a tolerance above 1",
         "predict.py --run run --out p.parquet --tolerance 2",
         value="--tolerance 2 ",
