@@ -6,6 +6,7 @@ that it has; what Arrow objects to becomes one ValueError.
 
 from __future__ import annotations
 
+import codecs
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from distributed_ignn.reading.plain_files import in_one_line, open_plain
 GZIP, PARQUET = b"\x1f\x8b", b"PAR1"
 _HEAD_BYTES = 2**16
 _SEPARATORS = "\t,; "
+_PACKINGS = {b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _REMARKS = ("#", "%")
 _LARGEST_TEXT = 2**38
 _CELL = 8  # bytes of a number
@@ -120,12 +122,19 @@ def _read_parquet(path: Path) -> pa.Table:
 
 
 def _read_text(path: Path, head: bytes) -> tuple[pa.Table, bool]:
-    lines = head.decode("utf-8", "replace").splitlines()
+    packing = next((name for begins, name in _PACKINGS.items() if head.startswith(begins)), None)
+    if packing is not None:
+        raise ValueError(f"it is packed by {packing}; unpack it, or pack it by gzip")
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise ValueError("it is written in UTF-16; save it as UTF-8")
+    lines = head.decode("utf-8-sig", "replace").splitlines()
     remarks = 0
     while remarks < len(lines) and lines[remarks].startswith(_REMARKS):
         remarks += 1
     first = lines[remarks] if remarks < len(lines) else ""
     separator = next((s for s in _SEPARATORS if s in first), ",")
+    if separator == " " and ("  " in first or first[:1] == " "):
+        raise ValueError("several spaces stand between its columns; write one, or a comma")
     cells = first.strip().split(separator)
     whole = len(lines) > remarks + 1 or len(head) < _HEAD_BYTES
     named = not all(_is_number(cell) for cell in (cells if whole else cells[:-1]))
@@ -140,7 +149,7 @@ def read_rows(path: Path, skipped: int, separator: str, *, named: bool = False) 
         pyarrow.ArrowException, MemoryError: they are no rows.
     """
     with open_text(path) as stream:
-        return pyarrow.csv.read_csv(
+        table = pyarrow.csv.read_csv(
             stream,
             read_options=pyarrow.csv.ReadOptions(
                 use_threads=False,
@@ -150,11 +159,15 @@ def read_rows(path: Path, skipped: int, separator: str, *, named: bool = False) 
             ),
             parse_options=pyarrow.csv.ParseOptions(delimiter=separator),
         )
+    for place, field in enumerate(table.schema):
+        if pa.types.is_binary(field.type):
+            raise ValueError(f"column {place + 1} is not written in UTF-8; save the file in it")
+    return table
 
 
 def _is_number(cell: str) -> bool:
     try:
-        float(cell)
+        float(cell.strip().strip('"'))
     except ValueError:
         return False
     return True

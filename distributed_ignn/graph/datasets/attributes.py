@@ -18,7 +18,7 @@ from distributed_ignn.errors import UserError
 from distributed_ignn.graph.building import check_id_space
 from distributed_ignn.graph.data import UNKNOWN, CSRMatrix, GraphData, Task
 from distributed_ignn.graph.datasets.fields import Fields, missing_name
-from distributed_ignn.graph.datasets.known_labels import targets_of
+from distributed_ignn.graph.datasets.known_labels import targets_of, tell_unlearned
 from distributed_ignn.graph.datasets.links import graph_channels
 from distributed_ignn.graph.datasets.splits import splits_of
 
@@ -44,6 +44,7 @@ def labelled_graph(fields: Fields, data: DataConfig) -> GraphData:
     graphs = graph_channels(fields, n, data.edge_weights, data.directions)
     features = _features(fields, n)
     splits = splits_of(fields, targets, data)
+    tell_unlearned(targets, splits["train"], fields)
     return GraphData(
         name=fields.origin.stem,
         graphs=graphs,
@@ -109,7 +110,8 @@ def _features(fields: Fields, n: int) -> CSRMatrix | Tensor | None:
     x = fields["x"]
     if x.dim() != 2 or (x.layout is not torch.strided and x.dense_dim() > 0):
         raise UserError(
-            f"{fields.origin}: x has shape {tuple(x.shape)}; [nodes, features] is needed"
+            f"{fields.origin}: x has shape {tuple(x.shape)}; [nodes, features] is needed, reshape "
+            "it, as in x.reshape(len(x), -1)"
         )
     if x.layout is torch.strided:
         return x.to(torch.float32).contiguous()

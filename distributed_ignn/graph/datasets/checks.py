@@ -102,8 +102,9 @@ def _check_features(features: CSRMatrix | Tensor, num_nodes: int, origin: str) -
         bad = (~torch.isfinite(values)).nonzero()[0]
         row = int(features.rows()[bad[0]]) if isinstance(features, CSRMatrix) else int(bad[0])
         kind = "sparse features" if sparse else "features"
+        place = "" if sparse else f", column {int(bad[1])}"
         raise UserError(
-            f"{origin}: {kind} hold NaN or infinity, first in node {row}; clean the data"
+            f"{origin}: {kind} hold NaN or infinity, first in node {row}{place}; put numbers there"
         )
 
 

@@ -88,12 +88,14 @@ def read_any(path: Path, data: DataConfig) -> Fields:
         )
     found = form.read(path, data, nodes)
     if nodes is None:
-        if not {"x", "x_indptr", "y"} & set(found.arrays):
+        edges = {"edge_index", "adj_t", "indptr"} & set(found.arrays)
+        if edges and not {"x", "x_indptr", "y"} & set(found.arrays):
             if data.label is not None:
                 raise missing_name("label", data.label, found.present, path)
             raise UserError(
                 f"{path} holds edges alone; a table of nodes is needed beside it, as in "
-                "--data.nodes nodes.csv (of predict: --nodes), or everything in one .npz or .pt file"
+                "--data.nodes nodes.csv (of predict: --nodes), or everything in one .npz or .pt "
+                "file"
             )
         return found
     both = sorted(set(found.arrays) & set(nodes.fields.arrays))

@@ -54,7 +54,9 @@ def edge_table(path: Path, nodes: NodeTable | None) -> dict[str, Tensor]:
             f"{path} names one end of the edges alone; call the columns source and target"
         )
     if columns:
-        logger.info("%s: not read: %s", path, in_one_line(some(sorted(columns))))
+        unread = in_one_line(some(sorted(columns)))
+        named_weight = "" if weight is not None else "; a column called weight would be"
+        logger.info("%s: not read: %s%s", path, unread, named_weight)
     both = [
         row_numbers(end, path) if nodes is None else nodes.numbers_of(end, path)
         for end in (source, target)

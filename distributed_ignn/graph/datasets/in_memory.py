@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import scipy.sparse as sp
 import torch
 from torch import Tensor
 
@@ -17,6 +19,7 @@ from distributed_ignn.config.dataset import DataConfig
 from distributed_ignn.errors import UserError
 from distributed_ignn.graph.datasets.fields import Fields, chosen_fields
 from distributed_ignn.graph.datasets.torch_content import from_rows, with_split_ids
+from distributed_ignn.reading.torch_files import sparse_tensor
 
 ORIGIN = Path("data")
 """The first word of messages about a graph in memory."""
@@ -76,6 +79,11 @@ def _on_cpu(value: Any) -> Any:
         # torch_sparse's, which this package does without
         pointer, col, entries = (None if part is None else _on_cpu(part) for part in value.csr())
         return from_rows(None, pointer, col, entries, tuple(value.sparse_sizes()))
+    if sp.issparse(value):
+        matrix = sp.coo_array(value)
+        ends = torch.from_numpy(np.stack([matrix.row, matrix.col]).astype(np.int64))
+        entries = torch.from_numpy(np.ascontiguousarray(matrix.data))
+        return sparse_tensor("torch.sparse_coo", [ends, entries], matrix.shape)
     if not isinstance(value, Tensor):
         return value
     value = value.detach().cpu()

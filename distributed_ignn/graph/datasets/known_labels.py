@@ -5,6 +5,7 @@ Letters: n nodes, C classes.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +13,10 @@ from torch import Tensor
 
 from distributed_ignn.errors import UserError
 from distributed_ignn.graph.data import UNKNOWN, Task
-from distributed_ignn.graph.datasets.fields import Fields
+from distributed_ignn.graph.datasets.fields import Fields, some
+from distributed_ignn.reading.plain_files import in_one_line
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,7 +47,11 @@ def targets_of(fields: Fields) -> Targets:
         UserError: there are none, or they are no classes.
     """
     if "y" not in fields:
-        raise UserError(f"{fields.origin}: labels are missing; give y, one row a node")
+        held = some(sorted(fields.present))
+        raise UserError(
+            f"{fields.origin}: labels are missing; give y, one row a node, or say which it is, as "
+            f"in --data.label NAME (there are: {in_one_line(held)})"
+        )
     y = fields["y"]
     if y.dim() == 2 and y.shape[1] == 1:
         y = y.flatten()
@@ -51,6 +59,15 @@ def targets_of(fields: Fields) -> Targets:
         y = y.to(torch.float64)  # the shorter formats cannot be rounded
         y = torch.where(y.isnan(), UNKNOWN, y)
     if y.dim() == 2:
+        known = y[(y != UNKNOWN).all(dim=1)]
+        if y.shape[1] > 1 and known.numel() and bool(((known == 1).sum(dim=1) == 1).all()):
+            logger.warning(
+                "%s: every node has one of the %d labels of y [n, %d], each of which is learned by "
+                "itself; if they exclude each other, give their numbers, y.argmax(1)",
+                fields.origin,
+                y.shape[1],
+                y.shape[1],
+            )
         return Targets(y.to(torch.float32), y.shape[1], "multilabel")
     if y.dim() != 1 or y.numel() == 0:
         raise UserError(
@@ -75,3 +92,29 @@ def targets_of(fields: Fields) -> Targets:
             "number the classes from 0 without gaps"
         )
     return Targets(labels, num_classes, "multiclass")
+
+
+def tell_unlearned(targets: Targets, train: Tensor, fields: Fields) -> None:
+    """Tell of classes that no node has, and of those that no training node has.
+
+    Args:
+        targets: the labels.
+        train: ids of the training nodes.
+        fields: where they come from.
+    """
+    if targets.task != "multiclass":
+        return
+    labels = targets.labels
+    sizes = torch.bincount(labels[labels >= 0], minlength=targets.num_classes)
+    learned = torch.bincount(labels[train], minlength=targets.num_classes)
+    names = fields.class_names or tuple(map(str, range(targets.num_classes)))
+    for text, found in (
+        ("no node has the label %s; classes are counted from 0", sizes == 0),
+        (
+            "no training node has the label %s, which cannot be learned",
+            (sizes > 0) & (learned == 0),
+        ),
+    ):
+        classes = [names[c] for c in found.nonzero().flatten().tolist()]
+        if classes:
+            logger.info(f"%s: {text}", fields.origin, in_one_line(some(classes)))

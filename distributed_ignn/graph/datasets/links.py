@@ -44,9 +44,8 @@ def graph_channels(
     source = "y" if "y" in fields else "x"
     for ends in (row, col):
         check_ids(ends, n, f"{origin}: edges ({n} nodes by {source})")
-    if weight is not None:
-        _tell_what_is_left_out(weight, row == col, origin)
     given = csr_from_edges(row, col, n, weight, symmetric=False)
+    _tell_what_is_left_out(weight, row, col, given.num_entries, origin)
     same = is_symmetric(given)
     graph = given if same else csr_from_edges(row, col, n, weight)
     # each edge without a way back has been given one
@@ -164,10 +163,17 @@ def _weights(
     return weight
 
 
-def _tell_what_is_left_out(weight: Tensor, loop: Tensor, origin: Path) -> None:
-    zeros, loops = int((weight == 0).sum()), int(loop.sum())
+def _tell_what_is_left_out(
+    weight: Tensor | None, row: Tensor, col: Tensor, kept: int, origin: Path
+) -> None:
+    """Edges that make no entry of their own; ``kept`` is the number of entries."""
+    zeros = 0 if weight is None else int((weight == 0).sum())
+    loops = int((row == col).sum())
+    again = row.numel() - loops - kept
     if zeros:
         logger.info("%s: %d edges of weight 0 are left out", origin, zeros)
     if loops:
         text = "%s: %d self-loops are left out; every node has one of weight 1"
         logger.info(text, origin, loops)
+    if again > 0 and weight is None:
+        logger.info("%s: %d edges are there more than once and count once", origin, again)

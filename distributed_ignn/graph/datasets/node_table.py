@@ -28,7 +28,7 @@ from distributed_ignn.graph.datasets.table_columns import (
     row_numbers,
     table_columns,
     take,
-    word_among_numbers,
+    words_as_numbers,
 )
 from distributed_ignn.graph.node_ids import NodeIds
 from distributed_ignn.reading.plain_files import in_one_line
@@ -81,10 +81,10 @@ class NodeTable:
         features = {
             n: column for n, column in columns.items() if is_numeric(column) or is_list(column)
         }
+        for name, column in columns.items():
+            if name not in features and mostly_numbers(column):
+                features[name] = words_as_numbers(column, name, path)
         unread = sorted(set(columns) - set(features))
-        for name in unread:
-            if mostly_numbers(columns[name]):
-                raise word_among_numbers(columns[name], name, path)
         if unread:
             logger.info("%s: not read, words: %s", path, in_one_line(some(unread)))
         if features:

@@ -49,6 +49,8 @@ def _plain(column: Column) -> Column:
     """Numbers and words as they are, anything else as words."""
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
+    if pa.types.is_decimal(column.type):
+        column = column.cast(pa.float64())
     if is_numeric(column) or is_list(column) or pa.types.is_string(column.type):
         return column
     try:
@@ -126,12 +128,18 @@ def mostly_numbers(column: Column) -> bool:
     return 2 * int(pc.sum(pc.match_substring_regex(filled, _NUMBER)).as_py() or 0) > len(filled)
 
 
-def word_among_numbers(column: Column, name: str, path: Path) -> UserError:
-    """What to raise of a column in which most cells are numbers."""
+def words_as_numbers(column: Column, name: str, path: Path) -> Column:
+    """A column of words as the numbers that all of them are, as in a Parquet file of text.
+
+    Raises:
+        UserError: one is no number.
+    """
     good = pc.match_substring_regex(pc.fill_null(column, "0"), _NUMBER.replace("[.,]", "[.]"))
     row = int(pc.index(good, False).as_py())
+    if row < 0:
+        return pc.utf8_trim_whitespace(column).cast(pa.float64())
     word = in_one_line(column[row].as_py())
-    return UserError(
+    raise UserError(
         f"{path}: row {row + 1} of column {in_one_line(name)} is {word!r} and most others are "
         "numbers; write a number there (with a decimal point)"
     )

@@ -69,7 +69,9 @@ def value_of(file: TorchFile, found: Any) -> Any:
 
 def _graph(content: Any, file: TorchFile, origin: object) -> Any:
     """The graph itself, of what PyG and OGB put around it."""
-    if not isinstance(content, tuple | list) or not content:
+    if isinstance(content, list) and len(content) == 1:
+        return content[0]
+    if not isinstance(content, tuple) or not content:
         return content
     first, second = content[0], content[1] if len(content) > 1 else None
     if isinstance(first, dict) and len(content) == 2 and is_numbers(second):
@@ -91,6 +93,11 @@ def _graph(content: Any, file: TorchFile, origin: object) -> Any:
 def _attributes(content: Any, origin: object) -> Mapping[Any, Any]:
     if isinstance(content, Described):
         content = _of_object(content, origin)
+    if isinstance(content, list | tuple):
+        raise UserError(
+            f"{origin} holds a list of {len(content)}; save the graph in it by itself, as in "
+            "torch.save(data[0].to_dict(), path)"
+        )
     if not isinstance(content, dict):
         name = content.name if isinstance(content, Described | Named) else type(content).__name__
         raise UserError(f"{origin} holds a {in_one_line(name)}, not a PyG Data object; {ADVICE}")
