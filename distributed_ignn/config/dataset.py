@@ -11,7 +11,7 @@ from pydantic_core import PydanticCustomError
 
 from distributed_ignn.config import choices
 from distributed_ignn.config.choices import Choice
-from distributed_ignn.config.section import LARGEST_SEED, Section
+from distributed_ignn.config.section import LARGEST_SEED, ByUrl, Section
 from distributed_ignn.config.suggest import suggest
 
 OWN_FILE = "file"  # a graph of the user's, with data.path
@@ -289,8 +289,9 @@ class DataConfig(Section):
 class PartitionConfig(Section):
     """How the graph is divided among ranks."""
 
-    dir: Path | None = Field(
-        None, description="folder of shards written by ignn partition, reused as they are"
+    dir: Annotated[Path | None, ByUrl()] = Field(
+        None,
+        description="folder of shards written by ignn partition, or its URL, reused as they are",
     )
     method: Annotated[str, Choice(choices.PARTITIONERS)] = Field(
         "metis", description="who decides; the others are baselines"

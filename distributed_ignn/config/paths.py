@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from distributed_ignn.config.dataset import FILE_SUFFIXES
 from distributed_ignn.config.section import Section
+from distributed_ignn.urls.url import Url
 
 _SectionT = TypeVar("_SectionT", bound=Section)
 
@@ -30,5 +31,7 @@ def absolute_paths(section: _SectionT) -> _SectionT:
 
 
 def _absolute(path: Path) -> Path:
-    """Links stay as they are, unless the path climbs: then only they tell where to."""
+    """Links stay as they are, unless the path climbs: then only they tell where to. So do URLs."""
+    if isinstance(path, Url):
+        return path
     return path.resolve() if ".." in path.parts else path.absolute()
