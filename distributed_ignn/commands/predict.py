@@ -10,7 +10,8 @@ from pydantic import AfterValidator, Field, model_validator
 
 from distributed_ignn.cli import run_main
 from distributed_ignn.config import parse_options
-from distributed_ignn.config.options import Bare, Count, Options, OutputFile, check_outputs
+from distributed_ignn.config.options import Bare, Count, Options, OutputFileOrUrl, check_outputs
+from distributed_ignn.config.section import ByUrl
 from distributed_ignn.launchers.this_rank import on_this_rank
 from distributed_ignn.runs.predict import PredictOptions, predict
 from distributed_ignn.runs.prediction_file import checked_ending
@@ -33,10 +34,10 @@ def _between_0_and_1(value: float) -> float:
 
 
 class _Options(Options):
-    run: Annotated[Path, Bare("RUN", _EXAMPLE, flag=True)] = Field(
-        description="output folder of a training run"
+    run: Annotated[Path, Bare("RUN", _EXAMPLE, flag=True), ByUrl()] = Field(
+        description="output folder of a training run, or its URL"
     )
-    out: OutputFile = Field(description="file to write, a .parquet, .csv or .npz")
+    out: OutputFileOrUrl = Field(description="file to write, a .parquet, .csv or .npz, or its URL")
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="auto: cuda where there is one"
     )

@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from rich.console import Console
@@ -32,8 +32,10 @@ from distributed_ignn.runs.checkpoints.snapshot import restore, restore_best
 from distributed_ignn.runs.kept_solver import load_solver
 from distributed_ignn.runs.output.folder import CHECKPOINTS, SETTINGS
 from distributed_ignn.runs.prediction import Prediction, SolveRequest, rows_of, solved_here
-from distributed_ignn.runs.prediction_file import write_predictions
-from distributed_ignn.runs.shards import open_shards
+from distributed_ignn.runs.prediction_file import push_predictions, write_predictions
+from distributed_ignn.runs.shards import fetch_part, open_shards
+from distributed_ignn.runs.spool.places import Places, expect, opened
+from distributed_ignn.runs.spool.run_place import fetch_run
 from distributed_ignn.training.trainer import Trainer
 
 
@@ -56,7 +58,9 @@ class PredictOptions:
     require_converged: bool = False
 
 
-def load_run(run: Path, comm: Communicator, kept_solver: bool = True) -> Trainer:
+def load_run(
+    run: Path, comm: Communicator, kept_solver: bool = True, places: Places | None = None
+) -> Trainer:
     """The trainer of a finished run at its best epoch, without warm starts.
 
     Args:
@@ -64,17 +68,19 @@ def load_run(run: Path, comm: Communicator, kept_solver: bool = True) -> Trainer
         comm: this rank's communicator.
         kept_solver: whether to use the solver that the run keeps, if any; else that of the
             checkpoint.
+        places: where ``run`` stands for a URL, or its shards lie at one.
 
     Raises:
         UserError: the folder holds no run, no checkpoint or no shards, or its solver is damaged
             (on every rank alike).
     """
+    places = places or Places(comm)
     config = _with_kernel(comm.together(lambda: load_run_config(run)), comm)
     if not checkpoint_names(run / CHECKPOINTS, comm):
         raise _no_checkpoint(run)
-    shard = comm.together(lambda: load_run_shard(run, comm))
+    shard = cast(GraphShard, places.wait(lambda: load_run_shard(run, comm, places)))
     trainer = Trainer(config, shard, comm)
-    snapshot = load_newest(run / CHECKPOINTS, comm, shard.owned_nodes)
+    snapshot = load_newest(run / CHECKPOINTS, comm, shard.owned_nodes, places)
     if snapshot is None:
         raise _no_checkpoint(run)
     comm.together(lambda: restore(trainer, snapshot))
@@ -104,13 +110,22 @@ def _with_kernel(config: RunConfig, comm: Communicator) -> RunConfig:
     return config.model_copy(update={"train": config.train.model_copy(update={"kernel": "auto"})})
 
 
-def load_run_shard(run: Path, comm: Communicator) -> GraphShard:
+def load_run_shard(run: Path, comm: Communicator, places: Places | None = None) -> GraphShard:
     """This rank's shard: one of those that the run read, or from all of them merged and cut again.
+
+    Args:
+        run: output folder.
+        comm: this rank's communicator.
+        places: see ``load_run``.
 
     Raises:
         UserError: the shards are gone, others have taken their place, or one is damaged.
     """
-    folder, _ = open_shards(run)
+    folder, manifest = open_shards(run, places)
+    if places is not None:
+        same = manifest.parts == comm.world_size
+        for part in [comm.rank] if same else range(manifest.parts):
+            fetch_part(folder, part, places)
     return read_part(folder, comm.rank, comm.world_size)
 
 
@@ -178,11 +193,15 @@ def predict(options: PredictOptions, comm: Communicator) -> Prediction:
         UserError: see ``load_run``, ``solved_here`` and ``write_predictions``.
     """
     started = time.perf_counter()
-    trainer = load_run(options.run, comm)
-    request = SolveRequest(options.tolerance, options.steps, options.require_converged)
-    found, _ = solved_here(trainer, options.run, request)
-    rows = rows_of(trainer, found.logits)
-    write_predictions(options.out, found, rows)
+    with opened(comm, expect(options.run, options.out)) as places:
+        run, out = places.local(options.run), places.local_file(options.out)
+        places.wait(lambda: fetch_run(run, places), works=comm.local_rank == 0)
+        trainer = load_run(run, comm, places=places)
+        request = SolveRequest(options.tolerance, options.steps, options.require_converged)
+        found, _ = solved_here(trainer, run, request)
+        rows = rows_of(trainer, found.logits)
+        write_predictions(out, found, rows)
+        places.wait(lambda: push_predictions(out, places), works=comm.is_main)
     if comm.is_main:
         size = rows.num_nodes, rows.num_columns
         _show(options, found, size, time.perf_counter() - started)

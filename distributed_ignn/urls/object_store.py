@@ -87,7 +87,8 @@ class ObjectStore:
             return items
 
         start = f"{self.url.key}/"
-        items = self._try(found, f"list {self.url / below}", {})
+        nothing: dict[str, Any] = {}
+        items = self._try(found, f"list {self.url / below}", nothing)
         return {
             path.removeprefix(start): f"{item.get('ETag')} {item['size']} {_time_of(item)}"
             for path, item in items.items()

@@ -21,7 +21,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import TypeVar
 
 import torch
 
@@ -54,6 +54,11 @@ class Places:
         self._mirrors: dict[str, Mirror] = {}
         self._cut = False
 
+    @property
+    def any(self) -> bool:
+        """Whether URLs are named."""
+        return self._root is not None
+
     def mirror(self, url: Url) -> Mirror:
         """The place of a URL."""
         if self._root is None:
@@ -75,7 +80,7 @@ class Places:
         """As ``local``, of a file."""
         if not isinstance(path, Url):
             return path
-        return self.local(cast(Url, path.parent)) / path.name
+        return self.local(path.parent) / path.name
 
     def of(self, path: Path) -> Mirror | None:
         """The place that a path of this machine belongs to; None where it is of no URL."""
@@ -112,7 +117,6 @@ class Places:
         works: bool = True,
         doing: str = "go on",
         way_out: str = "",
-        afar: bool = True,
     ) -> T | None:
         """What ``action`` returns where this rank works; every rank calls it.
 
@@ -122,17 +126,23 @@ class Places:
             action: the work, which must not talk to other ranks.
             works: whether this rank does it; None is returned where not.
             doing, way_out: see ``Communicator.together``.
-            afar: whether it may have to do with a URL, if there are any.
 
         Raises:
             UserError: the first failing rank's message, on every rank.
             JobError: a place did not answer, or a rank at work was lost (on every rank).
         """
-        if self._root is None or not afar:
-            mine = (lambda: action()) if works else (lambda: None)
-            return self._comm.together(mine, doing=doing, way_out=way_out)
+        if self._root is None:
+            return self._comm.together(
+                lambda: action() if works else None, doing=doing, way_out=way_out
+            )
         try:
-            return apart(self._comm, lambda: self._noting(action), works=works, doing=doing)
+            return apart(
+                self._comm,
+                lambda: self._noting(action),
+                works=works,
+                doing=doing,
+                way_out=way_out,
+            )
         except UserError as error:
             if self._comm.max(torch.tensor([int(self._cut)])).item():
                 raise JobError(str(error), told=not self._comm.is_main) from error

@@ -3,8 +3,8 @@
 A run that begins leaves an object of its own below ``.runs/`` and then looks who else is there; of
 two that begin at once, each of which sees the other, neither goes on. The object is written anew
 every ``BEAT_SECONDS``, and counts for as long as ``SILENT_SECONDS``, by the clock of the place; a
-process of this machine that has ended counts no more at once. A run that could not write for so long
-may be taken for dead while it is not: it notices when it is back, and gives up.
+process of this machine that has ended counts no more at once. A run that could not write for so
+long may be taken for dead while it is not: it notices when it is back, and gives up.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from distributed_ignn.comm.communicator import Communicator
-from distributed_ignn.errors import JobError, UserError
+from distributed_ignn.errors import UserError
 from distributed_ignn.runs.spool.mirror import Mirror
 from distributed_ignn.runs.spool.places import Places
 from distributed_ignn.runs.spool.remote_lock import RUNS, RemoteLock
@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 _CHECKPOINTS, _SHARDS, _LOGS, _CRASHES = "checkpoints/", "shards/", "logs/", "crash/"
 _STATE, _MANIFEST = "state.json", "manifest.json"
+_OF_A_RUN = ("config.yaml", "shards.json", "solver.safetensors")
 
 
 class RunPlace:
@@ -115,7 +116,7 @@ class RunPlace:
         self._mirror.store.remove(self._mirror.store.listing(name))
 
     def push_records(self) -> None:
-        """Send what this machine has to say of the run, as far as it is new; its first rank does."""
+        """Send what is new of all that this machine says of the run; its first rank does."""
         if self.first:
             self._mirror.push_changed(self._records())
 
@@ -147,3 +148,27 @@ class RunPlace:
         except UserError as error:
             kept = places.keep() if self.first else None
             logger.warning("%s; what was not sent is in %s", error, kept)
+
+
+def fetch_run(run: Path, places: Places) -> None:
+    """Fetch what a finished run is read from, but for shards and tensors of checkpoints.
+
+    Those are fetched when they are read. One rank of a machine calls it; where the run is in a
+    folder, nothing is done.
+
+    Args:
+        run: folder that stands for the output.
+        places: where it is had from.
+
+    Raises:
+        UserError: the place cannot be read.
+    """
+    mirror = places.of(run)
+    if mirror is not None:
+        mirror.fetch_changed(_is_read)
+
+
+def _is_read(name: str) -> bool:
+    if name.startswith(_CHECKPOINTS):
+        return name.endswith(f"/{_STATE}")
+    return (name.startswith(_SHARDS) and name.endswith(f"/{_MANIFEST}")) or name in _OF_A_RUN
