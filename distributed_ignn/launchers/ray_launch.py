@@ -23,9 +23,12 @@ from distributed_ignn.config import RunConfig, absolute_paths
 from distributed_ignn.errors import JobError, Stopped, UserError
 from distributed_ignn.launchers import ray_cluster as cluster
 from distributed_ignn.launchers import ray_messages as messages
+from distributed_ignn.launchers.ray_storage import storage_of
 from distributed_ignn.launchers.ray_worker import train_worker
 from distributed_ignn.runs.output.folder import make_output
 from distributed_ignn.runs.stopping import StopRequest
+from distributed_ignn.urls.object_store import ObjectStore
+from distributed_ignn.urls.url import Url
 
 # Ray's list of reported checkpoints. It names folders that our own retention has removed since,
 # which a later start on the same output would take for damage.
@@ -106,7 +109,10 @@ def check_output(config: RunConfig) -> None:
 
 def _forget_reports(config: RunConfig) -> None:
     """Let Ray begin anew with an output folder that it has used before; see ``_SNAPSHOT``."""
-    (config.output / _SNAPSHOT).unlink(missing_ok=True)
+    if isinstance(config.output, Url):
+        ObjectStore(config.output).remove([_SNAPSHOT])
+    else:
+        (config.output / _SNAPSHOT).unlink(missing_ok=True)
 
 
 def _check_folder(config: RunConfig) -> None:
@@ -124,7 +130,7 @@ def check_lasting(flag: str, folder: Path) -> None:
     import ray
 
     copied = ray.get_runtime_context().runtime_env.get("working_dir")
-    if copied and not folder.is_absolute():
+    if copied and not folder.is_absolute() and not isinstance(folder, Url):
         raise UserError(
             f"{flag} = {folder} is relative, and a job with a working folder runs in a "
             f"temporary copy of it; give an absolute --{flag}"
@@ -180,8 +186,7 @@ def _trainer(config: RunConfig, each: dict[str, float], screen: messages.Screen,
         ),
         # Its folder is the run's own, so that Ray refers to our checkpoints and copies none.
         run_config=ray_run_config(
-            storage_path=str(config.output.parent),
-            name=config.output.name,
+            **storage_of(config.output),
             failure_config=FailureConfig(max_failures=config.restarts),
             checkpoint_config=CheckpointConfig(num_to_keep=None),  # we remove old ones ourselves
             worker_runtime_env={

@@ -14,13 +14,14 @@ import errno
 import logging
 import os
 import time
+import uuid
 from collections.abc import Callable, Iterable
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from distributed_ignn.errors import UserError
+from distributed_ignn.errors import JobError, UserError
 from distributed_ignn.files import temporary_sibling
 from distributed_ignn.urls.url import Url
 
@@ -53,6 +54,8 @@ _REFUSED = ("Credentials", "Token", "Profile", "Region", "ParamValidation", "For
 
 class UnreachableError(UserError):
     """A place did not answer, in any of several tries; later it may."""
+
+    exit_code = JobError.EXIT_CODE
 
 
 class ObjectStore:
@@ -94,6 +97,12 @@ class ObjectStore:
             for path, item in items.items()
             if path.startswith(start)
         }
+
+    def probe(self) -> None:
+        """Write an object and remove it, to know that this can be done."""
+        name = f".{uuid.uuid4().hex}.tmp"
+        self.write(name, b"")
+        self.remove([name])
 
     def exists(self, name: str) -> bool:
         """Whether there is such an object."""

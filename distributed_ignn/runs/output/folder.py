@@ -28,6 +28,8 @@ from distributed_ignn.runs.shards import ShardRecord, write_record
 from distributed_ignn.runs.spool.attempt import Attempt, stated
 from distributed_ignn.runs.spool.places import Places
 from distributed_ignn.runs.spool.run_place import RunPlace
+from distributed_ignn.urls.object_store import ObjectStore
+from distributed_ignn.urls.url import Url
 
 CHECKPOINTS = "checkpoints"
 SETTINGS = "config.yaml"
@@ -90,7 +92,7 @@ def _claim(config: RunConfig, lock: OutputLock | RunPlace) -> bool:
 
 
 def make_output(config: RunConfig) -> bool:
-    """Create the output folder, or refuse one that holds another run.
+    """Create the output folder, or refuse one that holds another run; so of a URL.
 
     Returns:
         Whether it holds an earlier attempt of this job.
@@ -99,15 +101,30 @@ def make_output(config: RunConfig) -> bool:
         UserError: the folder holds a run that is not to be resumed.
         OSError: it cannot be created.
     """
-    if (config.output / SETTINGS).exists() and config.resume is None:
-        if is_earlier_attempt(config.output):
+    url = config.output if isinstance(config.output, Url) else None
+    if config.resume is None and holds_run(config.output):
+        if url is None and is_earlier_attempt(config.output):
             return True
         raise UserError(
             f"output = {config.output} already holds a run; choose another --output, or continue "
             "it with --resume auto"
         )
-    config.output.mkdir(parents=True, exist_ok=True)
+    if url is not None:
+        ObjectStore(url).probe()
+    else:
+        config.output.mkdir(parents=True, exist_ok=True)
     return False
+
+
+def holds_run(output: Path) -> bool:
+    """Whether a run has begun in a folder, or at a URL.
+
+    Raises:
+        UserError: the URL refuses, or does not answer.
+    """
+    if isinstance(output, Url):
+        return ObjectStore(output).exists(SETTINGS)
+    return (output / SETTINGS).exists()
 
 
 def is_earlier_attempt(output: Path) -> bool:
