@@ -113,7 +113,7 @@ def test_trouble_is_met_by_more_tries_each_in_a_line(
     assert caplog.messages[0].startswith("cannot write memory://trouble/a ([Errno 5] the line is")
     assert caplog.messages[0].endswith("; trying again in 0.5 s")
     _shake(store, len(PAUSES) + 1, OSError(errno.EIO, "the line is cut"))
-    with pytest.raises(UnreachableError, match="no answer after 4 tries .*the line is cut") as told:
+    with pytest.raises(UnreachableError, match=r"no answer after 4 tries .*the line is cut") as told:
         store.write("a", b"2")
     assert told.value.exit_code == 75
     assert store.read("a") == b"1"
@@ -168,7 +168,7 @@ def test_keys_that_are_refused_are_said_to_be(server: Server, impatient: list[fl
     store = _store(f"s3://{BUCKET}/refused")
     with server.refusing():
         for use in (lambda: store.write("a", b""), lambda: store.read("a"), store.listing):
-            with pytest.raises(UserError, match="access is refused .*give credentials"):
+            with pytest.raises(UserError, match=r"access is refused .*give credentials"):
                 use()
     assert impatient == []
     store.probe()
@@ -176,5 +176,5 @@ def test_keys_that_are_refused_are_said_to_be(server: Server, impatient: list[fl
 
 def test_a_file_in_the_place_of_a_folder_is_said_at_once(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(UserError, match="cannot write file:///.*name another place"):
+    with pytest.raises(UserError, match=r"cannot write file:///.*name another place"):
         _store(f"file://{tmp_path}/file/run").write("a", b"")
