@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -66,10 +67,13 @@ class Server:
 @contextmanager
 def served() -> Iterator[Server]:
     """Have a server, which this process finds by its environment, too."""
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
     running = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     running.start()
     host, port = running.get_host_and_port()
-    server = Server(f"http://{host}:{port}")
+    address = f"http://{host}:{port}"
+    requests.post(f"{address}/moto-api/reset", timeout=10)  # one memory for all of a process
+    server = Server(address)
     try:
         with mock.patch.dict(os.environ, server.environment):
             yield server

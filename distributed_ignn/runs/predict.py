@@ -33,7 +33,7 @@ from distributed_ignn.runs.kept_solver import load_solver
 from distributed_ignn.runs.output.folder import CHECKPOINTS, SETTINGS
 from distributed_ignn.runs.prediction import Prediction, SolveRequest, rows_of, solved_here
 from distributed_ignn.runs.prediction_file import push_predictions, write_predictions
-from distributed_ignn.runs.shards import fetch_part, open_shards
+from distributed_ignn.runs.shards import fetch_part, open_shards, url_of_shards
 from distributed_ignn.runs.spool.places import Places, expect, opened
 from distributed_ignn.runs.spool.run_place import fetch_run
 from distributed_ignn.training.trainer import Trainer
@@ -193,7 +193,8 @@ def predict(options: PredictOptions, comm: Communicator) -> Prediction:
         UserError: see ``load_run``, ``solved_here`` and ``write_predictions``.
     """
     started = time.perf_counter()
-    with opened(comm, expect(options.run, options.out)) as places:
+    urls = expect(options.run, options.out, url_of_shards(options.run, comm))
+    with opened(comm, urls) as places:
         run, out = places.local(options.run), places.local_file(options.out)
         places.wait(lambda: fetch_run(run, places), works=comm.local_rank == 0)
         trainer = load_run(run, comm, places=places)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import cast
 
@@ -381,6 +382,16 @@ def read_record(run: Path) -> ShardRecord:
         ) from error
     except ValidationError as error:
         raise UserError(f"{path} is damaged; {_AGAIN}") from error
+
+
+def url_of_shards(run: Path, comm: Communicator) -> Path | None:
+    """Where the shards of a run in a folder lie, if that is a URL; every rank calls it."""
+    found = None
+    if comm.is_main and not isinstance(run, Url):
+        with suppress(UserError):  # whoever opens them says what is wrong
+            found = read_record(run).folder
+    folder = stated(comm.gather_json(found)[0] or "")
+    return folder if isinstance(folder, Url) else None
 
 
 def open_shards(run: Path, places: Places | None = None) -> tuple[Path, Manifest]:

@@ -77,7 +77,12 @@ class ObjectStore:
         """The fsspec file system that it is in; the package is imported here."""
         import fsspec
 
-        return fsspec.filesystem(self.url.scheme, **_OPTIONS[self.url.scheme])
+        options = _OPTIONS[self.url.scheme]
+        # boto reads it too; fsspec keeps one file system for the same options
+        address = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+        if address and self.url.scheme == "s3":
+            options = options | {"endpoint_url": address}
+        return fsspec.filesystem(self.url.scheme, **options)
 
     def _path(self, name: str) -> str:
         return f"{self.url.key}/{name}" if name else self.url.key
