@@ -30,7 +30,8 @@ from distributed_ignn.graph.storage.shard_store import (
 )
 from distributed_ignn.resident import Peak, read_peak, reset_peak
 from distributed_ignn.runs.shards import fetch_known, send_shards
-from distributed_ignn.runs.spool.places import expect, opened
+from distributed_ignn.runs.spool.attempt import fetched
+from distributed_ignn.runs.spool.places import Places, expect, opened
 
 _MOST_PARTS = 2**16  # each is a file, and a rank of the training
 _EXAMPLES = """\
@@ -71,10 +72,10 @@ def main(argv: Sequence[str]) -> int:
 def _run(argv: Sequence[str]) -> None:
     options, run = _parse(argv)
     steps: dict[str, _Cost] = {}
-    with opened(Communicator(), expect(options.out)) as places:
+    with opened(Communicator(), expect(options.out, run.data.path, run.data.nodes)) as places:
         out = places.local(options.out)
         places.wait(lambda: fetch_known(out, places))
-        manifest = _partition(run, options.parts, out, steps)
+        manifest = _partition(run, options.parts, out, steps, places)
         places.wait(lambda: send_shards(out, places))
     state = "already in" if "compare" in steps else "written to"
     print(f"{manifest.dataset}: {manifest.parts} shards {state} {options.out}")
@@ -92,7 +93,9 @@ def _parse(argv: Sequence[str]) -> tuple[_Options, RunConfig]:
     return options, absolute_paths(run)
 
 
-def _partition(run: RunConfig, parts: int, out: Path, steps: dict[str, _Cost]) -> Manifest:
+def _partition(
+    run: RunConfig, parts: int, out: Path, steps: dict[str, _Cost], places: Places
+) -> Manifest:
     """Write the shards, or recognise those in ``out``; ``steps`` receives the cost of each step.
 
     Reading the dataset is not avoided for existing shards: its files may have changed since.
@@ -100,7 +103,7 @@ def _partition(run: RunConfig, parts: int, out: Path, steps: dict[str, _Cost]) -
     settings = data_settings(run.dataset, run.data)
     found = find_shards(out, parts, run.partition, settings)
     with _step("load", steps):
-        data = load_dataset(run.dataset, run.data_root, run.data)
+        data = load_dataset(run.dataset, run.data_root, fetched(run.data, places))
     if found is not None:
         with _step("compare", steps):
             return read_manifest(out, fingerprint=data.fingerprint())

@@ -230,11 +230,13 @@ class DataConfig(Section):
     split_val: float | None = Field(
         None, gt=0, description="the same of validation nodes (default: 0.2, per-class 30)"
     )
-    path: Path | None = Field(None, description="your own graph file, with --dataset file")
-    nodes: Path | None = Field(
+    path: Annotated[Path | None, ByUrl()] = Field(
+        None, description="your own graph file, with --dataset file, or its URL"
+    )
+    nodes: Annotated[Path | None, ByUrl()] = Field(
         None,
-        description="table of the nodes of your own graph (CSV or Parquet), beside a file that "
-        "holds edges alone: columns id, label, split, and features",
+        description="table of the nodes of your own graph (CSV or Parquet), or its URL, beside a "
+        "file that holds edges alone: columns id, label, split, and features",
     )
     edge_weights: EdgeWeights = Field(
         "auto",

@@ -263,6 +263,8 @@ def _check_files(run: RunConfig) -> RunConfig:
         "output": run.output,
         "resume": run.resume,
         "partition.dir": run.partition.dir,
+        "data.path": run.data.path,
+        "data.nodes": run.data.nodes,
     }.items():
         problem = lacking(place)
         if problem is not None:

@@ -56,7 +56,7 @@ from distributed_ignn.runs.shards import (
     store_graph,
     stored_graph,
 )
-from distributed_ignn.runs.spool.attempt import Attempt, attempted
+from distributed_ignn.runs.spool.attempt import Attempt, attempted, fetched
 from distributed_ignn.runs.spool.places import Places, renamed_log
 from distributed_ignn.runs.stopping import StopPoll, StopRequest
 from distributed_ignn.runs.summary import standing, summarise
@@ -190,7 +190,7 @@ def _prepare(
     phase, places = comm.activity.phase, attempt.places
     comm.together(lambda: refuse_captures(config, comm))
     with phase("finding shards"):
-        shards = find_shards(config, comm, lambda: _load(config, comm, progress), places)
+        shards = find_shards(config, comm, lambda: _load(config, comm, progress, places), places)
     memory.return_freed_memory()  # what loading and partitioning have left
     torch.optim.Adam([torch.zeros(1, requires_grad=True)])  # imports what else would come later
     before = memory.resident(comm.device)
@@ -220,13 +220,13 @@ def _log_choices(config: RunConfig, trainer: Trainer) -> None:
         logger.info(line, plan.steps, plan.lr, extra=LOG_ONLY)
 
 
-def _load(config: RunConfig, comm: Communicator, progress: Progress) -> GraphData:
+def _load(config: RunConfig, comm: Communicator, progress: Progress, places: Places) -> GraphData:
     progress.status(f"loading {config.dataset}")
     with comm.activity.phase("loading"):
         if config.dataset == IN_MEMORY:
             data = stored_graph(config)
         else:
-            data = load_dataset(config.dataset, config.data_root, config.data)
+            data = load_dataset(config.dataset, config.data_root, fetched(config.data, places))
     progress.status("partitioning")
     return data
 

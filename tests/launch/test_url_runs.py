@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import socket
 import sys
@@ -10,6 +11,7 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -106,6 +108,28 @@ def test_shards_at_a_url_are_written_once_and_read_by_runs_and_predictions(
     assert predict.main([str(run), "--device", "cpu", "--out", str(tmp_path / "q.csv")]) == 2
     assert f"{shards}/part-00000-of-00001.safetensors is damaged" in _one_line(capsys)
     assert not (tmp_path / "q.csv").exists()
+
+
+def test_a_graph_of_ones_own_is_fetched_and_known_by_its_url(
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nodes, file = np.arange(60), io.BytesIO()
+    splits: dict[str, Any] = {
+        f"{name}_idx": nodes[i::3] for i, name in enumerate(("train", "val", "test"))
+    }
+    edges = np.stack([nodes, np.roll(nodes, 1)])
+    np.savez(file, edge_index=edges, x=np.eye(60, 4), y=nodes % 3 % 2, **splits)
+    server.write("own/graph.npz", file.getvalue())
+    graph, out = f"s3://{BUCKET}/own/graph.npz", f"s3://{BUCKET}/own/shards"
+    own = ["--dataset", "file", "--data.path", graph]
+    assert partition.main([*own, "--parts", "2", "--out", out]) == 0
+    manifest = json.loads(server.read("own/shards/manifest.json"))
+    assert manifest["settings"]["path"] == graph
+    capsys.readouterr()
+    absent = f"s3://{BUCKET}/own/absent.npz"
+    assert train.main([*own[:-1], absent, "--output", str(tmp_path / "run")]) == 2
+    assert f"{absent} does not exist" in _one_line(capsys)
+    assert not (tmp_path / "run").exists()
 
 
 class _Machines:

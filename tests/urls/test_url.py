@@ -78,7 +78,7 @@ def test_settings_keep_urls_as_they_were_written(tmp_path: Path) -> None:
     assert RunConfig.model_validate(run.model_dump(mode="json")) == run
 
 
-@pytest.mark.parametrize("key", ["data_root", "data.path", "dataset"])
+@pytest.mark.parametrize("key", ["data_root", "deepspeed_config", "dataset"])
 def test_other_paths_are_no_urls(key: str) -> None:
     flags = {"dataset": "chains"} | {key: "s3://bucket/graph.npz"}
     with pytest.raises(UserError, match=f"{key} = s3://bucket/graph.npz is a URL, and this is"):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from distributed_ignn.comm.communicator import Communicator
-from distributed_ignn.config import RunConfig
+from distributed_ignn.config import DataConfig, RunConfig
 from distributed_ignn.errors import Stopped, UserError
 from distributed_ignn.runs.spool.places import Places, expect, opened
 from distributed_ignn.runs.spool.run_place import RunPlace
@@ -46,7 +46,8 @@ def attempted(config: RunConfig, comm: Communicator) -> Iterator[Attempt]:
     Raises:
         UserError, JobError: a place refuses, or does not answer (on every rank).
     """
-    urls = expect(config.output, config.resume, config.partition.dir)
+    data = config.data
+    urls = expect(config.output, config.resume, config.partition.dir, data.path, data.nodes)
     with opened(comm, urls) as places:
         output = None
         if isinstance(config.output, Url):
@@ -59,6 +60,24 @@ def attempted(config: RunConfig, comm: Communicator) -> Iterator[Attempt]:
         finally:
             if output is not None:
                 output.push_last(places, crashed=over.crashed)
+
+
+def fetched(data: DataConfig, places: Places) -> DataConfig:
+    """The data section with files of this machine in the place of URLs, which are fetched.
+
+    Args:
+        data: the section.
+        places: where they are had from.
+
+    Raises:
+        UserError: a place refuses, or does not answer.
+    """
+    files = {}
+    for key, path in (("path", data.path), ("nodes", data.nodes)):
+        if isinstance(path, Url):
+            files[key] = places.local_file(path)
+            places.fetch(files[key])
+    return data.model_copy(update=files) if files else data
 
 
 class _Ending:
