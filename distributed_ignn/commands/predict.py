@@ -21,6 +21,7 @@ _EXAMPLES = f"""\
 examples:
   {_EXAMPLE}
   ignn predict runs/acm --out acm.csv
+  ignn predict s3://BUCKET/runs/acm --out s3://BUCKET/acm.parquet
   torchrun --standalone --nproc-per-node 2 -m distributed_ignn predict runs/acm --out acm.parquet
 
 In a checkout, launch/predict.py is the same command.

@@ -59,7 +59,7 @@ def claimed(
             rank).
     """
     attempt = attempt or Attempt(config, Places(comm))
-    lock = attempt.output or OutputLock(config.output)
+    lock: OutputLock | RunPlace = attempt.output or OutputLock(config.output)
     try:
         again = attempt.places.wait(
             lambda: _claim(config, lock),
@@ -70,7 +70,7 @@ def claimed(
         again = comm.gather_json(again)[0]
         yield config.model_copy(update={"resume": "auto"}) if again else config
     finally:
-        if comm.is_main:
+        if isinstance(lock, OutputLock):  # of a URL, what is left is sent first
             lock.release()
         if comm.is_main:
             with suppress(OSError):  # not empty: a run has begun

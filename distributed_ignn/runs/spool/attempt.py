@@ -59,7 +59,7 @@ def attempted(config: RunConfig, comm: Communicator) -> Iterator[Attempt]:
                 yield Attempt(_with_paths(config, places.local) if urls else config, places, output)
         finally:
             if output is not None:
-                output.push_last(places, crashed=over.crashed)
+                output.end(places, crashed=over.crashed)
 
 
 def fetched(data: DataConfig, places: Places) -> DataConfig:

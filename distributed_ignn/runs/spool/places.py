@@ -52,7 +52,7 @@ class Places:
         self._comm = comm
         self._root = root
         self._mirrors: dict[str, Mirror] = {}
-        self._cut = False
+        self.cut = False  # whether a place did not answer
 
     @property
     def any(self) -> bool:
@@ -144,7 +144,8 @@ class Places:
                 way_out=way_out,
             )
         except UserError as error:
-            if self._comm.max(torch.tensor([int(self._cut)])).item():
+            self.cut = bool(self._comm.max(torch.tensor([int(self.cut)])).item())
+            if self.cut:
                 raise JobError(str(error), told=not self._comm.is_main) from error
             raise
 
@@ -152,7 +153,7 @@ class Places:
         try:
             return action()
         except UnreachableError:
-            self._cut = True
+            self.cut = True
             raise
 
     def keep(self) -> Path | None:

@@ -73,13 +73,19 @@ class RemoteLock:
         self._heart = threading.Thread(target=self._beat, daemon=True, name="heart of the output")
         self._heart.start()
 
-    def release(self) -> None:
-        """Let others have the place; does nothing where it is not held."""
+    def release(self, *, quietly: bool = False) -> None:
+        """Let others have the place; does nothing where it is not held.
+
+        Args:
+            quietly: leave that to time, because the place does not answer.
+        """
         if self._heart is None:
             return
         self._over.set()
         self._heart.join()
         self._heart = None
+        if quietly:
+            return
         try:
             self._store.remove([self._name])
         except UserError as error:

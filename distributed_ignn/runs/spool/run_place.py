@@ -78,10 +78,6 @@ class RunPlace:
         whole = {name.rpartition("/")[0] for name in parts if name.endswith(f"/{_STATE}")}
         self._mirror.store.remove(name for name in parts if name.rpartition("/")[0] not in whole)
 
-    def release(self) -> None:
-        """Let others have the place."""
-        self._lock.release()
-
     def forget(self, checkpoint: Path) -> None:
         """From here on there is no valid checkpoint of this name, until it is written again."""
         if checkpoint.exists():
@@ -135,19 +131,24 @@ class RunPlace:
             ):
                 yield path
 
-    def push_last(self, places: Places, *, crashed: bool) -> None:
-        """Send what is left when the run is over, or say where it is; no rank is waited for.
+    def end(self, places: Places, *, crashed: bool) -> None:
+        """Send what is left of a run that is over, or say where it is; let others have the place.
+
+        No rank is waited for, and a place that did not answer is not asked again.
 
         Args:
             places: of the attempt.
             crashed: whether it broke off, which is reported also of a run that had not begun.
         """
         try:
-            if self.begun or crashed:
+            if (self.begun or crashed) and not places.cut:
                 self.push_records()
         except UserError as error:
-            kept = places.keep() if self.first else None
-            logger.warning("%s; what was not sent is in %s", error, kept)
+            logger.warning("%s", error)
+            places.cut = True
+        if self.first and self.begun and places.cut:
+            logger.warning("what was not sent to %s is in %s", self._mirror.url, places.keep())
+        self._lock.release(quietly=places.cut)
 
 
 def fetch_run(run: Path, places: Places) -> None:
