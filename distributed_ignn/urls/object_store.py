@@ -63,14 +63,16 @@ class ObjectStore:
 
     Args:
         url: the place; its kind has to be installed.
+        patient: whether to try again where it does not answer.
 
     Raises:
         UserError: by every method, where the place refuses, or a disk is full.
         UnreachableError: by every method, where the place does not answer.
     """
 
-    def __init__(self, url: Url) -> None:
+    def __init__(self, url: Url, *, patient: bool = True) -> None:
         self.url = url
+        self._patient = patient
 
     @cached_property
     def file_system(self) -> Any:
@@ -202,7 +204,7 @@ class ObjectStore:
                 if not _is_trouble(error):
                     raise
                 reason = _one_line(error)
-                if tries == len(PAUSES):
+                if tries == (len(PAUSES) if self._patient else 0):
                     raise UnreachableError(
                         f"cannot {doing}: no answer after {tries + 1} tries ({reason}); see to the "
                         "network and start again with --resume auto"

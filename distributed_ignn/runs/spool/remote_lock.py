@@ -16,6 +16,7 @@ import threading
 import time
 import uuid
 
+from distributed_ignn.cli import LOG_ONLY
 from distributed_ignn.comm.processes import Process
 from distributed_ignn.errors import UserError
 from distributed_ignn.urls.object_store import ObjectStore
@@ -51,7 +52,7 @@ class RemoteLock:
             UserError: another run still does, or nothing can be written there.
         """
         deadline, said = time.monotonic() + patience, False
-        self._write()
+        self._write(self._store)
         while (other := self._other()) is not None:
             self._store.remove([self._name])
             if time.monotonic() >= deadline:
@@ -69,7 +70,7 @@ class RemoteLock:
                     patience,
                 )
             time.sleep(_POLL_SECONDS)
-            self._write()
+            self._write(self._store)
         self._heart = threading.Thread(target=self._beat, daemon=True, name="heart of the output")
         self._heart.start()
 
@@ -91,19 +92,20 @@ class RemoteLock:
         except UserError as error:
             logger.warning("%s; the next run waits up to %g s", error, SILENT_SECONDS)
 
-    def _write(self) -> None:
+    def _write(self, store: ObjectStore) -> None:
         told = {"host": socket.gethostname(), "process": Process.this()}
-        self._store.write(self._name, json.dumps(told).encode())
+        store.write(self._name, json.dumps(told).encode())
 
     def _beat(self) -> None:
+        store = ObjectStore(self._store.url, patient=False)
         while not self._over.wait(BEAT_SECONDS):
             try:
-                if not self._store.exists(self._name):
+                if not store.exists(self._name):
                     self.lost = True
                     return
-                self._write()
-            except UserError as error:  # whoever sends a checkpoint next says more
-                logger.warning("%s", error)
+                self._write(store)
+            except UserError as error:  # whoever sends a checkpoint next says so aloud
+                logger.warning("%s", error, extra=LOG_ONLY)
 
     def _other(self) -> str | None:
         """Where another run is that is alive, as far as can be told; those that are not go."""
