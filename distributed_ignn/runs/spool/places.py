@@ -69,7 +69,7 @@ class Places:
             if problem is not None:
                 raise UserError(f"{url} {problem}")
             digest = hashlib.sha256(name.encode()).hexdigest()[:12]
-            self._mirrors[name] = Mirror(url, self._root / digest)
+            self._mirrors[name] = Mirror(url, self._root / digest / url.name)
         return self._mirrors[name]
 
     def local(self, path: Path) -> Path:

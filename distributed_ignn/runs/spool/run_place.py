@@ -16,12 +16,13 @@ from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.errors import UserError
 from distributed_ignn.runs.spool.mirror import Mirror
 from distributed_ignn.runs.spool.places import Places
-from distributed_ignn.runs.spool.remote_lock import RUNS, RemoteLock
+from distributed_ignn.runs.spool.remote_lock import RemoteLock
 
 logger = logging.getLogger(__name__)
 
 _CHECKPOINTS, _SHARDS, _LOGS, _CRASHES = "checkpoints/", "shards/", "logs/", "crash/"
 _STATE, _MANIFEST = "state.json", "manifest.json"
+_EVENTS, _TABLES = "events.out.tfevents", (".parquet", ".csv", ".npz")
 _OF_A_RUN = ("config.yaml", "shards.json", "solver.safetensors")
 
 
@@ -60,11 +61,11 @@ class RunPlace:
     def _begins_with(self, name: str) -> bool:
         if name.startswith(_LOGS):
             return True
-        if not self._comm.is_main or name.startswith((f"{RUNS}/", _CRASHES)):
+        if not self._comm.is_main:
             return False
         if name.startswith((_CHECKPOINTS, _SHARDS)):
             return name.endswith((f"/{_STATE}", f"/{_MANIFEST}"))
-        return True
+        return "/" not in name and not (name.startswith(_EVENTS) or name.endswith(_TABLES))
 
     def take(self, patience: float) -> None:
         """Hold the place for this run, and clear what a killed one has left; rank 0 does.
