@@ -7,6 +7,7 @@ import json
 import logging
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -32,6 +33,7 @@ from distributed_ignn.urls import object_store
 from distributed_ignn.urls.object_store import ObjectStore
 from distributed_ignn.urls.url import Url, as_path
 from tests.launch.test_train_command import SMALL
+from tests.ranks import run_ranks
 
 NODES = torch.tensor([4, 0, 2, 9])
 BRIEF = [*SMALL, "--train.epochs", "3"]
@@ -145,12 +147,10 @@ def test_what_is_cut_off_at_any_write_leaves_the_checkpoint_before(
     cuts, whole = 0, False
     while not whole:
         left = cuts
-        try:
+        with suppress(JobError, UserError):
             with opened(Communicator(), [place]) as places:
                 _save(places, place, 2, 3)
             whole = True
-        except JobError:
-            pass
         left = 10**6
         found = _newest(place)
         assert found is not None
@@ -260,6 +260,26 @@ def test_several_ranks_share_no_memory_of_one_process() -> None:
         opened(Communicator(0, 2), [as_path("memory://run")]),  # type: ignore[list-item]
     ):
         pass
+
+
+def _cut_off(comm: Communicator, shared: str) -> tuple[str, bool, bool]:
+    def send() -> None:
+        if comm.rank == 1:
+            raise object_store.UnreachableError("no answer to rank 1")
+
+    url = as_path(shared)
+    assert isinstance(url, Url)
+    with opened(comm, [url]) as places:
+        places.wait(lambda: None)
+        with pytest.raises(JobError) as error:
+            places.wait(send)
+        assert places.local(url).is_relative_to(tempfile.gettempdir())
+        return str(error.value), error.value.told, places.cut
+
+
+def test_all_ranks_end_when_one_gets_no_answer(place: Url) -> None:
+    told = run_ranks(_cut_off, 2, str(place), timeout=60)
+    assert told == [("no answer to rank 1", False, True), ("no answer to rank 1", True, True)]
 
 
 def test_without_urls_nothing_is_made_and_nobody_is_asked() -> None:
