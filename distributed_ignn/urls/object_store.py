@@ -102,7 +102,7 @@ class ObjectStore:
         return {
             path.removeprefix(start): f"{item.get('ETag')} {item['size']} {_time_of(item)}"
             for path, item in items.items()
-            if path.startswith(start)
+            if path.startswith(start) and not path.endswith("/")  # some tools make such
         }
 
     def probe(self) -> None:
@@ -132,8 +132,12 @@ class ObjectStore:
         self._write(lambda path: self.file_system.pipe_file(path, data), name)
 
     def push(self, source: Path, name: str) -> None:
-        """A file that is there as an object, which takes the place of an older one."""
-        self._write(lambda path: self.file_system.put_file(str(source), path), name)
+        """A file as an object, which takes the place of an older one; not one that is gone."""
+        try:
+            self._write(lambda path: self.file_system.put_file(str(source), path), name)
+        except UserError:
+            if source.exists():
+                raise
 
     def fetch(self, name: str, target: Path) -> bool:
         """An object as a file, which is there whole or not at all; whether there is such an object.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import socket
 import sys
 from collections.abc import Iterator, Sequence
@@ -156,7 +157,10 @@ class _Machines:
                 "MASTER_PORT": port,
                 "TMPDIR": own / "tmp",
             }
-            extra = dict(server.environment) | {key: str(value) for key, value in place.items()}
+            told = {} if "--resume" in arguments else {"PYTHONPROFILEIMPORTTIME": "1"}
+            extra = (
+                dict(server.environment) | told | {key: str(value) for key, value in place.items()}
+            )
             command = [sys.executable, "-m", "distributed_ignn", "train", *arguments]
             self.jobs.append(Job(command, own, extra))
 
@@ -201,6 +205,8 @@ def test_killed_on_machines_without_a_common_folder_it_goes_on_from_the_bucket(
 
         quiet = started("quiet", "--output", str(tmp_path / "run"))
         assert quiet.wait() == [0, 0], quiet.text
+        assert re.search(r"\| +torch\n", quiet.text)
+        assert not re.search(r"\| +(fsspec|s3fs|botocore)\n", quiet.text)  # nor is it imported
         first = started("first", "--output", RUN)
         first.jobs[0].until(lambda: "run/checkpoints/epoch-000004/state.json" in server.objects())
         for job in first.jobs:

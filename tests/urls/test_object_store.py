@@ -77,6 +77,7 @@ def test_objects_are_written_listed_read_and_removed(store: ObjectStore, tmp_pat
     store.remove(["a/large", "gone", "a/b"])
     assert set(store.listing()) == {"ab"}
     store.probe()
+    store.push(tmp_path / "gone meanwhile", "b")
     assert set(store.listing()) == {"ab"}
 
 
@@ -162,6 +163,12 @@ def test_a_bucket_that_is_not_there_is_named(server: Server) -> None:
         "cannot write s3://no-such-bucket/run/a: there is no bucket no-such-bucket; make it, or "
         "name another place"
     )
+
+
+def test_what_consoles_make_for_a_folder_is_no_object(server: Server) -> None:
+    server.write("console/run/", b"")
+    server.write("console/run/a", b"")
+    assert set(_store(f"s3://{BUCKET}/console/run").listing()) == {"a"}
 
 
 def test_keys_that_are_refused_are_said_to_be(server: Server, impatient: list[float]) -> None:

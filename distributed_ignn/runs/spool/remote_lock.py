@@ -114,10 +114,11 @@ class RemoteLock:
             if name == self._name:
                 continue
             written = self._store.modified(name)
-            if now is None or written is None:
+            if written is None:  # it has just ended
                 continue
             host = self._host_of_living(name)
-            if host is not None and (now - written).total_seconds() < SILENT_SECONDS:
+            fresh = now is None or (now - written).total_seconds() < SILENT_SECONDS
+            if host is not None and fresh:
                 return host
             self._store.remove([name])
         return None
