@@ -222,9 +222,8 @@ class ObjectStore:
         """Why it is of no use to try again; None where it may be."""
         if isinstance(error, OSError) and error.errno in _NO_SPACE:
             return f"{error.strerror}; TMPDIR names another folder for what is fetched and sent"
-        denied = isinstance(error, PermissionError) or any(
-            word in type(error).__name__ for word in _REFUSED
-        )
+        told = f"{type(error).__name__} {str(error).partition(':')[0]}"
+        denied = isinstance(error, PermissionError) or any(word in told for word in _REFUSED)
         if denied and self.url.scheme in ("s3", "gs"):
             return (
                 f"access is refused ({_one_line(error)}); give credentials that may read and write "
