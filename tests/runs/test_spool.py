@@ -317,6 +317,11 @@ def test_a_run_leaves_at_a_url_what_it_leaves_in_a_folder(place: Url, tmp_path: 
     longer = _train(memory, "--resume", "auto", *later)
     assert longer["epochs"] == 4
     assert len((ObjectStore(memory).read("metrics.jsonl") or b"").splitlines()) == 4
+    other = memory.with_name("other")
+    assert isinstance(other, Url)
+    named = _train(other, "--resume", f"{place}/checkpoints/epoch-000003", *later)
+    assert named["best_val"] == longer["best_val"]
+    assert named["residual_last"] == longer["residual_last"]
 
 
 def test_a_run_that_never_begins_leaves_shards_alone(place: Url) -> None:

@@ -16,7 +16,7 @@ from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.errors import UserError
 from distributed_ignn.runs.spool.mirror import Mirror
 from distributed_ignn.runs.spool.places import Places
-from distributed_ignn.runs.spool.remote_lock import RemoteLock
+from distributed_ignn.runs.spool.remote_lock import BEAT_SECONDS, SILENT_SECONDS, RemoteLock
 
 logger = logging.getLogger(__name__)
 
@@ -70,10 +70,14 @@ class RunPlace:
     def take(self, patience: float) -> None:
         """Hold the place for this run, and clear what a killed one has left; rank 0 does.
 
+        Args:
+            patience: seconds to wait for another run that holds it; if any, then until one of
+                another machine that was killed counts no more.
+
         Raises:
             UserError: another run holds it.
         """
-        self._lock.take(patience)
+        self._lock.take(max(patience, SILENT_SECONDS + BEAT_SECONDS) if patience else 0.0)
         listed = self._mirror.fetch_changed(self._begins_with)
         parts = [name for name in listed if name.startswith(_CHECKPOINTS)]
         whole = {name.rpartition("/")[0] for name in parts if name.endswith(f"/{_STATE}")}
