@@ -14,7 +14,7 @@ _BESIDE_REPOSITORY = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 # What a folder's tests need, cheapest first: one process; several ranks; whole programs. Files
 # beside this one and folders that are not listed come before all of these.
-_ONE_PROCESS = ("reading", "graph", "device", "propagation", "solvers", "models", "nn")
+_ONE_PROCESS = ("reading", "urls", "graph", "device", "propagation", "solvers", "models", "nn")
 _TIERS = (
     *_ONE_PROCESS,
     "comm",

@@ -41,6 +41,7 @@ from distributed_ignn.launchers.this_rank import on_this_rank, started_ranks
 from distributed_ignn.runs.output.folder import SETTINGS, is_earlier_attempt, make_output
 from distributed_ignn.runs.run import Conduct, run_training
 from distributed_ignn.runs.shards import store_graph
+from distributed_ignn.urls.url import Url
 
 _Graph = Callable[[], GraphData] | None
 _given: set[Path] = set()  # folders that runs of this process have been given, besides named ones
@@ -137,6 +138,11 @@ def _settings(
                 f"{key} = {asked} is for ignn train, where Ray starts processes; give "
                 f"ranks={asked} instead"
             )
+    if isinstance(run.output, Url):
+        raise UserError(
+            f"output = {run.output} is a URL, and what fit returns reads a folder; give one, or "
+            "train with ignn train"
+        )
     fresh = "output" not in run.model_fields_set and run.resume is None
     return absolute_paths(run), fresh
 

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 from distributed_ignn.api.fitting import fresh_folder
 from distributed_ignn.config import RunConfig, absolute_paths
 from distributed_ignn.config.keywords import run_from, spelled_out
+from distributed_ignn.config.paths import absolute
 from distributed_ignn.errors import UserError
 from distributed_ignn.launchers import ray_cluster as cluster
+from distributed_ignn.urls.url import as_path, lacking, url_scheme
 
 if TYPE_CHECKING:
     from distributed_ignn.launchers.ray_trainer import RankTrainer
@@ -150,14 +152,14 @@ def _placed(run: RunConfig, run_config: Any) -> RunConfig:
     named = "output" in run.model_fields_set
     folder = None if run_config is None else _folder(run_config)
     if folder is not None:
-        if named and run.output.absolute() != folder:
+        if named and absolute(run.output) != folder:
             raise UserError(
                 f"output = {run.output} and the run_config, which says {folder}, are two places "
                 "for one run; drop one of them"
             )
         run = run.model_copy(update={"output": folder})
     elif not named and run.resume is None:
-        run = run.model_copy(update={"output": fresh_folder(run.output.absolute())})
+        run = run.model_copy(update={"output": fresh_folder(absolute(run.output))})
     return absolute_paths(run)
 
 
@@ -166,11 +168,19 @@ def _folder(run_config: Any) -> Path | None:
     from ray.train.constants import DEFAULT_STORAGE_PATH
 
     storage, name = str(run_config.storage_path), str(run_config.name)
-    if run_config.storage_filesystem is not None or "://" in storage:
+    if run_config.storage_filesystem is not None:
         raise UserError(
-            f"storage_path = {storage} of the run_config is no folder; name one that all machines "
-            "share, as in /mnt/shared/results"
+            "storage_filesystem of the run_config is not read; name a folder that all machines "
+            "share, or a URL, as storage_path"
         )
+    if url_scheme(storage) is not None:
+        try:
+            place = as_path(storage) / name
+        except ValueError as error:
+            raise UserError(f"storage_path = {storage} of the run_config {error}") from error
+        if (problem := lacking(place)) is not None:
+            raise UserError(f"storage_path = {storage} of the run_config {problem}")
+        return place
     if storage == DEFAULT_STORAGE_PATH and name.startswith(_UNNAMED):
         return None
     return Path(storage).expanduser().absolute() / name

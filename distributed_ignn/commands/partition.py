@@ -15,9 +15,10 @@ from rich.filesize import decimal
 from rich.table import Table
 
 from distributed_ignn.cli import run_main
+from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import RunConfig, absolute_paths, choices, parse_options_and_run
 from distributed_ignn.config.choices import Choice
-from distributed_ignn.config.options import Options, OutputFolder, check_outputs
+from distributed_ignn.config.options import Options, OutputFolderOrUrl, check_outputs
 from distributed_ignn.graph.datasets import load_dataset
 from distributed_ignn.graph.partitioning.partition import PartitionStats, assign_parts
 from distributed_ignn.graph.storage.shard_store import (
@@ -28,12 +29,16 @@ from distributed_ignn.graph.storage.shard_store import (
     write_shards,
 )
 from distributed_ignn.resident import Peak, read_peak, reset_peak
+from distributed_ignn.runs.shards import fetch_known, send_shards
+from distributed_ignn.runs.spool.attempt import fetched
+from distributed_ignn.runs.spool.places import Places, expect, opened
 
 _MOST_PARTS = 2**16  # each is a file, and a rank of the training
 _EXAMPLES = """\
 examples:
   ignn partition --dataset acm --parts 4 --out shards/acm-4
   torchrun --nproc-per-node 4 -m distributed_ignn train --dataset acm --partition.dir shards/acm-4
+  ignn partition --dataset acm --parts 4 --out s3://BUCKET/shards/acm-4
   ignn partition --dataset synthetic-products --data.synthetic.scale 1.0 --parts 2 \\
     --out shards/products-2
 
@@ -53,7 +58,7 @@ class _Options(Options):
     parts: Annotated[int, AfterValidator(_check_parts)] = Field(
         description="number of ranks of the training"
     )
-    out: OutputFolder = Field(description="new folder for the shards")
+    out: OutputFolderOrUrl = Field(description="new folder for the shards, or its URL")
     method: Annotated[str, Choice(choices.PARTITIONERS)] | None = Field(
         None, description="short for --partition.method, and stronger"
     )
@@ -67,7 +72,11 @@ def main(argv: Sequence[str]) -> int:
 def _run(argv: Sequence[str]) -> None:
     options, run = _parse(argv)
     steps: dict[str, _Cost] = {}
-    manifest = _partition(run, options.parts, options.out, steps)
+    with opened(Communicator(), expect(options.out, run.data.path, run.data.nodes)) as places:
+        out = places.local(options.out)
+        places.wait(lambda: fetch_known(out, places))
+        manifest = _partition(run, options.parts, out, steps, places)
+        places.wait(lambda: send_shards(out, places))
     state = "already in" if "compare" in steps else "written to"
     print(f"{manifest.dataset}: {manifest.parts} shards {state} {options.out}")
     Console().print(_table(manifest, steps))
@@ -84,7 +93,9 @@ def _parse(argv: Sequence[str]) -> tuple[_Options, RunConfig]:
     return options, absolute_paths(run)
 
 
-def _partition(run: RunConfig, parts: int, out: Path, steps: dict[str, _Cost]) -> Manifest:
+def _partition(
+    run: RunConfig, parts: int, out: Path, steps: dict[str, _Cost], places: Places
+) -> Manifest:
     """Write the shards, or recognise those in ``out``; ``steps`` receives the cost of each step.
 
     Reading the dataset is not avoided for existing shards: its files may have changed since.
@@ -92,7 +103,7 @@ def _partition(run: RunConfig, parts: int, out: Path, steps: dict[str, _Cost]) -
     settings = data_settings(run.dataset, run.data)
     found = find_shards(out, parts, run.partition, settings)
     with _step("load", steps):
-        data = load_dataset(run.dataset, run.data_root, run.data)
+        data = load_dataset(run.dataset, run.data_root, fetched(run.data, places))
     if found is not None:
         with _step("compare", steps):
             return read_manifest(out, fingerprint=data.fingerprint())

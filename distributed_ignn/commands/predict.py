@@ -10,7 +10,15 @@ from pydantic import AfterValidator, Field, model_validator
 
 from distributed_ignn.cli import run_main
 from distributed_ignn.config import parse_options
-from distributed_ignn.config.options import Bare, Count, Options, OutputFile, Shown, check_outputs
+from distributed_ignn.config.options import (
+    Bare,
+    Count,
+    Options,
+    OutputFileOrUrl,
+    Shown,
+    check_outputs,
+)
+from distributed_ignn.config.section import ByUrl
 from distributed_ignn.launchers.entry import predict_run
 from distributed_ignn.runs.predict import PredictOptions
 from distributed_ignn.runs.prediction_file import checked_ending
@@ -21,6 +29,7 @@ examples:
   {_EXAMPLE}
   ignn predict runs/acm --out acm.csv --embeddings acm-z.npz
   ignn predict runs/mine --data edges.csv --nodes nodes.csv --out new.csv
+  ignn predict s3://BUCKET/runs/acm --out s3://BUCKET/acm.parquet
   torchrun --standalone --nproc-per-node 2 -m distributed_ignn predict runs/acm --out acm.parquet
   ignn predict runs/acm --workers 2 --out acm.parquet
   ray job submit -- ignn predict /shared/acm --gpus 8 --out /shared/acm.parquet
@@ -36,14 +45,14 @@ def _between_0_and_1(value: float) -> float:
 
 
 class _Options(Options):
-    run: Annotated[Path, Bare("RUN", _EXAMPLE, flag=True)] = Field(
-        description="output folder of a training run"
+    run: Annotated[Path, Bare("RUN", _EXAMPLE, flag=True), ByUrl()] = Field(
+        description="output folder of a training run, or its URL"
     )
-    out: OutputFile = Field(description="file to write, a .parquet, .csv or .npz")
-    embeddings: OutputFile | None = Field(
+    out: OutputFileOrUrl = Field(description="file to write, a .parquet, .csv or .npz, or its URL")
+    embeddings: OutputFileOrUrl | None = Field(
         None,
         description="file for the state of each node that its prediction is read from (Z*, or the "
-        "last hidden layer), of the same kinds",
+        "last hidden layer), of the same kinds, or its URL",
     )
     data: Annotated[Path, Shown("FILE")] | None = Field(
         None,

@@ -16,6 +16,7 @@ examples:
   torchrun --standalone --nproc-per-node 2 -m distributed_ignn train --dataset chains --device cpu
   ignn train --dataset acm --workers 2 --model.hidden 64 --forward.tolerance 1e-5
   ray job submit -- ignn train --dataset ogbn-products --gpus 8 --output /shared/products
+  ignn train --dataset acm --output s3://BUCKET/runs/acm --resume auto
 
 Settings start from their defaults; a --config file overrides them and the command line overrides
 the file. In a file each section is a block and keys are written with _ instead of -. The value

@@ -11,7 +11,7 @@ from pydantic_core import PydanticCustomError
 
 from distributed_ignn.config import choices
 from distributed_ignn.config.choices import Choice
-from distributed_ignn.config.section import LARGEST_SEED, Section
+from distributed_ignn.config.section import LARGEST_SEED, ByUrl, Section
 from distributed_ignn.config.suggest import suggest
 
 OWN_FILE = "file"  # a graph of the user's, with data.path
@@ -230,11 +230,13 @@ class DataConfig(Section):
     split_val: float | None = Field(
         None, gt=0, description="the same of validation nodes (default: 0.2, per-class 30)"
     )
-    path: Path | None = Field(None, description="your own graph file, with --dataset file")
-    nodes: Path | None = Field(
+    path: Annotated[Path | None, ByUrl()] = Field(
+        None, description="your own graph file, with --dataset file, or its URL"
+    )
+    nodes: Annotated[Path | None, ByUrl()] = Field(
         None,
-        description="table of the nodes of your own graph (CSV or Parquet), beside a file that "
-        "holds edges alone: columns id, label, split, and features",
+        description="table of the nodes of your own graph (CSV or Parquet), or its URL, beside a "
+        "file that holds edges alone: columns id, label, split, and features",
     )
     label: str | None = Field(
         None,
@@ -309,8 +311,9 @@ class DataConfig(Section):
 class PartitionConfig(Section):
     """How the graph is divided among ranks."""
 
-    dir: Path | None = Field(
-        None, description="folder of shards written by ignn partition, reused as they are"
+    dir: Annotated[Path | None, ByUrl()] = Field(
+        None,
+        description="folder of shards written by ignn partition, or its URL, reused as they are",
     )
     method: Annotated[str, Choice(choices.PARTITIONERS)] = Field(
         "metis", description="who decides; the others are baselines"

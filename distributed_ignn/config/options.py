@@ -22,8 +22,9 @@ from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDic
 from distributed_ignn.config.choices import Choice
 from distributed_ignn.config.command import CommandParser
 from distributed_ignn.config.outputs import check_output
-from distributed_ignn.config.section import Section
+from distributed_ignn.config.section import ByUrl, Section
 from distributed_ignn.errors import UserError
+from distributed_ignn.urls.url import lacking
 
 _BARE = "bare:"  # before the name of an argument that is given without its flag
 
@@ -163,6 +164,8 @@ OutputFile = Annotated[Path, Output(), Shown("FILE")]
 PictureFile = Annotated[OutputFile, AfterValidator(_of_picture)]
 """A .png, .svg or .pdf, by the ending."""
 OutputFolder = Annotated[Path, Output(folder=True), Shown("DIR")]
+OutputFileOrUrl = Annotated[OutputFile, ByUrl()]
+OutputFolderOrUrl = Annotated[OutputFolder, ByUrl()]
 
 
 def fields(options: type[BaseModel]) -> dict[str, FieldInfo]:
@@ -258,12 +261,14 @@ def check_outputs(values: Options) -> None:
     """Refuse paths that can never be written, before work is done that would be lost.
 
     Raises:
-        UserError: see ``check_output``.
+        UserError: see ``check_output``; or a URL needs a package that is not installed.
     """
     for name, field in type(values).model_fields.items():
-        mark = _mark(field, Output)
+        mark, flag = _mark(field, Output), label(type(values), field.alias or name)
+        problem = lacking(getattr(values, name))
+        if problem is not None:
+            raise UserError(f"{flag} {getattr(values, name)} {problem}")
         if mark is not None:
-            flag = label(type(values), field.alias or name)
             check_output(flag, getattr(values, name), folder=mark.folder)
 
 

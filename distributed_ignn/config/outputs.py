@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from distributed_ignn.errors import UserError
+from distributed_ignn.urls.url import Url
 
 
 def check_output(flag: str, path: Path | None, *, folder: bool = False) -> None:
@@ -18,7 +19,7 @@ def check_output(flag: str, path: Path | None, *, folder: bool = False) -> None:
     Raises:
         UserError: a folder is in the place of the file, or a file in the place of a folder.
     """
-    if path is None:
+    if path is None or isinstance(path, Url):  # of a URL nothing can be known without asking it
         return
     if not folder and path.is_dir():
         raise UserError(f"{flag} {path} is a folder; name a file, as in {flag} {path / 'NAME'}")

@@ -27,6 +27,7 @@ from distributed_ignn.config.shipped import CONFIG_FOLDER, shipped_file
 from distributed_ignn.errors import UserError
 from distributed_ignn.reading.plain_files import in_one_line
 from distributed_ignn.reading.strict_yaml import read_yaml
+from distributed_ignn.urls.url import Url, lacking
 
 _PLACEHOLDERS = {
     "str": "NAME",
@@ -259,6 +260,16 @@ def _shipped(dataset: str | None) -> Path | None:
 
 def _check_files(run: RunConfig) -> RunConfig:
     """Refuse files that are not there now rather than after all processes have started."""
+    for key, place in {
+        "output": run.output,
+        "resume": run.resume,
+        "partition.dir": run.partition.dir,
+        "data.path": run.data.path,
+        "data.nodes": run.data.nodes,
+    }.items():
+        problem = lacking(place)
+        if problem is not None:
+            raise UserError(f"{key} = {place} {problem}")
     resume = None if run.resume == "auto" else run.resume
     named = {
         "resume": resume,
@@ -266,7 +277,7 @@ def _check_files(run: RunConfig) -> RunConfig:
         "data.path": run.data.path,
     }
     for key, path in named.items():
-        if path is not None and not Path(path).exists():
+        if path is not None and not isinstance(path, Url) and not Path(path).exists():
             raise UserError(f"{key} = {path} does not exist; name an existing one with --{key}")
     if run.engine == "deepspeed":
         deepspeed.require_package()

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from distributed_ignn.config.dataset import FILE_SUFFIXES
 from distributed_ignn.config.section import Section
+from distributed_ignn.urls.url import Url
 
 _SectionT = TypeVar("_SectionT", bound=Section)
 
@@ -21,14 +22,16 @@ def absolute_paths(section: _SectionT) -> _SectionT:
     for name in type(section).model_fields:
         value = getattr(section, name)
         if isinstance(value, Path):
-            changes[name] = _absolute(value)
+            changes[name] = absolute(value)
         elif isinstance(value, Section):
             changes[name] = absolute_paths(value)
         elif name == "dataset" and value.endswith(FILE_SUFFIXES):
-            changes[name] = str(_absolute(Path(value)))
+            changes[name] = str(absolute(Path(value)))
     return section.model_copy(update=changes)
 
 
-def _absolute(path: Path) -> Path:
-    """Links stay as they are, unless the path climbs: then only they tell where to."""
+def absolute(path: Path) -> Path:
+    """Links stay as they are, unless the path climbs: then only they tell where to. So do URLs."""
+    if isinstance(path, Url):
+        return path
     return path.resolve() if ".." in path.parts else path.absolute()

@@ -8,7 +8,7 @@ YAML files are derived from here (``parse.py``). Rules between sections live in
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 from pydantic_settings import CliToggleFlag
@@ -25,7 +25,7 @@ from distributed_ignn.config.dataset import (
 )
 from distributed_ignn.config.explicit import TWO_GRAPHS, ExplicitConfig, unread
 from distributed_ignn.config.model import ModelConfig
-from distributed_ignn.config.section import LARGEST_SEED, Section
+from distributed_ignn.config.section import LARGEST_SEED, ByUrl, Section
 from distributed_ignn.config.solvers import (
     AdjointConfig,
     NeuralSolverConfig,
@@ -58,9 +58,10 @@ class RunConfig(Section):
     )
     data_root: Path = Field(Path("data"), description="folder where datasets are or will be put")
     seed: int = Field(0, ge=0, le=LARGEST_SEED, description="seed of weights and dropout")
-    output: Path = Field(
+    output: Annotated[Path, ByUrl()] = Field(
         default_factory=_output_folder,
-        description="folder for results; if not given, runs/DATASET-seedN",
+        description="folder for results, or a URL (s3://, gs://, file:///); if not given, "
+        "runs/DATASET-seedN",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="auto: cuda where there is one"
@@ -88,8 +89,10 @@ class RunConfig(Section):
     deepspeed_config: Path | None = Field(
         None, description="DeepSpeed JSON; if not given, configs/deepspeed/zero1.json"
     )
-    resume: Literal["auto"] | Path | None = Field(
-        None, description="auto: newest checkpoint in the output folder, if any; or a checkpoint"
+    resume: Annotated[Literal["auto"] | Path | None, ByUrl()] = Field(
+        None,
+        description="auto: newest checkpoint in the output folder, if any; or a checkpoint, or its "
+        "URL",
     )
     quiet: CliToggleFlag[bool] = Field(
         False, description="show warnings, errors and the table at the end alone"

@@ -10,6 +10,7 @@ from distributed_ignn.errors import UserError
 from distributed_ignn.launchers.this_rank import on_this_rank
 from distributed_ignn.runs.predict import PredictOptions, predict
 from distributed_ignn.runs.run import run_training
+from distributed_ignn.urls.url import Url
 
 
 def train(config: RunConfig) -> None:
@@ -20,8 +21,9 @@ def train(config: RunConfig) -> None:
         try:
             train_on_ray(config)
         except UserError:
-            with suppress(OSError):  # not empty: it holds a run
-                config.output.rmdir()
+            if not isinstance(config.output, Url):
+                with suppress(OSError):  # not empty: it holds a run
+                    config.output.rmdir()
             raise
         return
     run = absolute_paths(config)

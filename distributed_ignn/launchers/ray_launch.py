@@ -25,6 +25,7 @@ from distributed_ignn.launchers import ray_messages as messages
 from distributed_ignn.runs.output.folder import check_output
 from distributed_ignn.runs.predict import PredictOptions, load_run_config
 from distributed_ignn.runs.stopping import StopRequest
+from distributed_ignn.urls.url import Url
 
 _TURN_SECONDS = 0.2
 _LOOK_SECONDS = 10.0
@@ -134,7 +135,7 @@ def check_lasting(flag: str, folder: Path) -> None:
     import ray
 
     copied = ray.get_runtime_context().runtime_env.get("working_dir")
-    if copied and not folder.is_absolute():
+    if copied and not folder.is_absolute() and not isinstance(folder, Url):
         raise UserError(
             f"{flag} = {folder} is relative, and a job with a working folder runs in a "
             f"temporary copy of it; give an absolute --{flag}"

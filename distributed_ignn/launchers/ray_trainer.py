@@ -11,6 +11,7 @@ import os
 import shutil
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -27,9 +28,12 @@ from distributed_ignn.config import RunConfig
 from distributed_ignn.errors import UserError
 from distributed_ignn.launchers import ray_cluster as cluster
 from distributed_ignn.launchers import ray_messages as messages
+from distributed_ignn.launchers.ray_storage import forget, storage_of
 from distributed_ignn.launchers.ray_worker import train_worker
 from distributed_ignn.runs.output.folder import check_output
 from distributed_ignn.runs.output.records import METRICS, read_metrics
+from distributed_ignn.urls.object_store import ObjectStore
+from distributed_ignn.urls.url import Url
 
 # Ray's list of reported checkpoints. It names folders that our own retention has removed since,
 # which a later start on the same output would take for damage.
@@ -71,8 +75,9 @@ class RankTrainer(TorchTrainer):
         self._verbose = verbose
         self._callbacks = list(run_config.callbacks)
         self._trains = loop is train_worker
-        folder = run.output if self._trains else Path(run_config.storage_path, run_config.name)
-        self._folder = folder
+        self._folder = run.output
+        if not self._trains:
+            self._folder = Path(run_config.storage_path, run_config.name)
         super().__init__(
             loop,
             train_loop_config={
@@ -92,8 +97,7 @@ class RankTrainer(TorchTrainer):
             scaling_config=scaling_config,
             run_config=replace(
                 run_config,
-                storage_path=str(folder.parent),
-                name=folder.name,
+                **storage_of(self._folder),
                 callbacks=[],
                 checkpoint_config=ray.train.CheckpointConfig(num_to_keep=None),
                 worker_runtime_env=_worker_environment(run, run_config.worker_runtime_env),
@@ -126,8 +130,9 @@ class RankTrainer(TorchTrainer):
                 raise
         finally:
             screen.close()
-            with suppress(OSError):  # not empty: a run has begun
-                self.run.output.rmdir()
+            if not isinstance(self.run.output, Url):
+                with suppress(OSError):  # not empty: a run has begun
+                    self.run.output.rmdir()
         if screen.mistake is not None:
             raise UserError(screen.mistake)
         return self._completed(result)
@@ -147,21 +152,26 @@ class RankTrainer(TorchTrainer):
         cluster.check_room("workers", fewest(scaling), each_of(scaling))
         if self._trains:
             check_output(self.run)
-            (self.run.output / _SNAPSHOT).unlink(missing_ok=True)
+            forget(self._folder, _SNAPSHOT)
         self.train_loop_config |= {"lines": screen.lines, "bell": bell}
         self.run_config.callbacks = [*self._callbacks, messages.make_failure_reporter(screen.lines)]
         try:
             return super().fit()
         finally:
-            (self._folder / _MARKER).unlink(missing_ok=True)
+            forget(self._folder, _MARKER)
             # the actors behind these end with what refers to them
             self.run_config.callbacks = []
             for name in ("lines", "bell"):
                 del self.train_loop_config[name]
 
     def _completed(self, result: Any) -> Any:
-        if self._trains:
-            result.metrics_dataframe = pd.DataFrame(read_metrics(self.run.output / METRICS))
+        output = self.run.output
+        if self._trains and isinstance(output, Url):
+            with tempfile.TemporaryDirectory() as folder:
+                ObjectStore(output).fetch(METRICS, Path(folder, METRICS))
+                result.metrics_dataframe = pd.DataFrame(read_metrics(Path(folder, METRICS)))
+        elif self._trains:
+            result.metrics_dataframe = pd.DataFrame(read_metrics(output / METRICS))
             kept = [c for c in result.best_checkpoints or [] if Path(c[0].path).exists()]
             result.best_checkpoints = kept
         return result

@@ -7,7 +7,7 @@ import signal
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import ExitStack, redirect_stdout
+from contextlib import ExitStack, redirect_stdout, suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -19,9 +19,10 @@ from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import RunConfig
 from distributed_ignn.errors import JobError, Stopped, UserError
 from distributed_ignn.launchers import ray_messages as messages
+from distributed_ignn.launchers.ray_storage import reference_to
 from distributed_ignn.launchers.this_rank import on_this_rank
 from distributed_ignn.resident import use_huge_pages
-from distributed_ignn.runs.output.folder import SETTINGS
+from distributed_ignn.runs.output.folder import holds_run
 from distributed_ignn.runs.predict import PredictOptions, predict
 from distributed_ignn.runs.run import Conduct, run_training
 from distributed_ignn.training.epoch_record import EpochRecord
@@ -153,7 +154,8 @@ def _continue_own_run(config: RunConfig, *, main: bool) -> RunConfig:
 
     again = ray.train.get_checkpoint() is not None
     if main and config.resume is None:
-        again = again or (config.output / SETTINGS).exists()
+        with suppress(UserError):  # of a URL, which every rank is told when the run begins
+            again = again or holds_run(config.output)
     if not broadcast_from_rank_zero(again):
         return config
     return config.model_copy(update={"resume": "auto"})
@@ -192,7 +194,7 @@ class _Report:
             self._tell(messages.CHECKPOINT)
         folder = None
         if checkpoint is not None and ray.train.get_context().get_world_rank() == 0:
-            folder = ray.train.Checkpoint.from_directory(checkpoint)
+            folder = reference_to(checkpoint)
         ray.train.report(
             asdict(record),
             checkpoint=folder,

@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 from rich.console import Console
@@ -20,6 +20,7 @@ from rich.table import Table
 
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import RunConfig, load_yaml
+from distributed_ignn.config.paths import absolute
 from distributed_ignn.errors import UserError
 from distributed_ignn.graph.data import GraphData
 from distributed_ignn.graph.datasets import graph_to_predict
@@ -36,9 +37,16 @@ from distributed_ignn.runs.checkpoints.snapshot import restore, restore_best
 from distributed_ignn.runs.kept_solver import load_solver
 from distributed_ignn.runs.output.folder import CHECKPOINTS, SETTINGS
 from distributed_ignn.runs.prediction import Prediction, SolveRequest, rows_of, solved_here
-from distributed_ignn.runs.prediction_file import write_embeddings, write_predictions
-from distributed_ignn.runs.shards import open_shards
+from distributed_ignn.runs.prediction_file import (
+    push_predictions,
+    write_embeddings,
+    write_predictions,
+)
+from distributed_ignn.runs.shards import fetch_node_ids, fetch_part, open_shards, url_of_shards
+from distributed_ignn.runs.spool.places import Places, expect, opened
+from distributed_ignn.runs.spool.run_place import fetch_run
 from distributed_ignn.training.trainer import Trainer
+from distributed_ignn.urls.url import as_path
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +78,7 @@ class PredictOptions:
         """The fields as JSON has them, for a process in another folder; see ``read``."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {
-            name: str(value.absolute()) if isinstance(value, Path) else value
+            name: str(absolute(value)) if isinstance(value, Path) else value
             for name, value in values.items()
         }
 
@@ -79,13 +87,15 @@ class PredictOptions:
         """What ``portable`` has written."""
         paths = {field.name for field in fields(cls) if "Path" in str(field.type)}
         found: dict[str, Any] = {
-            name: Path(value) if name in paths and value is not None else value
+            name: as_path(value) if name in paths and value is not None else value
             for name, value in values.items()
         }
         return cls(**found)
 
 
-def load_run(run: Path, comm: Communicator, kept_solver: bool = True) -> Trainer:
+def load_run(
+    run: Path, comm: Communicator, kept_solver: bool = True, places: Places | None = None
+) -> Trainer:
     """The trainer of a finished run at its best epoch, without warm starts.
 
     Args:
@@ -93,17 +103,19 @@ def load_run(run: Path, comm: Communicator, kept_solver: bool = True) -> Trainer
         comm: this rank's communicator.
         kept_solver: whether to use the solver that the run keeps, if any; else that of the
             checkpoint.
+        places: where ``run`` stands for a URL, or its shards lie at one.
 
     Raises:
         UserError: the folder holds no run, no checkpoint or no shards, or its solver is damaged
             (on every rank alike).
     """
+    places = places or Places(comm)
     config = _with_kernel(comm.together(lambda: load_run_config(run)), comm)
     if not checkpoint_names(run / CHECKPOINTS, comm):
         raise _no_checkpoint(run)
-    shard = comm.together(lambda: load_run_shard(run, comm))
+    shard = cast(GraphShard, places.wait(lambda: load_run_shard(run, comm, places)))
     trainer = Trainer(config, shard, comm)
-    snapshot = load_newest(run / CHECKPOINTS, comm, shard.owned_nodes)
+    snapshot = load_newest(run / CHECKPOINTS, comm, shard.owned_nodes, places)
     if snapshot is None:
         raise _no_checkpoint(run)
     comm.together(lambda: restore(trainer, snapshot))
@@ -133,18 +145,31 @@ def _with_kernel(config: RunConfig, comm: Communicator) -> RunConfig:
     return config.model_copy(update={"train": config.train.model_copy(update={"kernel": "auto"})})
 
 
-def load_run_shard(run: Path, comm: Communicator) -> GraphShard:
+def load_run_shard(run: Path, comm: Communicator, places: Places | None = None) -> GraphShard:
     """This rank's shard: one of those that the run read, or from all of them merged and cut again.
+
+    Args:
+        run: output folder.
+        comm: this rank's communicator.
+        places: see ``load_run``.
 
     Raises:
         UserError: the shards are gone, others have taken their place, or one is damaged.
     """
-    folder, _ = open_shards(run)
+    folder, manifest = open_shards(run, places)
+    if places is not None:
+        same = manifest.parts == comm.world_size
+        for part in [comm.rank] if same else range(manifest.parts):
+            fetch_part(folder, part, places)
     return read_part(folder, comm.rank, comm.world_size)
 
 
 def load_run_for(
-    run: Path, source: object, comm: Communicator, nodes: Path | None = None
+    run: Path,
+    source: object,
+    comm: Communicator,
+    nodes: Path | None = None,
+    places: Places | None = None,
 ) -> tuple[Trainer, NodeIds | None]:
     """As ``load_run``, with another graph in the place of the one that was trained on.
 
@@ -155,6 +180,7 @@ def load_run_for(
         source: the graph, see ``graph_to_predict``.
         comm: this rank's communicator.
         nodes: table of the nodes, where ``source`` is a file that holds edges alone.
+        places: see ``load_run``.
 
     Returns:
         The trainer, and what the nodes of the graph are called.
@@ -163,13 +189,14 @@ def load_run_for(
         UserError: see ``load_run`` and ``graph_to_predict``; or the model does not fit the graph
             (on every rank alike).
     """
+    places = places or Places(comm)
     config = _with_kernel(comm.together(lambda: load_run_config(run)), comm)
-    data = comm.together(lambda: _graph_for(run, config, source, nodes))
+    data = cast(GraphData, places.wait(lambda: _graph_for(run, config, source, nodes, places)))
     parts = comm.world_size
     owner = torch.arange(data.num_nodes) * parts // data.num_nodes
     shard = build_shard(data, plan_shards(data.graphs, owner, parts), comm.rank)
     trainer = Trainer(config, shard, comm)
-    snapshot = load_newest(run / CHECKPOINTS, comm, torch.empty(0, dtype=torch.int64))
+    snapshot = load_newest(run / CHECKPOINTS, comm, torch.empty(0, dtype=torch.int64), places)
     if snapshot is None:
         raise _no_checkpoint(run)
     comm.together(lambda: restore_best(trainer, snapshot))
@@ -178,9 +205,11 @@ def load_run_for(
     return trainer, data.node_ids
 
 
-def _graph_for(run: Path, config: RunConfig, source: object, nodes: Path | None) -> GraphData:
+def _graph_for(
+    run: Path, config: RunConfig, source: object, nodes: Path | None, places: Places
+) -> GraphData:
     """Another graph, prepared as the run's own was."""
-    folder, manifest = open_shards(run)
+    folder, manifest = open_shards(run, places)
     shape = manifest.whole
     if shape.num_features == 0:
         raise UserError(
@@ -190,7 +219,7 @@ def _graph_for(run: Path, config: RunConfig, source: object, nodes: Path | None)
     # whatever auto has made of the other graph
     directions = "both" if shape.graph_channels > 1 else "undirected"
     settings = config.data.model_copy(update={"directions": directions, "nodes": nodes})
-    of_model = shape.num_classes, shape.task, config.data_root, _scaling(config, folder)
+    of_model = shape.num_classes, shape.task, config.data_root, _scaling(config, folder, places)
     data = graph_to_predict(source, settings, *of_model)
     if data.num_features != shape.num_features:
         raise UserError(
@@ -203,10 +232,11 @@ def _graph_for(run: Path, config: RunConfig, source: object, nodes: Path | None)
     return data
 
 
-def _scaling(config: RunConfig, folder: Path) -> FeatureScaling | None:
+def _scaling(config: RunConfig, folder: Path, places: Places) -> FeatureScaling | None:
     """What was done to the features of the run's graph, where the settings do not say it."""
     if config.data.feature_norm not in ("auto", "standard"):
         return None
+    fetch_part(folder, 0, places)
     return read_shard(folder, 0).scaling
 
 
@@ -214,12 +244,32 @@ def _no_checkpoint(run: Path) -> UserError:
     return UserError(f"{run} holds no checkpoint; train it first with --output {run}")
 
 
-def _opened(options: PredictOptions, comm: Communicator) -> tuple[Trainer, NodeIds | None]:
+def _here(options: PredictOptions, places: Places) -> PredictOptions:
+    """The options with paths of this machine in the place of URLs."""
+    out, embeddings = options.out, options.embeddings
+    return replace(
+        options,
+        run=places.local(options.run),
+        out=places.local_file(out),
+        embeddings=None if embeddings is None else places.local_file(embeddings),
+    )
+
+
+def _opened(
+    options: PredictOptions, comm: Communicator, places: Places
+) -> tuple[Trainer, NodeIds | None]:
     """The run, with the graph that is predicted, and the ids of its nodes' own table."""
     if options.data is not None:
-        return load_run_for(options.run, str(options.data), comm, options.nodes)
-    trainer = load_run(options.run, comm)
-    return trainer, comm.together(lambda: _own_ids(options.run) if comm.is_main else None)
+        return load_run_for(options.run, str(options.data), comm, options.nodes, places)
+    trainer = load_run(options.run, comm, places=places)
+    return trainer, places.wait(lambda: _own_ids(options.run, places), works=comm.is_main)
+
+
+def _push(options: PredictOptions, places: Places) -> None:
+    """Send what is written to the URLs that it is for."""
+    for path in (options.embeddings, options.out):
+        if path is not None:
+            push_predictions(path, places)
 
 
 def predict(options: PredictOptions, comm: Communicator) -> Prediction:
@@ -232,25 +282,32 @@ def predict(options: PredictOptions, comm: Communicator) -> Prediction:
         UserError: see ``load_run``, ``solved_here`` and ``write_predictions``.
     """
     started = time.perf_counter()
-    with long_step(f"reading {options.run}"):
-        trainer, ids = _opened(options, comm)
-    request = SolveRequest(options.tolerance, options.steps, options.require_converged)
-    with long_step(f"predicting {trainer.shard.num_nodes:,} nodes"):
-        found, state = solved_here(trainer, options.run, request)
-    rows = rows_of(trainer, found.logits)
-    if options.embeddings is not None:
-        kept = rows_of(trainer, trainer.model.embeddings(state))
-        write_embeddings(options.embeddings, found, kept, ids)
-    write_predictions(options.out, found, rows, ids)
+    urls = expect(options.run, options.out, options.embeddings, url_of_shards(options.run, comm))
+    with opened(comm, urls) as places:
+        here = _here(options, places)
+        with long_step(f"reading {options.run}"):
+            places.wait(lambda: fetch_run(here.run, places), works=comm.local_rank == 0)
+            trainer, ids = _opened(here, comm, places)
+        request = SolveRequest(options.tolerance, options.steps, options.require_converged)
+        with long_step(f"predicting {trainer.shard.num_nodes:,} nodes"):
+            found, state = solved_here(trainer, here.run, request)
+        rows = rows_of(trainer, found.logits)
+        if here.embeddings is not None:
+            kept = rows_of(trainer, trainer.model.embeddings(state))
+            write_embeddings(here.embeddings, found, kept, ids)
+        write_predictions(here.out, found, rows, ids)
+        places.wait(lambda: _push(here, places), works=comm.is_main)
     if comm.is_main:
         size = rows.num_nodes, rows.num_columns
         _show(options, found, size, time.perf_counter() - started)
     return found
 
 
-def _own_ids(run: Path) -> NodeIds | None:
+def _own_ids(run: Path, places: Places) -> NodeIds | None:
     """What the nodes of the run's own graph are called."""
-    return read_node_ids(*open_shards(run))
+    folder, manifest = open_shards(run, places)
+    fetch_node_ids(folder, manifest, places)
+    return read_node_ids(folder, manifest)
 
 
 def _show(

@@ -37,6 +37,7 @@ from distributed_ignn.graph.node_ids import NodeIds
 from distributed_ignn.long_steps import long_step
 from distributed_ignn.runs.node_rows import NodeRows
 from distributed_ignn.runs.prediction import Prediction
+from distributed_ignn.runs.spool.places import Places
 
 METADATA_KEY = "distributed_ignn"
 
@@ -212,6 +213,23 @@ def _write(
             file.clear()
 
 
+def push_predictions(path: Path, places: Places) -> None:
+    """Send a file that is written to where its place is a URL, the table last.
+
+    Raises:
+        UserError: it cannot be sent.
+    """
+    beside = _about(path)
+    if path.suffix == ".csv":
+        places.push(beside)
+    places.push(path)
+
+
+def _about(path: Path) -> Path:
+    """What says of a CSV file how close the equilibrium was found."""
+    return path.with_name(f"{path.name}.json")
+
+
 def checked_ending(path: Path) -> Path:
     """The path, if a file of its kind can be written.
 
@@ -234,7 +252,7 @@ class _GrowingFile:
 
     @property
     def _beside(self) -> Path:
-        return self.path.with_name(f"{self.path.name}.json")
+        return _about(self.path)
 
     def begin(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -26,10 +26,10 @@ from distributed_ignn.config.dataset import IN_MEMORY
 from distributed_ignn.errors import Stopped, UserError
 from distributed_ignn.graph.data import GraphData
 from distributed_ignn.graph.datasets import load_dataset
-from distributed_ignn.graph.storage.shard_store import read_shard
 from distributed_ignn.propagation.kernels import choose_kernel
 from distributed_ignn.runs.checkpoints.checkpoint import (
     CheckpointStore,
+    Snapshot,
     load_checkpoint,
     load_newest,
 )
@@ -49,7 +49,15 @@ from distributed_ignn.runs.output.loggers import check_loggers
 from distributed_ignn.runs.output.progress import Progress
 from distributed_ignn.runs.output.rank_log import rank_log
 from distributed_ignn.runs.output.records import RunRecorder
-from distributed_ignn.runs.shards import ShardRecord, find_shards, store_graph, stored_graph
+from distributed_ignn.runs.shards import (
+    ShardRecord,
+    find_shards,
+    read_own_shard,
+    store_graph,
+    stored_graph,
+)
+from distributed_ignn.runs.spool.attempt import Attempt, attempted, fetched
+from distributed_ignn.runs.spool.places import Places, renamed_log
 from distributed_ignn.runs.stopping import StopPoll, StopRequest
 from distributed_ignn.runs.summary import standing, summarise
 from distributed_ignn.training.epoch_record import EpochRecord
@@ -91,6 +99,7 @@ class _Prepared:
     trainer: Trainer
     shards: ShardRecord
     budget: BudgetReport
+    attempt: Attempt
 
 
 def run_training(
@@ -141,20 +150,22 @@ def run_training(
     with (
         request.listening(),
         hushed(config.quiet),
-        claimed(config, comm) as config,
+        attempted(config, comm) as attempt,
+        claimed(attempt.config, comm, attempt) as config,
         rank_log(config.output, comm, config.train.log_level),
-        crash_reports(config, comm),
+        renamed_log(attempt.places),
+        crash_reports(config, comm, attempt.output),
     ):
         shows = conduct.shows and comm.is_main
         progress = Progress(config.train.epochs, enabled=shows, quiet=config.quiet)
         try:
             if graph is not None:
                 _store(config, comm, graph)
-            run = _prepare(config, comm, progress, started)
+            run = _prepare(config, comm, progress, started, attempt)
         except (UserError, Stopped):
             leave(config, comm)
             raise
-        recorder = open_records(config, comm, run.shards, run.trainer.epoch, run.budget)
+        recorder = open_records(config, comm, run.shards, run.trainer.epoch, run.budget, attempt)
         session = _Session(run, recorder, progress, hook, until)
         try:
             with request.deferred():
@@ -175,17 +186,17 @@ def _store(config: RunConfig, comm: Communicator, graph: Callable[[], GraphData]
 
 
 def _prepare(
-    config: RunConfig, comm: Communicator, progress: Progress, started: float
+    config: RunConfig, comm: Communicator, progress: Progress, started: float, attempt: Attempt
 ) -> _Prepared:
-    phase = comm.activity.phase
+    phase, places = comm.activity.phase, attempt.places
     comm.together(lambda: refuse_captures(config, comm))
     with phase("finding shards"):
-        shards = find_shards(config, comm, lambda: _load(config, comm, progress))
+        shards = find_shards(config, comm, lambda: _load(config, comm, progress, places), places)
     memory.return_freed_memory()  # what loading and partitioning have left
     torch.optim.Adam([torch.zeros(1, requires_grad=True)])  # imports what else would come later
     before = memory.resident(comm.device)
     with phase("reading shards"):
-        shard = comm.together(lambda: read_shard(shards.path(config.output), comm.rank))
+        shard = read_own_shard(shards, config.output, comm, places)
     budget = check_budget(config, shard, comm, before)
     progress.budget(budget)
     progress.status("building the model")
@@ -194,8 +205,8 @@ def _prepare(
     _log_choices(config, trainer)
     memory.return_freed_memory()
     with phase("reading a checkpoint"):
-        _resume(config, trainer, progress)
-    return _Prepared(trainer, shards, budget)
+        _resume(config, trainer, progress, places)
+    return _Prepared(trainer, shards, budget, attempt)
 
 
 def _log_choices(config: RunConfig, trainer: Trainer) -> None:
@@ -210,13 +221,13 @@ def _log_choices(config: RunConfig, trainer: Trainer) -> None:
         logger.info(line, plan.steps, plan.lr, extra=LOG_ONLY)
 
 
-def _load(config: RunConfig, comm: Communicator, progress: Progress) -> GraphData:
+def _load(config: RunConfig, comm: Communicator, progress: Progress, places: Places) -> GraphData:
     progress.status(f"loading {config.dataset}")
     with comm.activity.phase("loading"):
         if config.dataset == IN_MEMORY:
             data = stored_graph(config)
         else:
-            data = load_dataset(config.dataset, config.data_root, config.data)
+            data = load_dataset(config.dataset, config.data_root, fetched(config.data, places))
     progress.status("partitioning")
     return data
 
@@ -236,18 +247,19 @@ def _set_threads(config: RunConfig, conduct: Conduct) -> None:
     torch.set_num_threads(config.train.threads or max(1, cores // local_ranks))
 
 
-def _resume(config: RunConfig, trainer: Trainer, progress: Progress) -> None:
+def _resume(config: RunConfig, trainer: Trainer, progress: Progress, places: Places) -> None:
     """Load the newest sound checkpoint (``auto``) or the named one, if the run asks for it."""
     comm, nodes, named = trainer.comm, trainer.shard.owned_nodes, config.resume
     if named is None:
         return
     if named == "auto":
-        found = load_newest(config.output / CHECKPOINTS, comm, nodes)
+        found = load_newest(config.output / CHECKPOINTS, comm, nodes, places)
         if found is None:
             return
-        comm.together(lambda: restore(trainer, found))
     else:
-        comm.together(lambda: restore(trainer, load_checkpoint(named, comm, nodes)))
+        found = places.wait(lambda: load_checkpoint(named, comm, nodes, places.fetch))
+    snapshot = cast(Snapshot, found)
+    comm.together(lambda: restore(trainer, snapshot))
     logger.info("resumed after epoch %d", trainer.epoch, extra=LOG_ONLY)
     progress.resumed(trainer.epoch)
     changed = changed_settings(config) if comm.is_main else []
@@ -282,8 +294,14 @@ class _Session:
         self._recorder = recorder
         self._progress = progress
         self._hook = hook
-        keep = self._config.train.keep_checkpoints
-        self._store = CheckpointStore(self._config.output / CHECKPOINTS, self._comm, keep)
+        self._places = run.attempt.places
+        self._store = CheckpointStore(
+            self._config.output / CHECKPOINTS,
+            self._comm,
+            self._config.train.keep_checkpoints,
+            self._places,
+            run.attempt.output,
+        )
         self._newest: EpochRecord | None = None  # whose checkpoint is being written
         asked = self._config.train.async_checkpoints
         on_gpu = self._comm.device.type == "cuda"
@@ -301,6 +319,7 @@ class _Session:
             save=lambda: self._save(None, wait=True),
             settle=self._settle,
             rewind=self._rewind,
+            places=self._places,
         )
         recovery.begin()
         after = partial(self._after, polls=polls)
@@ -385,7 +404,7 @@ class _Session:
     def _publish(self) -> None:
         """Finish the checkpoint that is being written."""
         with self._comm.activity.phase("writing a checkpoint"):
-            path = self._store.finish()
+            path = self._places.origin(self._store.finish())
         logger.info("wrote %s", path, extra=LOG_ONLY)
         if self._hook is not None and self._newest is not None:
             self._hook(self._newest, path)
@@ -402,12 +421,16 @@ class _Session:
             lambda: recorder.summary(summary) if recorder is not None else None,
             doing=f"write to output = {self._config.output}",
         )
+        output = self._run.attempt.output
+        if output is not None:
+            with self._comm.activity.phase("sending what is left"):
+                self._places.wait(output.push_records)
         return summary
 
     def show(self, summary: dict[str, Any]) -> None:
         """Show the summary."""
         self._progress.close()
-        self._progress.table(summary, self._config.output)
+        self._progress.table(summary, self._places.origin(self._config.output))
         warn_unconverged(summary, self._config)
 
     def close(self) -> None:

@@ -7,8 +7,11 @@ predictions of a finished one, read those, without the dataset and wherever the 
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
+from typing import cast
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator
 
@@ -18,6 +21,8 @@ from distributed_ignn.config import RunConfig
 from distributed_ignn.errors import UserError
 from distributed_ignn.files import atomic_write_json
 from distributed_ignn.graph.data import GraphData
+from distributed_ignn.graph.shard import GraphShard
+from distributed_ignn.graph.storage.manifest import NODE_IDS
 from distributed_ignn.graph.storage.shard_store import (
     MANIFEST,
     Manifest,
@@ -25,9 +30,12 @@ from distributed_ignn.graph.storage.shard_store import (
     partition_request,
     prepare_shards,
     read_manifest,
+    read_shard,
     whole_graph,
 )
 from distributed_ignn.reading.plain_files import in_one_line, read_plain
+from distributed_ignn.runs.spool.places import Places, stated
+from distributed_ignn.urls.url import Url
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +43,7 @@ SHARDS = "shards"
 RECORD = "shards.json"
 
 _RECORD_LIMIT = 2**20
+_OF_SHARDS = re.compile(rf"part-\d+-of-\d+\.safetensors|{re.escape(NODE_IDS)}")
 _AGAIN = "start the training again with --resume auto"
 
 
@@ -42,7 +51,7 @@ class ShardRecord(BaseModel):
     """The shards that a run reads.
 
     Args:
-        folder: relative to the run folder if it lies inside, so that a run can be moved.
+        folder: relative to the run folder if it lies inside, so that a run can be moved; or a URL.
         fingerprint: of the graph that was cut.
         parts: number of shards.
     """
@@ -59,29 +68,65 @@ class ShardRecord(BaseModel):
         """A name from a file must not lead out of the run by steps upwards."""
         if not folder.isprintable() or ".." in Path(folder).parts:
             raise ValueError("leads out of the run")
+        stated(folder)
         return folder
 
-    def path(self, run: Path) -> Path:
-        """The folder of the shards of a run that lies in ``run``."""
-        return run / self.folder
+    def path(self, run: Path, places: Places | None = None) -> Path:
+        """The folder of the shards of a run that lies in ``run``, with its manifest.
+
+        Args:
+            run: the folder.
+            places: where URLs are to be had from; None where none are expected.
+
+        Raises:
+            UserError: a URL is named, and cannot be read or is not expected.
+        """
+        folder = stated(self.folder)
+        if not isinstance(folder, Url):
+            folder = run / folder
+        elif places is None or not places.any:
+            raise UserError(
+                f"the shards of {run} lie at {folder}, which this command does not read; copy them "
+                f"to a folder and name that in {run / RECORD}"
+            )
+        else:
+            folder = places.local(folder)
+        if places is not None:
+            places.fetch(folder / MANIFEST)
+        return folder
 
 
 def find_shards(
-    config: RunConfig, comm: Communicator, load: Callable[[], GraphData]
+    config: RunConfig,
+    comm: Communicator,
+    load: Callable[[], GraphData],
+    places: Places | None = None,
 ) -> ShardRecord:
     """The shards on this rank's machine, whose first rank finds or writes them.
+
+    Where the output is a URL, rank 0 does, for all machines.
 
     Args:
         config: the run; ``output`` may hold an earlier attempt of it.
         comm: this rank's communicator.
         load: reads the dataset; called where no shards are there yet.
+        places: of the attempt, where the settings name URLs.
 
     Raises:
         UserError: see ``prepare_shards``, or the machines hold different data or have divided it
             differently (on every rank).
     """
-    first = comm.local_rank == 0
-    own = apart(comm, lambda: _find(config, comm.world_size, load), works=first)
+    places = places or Places(comm)
+    sends = config.partition.dir is None and places.of(config.output) is not None
+    works = comm.is_main if sends else comm.local_rank == 0
+
+    def find() -> ShardRecord:
+        record = _find(config, comm.world_size, load, places)
+        if sends:
+            send_shards(record.path(config.output), places)
+        return record
+
+    own = places.wait(find, works=works) if places.any else apart(comm, find, works=works)
     gathered = comm.gather_json(own.model_dump() if own else None)
     records = [ShardRecord(**found) if found else None for found in gathered]
     prints = sorted({record.fingerprint[:12] for record in records if record})
@@ -91,18 +136,84 @@ def find_shards(
             "dataset to all of them, or use --partition.dir on a shared file system"
         )
     if sum(record is not None for record in records) > 1:
-        _check_division(own, config.output, comm)
+        _check_division(own, config.output, comm, places)
     # ranks of one machine are consecutive, and its first rank named the folder
     return next(record for record in reversed(records[: comm.rank + 1]) if record)
 
 
-def _check_division(own: ShardRecord | None, run: Path, comm: Communicator) -> None:
+def fetch_known(folder: Path, places: Places) -> None:
+    """Let the manifest of shards be there, if the place has any; where no URL is meant, nothing.
+
+    Raises:
+        UserError: the place holds something else. Parts without a manifest are those of a writer
+            that was cut off, and will be written anew.
+    """
+    mirror = places.of(folder)
+    if mirror is None:
+        return
+    listed = mirror.store.listing()
+    others = sorted(name for name in listed if not _OF_SHARDS.fullmatch(name))
+    if others and MANIFEST not in listed:
+        raise UserError(
+            f"{mirror.url} holds no shards but other things ({in_one_line(others[0])}); choose "
+            "another place"
+        )
+    mirror.fetch(folder / MANIFEST)
+
+
+def send_shards(folder: Path, places: Places) -> None:
+    """Send shards to the URL that they are for, if they are not there; else nothing is done.
+
+    Raises:
+        UserError: they cannot be sent.
+    """
+    mirror = places.of(folder)
+    if mirror is not None and not mirror.store.exists(mirror.name(folder / MANIFEST)):
+        mirror.push_folder(folder, MANIFEST)
+
+
+def read_own_shard(
+    record: ShardRecord, run: Path, comm: Communicator, places: Places
+) -> GraphShard:
+    """This rank's shard of those that a run reads; every rank calls it.
+
+    Args:
+        record: of the shards.
+        run: output folder.
+        comm: this rank's communicator.
+        places: of the attempt.
+
+    Raises:
+        UserError: it is missing or damaged (on every rank).
+    """
+
+    def read() -> GraphShard:
+        folder = record.path(run, places)
+        fetch_part(folder, comm.rank, places)
+        return read_shard(folder, comm.rank)
+
+    return cast(GraphShard, places.wait(read))
+
+
+def fetch_part(folder: Path, part: int, places: Places) -> None:
+    """Let the file of a part be there, if it is of a URL."""
+    if places.of(folder) is not None:
+        places.fetch(folder / read_manifest(folder).files[part].name)
+
+
+def fetch_node_ids(folder: Path, manifest: Manifest, places: Places) -> None:
+    """Let the file of the nodes' own ids be there, if they have any and it is of a URL."""
+    if manifest.node_ids is not None:
+        places.fetch(folder / manifest.node_ids.name)
+
+
+def _check_division(own: ShardRecord | None, run: Path, comm: Communicator, places: Places) -> None:
     """Refuse machines that have divided the same graph differently, as two METIS libraries do."""
 
     def division() -> list[JsonValue] | None:
         if own is None:
             return None
-        manifest = read_manifest(own.path(run))
+        manifest = read_manifest(own.path(run, places))
         sizes = [size.model_dump(mode="json") for size in manifest.part_sizes]
         return [manifest.provider, manifest.statistics.model_dump(mode="json"), *sizes]
 
@@ -116,12 +227,16 @@ def _check_division(own: ShardRecord | None, run: Path, comm: Communicator) -> N
         )
 
 
-def _find(config: RunConfig, parts: int, load: Callable[[], GraphData]) -> ShardRecord:
+def _find(
+    config: RunConfig, parts: int, load: Callable[[], GraphData], places: Places
+) -> ShardRecord:
     settings = data_settings(config.dataset, config.data)
     if config.partition.dir is None:
-        known = _own_shards(config, parts, settings)
+        known = _own_shards(config, parts, settings, places)
         if known is not None:
             return known
+    else:
+        places.fetch(config.partition.dir / MANIFEST)
     cache = config.output / SHARDS
     folder, manifest = prepare_shards(load, cache, parts, config.partition, settings)
     if config.data.edge_weights == "use" and not any(manifest.whole.weighted):
@@ -134,14 +249,17 @@ def _find(config: RunConfig, parts: int, load: Callable[[], GraphData]) -> Shard
         logger.warning(
             "%s; it goes on, and may have trained on what are test nodes now", difference
         )
-    return _record(folder, manifest, config.output)
+    return _record(folder, manifest, config.output, places)
 
 
-def _record(folder: Path, manifest: Manifest, run: Path) -> ShardRecord:
+def _record(
+    folder: Path, manifest: Manifest, run: Path, places: Places | None = None
+) -> ShardRecord:
     folder, run = folder.absolute(), run.absolute()
     inside = folder.is_relative_to(run)
+    named = folder if places is None else places.origin(folder)
     return ShardRecord(
-        folder=str(folder.relative_to(run) if inside else folder),
+        folder=str(folder.relative_to(run) if inside else named),
         fingerprint=manifest.fingerprint,
         parts=manifest.parts,
     )
@@ -234,12 +352,12 @@ def stored_graph(config: RunConfig) -> GraphData:
 
 
 def _own_shards(
-    config: RunConfig, parts: int, settings: dict[str, JsonValue]
+    config: RunConfig, parts: int, settings: dict[str, JsonValue], places: Places
 ) -> ShardRecord | None:
     """The shards of an earlier attempt, if they are still there and what this one asks for."""
     try:
         record = read_record(config.output)
-        folder = record.path(config.output)
+        folder = record.path(config.output, places)
         manifest = read_manifest(folder, parts=parts, fingerprint=record.fingerprint)
     except UserError:  # looked for in the usual way, which reports what is wrong with them
         return None
@@ -273,14 +391,28 @@ def read_record(run: Path) -> ShardRecord:
         raise UserError(f"{path} is damaged; {_AGAIN}") from error
 
 
-def open_shards(run: Path) -> tuple[Path, Manifest]:
+def url_of_shards(run: Path, comm: Communicator) -> Path | None:
+    """Where the shards of a run in a folder lie, if that is a URL; every rank calls it."""
+    found = None
+    if comm.is_main and not isinstance(run, Url):
+        with suppress(UserError):  # whoever opens them says what is wrong
+            found = read_record(run).folder
+    folder = stated(comm.gather_json(found)[0] or "")
+    return folder if isinstance(folder, Url) else None
+
+
+def open_shards(run: Path, places: Places | None = None) -> tuple[Path, Manifest]:
     """Folder and manifest of the shards that a run was trained on.
+
+    Args:
+        run: output folder.
+        places: where URLs are to be had from; None where none are expected.
 
     Raises:
         UserError: they are gone, or others have taken their place.
     """
     record = read_record(run)
-    folder = record.path(run)
+    folder = record.path(run, places)
     if not (folder / MANIFEST).is_file():
         raise UserError(f"the shards of {run} are gone from {folder}; put them back, or {_AGAIN}")
     manifest = read_manifest(folder)

@@ -29,6 +29,7 @@ from distributed_ignn.graph.datasets.synthetic import make_products
 from distributed_ignn.graph.datasets.user_file import load_user_file, read_fields
 from distributed_ignn.graph.feature_scaling import FeatureScaling
 from distributed_ignn.long_steps import long_step
+from distributed_ignn.urls.url import Url
 
 __all__ = [
     "DATASETS",
@@ -98,6 +99,12 @@ def load_dataset(
     Raises:
         UserError: an unknown name, missing or malformed files, or a rule that the data breaks.
     """
+    for key, path in (("path", data.path), ("nodes", data.nodes)):
+        if isinstance(path, Url):
+            raise UserError(
+                f"data.{key} = {path} is a URL, which ignn train and ignn partition read; copy the "
+                "file here and give its path"
+            )
     loader = DATASETS.get(name)
     if data.edge_weights == "use" and loader not in (None, _file):
         raise UserError(

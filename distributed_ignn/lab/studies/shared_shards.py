@@ -17,6 +17,7 @@ from distributed_ignn.graph.storage.shard_store import (
     prepare_shards,
     read_manifest,
 )
+from distributed_ignn.urls.url import Url
 
 SHARDS = "shards"
 """Their folder, in that of a study."""
@@ -35,6 +36,11 @@ def shard_folder(config: RunConfig, parts: int, cache: Path) -> Path:
     Raises:
         UserError: the data cannot be read or prepared so, or the folder cannot be written.
     """
+    if isinstance(config.partition.dir, Url):
+        raise UserError(
+            f"partition.dir = {config.partition.dir} is a URL, and many runs read their shards "
+            "from one folder; copy them to one and name that"
+        )
     if config.partition.dir is not None:
         return config.partition.dir
     settings = data_settings(config.dataset, config.data)

@@ -22,26 +22,29 @@ import logging
 import re
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from distributed_ignn.comm.communicator import Communicator
-from distributed_ignn.errors import UserError
+from distributed_ignn.errors import JobError, UserError
 from distributed_ignn.files import atomic_write_json, sha256_file, sync, write_tensors
 from distributed_ignn.reading.plain_files import open_plain
 from distributed_ignn.reading.strict_json import read_json
 from distributed_ignn.reading.tensors import read_tensors
+from distributed_ignn.runs.spool.places import Places
+from distributed_ignn.runs.spool.run_place import RunPlace
 
 FORMAT_VERSION = 3
 _READ_VERSIONS = (2, FORMAT_VERSION)
 NODES = "nodes"
-_STATE = "state.json"
+STATE = "state.json"
 _OWN_SUM = "state_sha256"
 _COMMON = "common.safetensors"
 #: Types of the values that restoring reads from the state; a bool is no int here.
@@ -56,6 +59,7 @@ _REMAINS = re.compile(r"\.epoch-\d{6,}.*\.tmp")
 logger = logging.getLogger(__name__)
 
 TensorDict = dict[str, Tensor]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -98,12 +102,25 @@ class CheckpointStore:
         folder: ``checkpoints`` of the run.
         comm: this rank's communicator.
         keep: how many of the newest to keep, besides the one with the best validation metric.
+        places: of the attempt, where ``folder`` stands for a URL.
+        sent_to: the output that the checkpoints go to, if that is a URL.
     """
 
-    def __init__(self, folder: Path, comm: Communicator, keep: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        comm: Communicator,
+        keep: int,
+        places: Places | None = None,
+        sent_to: RunPlace | None = None,
+    ) -> None:
         self._folder = folder
         self._comm = comm
         self._keep = keep
+        self._places = places or Places(comm)
+        self._sent_to = sent_to
+        # who makes the folder that the ranks of a machine write into
+        self._makes = comm.is_main or (sent_to is not None and sent_to.first)
         self._doing = f"write the checkpoint in {folder}"
         self._writer = ThreadPoolExecutor(1, "checkpoint")
         self._writing: _Writing | None = None
@@ -136,8 +153,8 @@ class CheckpointStore:
         # its own name, so that a rank of an earlier attempt that wakes up late writes elsewhere
         token = comm.gather_json(uuid.uuid4().hex[:8] if comm.is_main else None)[0]
         temporary = self._folder / f".{final.name}.{token}.tmp"
-        comm.together(lambda: self._begin(temporary) if comm.is_main else None, doing=self._doing)
-        digests = self._writer.submit(_write_rank, temporary, comm, snapshot, nodes)
+        self._wait(lambda: self._begin(temporary, final), works=self._makes)
+        digests = self._writer.submit(self._write, temporary, final, snapshot, nodes)
         self._writing = _Writing(final, temporary, snapshot, digests)
 
     @property
@@ -162,27 +179,48 @@ class CheckpointStore:
             raise RuntimeError("no checkpoint is being written")
         comm = self._comm
         try:
-            written = comm.together(one.digests.result, doing=self._doing)
+            written = self._wait(one.digests.result)
             digests = {n: d for part in comm.gather_json(written) for n, d in part.items()}
-            comm.together(
-                lambda: self._finish(one, digests) if comm.is_main else None, doing=self._doing
-            )
-        except UserError:
-            if comm.is_main:
+            self._wait(self._send_records)
+            self._wait(lambda: self._finish(one, digests), works=comm.is_main)
+        except (UserError, JobError):
+            if self._makes:
                 shutil.rmtree(one.temporary, ignore_errors=True)
             raise
+        if self._makes and not comm.is_main:  # rank 0's machine keeps what it has written
+            shutil.rmtree(one.temporary, ignore_errors=True)
         return one.final
 
     def close(self) -> None:
         """Let go of the thread; what is not finished is given up."""
         self._writer.shutdown(wait=True)
 
-    def _begin(self, temporary: Path) -> None:
+    def _wait(self, action: Callable[[], T], *, works: bool = True) -> T | None:
+        return self._places.wait(action, works=works, doing=self._doing)
+
+    def _write(
+        self, temporary: Path, final: Path, snapshot: Snapshot, nodes: Tensor
+    ) -> dict[str, str]:
+        """Write this rank's files, and send them; return their sha256 by name."""
+        digests = _write_rank(temporary, self._comm, snapshot, nodes)
+        if self._sent_to is not None:
+            for name in digests:
+                self._sent_to.push_part(temporary / name, final)
+        return digests
+
+    def _send_records(self) -> None:
+        """Let the records of all epochs before a checkpoint be where it is about to be."""
+        if self._sent_to is not None:
+            self._sent_to.push_records()
+
+    def _begin(self, temporary: Path, final: Path) -> None:
         """Make an empty folder, and remove the remains of a killed run beside it."""
         self._folder.mkdir(parents=True, exist_ok=True)
         for path in self._folder.iterdir():
             if _REMAINS.fullmatch(path.name):
                 shutil.rmtree(path, ignore_errors=True)
+        if self._sent_to is not None and self._comm.is_main:
+            self._sent_to.forget(final)
         temporary.mkdir()
 
     def _finish(self, one: _Writing, digests: Mapping[str, str]) -> None:
@@ -192,7 +230,9 @@ class CheckpointStore:
             "sha256": dict(digests),
             **one.snapshot.state,
         }
-        atomic_write_json(one.temporary / _STATE, sealed(state))
+        atomic_write_json(one.temporary / STATE, sealed(state))
+        if self._sent_to is not None:
+            self._sent_to.publish(one.temporary / STATE, one.final)
         _remove(one.final)
         one.temporary.rename(one.final)
         sync(self._folder)
@@ -212,6 +252,8 @@ class CheckpointStore:
         kept = {*course[-self._keep :], best}
         for path in found:
             if path not in kept:
+                if self._sent_to is not None:
+                    self._sent_to.remove(path)
                 _remove(path)
 
 
@@ -259,7 +301,9 @@ def checkpoint_names(folder: Path, comm: Communicator) -> list[str]:
     return names
 
 
-def load_newest(folder: Path, comm: Communicator, nodes: Tensor) -> Snapshot | None:
+def load_newest(
+    folder: Path, comm: Communicator, nodes: Tensor, places: Places | None = None
+) -> Snapshot | None:
     """Read the newest checkpoint that is sound on every rank; None where there is none at all.
 
     One that is damaged is passed over with a warning. Every rank calls it.
@@ -268,15 +312,17 @@ def load_newest(folder: Path, comm: Communicator, nodes: Tensor) -> Snapshot | N
         folder: ``checkpoints`` of a run.
         comm: this rank's communicator.
         nodes: owned global ids [O].
+        places: of the attempt, where ``folder`` stands for a URL.
 
     Raises:
         UserError: the folder cannot be read, or all of its checkpoints are damaged (on every rank).
     """
     names = checkpoint_names(folder, comm)
+    places = places or Places(comm)
     for name in reversed(names):
         try:
-            snapshot = comm.together(
-                lambda path=folder / name: load_checkpoint(path, comm, nodes),  # type: ignore[misc]
+            snapshot = places.wait(
+                partial(load_checkpoint, folder / name, comm, nodes, places.fetch),
                 doing=f"read {folder / name}",
             )
         except UserError as error:
@@ -288,36 +334,48 @@ def load_newest(folder: Path, comm: Communicator, nodes: Tensor) -> Snapshot | N
     return None
 
 
-def load_checkpoint(path: Path, comm: Communicator, nodes: Tensor) -> Snapshot:
+def load_checkpoint(
+    path: Path,
+    comm: Communicator,
+    nodes: Tensor,
+    fetch: Callable[[Path], None] = lambda path: None,
+) -> Snapshot:
     """Read a checkpoint for the nodes of this rank, whatever number of ranks wrote it.
 
     Args:
         path: one folder of ``list_checkpoints``.
         comm: this rank's communicator.
         nodes: owned global ids [O].
+        fetch: called with each file before it is read, to let it be there.
 
     Raises:
         UserError: a file is missing, damaged, or of another format.
     """
+
+    def fetched(name: str) -> Path:
+        fetch(path / name)
+        return path / name
+
+    fetch(path / STATE)
     state = _read_state(path)
-    common = _read_tensors(path / _COMMON, state)
+    common = _read_tensors(fetched(_COMMON), state)
     writers = int(state["world_size"])
     if writers == comm.world_size:
-        own = _read_rows(path / _rank_name(comm.rank, writers), state)
+        own = _read_rows(fetched(_rank_name(comm.rank, writers)), state)
         if torch.equal(own[NODES], nodes.cpu()):
             rows = {k[4:]: v for k, v in own.items() if k.startswith("row/")}
             return Snapshot(state, common, rows)
-    return Snapshot(state, common, _gather_rows(path, state, writers, nodes.cpu()))
+    parts = (_read_rows(fetched(_rank_name(w, writers)), state) for w in range(writers))
+    return Snapshot(state, common, _gather_rows(path, parts, nodes.cpu()))
 
 
-def _gather_rows(path: Path, state: Mapping[str, Any], writers: int, nodes: Tensor) -> TensorDict:
-    """Read the rows of ``nodes`` from all writers' files."""
+def _gather_rows(path: Path, parts: Iterable[TensorDict], nodes: Tensor) -> TensorDict:
+    """Take the rows of ``nodes`` out of all writers' ``parts`` of the checkpoint in ``path``."""
     result: TensorDict = {}
     found = torch.zeros(nodes.numel(), dtype=torch.bool)
     order = torch.argsort(nodes)
     ordered = nodes[order]
-    for writer in range(writers):
-        tensors = _read_rows(path / _rank_name(writer, writers), state)
+    for tensors in parts:
         theirs = tensors[NODES]
         place = torch.searchsorted(ordered, theirs).clamp_max(max(nodes.numel() - 1, 0))
         mine = torch.zeros_like(theirs, dtype=torch.bool)
@@ -356,10 +414,10 @@ def _write_rank(
 
 def _read_state(path: Path) -> dict[str, Any]:
     try:
-        state = read_json(path / _STATE)
+        state = read_json(path / STATE)
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{path} is not a complete checkpoint ({_STATE} cannot be read); choose another one"
+            f"{path} is not a complete checkpoint ({STATE} cannot be read); choose another one"
         ) from error
     known = isinstance(state, dict) and state.get("version") in _READ_VERSIONS
     if not known or not {"world_size", "sha256", "epoch"} <= state.keys():
@@ -369,12 +427,10 @@ def _read_state(path: Path) -> dict[str, Any]:
         )
     if sealed(state) != state:
         raise UserError(
-            f"{path} is damaged, the checksum of {_STATE} differs; choose another checkpoint"
+            f"{path} is damaged, the checksum of {STATE} differs; choose another checkpoint"
         )
     if not all(type(state.get(key)) in kinds for key, kinds in _KINDS.items()):
-        raise UserError(
-            f"{path} is damaged, {_STATE} holds other values; choose another checkpoint"
-        )
+        raise UserError(f"{path} is damaged, {STATE} holds other values; choose another checkpoint")
     return state
 
 

@@ -18,6 +18,7 @@ from distributed_ignn.runs.checkpoints.checkpoint import (
     load_newest,
 )
 from distributed_ignn.runs.checkpoints.snapshot import restore
+from distributed_ignn.runs.spool.places import Places
 from distributed_ignn.training.numbers import NumbersError
 from distributed_ignn.training.trainer import Trainer
 
@@ -46,6 +47,7 @@ class Recovery:
         save: writes one of the trainer's present state.
         settle: waits for one that is being written.
         rewind: told the epoch that the run has gone back to, to drop later records.
+        places: of the attempt.
     """
 
     def __init__(
@@ -55,12 +57,14 @@ class Recovery:
         save: Callable[[], object],
         settle: Callable[[], object],
         rewind: Callable[[int], None],
+        places: Places,
     ) -> None:
         self._trainer = trainer
         self._folder = folder
         self._save = save
         self._settle = settle
         self._rewind = rewind
+        self._places = places
 
     def begin(self) -> None:
         """See to it that the newest checkpoint is the present state, if rollbacks may come.
@@ -84,7 +88,8 @@ class Recovery:
         trainer = self._trainer
         with trainer.comm.activity.phase("going back to a checkpoint"):
             self._settle()
-            snapshot = load_newest(self._folder, trainer.comm, trainer.shard.owned_nodes)
+            nodes = trainer.shard.owned_nodes
+            snapshot = load_newest(self._folder, trainer.comm, nodes, self._places)
             if snapshot is None:
                 raise fault
             roll_back(trainer, fault, snapshot)

@@ -32,6 +32,7 @@ from distributed_ignn.errors import Stopped, UserError
 from distributed_ignn.files import atomic_write_json
 from distributed_ignn.reading.strict_json import read_json
 from distributed_ignn.runs.output.records import last_record
+from distributed_ignn.runs.spool.run_place import RunPlace
 
 logger = logging.getLogger(__name__)
 
@@ -41,10 +42,17 @@ _LIBRARIES = ("distributed-ignn", "torch", "torch-geometric", "numpy", "ray", "d
 
 
 @contextmanager
-def crash_reports(config: RunConfig, comm: Communicator) -> Iterator[None]:
+def crash_reports(
+    config: RunConfig, comm: Communicator, sent_to: RunPlace | None = None
+) -> Iterator[None]:
     """Write a report where a run inside breaks off for any reason but a mistake or a signal.
 
     Every rank enters it. The report is named by the time at which the run started.
+
+    Args:
+        config: the run.
+        comm: this rank's communicator.
+        sent_to: the output, if it is a URL; a rank that gives up the others sends what it knows.
 
     Raises:
         JobError: other ranks cannot be reached any more.
@@ -62,6 +70,8 @@ def crash_reports(config: RunConfig, comm: Communicator) -> Iterator[None]:
 
     def write_from_watchdog(problem: str) -> None:
         write(problem, _lines(_stack_of(sys._current_frames().get(training))))
+        if sent_to is not None:
+            sent_to.push_records()
 
     if comm.watchdog is not None:
         comm.watchdog.before_exit.append(write_from_watchdog)

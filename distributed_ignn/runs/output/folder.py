@@ -25,6 +25,11 @@ from distributed_ignn.runs.output.lock import OutputLock
 from distributed_ignn.runs.output.rank_log import LOGS
 from distributed_ignn.runs.output.records import RunRecorder
 from distributed_ignn.runs.shards import ShardRecord, write_record
+from distributed_ignn.runs.spool.attempt import Attempt, stated
+from distributed_ignn.runs.spool.places import Places
+from distributed_ignn.runs.spool.run_place import RunPlace
+from distributed_ignn.urls.object_store import ObjectStore
+from distributed_ignn.urls.url import Url
 
 CHECKPOINTS = "checkpoints"
 SETTINGS = "config.yaml"
@@ -34,10 +39,17 @@ _PATIENCE_SECONDS, _LEAVING_SECONDS = 120.0, 10.0
 
 
 @contextmanager
-def claimed(config: RunConfig, comm: Communicator) -> Iterator[RunConfig]:
+def claimed(
+    config: RunConfig, comm: Communicator, attempt: Attempt | None = None
+) -> Iterator[RunConfig]:
     """Create the output folder, or take it over from an earlier attempt of the same job.
 
     Other runs are kept out of it until the end of ``with``.
+
+    Args:
+        config: the run.
+        comm: this rank's communicator.
+        attempt: that this is, where the settings name URLs.
 
     Yields:
         The settings, with ``resume: auto`` where this is such an attempt.
@@ -46,23 +58,26 @@ def claimed(config: RunConfig, comm: Communicator) -> Iterator[RunConfig]:
         UserError: the folder holds another run, is in use by one, or cannot be written (on every
             rank).
     """
-    lock = OutputLock(config.output)
+    attempt = attempt or Attempt(config, Places(comm))
+    lock: OutputLock | RunPlace = attempt.output or OutputLock(config.output)
     try:
-        again = comm.together(
-            lambda: _claim(config, lock) if comm.is_main else False,
+        again = attempt.places.wait(
+            lambda: _claim(config, lock),
+            works=comm.is_main,
             doing=f"write to output = {config.output}",
             way_out="choose another --output",
         )
         again = comm.gather_json(again)[0]
         yield config.model_copy(update={"resume": "auto"}) if again else config
     finally:
-        lock.release()
+        if isinstance(lock, OutputLock):  # of a URL, what is left is sent first
+            lock.release()
         if comm.is_main:
             with suppress(OSError):  # not empty: a run has begun
                 config.output.rmdir()
 
 
-def _claim(config: RunConfig, lock: OutputLock) -> bool:
+def _claim(config: RunConfig, lock: OutputLock | RunPlace) -> bool:
     """Whether it is an earlier attempt of this job."""
     goes_on = make_output(config) or config.resume is not None
     # ranks of an attempt that was given up may be on a machine that lost its network: they end when
@@ -77,7 +92,7 @@ def _claim(config: RunConfig, lock: OutputLock) -> bool:
 
 
 def make_output(config: RunConfig) -> bool:
-    """Create the output folder, or refuse one that holds another run.
+    """Create the output folder, or refuse one that holds another run; so of a URL.
 
     Returns:
         Whether it holds an earlier attempt of this job.
@@ -86,19 +101,23 @@ def make_output(config: RunConfig) -> bool:
         UserError: the folder holds a run that is not to be resumed.
         OSError: it cannot be created.
     """
-    if (config.output / SETTINGS).exists() and config.resume is None:
-        if is_earlier_attempt(config.output):
+    url = config.output if isinstance(config.output, Url) else None
+    if config.resume is None and holds_run(config.output):
+        if url is None and is_earlier_attempt(config.output):
             return True
         raise UserError(
             f"output = {config.output} already holds a run; choose another --output, or continue "
             "it with --resume auto"
         )
-    config.output.mkdir(parents=True, exist_ok=True)
+    if url is not None:
+        ObjectStore(url).probe()
+    else:
+        config.output.mkdir(parents=True, exist_ok=True)
     return False
 
 
 def check_output(config: RunConfig) -> None:
-    """Create the output folder, before the ranks of a run are started.
+    """Create the output folder, before the ranks of a run are started; of a URL there is none.
 
     Ranks on Ray take settings that they find there for those of a crashed attempt of their own.
 
@@ -109,6 +128,17 @@ def check_output(config: RunConfig) -> None:
         make_output(config)
     except OSError as error:
         raise UserError(f"cannot write to output = {config.output}: {error.strerror}") from error
+
+
+def holds_run(output: Path) -> bool:
+    """Whether a run has begun in a folder, or at a URL.
+
+    Raises:
+        UserError: the URL refuses, or does not answer.
+    """
+    if isinstance(output, Url):
+        return ObjectStore(output).exists(SETTINGS)
+    return (output / SETTINGS).exists()
 
 
 def is_earlier_attempt(output: Path) -> bool:
@@ -168,8 +198,17 @@ def open_records(
     shards: ShardRecord,
     epoch: int,
     budget: BudgetReport,
+    attempt: Attempt | None = None,
 ) -> RunRecorder | None:
     """From here on the folder holds a run; a resumed one with the settings that now apply.
+
+    Args:
+        config: the run.
+        comm: this rank's communicator.
+        shards: that it reads.
+        epoch: at which it begins.
+        budget: what it is expected to hold in memory.
+        attempt: that this is, where the settings name URLs.
 
     Returns:
         The recorder of rank 0; None on the others.
@@ -177,14 +216,21 @@ def open_records(
     Raises:
         UserError: the folder cannot be written (on every rank).
     """
+    attempt = attempt or Attempt(config, Places(comm))
+    as_given = stated(config, attempt.places)
 
     def write() -> RunRecorder | None:
         if not comm.is_main:
             return None
         write_record(config.output, shards)
         atomic_write_json(config.output / BUDGET, budget.as_json())
-        atomic_write_text(config.output / SETTINGS, dump_yaml(config))
-        settings = config.model_dump(mode="json")
+        atomic_write_text(config.output / SETTINGS, dump_yaml(as_given))
+        settings = as_given.model_dump(mode="json")
         return RunRecorder(config.output, epoch, loggers=config.train.loggers, settings=settings)
 
-    return comm.together(write, doing=f"write to output = {config.output}")
+    doing = f"write to output = {config.output}"
+    recorder = comm.together(write, doing=doing)
+    attempt.begin()
+    if attempt.output is not None:
+        attempt.places.wait(attempt.output.push_records, doing=doing)
+    return recorder

@@ -123,10 +123,10 @@ SETTINGS = [
     ),
     Case(
         "a URL in the place of a folder",
-        f"{_CHAINS} --output s3://bucket/run",
-        value="output = s3://bucket/run",
-        rule="is a URL",
-        way_out="mount what s3: names",
+        f"{_CHAINS} --output hdfs://host/run",
+        value="output = hdfs://host/run",
+        rule="is a URL of a kind that is not understood",
+        way_out="mount what hdfs: names",
     ),
     Case(
         "an unknown flag",
