@@ -276,6 +276,8 @@ class _PlainLocator(LogLocator):
 
 class _PlainFormatter(Formatter):
     def __call__(self, x: float, pos: int | None = None) -> str:
+        if self.axis is None:
+            return f"{x:.6g}"
         low, high = sorted(self.axis.get_view_interval())
         if high < _MANY * low or (low >= 1e-4 and high < 1e6):
             return f"{x:.6g}"

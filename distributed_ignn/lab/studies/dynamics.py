@@ -38,11 +38,12 @@ _KEYS = (
     "evaluations_adjoint",
     "solver_seconds",
 )
+_WINDOW = 9  # epochs
 _PANELS = (
     ("loss", "training loss"),
     ("val_metric", "validation metric"),
-    ("evaluations", "map evaluations, forward and validation"),
-    ("seconds", "seconds per epoch, in turn"),
+    ("evaluations", "evaluations, forward and validation"),
+    ("seconds", f"seconds per epoch; thick: median of {_WINDOW}"),
 )
 _PAPER = (
     "Appendix D.3 on Amazon-all: the IGNN starts fast, its time per epoch rises sharply and stays "
@@ -53,8 +54,9 @@ _PAPER = (
 _DIFFERS = (
     "Map evaluations per epoch stand beside the seconds; the backward solve uses the same method "
     "in all runs, and every solve starts from the last epoch's solution. Seconds are those of a "
-    "second training of the same runs, epoch by epoch in turn; of several seeds the median. In "
-    "the summary they are the median epoch without solver phases, and the mean share of these."
+    "second training of the same runs, epoch by epoch in turn; of several seeds the median. The "
+    f"picture's thick line is the median of {_WINDOW} epochs, which leaves solver phases out; the "
+    "summary has the median epoch without solver phases, and the mean share of these."
 )
 
 
@@ -113,12 +115,16 @@ def _draw(rows: Sequence[Mapping[str, Any]], title: str) -> Picture:
         curves = _curves(rows, quantity)
         for place, method in enumerate(METHODS):
             runs = [points for (name, _), points in curves.items() if name == method]
+            look = line_style(place, max(map(len, runs)))
             if quantity == "seconds":
-                runs = [_medians(runs)]
-            mean_line(axes, runs, **line_style(place, max(map(len, runs))), label=method)
+                raw = _medians(runs)
+                axes.plot(*zip(*raw, strict=True), color=look["color"], alpha=0.3, linewidth=0.8)
+                runs = [_running_median(raw)]
+            mean_line(axes, runs, **look, label=method)
         axes.set_xlabel("epoch")
         axes.set_ylabel(label)
         whole_ticks(axes.xaxis)
+    whole_ticks(picture.axes[2].yaxis)
     for axes in (picture.axes[0], picture.axes[-1]):
         log_ticks(axes.yaxis)
     legend_below(picture)
@@ -132,6 +138,15 @@ def _medians(runs: Sequence[Sequence[tuple[int, float]]]) -> list[tuple[int, flo
     for epoch, value in chain.from_iterable(runs):
         found.setdefault(epoch, []).append(value)
     return [(epoch, statistics.median(found[epoch])) for epoch in sorted(found)]
+
+
+def _running_median(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
+    """Of as many epochs on either side; fewer at the ends."""
+    values, half = [value for _, value in points], _WINDOW // 2
+    return [
+        (epoch, statistics.median(values[max(0, place - half) : place + half + 1]))
+        for place, (epoch, _) in enumerate(points)
+    ]
 
 
 def _curves(
