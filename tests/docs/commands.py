@@ -19,9 +19,12 @@ from torch.distributed.run import get_args_parser
 
 from distributed_ignn.commands.table import COMMANDS
 from distributed_ignn.config import resolve_run
-from tests.docs.pages import ROOT, Block, blocks
+from tests.docs.pages import ROOT, Block, blocks, spans
 
 _ASSIGNMENT = re.compile(r"[A-Za-z_]\w*=")
+_PLACEHOLDER = re.compile(r"\b[A-Z]+\b|[A-Z]$|[|\[\]]|\.\.\.")
+_PHRASE = 4  # words; shorter ones only name a command or a setting
+_SHELLS = ("bash", "sh", "console")
 _SETTERS = ("export", "source", "unset", "cd")
 _OTHERS = ("jq", "tensorboard", ".ci/run")
 """Programs whose arguments are not ours to check."""
@@ -59,7 +62,7 @@ def commands_of(block: Block) -> Iterator[Command]:
         line += 1 + text.count("\0")
         if command.words and command.words[0] in _CHECKS:
             yield command
-        elif command.words and block.language in ("bash", "sh", "console"):
+        elif command.words and block.language in _SHELLS:
             raise ValueError(f"{block.page}:{command.line}: no command: {text}")
 
 
@@ -75,10 +78,23 @@ def all_commands() -> tuple[Command, ...]:
     """Every command of every page, each once."""
     found: dict[str, Command] = {}
     for block in blocks():
-        if not block.language.startswith("py"):
+        if block.language in ("", *_SHELLS):  # others are output, or another language
             for command in commands_of(block):
                 found.setdefault(command.text, command)
     return tuple(found.values())
+
+
+@cache
+def spoken_commands() -> tuple[Command, ...]:
+    """Commands in sentences that stand there in full: several words, none of them a placeholder."""
+    found = (next(commands_of(span), None) for span in spans())
+    return tuple(
+        command
+        for command in dict.fromkeys(found)
+        if command is not None
+        and len(command.words) > _PHRASE
+        and not any(_PLACEHOLDER.search(word) for word in command.words)
+    )
 
 
 def check(words: Sequence[str]) -> None:

@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 
 from markdown_it import MarkdownIt
+from markdown_it.token import Token
 
 ROOT = Path(__file__).resolve().parents[2]
 TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.ipynb"))
@@ -27,21 +28,35 @@ class Block:
 @cache
 def blocks() -> tuple[Block, ...]:
     """All blocks of README.md, CONTRIBUTING.md, docs/ and the text of tutorials."""
+    return tuple(
+        Block(page, _line(token), token.info.strip(), token.content)
+        for page, token in _tokens()
+        if token.type in ("fence", "code_block")
+    )
+
+
+@cache
+def spans() -> tuple[Block, ...]:
+    """Code within their sentences and tables."""
+    return tuple(
+        Block(page, _line(token), "", child.content)
+        for page, token in _tokens()
+        for child in token.children or ()
+        if child.type == "code_inline"
+    )
+
+
+def _tokens() -> Iterator[tuple[str, Token]]:
     pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-    found = [block for page in pages for block in _in_text(_name(page), page.read_text())]
+    texts = [(page, page.read_text()) for page in pages]
     for path in TUTORIALS:
-        for cell in json.loads(path.read_text())["cells"]:
-            if cell["cell_type"] == "markdown":
-                found += _in_text(_name(path), "".join(cell["source"]))
-    return tuple(found)
+        cells = json.loads(path.read_text())["cells"]
+        written = (cell["source"] for cell in cells if cell["cell_type"] == "markdown")
+        texts += [(path, "".join(source)) for source in written]
+    for page, text in texts:
+        for token in MarkdownIt("commonmark").enable("table").parse(text):
+            yield str(page.relative_to(ROOT)), token
 
 
-def _name(page: Path) -> str:
-    return str(page.relative_to(ROOT))
-
-
-def _in_text(page: str, text: str) -> Iterator[Block]:
-    for token in MarkdownIt("commonmark").parse(text):
-        if token.type in ("fence", "code_block"):
-            line = token.map[0] if token.map else 0
-            yield Block(page, line + 1, token.info.strip(), token.content)
+def _line(token: Token) -> int:
+    return 1 + (token.map[0] if token.map else 0)

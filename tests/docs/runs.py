@@ -148,6 +148,7 @@ EXCUSES = {
     r"(torchrun|python -m torch\.distributed\.run) .*(citeseer|acm|synthetic-products).*": ""
     "needs a dataset or minutes; README.md's line for two ranks is run",
     rf"{_TWO} --data\.split random --train\.epochs 100 .*": "README.md's, with another setting",
+    r"ignn search citeseer --grid .*": "downloads: tests/lab/studies/test_search.py has grids",
     r"ignn search graph\.npz --budget 10min": "the quick start's, with a longer budget",
 }
 """Commands that are not run, as patterns of their whole text, and why; all are read by parsers."""

@@ -17,7 +17,7 @@ import torch
 from torch_geometric.data import Data
 
 from distributed_ignn.commands.main import main as ignn
-from tests.docs.commands import Command, all_commands, check, commands_of
+from tests.docs.commands import Command, all_commands, check, commands_of, spoken_commands
 from tests.docs.pages import ROOT, Block
 from tests.docs.runs import EXCUSES, RUNS, Run
 from tests.jobs import environment
@@ -75,6 +75,12 @@ def _excuses(command: Command) -> list[str]:
 @pytest.mark.parametrize("command", all_commands(), ids=lambda c: f"{c.page}:{c.line}")
 @pytest.mark.usefixtures("place")
 def test_its_parser_accepts_it(command: Command) -> None:
+    check(command.words)
+
+
+@pytest.mark.parametrize("command", spoken_commands(), ids=lambda c: f"{c.page}:{c.line}")
+@pytest.mark.usefixtures("place")
+def test_a_command_in_a_sentence_is_understood(command: Command) -> None:
     check(command.words)
 
 
@@ -167,3 +173,4 @@ def test_there_are_commands_on_most_guides() -> None:
     pages = {command.page for command in all_commands()}
     assert len(pages) >= 20
     assert "README.md" in pages
+    assert len(spoken_commands()) >= 10
