@@ -17,7 +17,7 @@ import torch
 from torch_geometric.data import Data
 
 from distributed_ignn.commands.main import main as ignn
-from tests.docs.commands import Command, all_commands, check, commands_of, spoken_commands
+from tests.docs.command_lines import Command, all_commands, check, commands_of, spoken_commands
 from tests.docs.pages import ROOT, Block
 from tests.docs.runs import EXCUSES, RUNS, Run
 from tests.jobs import environment

@@ -57,7 +57,7 @@ def _short(monkeypatch: pytest.MonkeyPatch) -> None:
     for listed in (LOGGERS, METHODS):
         for name in ("printed", "momentum"):
             monkeypatch.setitem(listed, name, None)
-            del listed[name]  # type: ignore[attr-defined]
+            del listed[name]
 
 
 def _names() -> dict[str, Any]:

@@ -29,6 +29,7 @@ def test_it_runs_and_says_nothing_unasked(
     # torch_geometric's bar of progress misses a widget that no tutorial needs
     monkeypatch.setenv("PYTHONWARNINGS", "ignore:IProgress not found")
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(tmp_path / "jupyter"))
     notebook = nbformat.read(path, as_version=4)
     place = {"metadata": {"path": str(tmp_path)}}
     NotebookClient(notebook, timeout=_SECONDS, kernel_name="python3", resources=place).execute()
