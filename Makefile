@@ -23,7 +23,7 @@ FUZZ_SECONDS ?= 120
 # Of make gpu: such as --sections products, or --device cpu --sizes tiny.
 GPU_FLAGS ?=
 
-.PHONY: help train test pseudo-gpu long lint docs faults soak fuzz gpu clean
+.PHONY: help train test pseudo-gpu long lint docs docs-figures faults soak fuzz gpu clean
 .DEFAULT_GOAL := help
 
 help:
@@ -33,6 +33,7 @@ help:
 	@echo "make long    tests that take too long for every change"
 	@echo "make lint    format, lint, types and import order"
 	@echo "make docs    the documentation as a site, in build/site"
+	@echo "make docs-figures  blocks of the documentation that commands print, written anew"
 	@echo "make faults  200 kills at random moments under torchrun and Ray (half an hour on 2 cores)"
 	@echo "make soak    30 minutes of training; memory, file handles and threads have to stay flat"
 	@echo "make fuzz    damaged files in every reader, for about an hour"
@@ -80,6 +81,9 @@ lint: $(DEV_READY)
 docs: export NO_MKDOCS_2_WARNING = 1
 docs: $(DEV_READY)
 	$(BIN)/mkdocs build --quiet
+
+docs-figures: $(DEV_READY)
+	$(BIN)/python -m tests.docs.printed
 
 faults: $(DEV_READY)
 	$(BIN)/python -m tests.faults --kills $(KILLS)

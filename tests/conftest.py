@@ -26,6 +26,7 @@ _TIERS = (
     "api",
     "lab",
     "launch",
+    "docs",
     "inputs",
     "package",
     "pseudo_gpu",

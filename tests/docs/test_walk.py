@@ -1,4 +1,4 @@
-"""README's walk through the code: every name in it exists, and each step leads to the next."""
+"""The walk through the code in docs/how-it-works.md: names exist, each step leads to the next."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def _walk() -> list[str]:
     """The names of the walk, in order: a path, then functions and methods."""
-    text = (ROOT / "README.md").read_text()
+    text = (ROOT / "docs" / "how-it-works.md").read_text()
     (walk,) = re.findall(r"one training step: (.*?)\.\s\[", text, re.DOTALL)
     return re.findall(r"`([^`]+)`", walk)
 
