@@ -135,7 +135,7 @@ EXCUSES = {
     r"torchrun .* benchmark engines .*": "tests/lab/benchmarks/test_suite.py does, small",
     r".*s3://BUCKET.*": "needs a bucket: tests/launch/test_url_runs.py has one",
     r"ignn train --dataset Penn94\.mat .*": "needs that file: tests/inputs has small ones",
-    r"ignn predict runs/mine --data other\.csv .*": "tests/launch/test_predict_command.py does",
+    r"ignn predict runs/mine --data other\.csv .*": "tests/launch/test_predict_tables.py does",
     r"(PYTHONPATH=\S+ .*)?python -m tests\..*": "is a test, or takes minutes",
     r"torchrun .* -m tests\.pseudo_gpu .*": "tests/pseudo_gpu run on that emulator",
     r"ignn link .*|.* --link .*": "needs root; tests/lab/benchmarks has its links",
