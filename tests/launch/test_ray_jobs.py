@@ -81,7 +81,7 @@ def head() -> Iterator[Head]:
         f"--port {port} --dashboard-port {jobs} --ray-client-server-port {client} "
         f"--object-store-memory {2**27} --disable-usage-stats"
     )
-    with closing(Job([RAY, *flags.split()], folder)) as running:
+    with closing(Job(["env", "-u", "RAY_ADDRESS", RAY, *flags.split()], folder)) as running:
         running.says("Ray runtime started")
         yield Head(f"127.0.0.1:{port}", f"http://127.0.0.1:{jobs}", f"ray://127.0.0.1:{client}")
         running.kill_all()
