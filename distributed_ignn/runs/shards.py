@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, f
 from distributed_ignn.comm.apart import apart
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import RunConfig
+from distributed_ignn.config.dataset import FILE_SUFFIXES
 from distributed_ignn.errors import UserError
 from distributed_ignn.files import atomic_write_json
 from distributed_ignn.graph.data import GraphData
@@ -45,6 +46,7 @@ class ShardRecord(BaseModel):
         folder: relative to the run folder if it lies inside, so that a run can be moved.
         fingerprint: of the graph that was cut.
         parts: number of shards.
+        source: sizes and times of change of the user's own files that were cut; empty without any.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -52,6 +54,7 @@ class ShardRecord(BaseModel):
     folder: str
     fingerprint: str
     parts: int = Field(ge=1)
+    source: str = ""
 
     @field_validator("folder")
     @classmethod
@@ -134,16 +137,26 @@ def _find(config: RunConfig, parts: int, load: Callable[[], GraphData]) -> Shard
         logger.warning(
             "%s; it goes on, and may have trained on what are test nodes now", difference
         )
-    return _record(folder, manifest, config.output)
+    return _record(folder, manifest, config.output, _source(config))
 
 
-def _record(folder: Path, manifest: Manifest, run: Path) -> ShardRecord:
+def _source(config: RunConfig) -> str:
+    """Sizes and times of change of the user's own files; empty where there are none (any more)."""
+    own = Path(config.dataset) if config.dataset.endswith(FILE_SUFFIXES) else config.data.path
+    found = [
+        path.stat() for path in (own, config.data.nodes) if path is not None and path.is_file()
+    ]
+    return " ".join(f"{file.st_size}:{file.st_mtime_ns}" for file in found)
+
+
+def _record(folder: Path, manifest: Manifest, run: Path, source: str = "") -> ShardRecord:
     folder, run = folder.absolute(), run.absolute()
     inside = folder.is_relative_to(run)
     return ShardRecord(
         folder=str(folder.relative_to(run) if inside else folder),
         fingerprint=manifest.fingerprint,
         parts=manifest.parts,
+        source=source,
     )
 
 
@@ -243,6 +256,9 @@ def _own_shards(
         manifest = read_manifest(folder, parts=parts, fingerprint=record.fingerprint)
     except UserError:  # looked for in the usual way, which reports what is wrong with them
         return None
+    source = _source(config)
+    if record.source and source and record.source != source:
+        return None  # read again: the fingerprint tells whether the graph is another
     same = manifest.request == partition_request(config.partition)
     return record if same and manifest.settings == settings else None
 
@@ -253,7 +269,7 @@ def write_record(run: Path, record: ShardRecord) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    atomic_write_json(run / RECORD, record.model_dump())
+    atomic_write_json(run / RECORD, record.model_dump(exclude_defaults=True))
 
 
 def read_record(run: Path) -> ShardRecord:
