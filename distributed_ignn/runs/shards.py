@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, f
 from distributed_ignn.comm.apart import apart
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import RunConfig
+from distributed_ignn.config.dataset import FILE_SUFFIXES
 from distributed_ignn.errors import UserError
 from distributed_ignn.files import atomic_write_json
 from distributed_ignn.graph.data import GraphData
@@ -54,6 +55,7 @@ class ShardRecord(BaseModel):
         folder: relative to the run folder if it lies inside, so that a run can be moved; or a URL.
         fingerprint: of the graph that was cut.
         parts: number of shards.
+        source: sizes and times of change of the user's own files that were cut; empty without any.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -61,6 +63,7 @@ class ShardRecord(BaseModel):
     folder: str
     fingerprint: str
     parts: int = Field(ge=1)
+    source: str = ""
 
     @field_validator("folder")
     @classmethod
@@ -249,11 +252,26 @@ def _find(
         logger.warning(
             "%s; it goes on, and may have trained on what are test nodes now", difference
         )
-    return _record(folder, manifest, config.output, places)
+    return _record(folder, manifest, config.output, places, _source(config))
+
+
+def _source(config: RunConfig) -> str:
+    """Sizes and times of change of the user's own files; empty where there are none (any more).
+
+    Of a URL's nothing is known: what was fetched is new every time.
+    """
+    own = Path(config.dataset) if config.dataset.endswith(FILE_SUFFIXES) else config.data.path
+    paths = [path for path in (own, config.data.nodes) if path is not None]
+    found = [path.stat() for path in paths if not isinstance(path, Url) and path.is_file()]
+    return " ".join(f"{file.st_size}:{file.st_mtime_ns}" for file in found)
 
 
 def _record(
-    folder: Path, manifest: Manifest, run: Path, places: Places | None = None
+    folder: Path,
+    manifest: Manifest,
+    run: Path,
+    places: Places | None = None,
+    source: str = "",
 ) -> ShardRecord:
     folder, run = folder.absolute(), run.absolute()
     inside = folder.is_relative_to(run)
@@ -262,6 +280,7 @@ def _record(
         folder=str(folder.relative_to(run) if inside else named),
         fingerprint=manifest.fingerprint,
         parts=manifest.parts,
+        source=source,
     )
 
 
@@ -361,6 +380,9 @@ def _own_shards(
         manifest = read_manifest(folder, parts=parts, fingerprint=record.fingerprint)
     except UserError:  # looked for in the usual way, which reports what is wrong with them
         return None
+    source = _source(config)
+    if record.source and source and record.source != source:
+        return None  # read again: the fingerprint tells whether the graph is another
     same = manifest.request == partition_request(config.partition)
     return record if same and manifest.settings == settings else None
 
@@ -371,7 +393,7 @@ def write_record(run: Path, record: ShardRecord) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    atomic_write_json(run / RECORD, record.model_dump())
+    atomic_write_json(run / RECORD, record.model_dump(exclude_defaults=True))
 
 
 def read_record(run: Path) -> ShardRecord:

@@ -169,7 +169,7 @@ def test_directed_graph_becomes_symmetric(tmp_path: Path, caplog: pytest.LogCapt
     caplog.clear()
     with caplog.at_level(logging.INFO):
         _load_npz(tmp_path)
-    assert "directed" not in caplog.text
+    assert "the graph is directed" not in caplog.text
 
 
 def test_without_features_embeddings_are_learned(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from distributed_ignn.comm.communicator import Communicator
@@ -164,6 +165,32 @@ def test_shards_of_other_settings_are_not_taken(
     assert other.get(change, "") in caplog.text
     changed = change.startswith("--")
     assert (record.folder == f"shards/{folder.name}") == (not changed)
+
+
+def test_a_file_that_has_changed_is_read_again_and_told(
+    tmp_path: Path, loads: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    nodes = np.arange(30)
+    ring = np.stack([nodes, np.roll(nodes, 1)])
+    masks = {f"{s}_mask": nodes % 3 == i for i, s in enumerate(("train", "val", "test"))}
+
+    def train(shift: int | None) -> None:
+        if shift is not None:
+            y = (nodes + shift) % 2
+            np.savez(tmp_path / "own.npz", edge_index=ring, x=np.eye(30), y=y, **masks)
+        own = ["--dataset", str(tmp_path / "own.npz"), "--output", str(tmp_path / "run")]
+        resume = ["--resume", "auto"] if loads else []
+        run_training(parse_args([*METHOD, *SMALL, *own, *resume]), Communicator())
+
+    train(0)
+    train(None)
+    assert len(loads) == 1
+    train(0)  # written again, the same
+    assert len(loads) == 2
+    assert "another graph" not in caplog.text
+    train(1)
+    assert len(loads) == 3
+    assert "holds a run on another graph" in caplog.text
 
 
 def test_a_refused_resume_leaves_the_record(run: Path) -> None:
