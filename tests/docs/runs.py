@@ -105,11 +105,6 @@ RUNS = (
         "512 1024 2048 --hardware h200 --codec all"
     ),
     Run(
-        "ignn reproduce rivals --dataset graph.npz --data.split random --seeds 0,1",
-        f"--seeds 0 {_QUICK}",
-        "runs/rivals-graph/rivals.json",
-    ),
-    Run(
         "ignn reproduce long-range --seeds 0,1,2",
         "--seeds 0 --lengths 4 --depths 2 --train.epochs 2",
         "runs/long-range-chains/long-range.json",
@@ -146,6 +141,7 @@ EXCUSES = {
     r"ignn plan --(calibrate|validate) .*": "measures this machine for a minute or two",
     r"ignn reproduce (table|figure)\w* ?.*": "takes hours on datasets that are downloaded: "
     "tests/lab/studies trains each small",
+    r"ignn reproduce rivals .*": "trains seven models: tests/lab/studies/test_rivals.py does",
     r"torchrun .* reproduce table1 .*": "the same, on two ranks",
     r"ignn train --config configs/paper/citeseer\.yaml": "downloads a dataset: "
     "tests/training/test_paper_training.py trains by that solver",

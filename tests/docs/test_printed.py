@@ -53,16 +53,3 @@ def test_counts_of_the_quick_start_are_those_of_its_graph(tmp_path: Path) -> Non
     halo = manifest.statistics.halo_rows * 64 * 4  # columns of float32
     if manifest.provider == "pymetis":
         assert f"│ {halo / 1024:.0f} KiB " in text
-
-
-def test_figures_of_the_readme_are_those_of_the_research_log() -> None:
-    """What README's table says stands in the logs, where its command and its spread are."""
-    table = (ROOT / "README.md").read_text().partition("## What it gives")[2]
-    table = table.partition("No figure in this project")[0]
-    logs = "".join(
-        (ROOT / "docs" / f"{name}.md").read_text()
-        for name in ("results", "tables", "experiments", "design")
-    )
-    figures = set(re.findall(r"(?<![\w.-])\d*\.\d+(?: ± \d*\.\d+)?", table))
-    assert len(figures) >= 20
-    assert [figure for figure in sorted(figures) if figure not in logs] == []

@@ -92,6 +92,7 @@ def _prepare(page: str, names: dict[str, Any]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("page", _PAGES)
 @pytest.mark.usefixtures("_place", "_short")
 def test_pieces_of_a_page_run_in_order(page: str) -> None:

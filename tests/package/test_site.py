@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 _ROOT = Path(__file__).resolve().parents[2]
 _SOURCE = re.compile(r"<(?:img|script|link)\b[^>]*?\b(?:src|href)=\"([^\"]+)\"")
 
@@ -20,6 +22,7 @@ def _is_there(page: Path, source: str, site: Path) -> bool:
     return (base / source.lstrip("/").partition("#")[0].partition("?")[0]).exists()
 
 
+@pytest.mark.timeout(200)
 def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "--quiet", "--site-dir", str(tmp_path / "site")],
