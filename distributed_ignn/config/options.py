@@ -15,7 +15,7 @@ from inspect import get_annotations
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_origin
 
-from pydantic import BaseModel, BeforeValidator, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict
 
@@ -140,6 +140,14 @@ def duration(text: Any) -> Any:
     return seconds
 
 
+def _of_picture(path: Path) -> Path:
+    from distributed_ignn.plots import ENDINGS  # matplotlib, for who wants a picture alone
+
+    if path.suffix not in ENDINGS:
+        raise ValueError(f"says no kind of picture; end it in {', '.join(ENDINGS)}")
+    return path
+
+
 Count = Annotated[int, Field(ge=1)]
 Counts = Annotated[tuple[Count, ...], BeforeValidator(_split)]
 """Whole numbers from 1 on: ``--ranks 1 2 4`` or ``--ranks 1,2,4``."""
@@ -152,6 +160,8 @@ Shares = Annotated[tuple[Share, ...], BeforeValidator(_split)]
 NumberList = Annotated[tuple[int, ...], Commas(), Shown("N,N,...")]
 Seeds = Annotated[NumberList, BeforeValidator(whole_numbers(0))]
 OutputFile = Annotated[Path, Output(), Shown("FILE")]
+PictureFile = Annotated[OutputFile, AfterValidator(_of_picture)]
+"""A .png, .svg or .pdf, by the ending."""
 OutputFolder = Annotated[Path, Output(folder=True), Shown("DIR")]
 
 
