@@ -5,29 +5,19 @@ The last two are those of solves, which an explicit model has none of.
 
 from __future__ import annotations
 
-import io
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from distributed_ignn.config import RunConfig
 from distributed_ignn.config.explicit import IMPLICIT
+from distributed_ignn.plots import GREY, Picture, line_style, log_ticks, style, whole_ticks
 
 _Records = list[dict[str, Any]]
 
 
-class _Shown(Figure):
-    """A figure that a notebook shows, with whatever backend matplotlib has there."""
-
-    def _repr_png_(self) -> bytes:
-        buffer = io.BytesIO()
-        self.savefig(buffer, format="png", dpi=100)
-        return buffer.getvalue()
-
-
-def draw(records: _Records, config: RunConfig) -> Figure:
+@style()
+def draw(records: _Records, config: RunConfig) -> Picture:
     """The figure; it needs no display and leaves pyplot alone.
 
     Args:
@@ -35,28 +25,25 @@ def draw(records: _Records, config: RunConfig) -> Figure:
         config: of the run.
     """
     solves = config.model.kind == IMPLICIT
-    figure = _Shown(figsize=(9.0, 6.0 if solves else 3.2), layout="constrained")
-    axes = figure.subplots(2 if solves else 1, 2, sharex=True, squeeze=False)
+    picture = Picture(8.0, 5.8 if solves else 3.2)
+    axes = picture.subplots(2 if solves else 1, 2, squeeze=False)
     _loss(axes[0, 0], records)
     _metrics(axes[0, 1], records)
     if solves:
         _evaluations(axes[1, 0], records)
         _residuals(axes[1, 1], records, config.forward.tolerance)
-    for ax in axes[-1]:
-        ax.set_xlabel("epoch")
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     for ax in axes.flat:
-        ax.grid(alpha=0.3)
-        ax.spines[["top", "right"]].set_visible(False)
-    return figure
+        ax.set_xlabel("epoch")
+        whole_ticks(ax.xaxis)
+        _legend_below(ax)
+    return picture
 
 
 def _line(ax: Axes, records: _Records, key: str, label: str) -> bool:
     """One curve, without the epochs that have no value; whether there is any."""
     points = [(r["epoch"], r[key]) for r in records if r.get(key) is not None]
     if points:
-        marker = "." if len(points) < 40 else ""
-        ax.plot(*zip(*points, strict=True), marker=marker, label=label)
+        ax.plot(*zip(*points, strict=True), **line_style(len(ax.lines), len(points)), label=label)
     return bool(points)
 
 
@@ -70,8 +57,7 @@ def _metrics(ax: Axes, records: _Records) -> None:
     if _line(ax, records, "val_metric", "validation"):
         epoch, value = _best(records)
         text = f"best: {value:.4f} in epoch {epoch}"
-        ax.plot(epoch, value, "k*", markersize=10, label=text)
-        ax.legend()
+        ax.plot(epoch, value, "k*", markersize=10, label=text, zorder=3)
     ax.set_title("metric")
 
 
@@ -90,18 +76,17 @@ def _evaluations(ax: Axes, records: _Records) -> None:
         _line(ax, records, f"evaluations_{name}", name)
     ax.set_ylim(bottom=0)
     ax.set_title("map evaluations per solve")
-    _legend_below(ax)
 
 
 def _residuals(ax: Axes, records: _Records, tolerance: float) -> None:
     _line(ax, records, "residual", "forward")
     _line(ax, records, "residual_adjoint", "adjoint")
-    ax.axhline(tolerance, color="grey", linestyle="--", label=f"tolerance {tolerance:g}")
-    ax.set_yscale("log")
+    ax.axhline(tolerance, color=GREY, linestyle="--", label=f"tolerance {tolerance:g}")
+    log_ticks(ax.yaxis)
     ax.set_title("relative residual")
-    _legend_below(ax)
 
 
 def _legend_below(ax: Axes) -> None:
-    """Where it covers no curve."""
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3, frameon=False)
+    """Where it covers no curve; a single curve is named by the title."""
+    if len(ax.lines) > 1:
+        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, handlelength=2.4)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from distributed_ignn.api.convergence_plot import draw
@@ -18,6 +17,7 @@ from distributed_ignn.config import RunConfig, load_yaml
 from distributed_ignn.errors import UserError
 from distributed_ignn.launchers.precision import full_precision, refuse_override
 from distributed_ignn.launchers.this_rank import choose_device, on_this_rank
+from distributed_ignn.plots import Picture, checked_ending, save_picture
 from distributed_ignn.reading.strict_json import read_json
 from distributed_ignn.runs.output.folder import SETTINGS
 from distributed_ignn.runs.output.progress import summary_rows
@@ -135,24 +135,27 @@ class Run:
             raise RuntimeError("the embeddings were not kept")
         return found.embeddings
 
-    def plot_convergence(self, path: str | Path | None = None) -> Figure:
+    def plot_convergence(self, path: str | Path | None = None) -> Picture:
         """Loss, metrics, map evaluations and residuals by epoch.
 
         Args:
-            path: where to save the figure as well, in the format of its suffix.
+            path: where to save the figure as well, a .png, .svg or .pdf by its ending.
 
         Raises:
-            UserError: there is no epoch yet, or the file cannot be written.
+            UserError: there is no epoch yet, the ending is another, or the file cannot be written.
         """
+        if path is not None:
+            checked_ending(Path(path))
         records = self.history
         if not records:
             raise UserError(f"{self.path} has no finished epoch to plot; train it first")
         figure = draw(records, self.config)
         if path is not None:
             try:
-                figure.savefig(path, dpi=150)
-            except (OSError, ValueError) as error:
-                raise UserError(f"cannot write the figure to {path}: {error}") from error
+                save_picture(figure, Path(path))
+            except OSError as error:
+                reason = error.strerror or error
+                raise UserError(f"cannot write the figure to {path}: {reason}") from error
         return figure
 
     def _computed(self, action: Callable[[Communicator], Prediction], alone: bool) -> Prediction:

@@ -20,6 +20,7 @@ from distributed_ignn.config.options import (
     Count,
     Options,
     OutputFile,
+    PictureFile,
     Share,
     Shares,
     Shown,
@@ -109,7 +110,7 @@ class _StudyOptions(Options):
         None, description="output folder of a training run"
     )
     csv: OutputFile | None = Field(None, description="every measured row")
-    plot: OutputFile | None = Field(None, description="a PNG")
+    plot: PictureFile | None = Field(None, description="a .png, .svg or .pdf")
     variants: bool = Field(False, description="train variants of the learned solver (solver)")
     solver_steps: Count = Field(100, description="gradient steps of each network (solver)")
     cpu_time: bool = Field(

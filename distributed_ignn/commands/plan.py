@@ -18,6 +18,7 @@ from distributed_ignn.config.options import (
     Counts,
     Options,
     OutputFile,
+    PictureFile,
     Shares,
     Shown,
     check_outputs,
@@ -137,7 +138,7 @@ class _Options(_Validation, _Hardware, _Training, _Graph):
     json_file: OutputFile | None = Field(
         None, alias="json", description="also write the figures here"
     )
-    plot: OutputFile | None = Field(None, description="a PNG over ranks")
+    plot: PictureFile | None = Field(None, description="a .png, .svg or .pdf over ranks")
 
 
 def main(argv: Sequence[str]) -> int:

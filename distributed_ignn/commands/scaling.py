@@ -34,20 +34,20 @@ from distributed_ignn.config.options import (
 from distributed_ignn.errors import UserError
 from distributed_ignn.files import atomic_write_text
 from distributed_ignn.lab.benchmarks.link import Link, LinkSettings, check_privileges
-from distributed_ignn.lab.benchmarks.plots import save_figure
 from distributed_ignn.lab.benchmarks.scaling import (
     Point,
     Row,
     Study,
-    draw,
     points,
     read_row,
     tabulate,
     to_csv,
     with_efficiency,
 )
+from distributed_ignn.lab.benchmarks.scaling_plot import draw
 from distributed_ignn.lab.benchmarks.short_flags import SHORT_FLAGS, spelled_out
 from distributed_ignn.launchers.local_job import Job, killable, run_job
+from distributed_ignn.plots import ENDINGS, save_all_kinds
 
 _STUDIES: dict[str, tuple[Study, ...]] = {
     "strong": ("strong",),
@@ -74,8 +74,9 @@ both    one after the other
 --link RATE measures every point with more than one rank again, with half of the ranks behind a
 cable of that rate (root and iproute2, CPU only). --halo measures several codecs of the halo rows.
 
-In --out: scaling.csv and scaling.png, renewed after every point, and points/, from which a study
-that was interrupted goes on. Points with the same settings are not measured again.
+In --out: scaling.csv and the plot as scaling.png, .svg and .pdf, renewed after every point, and
+points/, from which a study that was interrupted goes on. Points with the same settings are not
+measured again.
 
 {SHORT_FLAGS}
 Every rank has --threads threads, on which the efficiency depends. In a checkout, launch/scaling.py
@@ -167,7 +168,7 @@ def _measure(point: Point, options: _Options, out: Path) -> Row:
 def _write(rows: Sequence[Row], out: Path, config: RunConfig) -> None:
     atomic_write_text(out / "scaling.csv", to_csv(rows))
     title = f"{config.dataset}, {os.path.basename(out)}"
-    save_figure(draw(rows, title), out / "scaling.png")
+    save_all_kinds(draw(rows, title), out / "scaling")
 
 
 def _show(rows: Sequence[Row], out: Path, most: int) -> None:
@@ -181,7 +182,7 @@ def _show(rows: Sequence[Row], out: Path, most: int) -> None:
             "the missing cores too",
             soft_wrap=True,
         )
-    console.print(f"written: {out / 'scaling.csv'}, {out / 'scaling.png'}", soft_wrap=True)
+    console.print(f"written: {out / 'scaling'}{', '.join(('.csv', *ENDINGS))}", soft_wrap=True)
 
 
 def _parse(argv: Sequence[str]) -> tuple[_Options, RunConfig]:

@@ -192,6 +192,8 @@ def test_history_is_a_table_in_one_call(one: di.Run, tmp_path: Path) -> None:
         "map evaluations per solve",
         "relative residual",
     ]
+    with pytest.raises(di.UserError, match=r"plot.jpg says no kind of picture; end it in .png"):
+        one.plot_convergence(tmp_path / "plot.jpg")
     with pytest.raises(di.UserError, match="cannot write the figure"):
         one.plot_convergence(tmp_path / "none" / "plot.png")
 

@@ -1,4 +1,4 @@
-"""Strong and weak scaling: what each point of a study is, what it measured, table, CSV and plot.
+"""Strong and weak scaling: what each point of a study is, what it measured, table and CSV.
 
 Strong: the same graph on more ranks; efficiency is T_1 / (P T_P). Weak: a generated graph that
 grows with the ranks; efficiency is T_1 / T_P. A solve is compared per evaluation of the map,
@@ -17,8 +17,6 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from rich.table import Table
 
 from distributed_ignn.config import RunConfig, dump_yaml
@@ -252,60 +250,3 @@ def _table(title: str, columns: Sequence[str]) -> Table:
 
 def _share(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:.2f}"
-
-
-#: Panels of the plot: title, and the row's value.
-_PANELS = (
-    ("seconds per epoch", "seconds_epoch", 1.0),
-    ("parallel efficiency of an epoch", "efficiency_epoch", 1.0),
-    ("parallel efficiency of an evaluation", "efficiency_evaluation", 1.0),
-    ("MB sent per epoch, all ranks", "bytes_epoch", 1e-6),
-    ("seconds per epoch waiting for halo rows", "seconds_exposed", 1.0),
-    ("peak memory of the largest rank, MB", "peak_memory_bytes", 1e-6),
-)
-
-
-_COLUMNS = 3
-
-
-def draw(rows: Sequence[Row], title: str) -> Figure:
-    """Panels over the ranks for each study; a colour per codec, dashed behind a link."""
-    studies = list(dict.fromkeys(row.study for row in rows))
-    lines = -(-len(_PANELS) // _COLUMNS)
-    figure = Figure(figsize=(4.2 * _COLUMNS, 3.2 * lines * len(studies)))
-    grid = figure.subplots(lines * len(studies), _COLUMNS, squeeze=False)
-    for number, study in enumerate(studies):
-        chosen = [row for row in rows if row.study == study]
-        panels = grid[number * lines : (number + 1) * lines].flat
-        for axes, (name, key, unit) in zip(panels, _PANELS, strict=True):
-            _draw_panel(axes, chosen, key, unit)
-            axes.set_title(f"{study}: {name}", fontsize="small")
-        if any(row.ranks > 1 for row in chosen):
-            grid[number * lines][0].legend(fontsize="x-small")
-    figure.suptitle(title)
-    figure.tight_layout()
-    return figure
-
-
-def _draw_panel(axes: Axes, rows: Sequence[Row], key: str, unit: float) -> None:
-    """A line per link and codec, all from the point of one rank on."""
-
-    def value(row: Row) -> float:
-        return unit * float(getattr(row, key))
-
-    alone = [row for row in rows if row.ranks == 1]
-    codecs = list(dict.fromkeys(row.halo for row in rows if row.ranks > 1))
-    for link, halo in dict.fromkeys((row.link, row.halo) for row in rows if row.ranks > 1):
-        line = alone + [r for r in rows if (r.link, r.halo) == (link, halo) and r.ranks > 1]
-        axes.plot(
-            [row.ranks for row in line],
-            [value(row) for row in line],
-            marker="o",
-            linestyle="-" if link == NO_LINK else "--",
-            color=f"C{codecs.index(halo)}",
-            label=f"{halo}, link {link}",
-        )
-    largest = max(filter(math.isfinite, map(value, rows)), default=0.0)
-    axes.set_ylim(0.0, 1.1 * largest or 1.0)
-    axes.set_xticks(sorted({row.ranks for row in rows}))
-    axes.set_xlabel("ranks")

@@ -17,7 +17,7 @@ from distributed_ignn.files import atomic_write_text
 from distributed_ignn.lab.benchmarks.interleaving import Report
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from distributed_ignn.plots import Picture
 
 Tell = Callable[[str], None]
 """Told what has just been finished; a study can take minutes."""
@@ -43,7 +43,7 @@ class Study:
     rows: tuple[Mapping[str, Any], ...]
     tables: tuple[Table, ...]
     notes: tuple[str, ...]
-    draw: Callable[[], Figure]
+    draw: Callable[[], Picture]
 
     def show(self, console: Console) -> None:
         """Print the tables, the notes and what was measured on."""
@@ -65,11 +65,11 @@ class Study:
         atomic_write_text(path, text.getvalue())
 
     def write_plot(self, path: Path) -> None:
-        """The plot as PNG."""
-        from distributed_ignn.lab.benchmarks.plots import save_figure  # matplotlib, for plots alone
+        """The plot, as ``save_picture`` has it."""
+        from distributed_ignn.plots import save_picture  # matplotlib, for plots alone
 
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_figure(self.draw(), path)
+        save_picture(self.draw(), path)
 
 
 def _cell(value: Any) -> Any:

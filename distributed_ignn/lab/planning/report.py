@@ -7,17 +7,27 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
 from distributed_ignn.errors import UserError
 from distributed_ignn.files import atomic_write_json
-from distributed_ignn.lab.benchmarks.plots import save_figure
 from distributed_ignn.lab.planning.forecast import Forecast
 from distributed_ignn.lab.planning.hardware import Asked, Profile
 from distributed_ignn.lab.planning.host_work import Counted
 from distributed_ignn.lab.planning.validation import Comparison
+from distributed_ignn.plots import (
+    GREY,
+    Picture,
+    ideal_line,
+    legend_below,
+    log_ticks,
+    point_style,
+    rank_ticks,
+    save_picture,
+    set_title,
+    style,
+)
 
 _GB = 1e9
 
@@ -165,35 +175,47 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def write_plot(path: Path, title: str, found: Mapping[str, Sequence[Forecast]]) -> None:
-    """Seconds, efficiency and memory over ranks, one line per codec.
+    """Write ``draw`` as a picture.
 
     Raises:
         UserError: it cannot be written.
     """
-    figure = Figure(figsize=(12, 3.8), layout="constrained")
-    time, efficiency, memory = figure.subplots(1, 3)
-    for codec, line in found.items():
-        ranks = [one.part.parts for one in line]
-        time.plot(ranks, [one.seconds for one in line], marker="o", label=codec)
-        efficiency.plot(ranks, [one.efficiency for one in line], marker="o", label=codec)
-        memory.plot(ranks, [one.bytes / _GB for one in line], marker="o", label=codec)
-    capacity = next(iter(found.values()))[0].capacity / _GB
-    memory.axhline(capacity, color="black", linestyle=":", label="a device has")
-    for axes, name in (
-        (time, "seconds an epoch"),
-        (efficiency, "efficiency"),
-        (memory, "GB a rank"),
-    ):
-        axes.set_xscale("log", base=2)
-        axes.set_xlabel("ranks")
-        axes.set_ylabel(name)
-    time.set_yscale("log")
-    memory.set_yscale("log")
-    efficiency.set_ylim(0, 1.05)
-    memory.legend(fontsize="small")
-    figure.suptitle(title)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_figure(figure, path)
+        save_picture(draw(title, found), path)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+@style()
+def draw(title: str, found: Mapping[str, Sequence[Forecast]]) -> Picture:
+    """Seconds, efficiency and memory over ranks, one line per codec.
+
+    The ideal is that of the first codec: one device that holds the whole graph, divided by P.
+    """
+    picture = Picture(10.0, 3.4)
+    time, efficiency, memory = picture.subplots(1, 3)
+    for place, (codec, line) in enumerate(found.items()):
+        ranks = [one.part.parts for one in line]
+        look = point_style(place)
+        time.plot(ranks, [one.seconds for one in line], **look, label=codec)
+        efficiency.plot(ranks, [one.efficiency for one in line], **look, label=codec)
+        memory.plot(ranks, [one.bytes / _GB for one in line], **look, label=codec)
+    first = next(iter(found.values()))
+    ranks = [one.part.parts for one in first]
+    ideal_line(time, ranks, [one.efficiency * one.seconds for one in first])
+    ideal_line(efficiency, ranks, [1.0] * len(ranks))
+    memory.axhline(first[0].capacity / _GB, color=GREY, linestyle="--", label="a device has")
+    log_ticks(time.yaxis)
+    log_ticks(memory.yaxis)
+    efficiency.set_ylim(0, 1.05)
+    for axes, name in (
+        (time, "seconds per epoch"),
+        (efficiency, "parallel efficiency"),
+        (memory, "GB per rank"),
+    ):
+        axes.set_ylabel(name)
+        rank_ticks(axes, ranks)
+    legend_below(picture)
+    set_title(picture, title)
+    return picture

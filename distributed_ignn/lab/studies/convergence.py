@@ -15,8 +15,6 @@ from typing import Any
 
 import torch
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import RunConfig
@@ -28,6 +26,18 @@ from distributed_ignn.lab.benchmarks.tracing import Method, Step, drive_solver, 
 from distributed_ignn.lab.benchmarks.variants import Variant
 from distributed_ignn.lab.studies.outcome import Request
 from distributed_ignn.lab.studies.study_runs import train_run, with_settings
+from distributed_ignn.plots import (
+    GREY,
+    Picture,
+    band_note,
+    legend_below,
+    line_style,
+    log_ticks,
+    mean_line,
+    set_title,
+    style,
+    whole_ticks,
+)
 from distributed_ignn.runs.predict import load_run
 from distributed_ignn.solvers.anderson import Anderson
 from distributed_ignn.solvers.picard import Picard
@@ -42,8 +52,8 @@ PICARD, ANDERSON = "picard, zero", "anderson, zero"
 """Labels of the baselines."""
 
 _TARGET_GOOD_ENOUGH = 1e-10  # far enough below DISTANCE
+_HEAD = 0.065  # of the height of the curves, for a line of text
 _LABELS = {"distance": "||Z - Z*|| / ||Z*||", "residual": "||f(Z) - Z|| / ||f(Z)||"}
-_LINES = ("-", "--", ":")  # ten colours each
 
 
 def freeze(request: Request, seed: int, comm: Communicator) -> Problem:
@@ -146,55 +156,59 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
     }
 
 
+@style()
 def draw(
     rows: Sequence[Mapping[str, Any]], title: str, horizons: Mapping[str, int] | None = None
-) -> Figure:
-    """Distance and residual over evaluations on log scales, a line per method and seed.
+) -> Picture:
+    """Distance and residual over evaluations on log scales, a line per method.
+
+    Of several seeds it is the geometric mean, in which a seed that has arrived stays where it is.
 
     Args:
         rows: of ``follow``.
-        title: of the figure.
+        title: of the picture.
         horizons: K by the name that the plot gives it; each is a vertical line.
     """
-    figure, panels = _two_panels(title)
+    picture, panels = _two_panels(title, rows)
     for axes, (quantity, meaning) in zip(panels, _LABELS.items(), strict=True):
         _draw_curves(axes, rows, quantity)
         axes.set_ylabel(f"relative {quantity} {meaning}")
         _frame(axes, [rows], quantity, horizons or {})
-    _legend_beside(figure, panels[0])
-    return figure
+    legend_below(picture)
+    return picture
 
 
+@style()
 def draw_side_by_side(
     panels: Mapping[str, Sequence[Mapping[str, Any]]],
     quantity: str,
     title: str,
     horizons: Mapping[str, int],
-) -> Figure:
+) -> Picture:
     """One quantity over evaluations in two panels with the same axes.
 
     Args:
         panels: rows of ``follow`` by the panel's title; the same methods in the same order.
         quantity: ``distance`` or ``residual``.
-        title: of the figure.
+        title: of the picture.
         horizons: see ``draw``.
     """
-    figure, both = _two_panels(title)
+    picture, both = _two_panels(title, next(iter(panels.values())))
     for axes, (name, rows) in zip(both, panels.items(), strict=True):
         _draw_curves(axes, rows, quantity)
         axes.set_title(name)
         _frame(axes, list(panels.values()), quantity, horizons)
     both[0].set_ylabel(f"relative {quantity} {_LABELS[quantity]}")
     both[1].tick_params(labelleft=False)
-    _legend_beside(figure, both[0])
-    return figure
+    legend_below(picture)
+    return picture
 
 
-def _two_panels(title: str) -> tuple[Figure, tuple[Axes, Axes]]:
-    figure = Figure(figsize=(15, 6), layout="constrained")
-    figure.suptitle(title)
-    left, right = figure.subplots(1, 2)
-    return figure, (left, right)
+def _two_panels(title: str, rows: Sequence[Mapping[str, Any]]) -> tuple[Picture, tuple[Axes, Axes]]:
+    picture = Picture(10.0, 4.2)
+    set_title(picture, title + band_note(len({row["seed"] for row in rows})))
+    left, right = picture.subplots(1, 2)
+    return picture, (left, right)
 
 
 def _frame(
@@ -217,49 +231,47 @@ def _frame(
     values = [getattr(step, quantity) for steps in arrived for step in steps]
     shown = [value for value in values if 0.0 < value < math.inf]
     axes.set_xlim(0.0, 1.02 * max(last, 1))
-    axes.set_ylim(0.7 * min(shown), 1.5 * max(shown))
-    axes.set_yscale("log")  # after its limits: matplotlib would look for some, up to what diverges
+    inside = {k: steps for k, steps in horizons.items() if steps <= last}
+    decades = math.log10(max(shown) / min(shown))
+    head = 10.0 ** (_HEAD * decades * len(set(inside.values())))  # above where the curves begin
+    axes.set_ylim(0.7 * min(shown), 1.5 * max(shown) * head)
+    log_ticks(axes.yaxis)  # after its limits: matplotlib would look for some, up to what diverges
     axes.set_xlabel("evaluations of the map")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(alpha=0.3)
-    for steps in dict.fromkeys(horizons.values()):
-        if steps > last:
-            continue
-        axes.axvline(steps, color="grey", linestyle=":")
+    whole_ticks(axes.xaxis)
+    _mark_horizons(axes, inside)
+
+
+def _mark_horizons(axes: Axes, horizons: Mapping[str, int]) -> None:
+    """A vertical line for each K, with its name in a row of its own above the curves."""
+    for row, steps in enumerate(sorted(set(horizons.values()))):
+        top = 0.99 - 0.055 * row
+        axes.axvline(steps, ymax=top, color=GREY, linestyle=":", linewidth=1.0)
         named = ", ".join(name for name, other in horizons.items() if other == steps)
+        left = steps < 0.5 * axes.get_xlim()[1]
         axes.annotate(
             f"K = {steps}: {named}",
-            (steps, 0.98),
+            (steps, top),
             xycoords=axes.get_xaxis_transform(),
-            xytext=(-3, 0),
+            xytext=(4 if left else -4, 0),
             textcoords="offset points",
-            ha="right",
+            ha="left" if left else "right",
             va="top",
-            color="grey",
-            rotation=90,
             fontsize="small",
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8},
         )
 
 
-def _legend_beside(figure: Figure, axes: Axes) -> None:
-    """Where it covers no curve."""
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right center", fontsize="small", frameon=False)
-
-
 def _draw_curves(axes: Axes, rows: Sequence[Mapping[str, Any]], quantity: str) -> None:
-    methods = list(dict.fromkeys(row["method"] for row in rows))
-    for (method, seed), steps in _curves(rows).items():
-        place = methods.index(method)
-        # a point that is exact has no logarithm
-        values = [getattr(step, quantity) or math.nan for step in steps]
-        axes.plot(
-            [step.evaluations for step in steps],
-            values,
-            color=f"C{place % 10}",
-            linestyle=_LINES[place // 10 % len(_LINES)],
-            label=method if seed == rows[0]["seed"] else None,
-            linewidth=1.4,
+    curves = _curves(rows)
+    for place, method in enumerate(dict.fromkeys(row["method"] for row in rows)):
+        seeds = [steps for (name, _), steps in curves.items() if name == method]
+        mean_line(
+            axes,
+            [[(step.evaluations, getattr(step, quantity)) for step in steps] for steps in seeds],
+            logarithmic=True,
+            ends_stay=True,
+            **line_style(place),
+            label=method,
         )
 
 

@@ -18,8 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from matplotlib.figure import Figure
 from rich.console import Console
 
 from distributed_ignn.comm.communicator import Communicator
@@ -39,6 +37,16 @@ from distributed_ignn.lab.studies.baselines import (
 )
 from distributed_ignn.lab.studies.outcome import Outcome, Request, spread
 from distributed_ignn.lab.studies.study_runs import train_run, with_settings
+from distributed_ignn.plots import (
+    GREY,
+    Picture,
+    band_note,
+    legend_beside,
+    mean_line,
+    point_style,
+    set_title,
+    style,
+)
 from distributed_ignn.reading.strict_json import read_json
 
 LENGTHS = (10, 25, 50, 100, 150, 200)
@@ -230,18 +238,26 @@ def _table(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, str]]:
     }
 
 
-def _draw(rows: Sequence[dict[str, Any]], config: RunConfig) -> Figure:
-    figure = Figure(figsize=(7, 4.5))
-    axes = figure.subplots()
-    for model, by_length in _accuracies(rows).items():
-        mean, std = torch.tensor(list(by_length.values())).T.tolist()
-        style = "o-" if model == IMPLICIT else "o--"
-        axes.errorbar(list(by_length), mean, std, fmt=style, capsize=3, label=model)
+@style()
+def _draw(rows: Sequence[dict[str, Any]], config: RunConfig) -> Picture:
+    picture = Picture(7.0, 3.8)
+    axes = picture.subplots()
+    lengths = sorted({row["length"] for row in rows})
+    chosen = [row for row in rows if row["chosen"]]
+    for place, model in enumerate(dict.fromkeys(row["model"] for row in chosen)):
+        own = [row for row in chosen if row["model"] == model]
+        runs = [
+            [(row["length"], 100 * row["test"]) for row in own if row["seed"] == seed]
+            for seed in dict.fromkeys(row["seed"] for row in own)
+        ]
+        mean_line(axes, runs, **point_style(place), label=model)
     chains = config.data.chains
-    axes.axhline(1 / chains.classes, color="grey", linestyle=":", label="chance")
-    axes.set_xlabel("length of a chain")
-    axes.set_ylabel("test accuracy")
-    axes.set_ylim(0, 1.03)
-    axes.legend(fontsize="small")
-    axes.set_title(f"{chains.classes} classes, feature noise {chains.noise:g}")
-    return figure
+    axes.axhline(100 / chains.classes, color=GREY, linestyle=":", label="chance")
+    axes.set_xlabel("length of a chain, nodes")
+    axes.set_xticks(lengths)
+    axes.set_ylabel("test accuracy, per cent")
+    axes.set_ylim(0, 103)
+    legend_beside(picture)
+    note = band_note(len({row["seed"] for row in chosen}))
+    set_title(picture, f"{chains.classes} classes, feature noise {chains.noise:g}{note}")
+    return picture

@@ -11,13 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
 from distributed_ignn.config import RunConfig
 from distributed_ignn.files import atomic_write_json, atomic_write_text
-from distributed_ignn.lab.benchmarks.plots import save_figure
+from distributed_ignn.plots import ENDINGS, Picture, save_all_kinds
 
 PROTOCOL = (
     "Validation nodes choose the epoch and every setting; test nodes are read once, at the end. "
@@ -58,17 +57,17 @@ class Outcome:
     caption: str
     paper: str
     differs: str
-    figure: Figure
+    figure: Picture
 
 
 def write_outcome(study: str, request: Request, outcome: Outcome) -> None:
-    """Write STUDY.csv, STUDY.png and STUDY.json into the request's folder.
+    """Write STUDY.csv, STUDY.json and the plot with every ending into the request's folder.
 
     Raises:
         OSError: the folder is not writable or the disk is full.
     """
     atomic_write_text(request.out / f"{study}.csv", to_csv(outcome.rows))
-    save_figure(outcome.figure, request.out / f"{study}.png")
+    save_all_kinds(outcome.figure, request.out / study)
     statement = {
         "study": study,
         "dataset": request.config.dataset,
@@ -100,7 +99,7 @@ def show_outcome(study: str, request: Request, outcome: Outcome, console: Consol
     console.print(table)
     console.print(f"Paper: {outcome.paper}")
     console.print(f"Here: {outcome.differs} {PROTOCOL}")
-    console.print(f"files: {request.out}/{study}.csv, .png, .json", soft_wrap=True)
+    console.print(f"files: {request.out}/{study}.csv, {', '.join(ENDINGS)}, .json", soft_wrap=True)
 
 
 def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -11,12 +11,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from matplotlib.figure import Figure
-
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import RunConfig
 from distributed_ignn.lab.studies.outcome import Outcome, Request, spread
 from distributed_ignn.lab.studies.study_runs import train_run, with_settings
+from distributed_ignn.plots import COLOURS, Picture, band_note, set_title, style
 
 IMPLICIT = "implicit"
 WIDTH, DROPOUT = 64, 0.5
@@ -24,6 +23,7 @@ LR, WEIGHT_DECAY = 0.01, 5e-4
 EPOCHS, PATIENCE = 300, 100
 
 _PAPER = "No figure of its own: its Tables 1 and 3 have settings of each graph; see table1, table3."
+_POINT = {False: (COLOURS[0], "o"), True: (COLOURS[1], "D")}
 _TRAINING = ("loss", "metric", "threads", "dtype", "memory_limit", "log_level")
 
 RIVALS: Mapping[str, Mapping[str, Any]] = {
@@ -117,13 +117,24 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, str]]:
     }
 
 
-def _draw(rows: Sequence[Mapping[str, Any]], dataset: str, metric: str) -> Figure:
-    figure = Figure(figsize=(6, 4))
-    axes = figure.subplots()
-    for place, model in enumerate((*RIVALS, IMPLICIT)):
+@style()
+def _draw(rows: Sequence[Mapping[str, Any]], dataset: str, metric: str) -> Picture:
+    """A point per model with its deviation and its mean in figures; the implicit model last."""
+    picture = Picture(6.5, 3.4)
+    axes = picture.subplots()
+    models = (*RIVALS, IMPLICIT)
+    for place, model in enumerate(models):
         mean, deviation = spread([100 * row["test"] for row in rows if row["model"] == model])
-        axes.errorbar(place, mean, deviation, fmt="o", capsize=4)
-    axes.set_xticks(range(len(RIVALS) + 1), [*RIVALS, IMPLICIT], rotation=20)
+        colour, marker = _POINT[model == IMPLICIT]
+        axes.errorbar(place, mean, deviation or None, color=colour, marker=marker, markersize=6)
+        axes.annotate(
+            f"{mean:.1f}", (place, mean), (7, 0), textcoords="offset points", va="center", size=8
+        )
+    axes.set_xticks(range(len(models)), models)
+    axes.set_xlim(-0.5, len(models) - 0.3)
+    axes.margins(y=0.1)
+    axes.grid(axis="x", visible=False)
     axes.set_ylabel(f"test {metric}, per cent")
-    axes.set_title(dataset)
-    return figure
+    seeds = len({row["seed"] for row in rows})
+    set_title(picture, dataset + band_note(seeds).replace("bands", "bars"))
+    return picture

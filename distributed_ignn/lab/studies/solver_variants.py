@@ -12,8 +12,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from matplotlib.figure import Figure
-
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import CONFIG_FOLDER, load_yaml
 from distributed_ignn.config.shipped import shipped_file
@@ -30,6 +28,7 @@ from distributed_ignn.lab.benchmarks.variants import (
 from distributed_ignn.lab.studies import convergence
 from distributed_ignn.lab.studies.outcome import Outcome, Request
 from distributed_ignn.long_steps import long_step
+from distributed_ignn.plots import Picture
 from distributed_ignn.training.learned_solver import LearnedSolver
 
 _OURS = {"kind": "estimator", "alpha": "global"}
@@ -146,7 +145,7 @@ def _by_safeguard(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, floa
     )
 
 
-def _draw_safeguards(request: Request, rows: Sequence[Mapping[str, Any]], steps: int) -> Figure:
+def _draw_safeguards(request: Request, rows: Sequence[Mapping[str, Any]], steps: int) -> Picture:
     panels = {
         f"safeguard {state}": [row for row in rows if row["safeguard"] in (None, guarded)]
         for state, guarded in (("off", False), ("on", True))

@@ -164,6 +164,13 @@ COMMANDS = [
         way_out="did you mean 'h200'",
     ),
     Case(
+        "plan: a picture of no known kind",
+        f"{_PLAN} --plot forecast.jpg",
+        value="--plot forecast.jpg",
+        rule="says no kind of picture",
+        way_out="end it in .png, .svg, .pdf",
+    ),
+    Case(
         "plan: a broken profile",
         f"{_PLAN} --hardware mine.yaml",
         value="mine.yaml",

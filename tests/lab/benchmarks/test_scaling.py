@@ -12,7 +12,8 @@ from distributed_ignn.commands.scaling import main
 from distributed_ignn.config import RunConfig
 from distributed_ignn.errors import UserError
 from distributed_ignn.lab.benchmarks.link import LinkSettings
-from distributed_ignn.lab.benchmarks.scaling import Row, draw, points, to_csv, with_efficiency
+from distributed_ignn.lab.benchmarks.scaling import Row, points, to_csv, with_efficiency
+from distributed_ignn.lab.benchmarks.scaling_plot import draw
 
 _CONFIG = RunConfig.model_validate(
     {"dataset": "synthetic-products", "data": {"synthetic": {"scale": 0.001}}}

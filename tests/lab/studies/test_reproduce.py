@@ -16,9 +16,19 @@ from distributed_ignn.commands.reproduce import NAMES, main
 from distributed_ignn.config import parse_args
 from distributed_ignn.errors import UserError
 from distributed_ignn.lab.benchmarks.variants import all_variants
-from distributed_ignn.lab.studies import beyond_k, convergence, long_range, outcome
+from distributed_ignn.lab.studies import (
+    beyond_k,
+    convergence,
+    cost,
+    dynamics,
+    epochs_in_turn,
+    long_range,
+    outcome,
+)
 from distributed_ignn.lab.studies.solver_variants import paper_steps
+from distributed_ignn.training.epoch_record import EpochRecord
 from distributed_ignn.training.learned.paper_training import PaperTrainer
+from distributed_ignn.training.trainer import Trainer
 from tests.ranks import run_ranks
 
 TINY = shlex.split("""
@@ -46,7 +56,7 @@ class Written(NamedTuple):
 
 
 def _read(study: str, out: Path, printed: str) -> Written:
-    for suffix in ("csv", "json", "png"):
+    for suffix in ("csv", "json", "png", "svg", "pdf"):
         assert (out / f"{study}.{suffix}").is_file()
     assert (out / f"{study}.png").read_bytes().startswith(PNG)
     assert not list(out.glob(".*"))
@@ -255,7 +265,7 @@ def test_a_panel_shows_what_converges_and_names_k_inside() -> None:
     panels = {"off": [*rows, *curve(convergence.PICARD, 0.5, 40)], "on": [*rows[:4], *rows[4:8]]}
     marks = {"ours": 1, "a network": 4, "paper": 4, "far": 40}
     figure = convergence.draw_side_by_side(panels, "residual", "title", marks)
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     for axes in figure.axes:
         low, high = axes.get_ylim()
         assert low < 1e-8
@@ -266,6 +276,7 @@ def test_a_panel_shows_what_converges_and_names_k_inside() -> None:
         for text in names:
             box = text.get_window_extent()
             assert axes.bbox.y0 <= box.y0 <= box.y1 <= axes.bbox.y1
+            assert axes.bbox.x0 <= box.x0 <= box.x1 <= axes.bbox.x1
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == [
         "fast",
@@ -273,7 +284,7 @@ def test_a_panel_shows_what_converges_and_names_k_inside() -> None:
         "lost",
         "picard, zero",
     ]
-    assert all(legend.get_window_extent().x0 >= axes.bbox.x1 for axes in figure.axes)
+    assert all(legend.get_window_extent().y1 <= axes.bbox.y0 for axes in figure.axes)
 
 
 def test_a_schedule_without_network_steps_is_one_line(
@@ -286,10 +297,33 @@ def test_a_schedule_without_network_steps_is_one_line(
     assert "train.epochs = 4" in line
 
 
-def test_figure8_follows_training_with_each_solver(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_figure8_follows_training_with_each_solver_and_times_epochs_in_turn(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    trained: list[tuple[str, int, float]] = []
+    train_epoch = Trainer.train_epoch
+
+    def noted(self: Trainer) -> EpochRecord:
+        record = train_epoch(self)
+        trained.append((self.config.forward.method, record.epoch, record.loss))
+        return record
+
+    monkeypatch.setattr(Trainer, "train_epoch", noted)
     found = _reproduce("figure8", tmp_path, capsys, *TINY)
+    runs, in_turn = trained[:12], trained[12:]
+    order = [(method, epoch) for epoch in (1, 2, 3, 4) for method in dynamics.METHODS]
+    assert [(method, epoch) for method, epoch, _ in in_turn] == order
+    assert sorted(in_turn) == sorted(runs)  # the same training, to the last digit
+    kept = json.loads((tmp_path / "runs" / "seconds-seed0.json").read_text())["found"]
+    for row in found.rows:
+        seconds = kept[row["method"]][int(row["epoch"]) - 1]
+        assert float(row["seconds"]) == seconds["seconds"] > seconds["solver_seconds"]
+    for method, epochs in kept.items():
+        shown = found.statement["ours"][method]["seconds/epoch"]
+        assert shown == epochs_in_turn.typical_epoch(epochs)
+    again = _reproduce("figure8", tmp_path, capsys, *TINY)
+    assert again.rows == found.rows
+    assert len(trained) == 24  # nothing is trained or timed again
     assert list(found.rows[0]) == [
         "seed",
         "method",
@@ -466,6 +500,17 @@ def test_two_ranks_find_the_same_curves_and_no_long_range(tmp_path: Path) -> Non
     for row, other in zip(first[:6], alone[:6], strict=True):
         # Picard's first points; trained in float32, whose sums differ in the last digit
         assert row["distance"] == pytest.approx(other["distance"], rel=1e-3)
+
+
+def test_seconds_of_figures_are_not_those_of_a_disturbed_epoch() -> None:
+    quiet = [{"seconds": 1.0, "solver_seconds": 0.0, "solver_steps": 0} for _ in range(8)]
+    phases = [
+        {"seconds": 1.0 + taken, "solver_seconds": taken, "solver_steps": steps}
+        for taken, steps in ((9.0, 100), (0.5, 10), (0.5, 10), (7.0, 10))
+    ]
+    disturbed = [*quiet, *phases, {"seconds": 60.0, "solver_seconds": 0.0, "solver_steps": 0}]
+    assert cost._typical_seconds(disturbed) == (13.0, 9.0 + 3 * 0.5)
+    assert epochs_in_turn.typical_epoch(disturbed) == pytest.approx(1.0 + 17.0 / 13)
 
 
 def test_csv_leaves_cells_without_a_number_empty() -> None:

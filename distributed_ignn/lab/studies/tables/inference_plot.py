@@ -1,7 +1,6 @@
 """Metric over inference time: a panel per dataset, a line per implicit model, a mark per explicit.
 
-Colours are those of Okabe and Ito, which the colour-blind tell apart; explicit models differ in
-shape besides.
+Ours is the thick line; explicit models differ in shape and fill.
 """
 
 from __future__ import annotations
@@ -10,63 +9,67 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import MaxNLocator
 
 from distributed_ignn.lab.studies.tables.table_models import MODELS, OURS
+from distributed_ignn.plots import (
+    COLOURS,
+    GREY,
+    Picture,
+    hide,
+    legend_below,
+    log_ticks,
+    point_style,
+    set_title,
+    style,
+)
 
 Curve = Sequence[tuple[float, float]]
 
-_ORANGE, _SKY, _GREEN, _BLUE = "#E69F00", "#56B4E9", "#009E73", "#0072B2"
-_RED, _PURPLE, _BLACK, _GREY = "#D55E00", "#CC79A7", "#000000", "#8C8C8C"
-_LINES = (_SKY, _PURPLE, _ORANGE, _GREEN, _GREY, _BLUE)
-_FILLS = (_ORANGE, _SKY, _GREEN, _BLUE, _PURPLE, _GREY)
+_BLUE, _RED, _GREEN, _PURPLE, _ORANGE, _SKY, _BLACK = COLOURS
+_FILLS = (_ORANGE, _SKY, _GREEN, _BLUE, _PURPLE, GREY)
+_LEAST_MARGIN = 3.0  # per cent
 _SHAPES = "osD^vP*X<>p"
 
 
+@style()
 def draw_inference(
     curves: Mapping[str, Mapping[str, Curve]], metrics: Mapping[str, str], title: str
-) -> Figure:
-    """The figure.
+) -> Picture:
+    """The picture.
 
     Args:
         curves: milliseconds and metric in per cent, by dataset and model.
         metrics: the metric of each dataset.
-        title: of the figure.
+        title: of the picture.
     """
-    columns = min(3, len(curves))
+    columns = 2 if len(curves) == 4 else min(3, len(curves))
     lines = -(-len(curves) // columns)
-    figure = Figure(figsize=(max(7.0, 4.2 * columns), 1.6 + 3.2 * lines), layout="constrained")
-    grid = figure.subplots(lines, columns, squeeze=False)
+    picture = Picture(max(6.5, 3.4 * columns), 0.4 + 2.7 * lines)
+    grid = picture.subplots(lines, columns, squeeze=False)
     for axes, (dataset, models) in zip(grid.flat, curves.items(), strict=False):
-        for model, curve in models.items():
-            _draw(axes, model, curve)
+        for model in MODELS:  # in one order everywhere, the legend's
+            if model in models:
+                _draw(axes, model, models[model])
         axes.set_title(Path(dataset).stem)
         axes.set_ylabel(f"test {metrics[dataset]}, per cent")
         axes.set_xlabel("milliseconds of inference")
-        axes.grid(alpha=0.3)
-        _set_ticks(axes)
-    for axes in grid.flat[len(curves) :]:
-        axes.set_axis_off()
-    known = {handle.get_label(): handle for axes in grid.flat for handle in axes.get_lines()}
-    labels = [each.label for each in MODELS.values() if each.label in known]
-    figure.legend(
-        [known[label] for label in labels],
-        labels,
-        loc="outside lower center",
-        ncols=min(6, 2 + 2 * columns),
-        fontsize="small",
-    )
-    figure.suptitle(title)
-    return figure
+        log_ticks(axes.xaxis)
+        axes.yaxis.set_major_locator(MaxNLocator(6))
+        _frame(axes, list(models.values()))
+    hide(grid.flat[len(curves) :])
+    legend_below(picture)
+    set_title(picture, title)
+    return picture
 
 
-def _set_ticks(axes: Axes) -> None:
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(10, (1.0, 2.0, 5.0)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.yaxis.set_major_locator(MaxNLocator(6))
+def _frame(axes: Axes, curves: Sequence[Curve]) -> None:
+    """Limits that show where the models end; a curve that begins far below comes in from there."""
+    ends = [curve[-1][1] for curve in curves]
+    points = [value for curve in curves for _, value in curve]
+    margin = max(0.5 * (max(ends) - min(ends)), _LEAST_MARGIN)
+    low, high = max(min(points), min(ends) - margin), max(points)
+    axes.set_ylim(low - 0.05 * (high - low) - 0.1, high + 0.05 * (high - low) + 0.1)
 
 
 def _draw(axes: Axes, model: str, curve: Curve) -> None:
@@ -86,6 +89,8 @@ def _draw(axes: Axes, model: str, curve: Curve) -> None:
             zorder=3,
         )
         return
-    colour = _RED if model == OURS else _LINES[solving.index(model) % len(_LINES)]
-    width = 2.2 if model == OURS else 1.4
-    axes.plot(where, values, ".-", color=colour, linewidth=width, label=label, zorder=2)
+    place = 1 if model == OURS else (0, *range(2, 7))[solving.index(model) % 6]
+    look = point_style(place) | {"markersize": 3}
+    if model == OURS:
+        look |= {"linewidth": 2.2, "linestyle": "-"}
+    axes.plot(where, values, **look, label=label, zorder=2)

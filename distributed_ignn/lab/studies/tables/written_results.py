@@ -11,7 +11,6 @@ from rich.console import Console
 
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.files import atomic_write_json, atomic_write_text
-from distributed_ignn.lab.benchmarks.plots import save_figure
 from distributed_ignn.lab.studies.outcome import to_csv
 from distributed_ignn.lab.studies.study_runs import is_finished
 from distributed_ignn.lab.studies.tables.cell_training import CellTrainer
@@ -26,6 +25,7 @@ from distributed_ignn.lab.studies.tables.result_notes import (
 from distributed_ignn.lab.studies.tables.standings import rivals_ahead, run_rows, standings
 from distributed_ignn.lab.studies.tables.table_cells import TableRequest
 from distributed_ignn.lab.studies.tables.table_files import TableText
+from distributed_ignn.plots import ENDINGS, save_all_kinds
 
 _TIMES = (
     f"Times are those of this machine: of one forward pass over the graph, or of b(X), the "
@@ -113,14 +113,12 @@ def _write_figure(request: TableRequest, runs: Rows, measured: Rows) -> None:
     if curves:
         metrics = {row["dataset"]: row["metric"] for row in runs if row["metric"]}
         title = f"{request.study}: metric over inference time, {request.averaged('mean')}"
-        figure = draw_inference(curves, metrics, title)
-        save_figure(figure, start.with_suffix(".png"))
-        save_figure(figure, start.with_suffix(".svg"))
+        save_all_kinds(draw_inference(curves, metrics, title), start)
         atomic_write_text(start.with_suffix(".csv"), to_csv(measured))
     atomic_write_json(start.with_suffix(".json"), statement(request, notes, curves))
     for note in notes:
         console.print(note, soft_wrap=True, markup=False)
-    kinds = ".png, .svg, .csv, .json" if curves else ".json"
+    kinds = ", ".join((*ENDINGS, ".csv", ".json") if curves else (".json",))
     console.print(f"files: {start}{kinds}", soft_wrap=True)
 
 
