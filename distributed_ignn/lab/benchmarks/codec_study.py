@@ -25,7 +25,15 @@ from distributed_ignn.lab.benchmarks.interleaving import Figure, Report, compare
 from distributed_ignn.lab.benchmarks.problem import Problem, load_problem
 from distributed_ignn.lab.benchmarks.study import Study, Tell, tell_nobody
 from distributed_ignn.models.maps import EquilibriumCell
-from distributed_ignn.plots import Picture, legend_below, line_style, log_ticks, set_title, style
+from distributed_ignn.plots import (
+    Picture,
+    legend_below,
+    line_style,
+    log_ticks,
+    set_title,
+    style,
+    whole_ticks,
+)
 from distributed_ignn.propagation.propagate import Propagation, PropagationOptions
 from distributed_ignn.solvers.anderson import Anderson
 from distributed_ignn.solvers.base import AnySolver, Solution
@@ -97,7 +105,7 @@ def run(options: CodecOptions, comm: Communicator) -> Study:
             rows.append({"method": method, "codec": name, **row, "seconds": seconds[name]})
         options.tell(f"{method}: {len(variants)} ways of writing halo rows")
     report = Report("codecs", _settings(problem, options), tuple(figures))
-    title = f"{problem.trainer.config.dataset}, {comm.world_size} ranks"
+    title = f"{problem.trainer.config.dataset}, ranks: {comm.world_size}"
     return Study(report, tuple(rows), report.tables(), _notes(rows), lambda: _draw(curves, title))
 
 
@@ -216,22 +224,26 @@ def _settings(problem: Problem, options: CodecOptions) -> dict[str, Any]:
 
 @style()
 def _draw(curves: Mapping[tuple[str, str], list[tuple[float, float]]], title: str) -> Picture:
-    """Residual over bytes sent, a panel per method."""
+    """Residual over bytes sent, or over evaluations where a rank is alone; a panel per method."""
     methods = list(dict.fromkeys(method for method, _ in curves))
     codecs = list(dict.fromkeys(name for _, name in curves))
+    anything = any(sent > 0 for curve in curves.values() for sent, _ in curve)
     picture = Picture(3.6 * len(methods), 3.8)
     panels = picture.subplots(1, len(methods), sharey=True, squeeze=False)[0]
     for axes, method in zip(panels, methods, strict=True):
         for (own, name), curve in curves.items():
             if own == method:
-                sent, residuals = [b / 2**20 for b, _ in curve], [r for _, r in curve]
+                residuals = [residual for _, residual in curve]
+                sent = [b / 2**20 for b, _ in curve] if anything else range(1, len(curve) + 1)
                 axes.plot(sent, residuals, **line_style(codecs.index(name)), label=name)
-        if any(sent > 0 for curve in curves.values() for sent, _ in curve):
+        if anything:
             log_ticks(axes.xaxis)
+        else:
+            whole_ticks(axes.xaxis)
         log_ticks(axes.yaxis)
-        axes.set_xlabel("MiB sent by all ranks")
+        axes.set_xlabel("MiB sent by all ranks" if anything else "evaluations; nothing is sent")
         axes.set_title(method)
     panels[0].set_ylabel("relative residual")
     legend_below(picture)
-    set_title(picture, f"{title}: first solve")
+    set_title(picture, f"{title}; the first solve")
     return picture

@@ -28,6 +28,7 @@ Curve = Sequence[tuple[float, float]]
 
 _BLUE, _RED, _GREEN, _PURPLE, _ORANGE, _SKY, _BLACK = COLOURS
 _FILLS = (_ORANGE, _SKY, _GREEN, _BLUE, _PURPLE, GREY)
+_LEAST_MARGIN = 3.0  # per cent
 _SHAPES = "osD^vP*X<>p"
 
 
@@ -55,10 +56,20 @@ def draw_inference(
         axes.set_xlabel("milliseconds of inference")
         log_ticks(axes.xaxis)
         axes.yaxis.set_major_locator(MaxNLocator(6))
+        _frame(axes, list(models.values()))
     hide(grid.flat[len(curves) :])
     legend_below(picture)
     set_title(picture, title)
     return picture
+
+
+def _frame(axes: Axes, curves: Sequence[Curve]) -> None:
+    """Limits that show where the models end; a curve that begins far below comes in from there."""
+    ends = [curve[-1][1] for curve in curves]
+    points = [value for curve in curves for _, value in curve]
+    margin = max(0.5 * (max(ends) - min(ends)), _LEAST_MARGIN)
+    low, high = max(min(points), min(ends) - margin), max(points)
+    axes.set_ylim(low - 0.05 * (high - low) - 0.1, high + 0.05 * (high - low) + 0.1)
 
 
 def _draw(axes: Axes, model: str, curve: Curve) -> None:
