@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict
 
-from distributed_ignn.config import deepspeed
+from distributed_ignn.config import deepspeed_settings as deepspeed
 from distributed_ignn.config.check import validate_options, validate_run
 from distributed_ignn.config.choices import choice_at
 from distributed_ignn.config.command import CommandParser

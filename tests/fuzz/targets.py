@@ -22,7 +22,7 @@ import torch
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import DataConfig, PartitionConfig, RunConfig, dump_yaml, load_yaml
 from distributed_ignn.config.dataset import ChainsConfig
-from distributed_ignn.config.deepspeed import read_settings
+from distributed_ignn.config.deepspeed_settings import read_settings
 from distributed_ignn.errors import UserError
 from distributed_ignn.files import sha256_file
 from distributed_ignn.graph.datasets import amazon, load_dataset, validate

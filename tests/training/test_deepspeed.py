@@ -21,7 +21,7 @@ from torch import Tensor
 
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import RunConfig, parse_args
-from distributed_ignn.config.deepspeed import check_device, offloads, read_settings
+from distributed_ignn.config.deepspeed_settings import check_device, offloads, read_settings
 from distributed_ignn.config.shipped import shipped_file
 from distributed_ignn.errors import UserError
 from distributed_ignn.graph.data import GraphData, csr_from_edges

@@ -22,7 +22,7 @@ from dataclasses import replace
 import torch
 
 from distributed_ignn.config import RunConfig, decided
-from distributed_ignn.config.deepspeed import offloads, read_settings
+from distributed_ignn.config.deepspeed_settings import offloads, read_settings
 from distributed_ignn.graph.part_sizes import PartSizes
 from distributed_ignn.graph.shard import choose_normalisation
 from distributed_ignn.models import encoder

@@ -21,7 +21,7 @@ from torch.nn import Parameter
 
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import RunConfig
-from distributed_ignn.config.deepspeed import (
+from distributed_ignn.config.deepspeed_settings import (
     check_device,
     offloads,
     read_settings,
