@@ -14,11 +14,11 @@ from typing import Any
 import yaml
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict
 
-from distributed_ignn.config import deepspeed_settings as deepspeed
 from distributed_ignn.config.check import validate_options, validate_run
 from distributed_ignn.config.choices import choice_at
 from distributed_ignn.config.command import CommandParser
 from distributed_ignn.config.dataset import FILE_SUFFIXES, IN_MEMORY, OWN_FILE, dataset_names
+from distributed_ignn.config.deepspeed_settings import check_device, read_settings, require_package
 from distributed_ignn.config.explicit import is_explicit, of_dataset
 from distributed_ignn.config.idle import refuse_idle
 from distributed_ignn.config.options import OptionsT, declare, given
@@ -280,8 +280,8 @@ def _check_files(run: RunConfig) -> RunConfig:
         if path is not None and not isinstance(path, Url) and not Path(path).exists():
             raise UserError(f"{key} = {path} does not exist; name an existing one with --{key}")
     if run.engine == "deepspeed":
-        deepspeed.require_package()
-        deepspeed.check_device(deepspeed.read_settings(run.deepspeed_config), run.device)
+        require_package()
+        check_device(read_settings(run.deepspeed_config), run.device)
     return run
 
 

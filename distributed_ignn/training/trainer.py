@@ -25,12 +25,6 @@ from distributed_ignn.graph.shard import GraphShard
 from distributed_ignn.models.shard_model import ShardModel
 from distributed_ignn.solvers.base import Solution
 from distributed_ignn.training.averaging import WeightAverage
-from distributed_ignn.training.building import (
-    build_learned_solver,
-    build_model,
-    build_regularizer,
-    build_solver_trainer,
-)
 from distributed_ignn.training.choosing import Chooser
 from distributed_ignn.training.confirmation import SLACK, Confirmation, Finding
 from distributed_ignn.training.engines import start_engine
@@ -53,6 +47,12 @@ from distributed_ignn.training.schedule import Schedule
 from distributed_ignn.training.state import Count, Number, RandomState, State, Stateful, Values
 from distributed_ignn.training.step_checks import StepChecks
 from distributed_ignn.training.stopwatch import Stopwatch
+from distributed_ignn.training.trainer_parts import (
+    build_learned_solver,
+    build_model,
+    build_regularizer,
+    build_solver_trainer,
+)
 
 
 class _Position(Values):
