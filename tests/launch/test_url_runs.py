@@ -215,7 +215,7 @@ def test_killed_on_machines_without_a_common_folder_it_goes_on_from_the_bucket(
         second = started("second", "--output", RUN, "--resume", "auto")
         assert second.wait() == [0, 0], second.text
     assert "resumed after epoch" in second.text
-    assert list((tmp_path / "second").glob("machine-*/tmp/*")) == []
+    assert list((tmp_path / "second").glob("machine-*/tmp/ignn-*")) == []
     there = _fetched(server, "run", tmp_path / "fetched")
     assert differences(_result(tmp_path / "run"), _result(there)) == []
     assert not any("/.runs/" in key for key in server.objects())

@@ -136,7 +136,7 @@ class Places:
                 lambda: action() if works else None, doing=doing, way_out=way_out
             )
         try:
-            return apart(
+            result = apart(
                 self._comm,
                 lambda: self._noting(action),
                 works=works,
@@ -148,6 +148,9 @@ class Places:
             if self.cut:
                 raise JobError(str(error), told=not self._comm.is_main) from error
             raise
+        # the process that keeps the store must not end while others still look there
+        self._comm.barrier()
+        return result
 
     def _noting(self, action: Callable[[], T]) -> T:
         try:
