@@ -59,7 +59,7 @@ def make_trainer(
         gpus: processes with a GPU each, instead.
         scaling_config: Ray's ScalingConfig, instead of either. Each worker computes with as many
             threads as it has CPUs, unless ``train.threads`` is set.
-        run_config: Ray's RunConfig. Name and storage path, a local or shared folder, say where the
+        run_config: Ray's RunConfig. Name and storage path, a shared folder or a URL, say where the
             run goes, and nothing of it goes elsewhere; without them it is ``output`` or a fresh
             folder under runs/. ``num_to_keep`` of its CheckpointConfig is
             ``train.keep_checkpoints``, and the best by validation stays besides. Without a

@@ -248,7 +248,7 @@ def test_what_ray_s_run_config_cannot_mean_here_is_refused(cluster: Any, tmp_pat
 
     best = CheckpointConfig(checkpoint_score_attribute="val_metric")
     for wrong, line in (
-        ({"storage_path": "s3://bucket/results"}, "is no folder"),
+        ({"storage_path": "ftp://host/results"}, "storage_path = ftp://host/results .* understood"),
         ({"storage_path": str(tmp_path), "name": "x", "output": "y"}, "two places for one run"),
         ({"checkpoint_config": best}, "checkpoint_score_attribute = val_metric has no effect"),
     ):
@@ -257,6 +257,19 @@ def test_what_ray_s_run_config_cannot_mean_here_is_refused(cluster: Any, tmp_pat
         with pytest.raises(UserError, match=line):
             di.make_trainer(SMALL, settings, workers=2, run_config=RayRunConfig(**given))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_trainer_whose_storage_is_a_url(cluster: Any, tmp_path: Path) -> None:
+    import ray.train
+
+    ray_run_config: Any = ray.train.RunConfig
+    where = ray_run_config(name="run", storage_path=f"file://{tmp_path}/results")
+    result = di.make_trainer(SMALL, workers=2, epochs=2, run_config=where).fit()
+    output = tmp_path / "results" / "run"
+    assert result.metrics_dataframe["loss"].tolist() == [r["loss"] for r in records(output)]
+    assert Path(result.checkpoint.path) == output / "checkpoints" / "epoch-000002"
+    assert (output / "summary.json").is_file()
+    assert not (output / ".validate_storage_marker").exists()
 
 
 def test_a_search_with_tune(cluster: Any, tmp_path: Path) -> None:
