@@ -31,6 +31,7 @@ def _second_rank_raises(comm: Communicator) -> None:
 
 def _second_rank_dies(comm: Communicator, folder: str) -> None:
     Path(folder, str(os.getpid())).touch()
+    comm.barrier()  # or the other might meet this in its start, and tell of that
     if comm.rank == 1:
         os.kill(os.getpid(), signal.SIGKILL)
     time.sleep(600)

@@ -104,10 +104,14 @@ def tell_unlearned(targets: Targets, train: Tensor, fields: Fields) -> None:
     """
     if targets.task != "multiclass":
         return
-    labels = targets.labels
-    sizes = torch.bincount(labels[labels >= 0], minlength=targets.num_classes)
-    learned = torch.bincount(labels[train], minlength=targets.num_classes)
-    names = fields.class_names or tuple(map(str, range(targets.num_classes)))
+    classes = targets.num_classes
+
+    def counted(labels: Tensor) -> Tensor:
+        """Nodes of each class; what is no label is refused later, with its place."""
+        return torch.bincount(labels[(labels >= 0) & (labels < classes)], minlength=classes)
+
+    sizes, learned = counted(targets.labels), counted(targets.labels[train])
+    names = fields.class_names or tuple(map(str, range(classes)))
     for text, found in (
         ("no node has the label %s; classes are counted from 0", sizes == 0),
         (
@@ -115,6 +119,6 @@ def tell_unlearned(targets: Targets, train: Tensor, fields: Fields) -> None:
             (sizes > 0) & (learned == 0),
         ),
     ):
-        classes = [names[c] for c in found.nonzero().flatten().tolist()]
-        if classes:
-            logger.info(f"%s: {text}", fields.origin, in_one_line(some(classes)))
+        lacking = [names[c] for c in found.nonzero().flatten().tolist()]
+        if lacking:
+            logger.info(f"%s: {text}", fields.origin, in_one_line(some(lacking)))
