@@ -180,10 +180,15 @@ def _command(example: Path) -> list[str]:
     return [*starter, *words[1:-1], example.name]
 
 
+def _marks(example: Path) -> pytest.MarkDecorator | tuple[()]:
+    """tests/test_examples.py runs with every change what needs no ranks."""
+    return () if _command(example)[1] == "-m" else pytest.mark.long
+
+
 @pytest.mark.skipif(not EXAMPLES, reason="there is no folder examples/")
 @pytest.mark.parametrize(
     "example",
-    [pytest.param(path, marks=pytest.mark.long if "ray" in path.stem else ()) for path in EXAMPLES],
+    [pytest.param(path, marks=_marks(path)) for path in EXAMPLES],
     ids=lambda path: path.stem,
 )
 def test_an_example_runs_as_it_says(installed: Installed, example: Path) -> None:
