@@ -29,7 +29,7 @@ def storage_of(output: Path) -> dict[str, Any]:
 
 
 def reference_to(checkpoint: Path) -> Any:
-    """Ray's reference to a checkpoint of ours, which is neither copied nor removed by it.
+    """Ray's reference to a checkpoint of ours, neither copied nor removed by it; a worker asks.
 
     Args:
         checkpoint: in the output.
@@ -37,7 +37,9 @@ def reference_to(checkpoint: Path) -> Any:
     import ray.train
 
     if isinstance(checkpoint, Url):
-        return ray.train.Checkpoint(path=checkpoint.key, filesystem=_arrow(checkpoint))
+        # fsspec's systems of two threads count as two; Ray asks for its own
+        storage = ray.train.get_context().get_storage()
+        return ray.train.Checkpoint(path=checkpoint.key, filesystem=storage.storage_filesystem)
     return ray.train.Checkpoint.from_directory(checkpoint)
 
 
