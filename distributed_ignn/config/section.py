@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
+from pydantic.fields import FieldInfo
 
 from distributed_ignn.urls.url import as_path, url_scheme
 
@@ -37,13 +38,23 @@ class Section(BaseModel):
         scheme = url_scheme(value)
         if scheme is None or info.field_name is None:
             return value
-        field = cls.model_fields[info.field_name]
-        if any(isinstance(mark, ByUrl) for mark in field.metadata):
+        kinds, marks = _told(cls.model_fields[info.field_name])
+        if any(isinstance(mark, ByUrl) for mark in marks):
             return as_path(value)
-        kind = field.annotation
-        if kind is Path or Path in get_args(kind) or info.field_name == "dataset":
+        if Path in kinds or info.field_name == "dataset":
             raise ValueError(
                 f"is a URL, and this is read and written by paths only: mount what {scheme}: "
                 "names and give the path, or copy there before or after"
             )
         return value
+
+
+def _told(field: FieldInfo) -> tuple[list[Any], list[Any]]:
+    """The types that a field may have, and its marks, also those within a union."""
+    kinds, marks = [field.annotation, *get_args(field.annotation)], [*field.metadata]
+    for kind in kinds[1:]:
+        if get_origin(kind) is Annotated:
+            inner, *more = get_args(kind)
+            kinds.append(inner)
+            marks += more
+    return kinds, marks

@@ -5,11 +5,18 @@ from __future__ import annotations
 import importlib.util
 import pickle
 from pathlib import Path
+from typing import Annotated
 
 import pytest
 
 from distributed_ignn.config import RunConfig, absolute_paths, dump_yaml, load_yaml, parse_args
-from distributed_ignn.config.options import Options, OutputFileOrUrl, check_outputs
+from distributed_ignn.config.options import (
+    Options,
+    OutputFile,
+    OutputFileOrUrl,
+    Shown,
+    check_outputs,
+)
 from distributed_ignn.errors import UserError
 from distributed_ignn.urls.url import Url, as_path, url_scheme
 
@@ -87,6 +94,16 @@ def test_other_paths_are_no_urls(key: str) -> None:
 
 class _Options(Options):
     out: OutputFileOrUrl
+    more: OutputFileOrUrl | None = None
+    plot: OutputFile | None = None
+    source: Annotated[Path, Shown("FILE")] | None = None
+
+
+def test_marks_hold_within_what_may_be_left_out() -> None:
+    assert isinstance(_Options(out=Path("a"), more=as_path(RUN)).more, Url)
+    for key in ("plot", "source"):
+        with pytest.raises(ValueError, match="is a URL, and this is read and written by paths"):
+            _Options.model_validate({"out": "a", key: RUN})
 
 
 @pytest.mark.parametrize(("scheme", "extra"), [("s3", "s3"), ("gs", "gcs")])
