@@ -8,7 +8,8 @@ MINUTES ?= 30
 
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# Bytecode is compiled when a module is first imported: of most packages that is never.
+PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check
 DECLARED := pyproject.toml distributed_ignn/__init__.py
 
 # Stamps: an installation is repeated when the declared dependencies or TORCH have changed.

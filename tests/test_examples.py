@@ -13,7 +13,8 @@ from tests.jobs import environment
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = sorted((ROOT / "examples").glob("*.py"))
-LONG = ("tune_ray",)  # minutes on two cores; tests/launch/test_ray_programs.py has it in short
+# what starts Ray; tests/launch/test_ray_programs.py and tests/api/test_programs.py have it in short
+LONG = ("tune_ray", "ray_task")
 
 
 def _needs(script: Path) -> list[pytest.MarkDecorator]:

@@ -71,8 +71,8 @@ def _check_graph(graph: CSRMatrix, num_nodes: int, what: str) -> None:
     _check_csr(graph, what)
     if graph.num_entries == 0:
         raise UserError(
-            f"{what} has no edges besides self-loops, so no node would see another; add edges, or "
-            "take a model of single nodes"
+            f"{what} has no edges besides self-loops, so no node would see another; add "
+            "edges to the file"
         )
     check_ids(graph.col, num_nodes, what)
     if graph.value is not None and not bool((graph.value > 0).all() & graph.value.isfinite().all()):
