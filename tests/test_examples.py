@@ -13,8 +13,8 @@ from tests.jobs import environment
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = sorted((ROOT / "examples").glob("*.py"))
-# what starts Ray; tests/launch/test_ray_programs.py and tests/api/test_programs.py have it in short
-LONG = ("tune_ray", "ray_task")
+# what tests/launch/test_ray_programs.py, tests/api/test_programs.py and tests/docs have in short
+LONG = ("tune_ray", "ray_task", "notebook")
 
 
 def _needs(script: Path) -> list[pytest.MarkDecorator]:
