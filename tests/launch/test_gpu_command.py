@@ -46,7 +46,7 @@ def test_no_gpu_is_one_line_and_code_2() -> None:
         run(Options("cpu", "tiny", ("speed",), Path("report.json")))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(150)
 def test_sections_run_on_the_cpu_and_are_marked_as_no_gpus(tmp_path: Path) -> None:
     report = tmp_path / "new" / "report.json"

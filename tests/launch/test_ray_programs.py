@@ -273,6 +273,7 @@ def test_a_trainer_whose_storage_is_a_url(cluster: Any, tmp_path: Path) -> None:
     assert not (output / ".validate_storage_marker").exists()
 
 
+@pytest.mark.long
 def test_a_search_with_tune(cluster: Any, tmp_path: Path) -> None:
     """The example in short: two trials of two workers, chosen by validation."""
     import tune_ray
