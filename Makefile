@@ -29,7 +29,7 @@ GPU_FLAGS ?=
 
 help:
 	@echo "make train   two CPU processes train on a generated graph, in a new folder"
-	@echo "make test    the tests of every change, cheapest first (about 15 minutes on 2 cores)"
+	@echo "make test    the tests of every change, cheapest first (about 20 minutes on 2 cores)"
 	@echo "make pseudo-gpu  those of them that run on an emulated GPU, and what an evaluation asks of one"
 	@echo "make long    tests that take too long for every change"
 	@echo "make lint    format, lint, types and import order"

@@ -19,7 +19,7 @@ from distributed_ignn.launchers.precision import full_precision, refuse_override
 from distributed_ignn.launchers.this_rank import choose_device, on_this_rank
 from distributed_ignn.plots import Picture, checked_ending, save_picture
 from distributed_ignn.reading.strict_json import read_json
-from distributed_ignn.runs.output.folder import SETTINGS
+from distributed_ignn.runs.layout import SETTINGS
 from distributed_ignn.runs.output.progress import summary_rows
 from distributed_ignn.runs.output.records import METRICS, SUMMARY, read_metrics
 from distributed_ignn.runs.predict import load_run, load_run_config, load_run_for

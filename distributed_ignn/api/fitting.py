@@ -38,7 +38,8 @@ from distributed_ignn.graph.datasets import graph_in_memory
 from distributed_ignn.graph.datasets.in_memory import is_in_memory
 from distributed_ignn.launchers.local import run_local
 from distributed_ignn.launchers.this_rank import on_this_rank, started_ranks
-from distributed_ignn.runs.output.folder import SETTINGS, is_earlier_attempt, make_output
+from distributed_ignn.runs.layout import SETTINGS
+from distributed_ignn.runs.output.folder import is_earlier_attempt, make_output
 from distributed_ignn.runs.run import Conduct, run_training
 from distributed_ignn.runs.shards import store_graph
 from distributed_ignn.urls.url import Url

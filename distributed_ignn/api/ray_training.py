@@ -85,7 +85,8 @@ def make_trainer(
     from distributed_ignn.launchers.ray_trainer import RankTrainer
 
     number = {"workers": workers or run.workers, "gpus": gpus or run.gpus}
-    scaling = scaling_config or _scaling(run.model_copy(update=number))
+    sized = run.model_copy(update=number)
+    scaling = scaling_config or cluster.scaling(sized, cluster.resources_of_each(sized))
     run = _kept(_sized(run, scaling, given=scaling_config is not None), run_config)
     run = _placed(run, run_config)
     return RankTrainer(
@@ -116,16 +117,6 @@ def _check_number(
             raise UserError(f"{name} = {number} must be at least 1")
     if gpus is not None and run.device == "cpu":
         raise UserError(f"gpus = {gpus} and device = cpu contradict each other; use workers={gpus}")
-
-
-def _scaling(run: RunConfig) -> Any:
-    """What ``workers`` or ``gpus`` of a run mean in this cluster."""
-    from ray.train import ScalingConfig
-
-    each = cluster.resources_of_each(run)
-    return ScalingConfig(
-        num_workers=cluster.processes(run), use_gpu="GPU" in each, resources_per_worker=each
-    )
 
 
 def _sized(run: RunConfig, scaling: Any, *, given: bool) -> RunConfig:

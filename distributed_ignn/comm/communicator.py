@@ -212,8 +212,8 @@ class Communicator:
         return dist.group.WORLD
 
     def group_alone(self) -> dist.ProcessGroup:
-        """A process group of this rank alone, for a library that asks for one; every rank calls."""
-        return [dist.new_group([rank]) for rank in range(self.world_size)][self.rank]
+        """A new process group of this rank alone, for a library that asks for one."""
+        return dist.new_group([self.rank], use_local_synchronization=True)
 
     def close(self, *, failed: bool = False) -> None:
         """Stop watching the others, and end the process group if this communicator started it.

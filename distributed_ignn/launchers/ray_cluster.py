@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -141,6 +142,20 @@ def _check_reachable(address: str) -> None:
             f"no Ray cluster answers at RAY_ADDRESS = {address} ({error}); correct it, or unset "
             "it to start a local one"
         ) from error
+
+
+def scaling(config: RunConfig, each: dict[str, float]) -> Any:
+    """Ray's ScalingConfig for the processes of a run.
+
+    Args:
+        config: with ``workers`` or ``gpus``.
+        each: what a process takes, see ``resources_of_each``.
+    """
+    from ray.train import ScalingConfig
+
+    return ScalingConfig(
+        num_workers=processes(config), use_gpu="GPU" in each, resources_per_worker=each
+    )
 
 
 def resources_of_each(config: RunConfig) -> dict[str, float]:

@@ -65,7 +65,7 @@ def predict_on_ray(options: PredictOptions, asked: dict[str, Any]) -> None:
     of_run = load_run_config(options.run)
     config = of_run.model_copy(update={**asked, "comm": CommConfig()})
     cluster.prepare(config)
-    action = partial(_predict, config, options.portable())
+    action = partial(_predict, config, options.resolved())
     _start(config, ("out", options.out), action)
 
 
@@ -159,12 +159,12 @@ def _fit(run: RunConfig, each: dict[str, float]) -> None:
     ray_run = ray_trainer.RayRunConfig(
         failure_config=FailureConfig(max_failures=config.restarts),
     )
-    trainer = ray_trainer.RankTrainer(config, _scaling(config, each), ray_run, verbose=True)
+    trainer = ray_trainer.RankTrainer(config, cluster.scaling(config, each), ray_run, verbose=True)
     _see_through(config, each, trainer)
 
 
-def _predict(config: RunConfig, given: dict[str, Any], each: dict[str, float]) -> None:
-    """Predict; ``given`` are the options as JSON has them."""
+def _predict(config: RunConfig, asked: PredictOptions, each: dict[str, float]) -> None:
+    """Predict; paths of ``asked`` mean the same everywhere."""
     from ray.train import FailureConfig
 
     from distributed_ignn.launchers import ray_trainer
@@ -180,21 +180,13 @@ def _predict(config: RunConfig, given: dict[str, Any], each: dict[str, float]) -
         )
         trainer = ray_trainer.RankTrainer(
             config,
-            _scaling(config, each),
+            cluster.scaling(config, each),
             ray_run,
             loop=predict_worker,
-            options={"predict": given},
+            options={"predict": asked},
             verbose=True,
         )
         _see_through(config, each, trainer)
-
-
-def _scaling(config: RunConfig, each: dict[str, float]) -> Any:
-    from ray.train import ScalingConfig
-
-    return ScalingConfig(
-        num_workers=cluster.processes(config), use_gpu="GPU" in each, resources_per_worker=each
-    )
 
 
 def _see_through(config: RunConfig, each: dict[str, float], trainer: Any) -> None:

@@ -53,7 +53,7 @@ class RankTrainer(TorchTrainer):
         run_config: Ray's, of failures, callbacks and the environment of workers; its name and
             storage path are not read.
         loop: what each worker calls.
-        options: more for it, as JSON values.
+        options: more for it.
         verbose: whether to show what ``ignn train`` shows.
         report_every: see ``make_trainer``.
     """

@@ -53,7 +53,7 @@ def predict_worker(settings: dict[str, Any]) -> None:
 
     Args:
         settings: see ``_as_rank``; besides ``run`` (as JSON; its device and way to talk) and
-            ``predict`` (the fields of ``PredictOptions``, paths as texts).
+            ``predict``, the ``PredictOptions``.
 
     Raises:
         RuntimeError: see ``_as_rank``.
@@ -132,7 +132,7 @@ def _train(settings: dict[str, Any], stop: _StopPoll) -> dict[str, Any]:
 
 def _predict(settings: dict[str, Any], stop: _StopPoll) -> None:
     config = RunConfig.model_validate(settings["run"])
-    options = PredictOptions.read(settings["predict"])
+    options: PredictOptions = settings["predict"]
 
     def run(comm: Communicator) -> None:
         _tell_of_loss(comm, settings["lines"])

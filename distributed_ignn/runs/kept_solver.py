@@ -19,9 +19,9 @@ from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.errors import UserError
 from distributed_ignn.files import sync, temporary_sibling, write_tensors
 from distributed_ignn.reading.tensors import read_tensors
+from distributed_ignn.runs.layout import KEPT_SOLVER
 from distributed_ignn.training.learned_solver import LearnedSolver
 
-KEPT_SOLVER = "solver.safetensors"
 _FORMAT = "learned solver, version 1"
 _LATER = ("estimator.plain_rate", "adjoint.plain_rate")  # older files do without
 

@@ -9,7 +9,6 @@ equilibrium is found from the initialiser. ``prediction_file.py`` writes what co
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Self, cast
@@ -35,7 +34,7 @@ from distributed_ignn.propagation.kernels import KERNELS
 from distributed_ignn.runs.checkpoints.checkpoint import checkpoint_names, load_newest
 from distributed_ignn.runs.checkpoints.snapshot import restore, restore_best
 from distributed_ignn.runs.kept_solver import load_solver
-from distributed_ignn.runs.output.folder import CHECKPOINTS, SETTINGS
+from distributed_ignn.runs.layout import CHECKPOINTS, SETTINGS
 from distributed_ignn.runs.prediction import Prediction, SolveRequest, rows_of, solved_here
 from distributed_ignn.runs.prediction_file import (
     push_predictions,
@@ -46,7 +45,6 @@ from distributed_ignn.runs.shards import fetch_node_ids, fetch_part, open_shards
 from distributed_ignn.runs.spool.places import Places, expect, opened
 from distributed_ignn.runs.spool.run_place import fetch_run
 from distributed_ignn.training.trainer import Trainer
-from distributed_ignn.urls.url import as_path
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,23 +72,13 @@ class PredictOptions:
     nodes: Path | None = None
     embeddings: Path | None = None
 
-    def portable(self) -> dict[str, Any]:
-        """The fields as JSON has them, for a process in another folder; see ``read``."""
+    def resolved(self) -> Self:
+        """The same for a process in another folder."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {
-            name: str(absolute(value)) if isinstance(value, Path) else value
-            for name, value in values.items()
+        paths: dict[str, Any] = {
+            name: absolute(value) for name, value in values.items() if isinstance(value, Path)
         }
-
-    @classmethod
-    def read(cls, values: Mapping[str, Any]) -> Self:
-        """What ``portable`` has written."""
-        paths = {field.name for field in fields(cls) if "Path" in str(field.type)}
-        found: dict[str, Any] = {
-            name: as_path(value) if name in paths and value is not None else value
-            for name, value in values.items()
-        }
-        return cls(**found)
+        return replace(self, **paths)
 
 
 def load_run(

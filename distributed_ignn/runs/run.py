@@ -35,16 +35,11 @@ from distributed_ignn.runs.checkpoints.checkpoint import (
 )
 from distributed_ignn.runs.checkpoints.recovery import Recovery
 from distributed_ignn.runs.checkpoints.snapshot import restore, take_snapshot
+from distributed_ignn.runs.layout import CHECKPOINTS
 from distributed_ignn.runs.memory import machine as memory
 from distributed_ignn.runs.memory.budget_check import BudgetReport, check_budget
 from distributed_ignn.runs.output.crash import crash_reports
-from distributed_ignn.runs.output.folder import (
-    CHECKPOINTS,
-    changed_settings,
-    claimed,
-    leave,
-    open_records,
-)
+from distributed_ignn.runs.output.folder import changed_settings, claimed, leave, open_records
 from distributed_ignn.runs.output.loggers import check_loggers
 from distributed_ignn.runs.output.progress import Progress
 from distributed_ignn.runs.output.rank_log import rank_log

@@ -35,13 +35,12 @@ from distributed_ignn.graph.storage.shard_store import (
     whole_graph,
 )
 from distributed_ignn.reading.plain_files import in_one_line, read_plain
+from distributed_ignn.runs.layout import RECORD, SHARDS
 from distributed_ignn.runs.spool.places import Places, stated
 from distributed_ignn.urls.url import Url
 
 logger = logging.getLogger(__name__)
 
-SHARDS = "shards"
-RECORD = "shards.json"
 
 _RECORD_LIMIT = 2**20
 _OF_SHARDS = re.compile(rf"part-\d+-of-\d+\.safetensors|{re.escape(NODE_IDS)}")

@@ -15,7 +15,8 @@ from distributed_ignn.errors import UserError
 from distributed_ignn.files import write_tensors
 from distributed_ignn.runs.checkpoints.checkpoint import Snapshot
 from distributed_ignn.runs.checkpoints.snapshot import restore, take_snapshot
-from distributed_ignn.runs.kept_solver import KEPT_SOLVER, _checksum, load_solver, save_solver
+from distributed_ignn.runs.kept_solver import _checksum, load_solver, save_solver
+from distributed_ignn.runs.layout import KEPT_SOLVER
 from distributed_ignn.training.trainer import Trainer
 from tests.fuzz.mutations import STRANGE
 from tests.training.small_trainers import small_config, small_trainer

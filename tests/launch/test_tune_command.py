@@ -18,7 +18,8 @@ from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.commands.tune_solver import main
 from distributed_ignn.config import parse_args
 from distributed_ignn.errors import UserError
-from distributed_ignn.runs.kept_solver import KEPT_SOLVER, save_solver
+from distributed_ignn.runs.kept_solver import save_solver
+from distributed_ignn.runs.layout import KEPT_SOLVER
 from distributed_ignn.runs.predict import load_run
 from distributed_ignn.runs.run import run_training
 from distributed_ignn.runs.tune import TuneOptions, TuneResult, tune

@@ -15,7 +15,7 @@ from distributed_ignn.config.check import validate_run
 from distributed_ignn.errors import UserError
 from distributed_ignn.reading.plain_files import in_one_line
 from distributed_ignn.reading.strict_json import read_json
-from distributed_ignn.runs.output.folder import SETTINGS
+from distributed_ignn.runs.layout import SETTINGS
 from distributed_ignn.runs.output.records import METRICS, SUMMARY, read_metrics
 from distributed_ignn.runs.run import Conduct, EpochHook, run_training
 

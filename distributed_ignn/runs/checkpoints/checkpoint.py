@@ -38,13 +38,13 @@ from distributed_ignn.files import atomic_write_json, sha256_file, sync, write_t
 from distributed_ignn.reading.plain_files import open_plain
 from distributed_ignn.reading.strict_json import read_json
 from distributed_ignn.reading.tensors import read_tensors
+from distributed_ignn.runs.layout import STATE
 from distributed_ignn.runs.spool.places import Places
 from distributed_ignn.runs.spool.run_place import RunPlace
 
 FORMAT_VERSION = 3
 _READ_VERSIONS = (2, FORMAT_VERSION)
 NODES = "nodes"
-STATE = "state.json"
 _OWN_SUM = "state_sha256"
 _COMMON = "common.safetensors"
 #: Types of the values that restoring reads from the state; a bool is no int here.

@@ -31,13 +31,12 @@ from distributed_ignn.config import RunConfig
 from distributed_ignn.errors import Stopped, UserError
 from distributed_ignn.files import atomic_write_json
 from distributed_ignn.reading.strict_json import read_json
+from distributed_ignn.runs.layout import CRASHES, REPORT
 from distributed_ignn.runs.output.records import last_record
 from distributed_ignn.runs.spool.run_place import RunPlace
 
 logger = logging.getLogger(__name__)
 
-CRASHES = "crash"
-REPORT = "report.json"
 _LIBRARIES = ("distributed-ignn", "torch", "torch-geometric", "numpy", "ray", "deepspeed")
 
 

@@ -20,9 +20,9 @@ from distributed_ignn.config.dotted import differences
 from distributed_ignn.errors import UserError
 from distributed_ignn.files import atomic_write_json, atomic_write_text
 from distributed_ignn.reading.strict_json import read_json
+from distributed_ignn.runs.layout import LOGS, SETTINGS
 from distributed_ignn.runs.memory.budget_check import BudgetReport
 from distributed_ignn.runs.output.lock import OutputLock
-from distributed_ignn.runs.output.rank_log import LOGS
 from distributed_ignn.runs.output.records import RunRecorder
 from distributed_ignn.runs.shards import ShardRecord, write_record
 from distributed_ignn.runs.spool.attempt import Attempt, stated
@@ -31,8 +31,6 @@ from distributed_ignn.runs.spool.run_place import RunPlace
 from distributed_ignn.urls.object_store import ObjectStore
 from distributed_ignn.urls.url import Url
 
-CHECKPOINTS = "checkpoints"
-SETTINGS = "config.yaml"
 BUDGET = "memory.json"
 STARTER = "starter.json"
 _PATIENCE_SECONDS, _LEAVING_SECONDS = 120.0, 10.0

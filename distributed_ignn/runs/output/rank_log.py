@@ -12,8 +12,8 @@ from pathlib import Path
 
 from distributed_ignn.comm.activity import Activity
 from distributed_ignn.comm.communicator import Communicator
+from distributed_ignn.runs.layout import LOGS
 
-LOGS = "logs"
 _LIBRARY = logging.getLogger("distributed_ignn")
 
 

@@ -14,16 +14,29 @@ from pathlib import Path
 
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.errors import UserError
+from distributed_ignn.graph.storage.manifest import MANIFEST
+from distributed_ignn.runs.layout import (
+    CHECKPOINTS,
+    CRASHES,
+    KEPT_SOLVER,
+    LOGS,
+    RECORD,
+    REPORT,
+    SETTINGS,
+    SHARDS,
+    STATE,
+)
 from distributed_ignn.runs.spool.mirror import Mirror
 from distributed_ignn.runs.spool.places import Places
 from distributed_ignn.runs.spool.remote_lock import BEAT_SECONDS, SILENT_SECONDS, RemoteLock
 
 logger = logging.getLogger(__name__)
 
-_CHECKPOINTS, _SHARDS, _LOGS, _CRASHES = "checkpoints/", "shards/", "logs/", "crash/"
-_STATE, _MANIFEST = "state.json", "manifest.json"
+_CHECKPOINTS, _SHARDS, _LOGS, _CRASHES = (
+    f"{folder}/" for folder in (CHECKPOINTS, SHARDS, LOGS, CRASHES)
+)
 _EVENTS, _TABLES = "events.out.tfevents", (".parquet", ".csv", ".npz")
-_OF_A_RUN = ("config.yaml", "shards.json", "solver.safetensors")
+_OF_A_RUN = (SETTINGS, RECORD, KEPT_SOLVER)
 
 
 class RunPlace:
@@ -64,7 +77,7 @@ class RunPlace:
         if not self._comm.is_main:
             return False
         if name.startswith((_CHECKPOINTS, _SHARDS)):
-            return name.endswith((f"/{_STATE}", f"/{_MANIFEST}"))
+            return name.endswith((f"/{STATE}", f"/{MANIFEST}"))
         return "/" not in name and not (name.startswith(_EVENTS) or name.endswith(_TABLES))
 
     def take(self, patience: float) -> None:
@@ -80,13 +93,13 @@ class RunPlace:
         self._lock.take(max(patience, SILENT_SECONDS + BEAT_SECONDS) if patience else 0.0)
         listed = self._mirror.fetch_changed(self._begins_with)
         parts = [name for name in listed if name.startswith(_CHECKPOINTS)]
-        whole = {name.rpartition("/")[0] for name in parts if name.endswith(f"/{_STATE}")}
+        whole = {name.rpartition("/")[0] for name in parts if name.endswith(f"/{STATE}")}
         self._mirror.store.remove(name for name in parts if name.rpartition("/")[0] not in whole)
 
     def forget(self, checkpoint: Path) -> None:
         """From here on there is no valid checkpoint of this name, until it is written again."""
         if checkpoint.exists():
-            self._mirror.store.remove([f"{self._mirror.name(checkpoint)}/{_STATE}"])
+            self._mirror.store.remove([f"{self._mirror.name(checkpoint)}/{STATE}"])
 
     def push_part(self, path: Path, checkpoint: Path) -> None:
         """Send a file of a checkpoint that has not got its name yet.
@@ -113,7 +126,7 @@ class RunPlace:
     def remove(self, checkpoint: Path) -> None:
         """Remove a checkpoint, beginning with what makes it valid."""
         name = self._mirror.name(checkpoint)
-        self._mirror.store.remove([f"{name}/{_STATE}"])
+        self._mirror.store.remove([f"{name}/{STATE}"])
         self._mirror.store.remove(self._mirror.store.listing(name))
 
     def push_records(self) -> None:
@@ -131,7 +144,7 @@ class RunPlace:
                 own
                 and not hidden
                 and not name.startswith((_CHECKPOINTS, _SHARDS))
-                and not (joined and path.name == "report.json")  # rank 0 joins them
+                and not (joined and path.name == REPORT)  # rank 0 joins them
                 and path.is_file()
             ):
                 yield path
@@ -176,5 +189,5 @@ def fetch_run(run: Path, places: Places) -> None:
 
 def _is_read(name: str) -> bool:
     if name.startswith(_CHECKPOINTS):
-        return name.endswith(f"/{_STATE}")
-    return (name.startswith(_SHARDS) and name.endswith(f"/{_MANIFEST}")) or name in _OF_A_RUN
+        return name.endswith(f"/{STATE}")
+    return (name.startswith(_SHARDS) and name.endswith(f"/{MANIFEST}")) or name in _OF_A_RUN

@@ -11,7 +11,7 @@ from distributed_ignn.config import RunConfig, absolute_paths, load_yaml
 from distributed_ignn.errors import UserError
 from distributed_ignn.lab.studies.study_runs import is_same_run, with_settings
 from distributed_ignn.lab.studies.tables.table_models import MODELS, overridden, settings_of
-from distributed_ignn.runs.output.folder import SETTINGS
+from distributed_ignn.runs.layout import SETTINGS
 
 
 @dataclass(frozen=True, slots=True)
