@@ -79,8 +79,8 @@ class TrainConfig(Section):
     keep_checkpoints: int = Field(
         2,
         ge=1,
-        description="newest checkpoints kept, besides the one with the best validation; each holds "
-        "the best weights so far too",
+        description="newest checkpoints kept, besides the one with the best validation and the "
+        "newest whose solves converged; each holds the best weights so far too",
     )
     async_checkpoints: Literal["auto", "true", "false"] = Field(
         "auto",
@@ -121,8 +121,8 @@ class TrainConfig(Section):
     on_bad_numbers: Literal["stop", "rollback", "skip"] = Field(
         "stop",
         description="what to do about NaN or Inf, a diverging solve or an exploding loss, on "
-        "whatever rank; stop: end the run, rollback: go back to the last checkpoint with a smaller "
-        "learning rate, skip: leave the step out",
+        "whatever rank; stop: end the run, rollback: go back to the last checkpoint whose "
+        "solves converged with a smaller learning rate, skip: leave the step out",
     )
     explode_factor: float = Field(
         100.0,

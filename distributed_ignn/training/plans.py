@@ -59,6 +59,11 @@ class SolveLog:
         """Say whether all solves for ``purpose`` reached their tolerance; None without one."""
         return self._converged.get(purpose)
 
+    @property
+    def all_converged(self) -> bool:
+        """Whether no solve of training or validation stopped short of its tolerance."""
+        return all(self._converged.get(purpose, True) for purpose in (TRAIN, ADJOINT, EVALUATE))
+
     def steps(self, purpose: str) -> int:
         """Count the evaluations of the map in all solves for ``purpose``."""
         return self._steps.get(purpose, 0)

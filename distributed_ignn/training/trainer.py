@@ -58,6 +58,7 @@ from distributed_ignn.training.trainer_parts import (
 class _Position(Values):
     epoch: Count
     val_metric: Number | None = None
+    converged: bool = True
     # where it is not the one that the labels suggest
     metric: Metric | None = None
 
@@ -74,6 +75,7 @@ class Trainer:
     Attributes:
         epoch: model steps done.
         val_metric: of the last validation; None before the first.
+        converged: whether all solves of the last epoch reached their tolerance.
     """
 
     def __init__(
@@ -88,6 +90,7 @@ class Trainer:
         self.shard = shard.normalised(config.model.normalisation)
         self.epoch = 0
         self.val_metric: float | None = None
+        self.converged = True
         self.stopwatch = Stopwatch(started)
         self.schedule = Schedule(config.schedule, config.train.epochs, active=config.learns_forward)
         self.model = build_model(config, self.shard, comm)
@@ -267,6 +270,7 @@ class Trainer:
             self.guard.skip(fault)
         else:
             self.guard.passed()
+            self.converged = self.planner.log.all_converged
             return loss, found, False
         finally:
             checks.made.clear()
@@ -479,7 +483,10 @@ class Trainer:
     def state(self) -> State:
         """See ``Stateful``: how far the trainer itself has come."""
         position = _Position(
-            epoch=self.epoch, val_metric=self.val_metric, metric=self.objective.unusual_metric
+            epoch=self.epoch,
+            val_metric=self.val_metric,
+            converged=self.converged,
+            metric=self.objective.unusual_metric,
         )
         return State(position.model_dump(exclude_defaults=True))
 
@@ -496,3 +503,4 @@ class Trainer:
                 f"{own or 'auto'}, so its best epoch cannot be compared; resume with that"
             )
         self.epoch, self.val_metric = position.epoch, position.val_metric
+        self.converged = position.converged

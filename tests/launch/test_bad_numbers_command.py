@@ -6,6 +6,7 @@ import json
 import math
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,10 @@ from distributed_ignn.config import parse_args
 from distributed_ignn.runs.checkpoints.checkpoint import list_checkpoints
 from distributed_ignn.runs.predict import PredictOptions, predict
 from distributed_ignn.runs.run import run_training
+from distributed_ignn.solvers.base import Outcome, Solution
 from distributed_ignn.training.engines.torch import Check, TorchEngine
 from distributed_ignn.training.epoch_record import EpochRecord
+from distributed_ignn.training.plans import EVALUATE, SolveLog
 from tests.launch.test_train_command import ROOT, SMALL, _records, _start, _summary
 
 # explodes in the second epoch; a thousandth of the learning rate does not
@@ -148,6 +151,34 @@ def test_a_rollback_keeps_what_was_good(
     assert _summary(output)["contraction"] in (0.98, pytest.approx(0.8 * 0.98))
     # predictions are made under the bound that the weights were trained with
     assert predict(PredictOptions(output, tmp_path / "p.parquet"), Communicator()).converged
+
+
+def test_a_rollback_passes_over_epochs_whose_solves_did_not_converge(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Those of epochs 3 and 4 stop short and epoch 5 has a bad gradient: back to epoch 2."""
+    step, calls = TorchEngine.step, [0]
+
+    def spoiled(engine: TorchEngine, share: Tensor, check: Check) -> None:
+        calls[0] += 1
+        step(engine, share * (math.nan if calls[0] == 5 else 1.0), check)
+
+    add = SolveLog.add
+
+    def short(log: SolveLog, purpose: str, solution: Solution) -> None:
+        unfinished = calls[0] in (3, 4) and purpose == EVALUATE
+        add(log, purpose, replace(solution, outcome=Outcome.MAX_STEPS) if unfinished else solution)
+
+    monkeypatch.setattr(TorchEngine, "step", spoiled)
+    monkeypatch.setattr(SolveLog, "add", short)
+    output = tmp_path / "run"
+    settings = ["--train.on-bad-numbers", "rollback", "--train.checkpoint-every", "1"]
+    assert main([*SMALL, *settings, "--output", str(output), "--train.keep-checkpoints", "1"]) == 0
+    assert "(back to epoch 2, with train.lr = 0.005)" in capsys.readouterr().err
+    records = _records(output)
+    assert [record["epoch"] for record in records] == [1, 2, 3, 4, 5]
+    assert [record["converged"] for record in records] == [True] * 5  # those of the second course
+    assert calls[0] == 5 + 3
 
 
 def _timeless(output: Path) -> list[dict[str, Any]]:

@@ -43,6 +43,11 @@ def _validated(epoch: int, val: float | None) -> Snapshot:
     return replace(found, state={"epoch": epoch, "val_metric": val})
 
 
+def _solved(epoch: int, converged: bool) -> Snapshot:
+    state = {"epoch": epoch, "converged": converged}
+    return replace(_snapshot(float(epoch)), state=state)
+
+
 def _store(folder: Path, keep: int = 2) -> CheckpointStore:
     return CheckpointStore(folder, Communicator(), keep)
 
@@ -112,6 +117,28 @@ def test_the_best_is_kept_besides(tmp_path: Path) -> None:
     assert float(_load(tmp_path / "epoch-000002").rows["warm/train"][0, 0]) == 2
     store.save(6, _validated(6, 0.9), NODES)
     assert _epochs(tmp_path) == [6]
+
+
+def test_the_newest_whose_solves_converged_is_kept_besides_and_preferred_where_asked(
+    tmp_path: Path,
+) -> None:
+    def newest(converged: bool) -> int:
+        found = load_newest(tmp_path, Communicator(), NODES, converged=converged)
+        assert found is not None
+        return int(found.state["epoch"])
+
+    store = _store(tmp_path, keep=1)
+    for epoch, converged in ((1, False), (2, False)):
+        store.save(epoch, _solved(epoch, converged), NODES)
+    assert (_epochs(tmp_path), newest(True)) == ([2], 2)  # without any, the newest
+    for epoch, converged in ((3, True), (4, True), (5, False), (6, False)):
+        store.save(epoch, _solved(epoch, converged), NODES)
+    assert _epochs(tmp_path) == [4, 6]
+    assert (newest(True), newest(False)) == (4, 6)
+    _flip_byte(tmp_path / "epoch-000004" / "state.json")
+    assert newest(True) == 6
+    store.save(7, _solved(7, True), NODES)
+    assert _epochs(tmp_path) == [7]
 
 
 @pytest.mark.parametrize("damage", ["rank-00000-of-00001.safetensors", "state.json"])

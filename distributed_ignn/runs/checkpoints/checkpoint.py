@@ -101,7 +101,8 @@ class CheckpointStore:
     Args:
         folder: ``checkpoints`` of the run.
         comm: this rank's communicator.
-        keep: how many of the newest to keep, besides the one with the best validation metric.
+        keep: how many of the newest to keep, besides the one with the best validation metric and
+            the newest whose solves converged.
         places: of the attempt, where ``folder`` stands for a URL.
         sent_to: the output that the checkpoints go to, if that is a URL.
     """
@@ -239,7 +240,7 @@ class CheckpointStore:
         self._retain(one.final)
 
     def _retain(self, newest: Path) -> None:
-        """Remove all but the newest few and the best, and what was written before a run went back.
+        """Remove all but those to keep, and what was written before a run went back.
 
         Later epochs are of a run that was resumed from before them and now takes another course.
         """
@@ -249,7 +250,8 @@ class CheckpointStore:
         metrics = {path: _val_metric(path) for path in course}
         validated = {path: value for path, value in metrics.items() if value is not None}
         best = max(validated, key=validated.__getitem__, default=newest)
-        kept = {*course[-self._keep :], best}
+        solved = next(filter(_converged, reversed(course)), newest)
+        kept = {*course[-self._keep :], best, solved}
         for path in found:
             if path not in kept:
                 if self._sent_to is not None:
@@ -274,6 +276,14 @@ def _val_metric(path: Path) -> float | None:
     return float(value) if isinstance(value, int | float) else None
 
 
+def _converged(path: Path) -> bool:
+    """Say whether the solves of a checkpoint's epoch converged; True where it does not tell."""
+    try:
+        return _read_state(path).get("converged") is not False
+    except UserError:
+        return False
+
+
 def checkpoint_name(epoch: int) -> str:
     """Return the name of the folder with the state after so many epochs."""
     return f"epoch-{epoch:06d}"
@@ -287,22 +297,36 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name.split("-")[1]))
 
 
-def checkpoint_names(folder: Path, comm: Communicator) -> list[str]:
+def checkpoint_names(
+    folder: Path, comm: Communicator, *, converged_last: bool = False
+) -> list[str]:
     """Name the checkpoints that rank 0 sees in a folder, oldest first, on every rank.
+
+    Args:
+        folder: ``checkpoints`` of a run.
+        comm: this rank's communicator.
+        converged_last: put those whose solves converged behind all others.
 
     Raises:
         UserError: the folder cannot be read (on every rank).
     """
-    listed = comm.together(
-        lambda: [p.name for p in list_checkpoints(folder)] if comm.is_main else [],
-        doing=f"read {folder}",
-    )
+
+    def listing() -> list[str]:
+        found = list_checkpoints(folder) if comm.is_main else []
+        return [p.name for p in (sorted(found, key=_converged) if converged_last else found)]
+
+    listed = comm.together(listing, doing=f"read {folder}")
     names: list[str] = comm.gather_json(listed)[0]
     return names
 
 
 def load_newest(
-    folder: Path, comm: Communicator, nodes: Tensor, places: Places | None = None
+    folder: Path,
+    comm: Communicator,
+    nodes: Tensor,
+    places: Places | None = None,
+    *,
+    converged: bool = False,
 ) -> Snapshot | None:
     """Read the newest checkpoint that is sound on every rank; None where there is none at all.
 
@@ -313,11 +337,12 @@ def load_newest(
         comm: this rank's communicator.
         nodes: owned global ids [O].
         places: of the attempt, where ``folder`` stands for a URL.
+        converged: prefer any whose solves converged to all others.
 
     Raises:
         UserError: the folder cannot be read, or all of its checkpoints are damaged (on every rank).
     """
-    names = checkpoint_names(folder, comm)
+    names = checkpoint_names(folder, comm, converged_last=converged)
     places = places or Places(comm)
     for name in reversed(names):
         try:

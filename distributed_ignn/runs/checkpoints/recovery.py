@@ -1,4 +1,7 @@
-"""Going back to the last checkpoint when numbers go bad (``train.on_bad_numbers`` rollback).
+"""Going back to a checkpoint when numbers go bad (``train.on_bad_numbers`` rollback).
+
+That is the last whose solves converged: weights whose map has no fixed point within reach are often
+weights from which every course leads to bad numbers, whatever its steps.
 
 The retry starts from what is on disk, with a smaller learning rate and, if asked, a tighter bound.
 Both are part of the state, which is written at once: a run that is killed after a rollback goes on
@@ -80,7 +83,9 @@ class Recovery:
             self._save()
 
     def on_fault(self, fault: NumbersError) -> None:
-        """Restore the last checkpoint, scaled, and write it again.
+        """Restore the last checkpoint whose solves converged, scaled, and write it again.
+
+        Without one it is the last.
 
         Raises:
             UserError: too many rollbacks, or the checkpoint cannot be read or written.
@@ -89,7 +94,7 @@ class Recovery:
         with trainer.comm.activity.phase("going back to a checkpoint"):
             self._settle()
             nodes = trainer.shard.owned_nodes
-            snapshot = load_newest(self._folder, trainer.comm, nodes, self._places)
+            snapshot = load_newest(self._folder, trainer.comm, nodes, self._places, converged=True)
             if snapshot is None:
                 raise fault
             roll_back(trainer, fault, snapshot)

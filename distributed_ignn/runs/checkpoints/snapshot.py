@@ -32,6 +32,7 @@ def take_snapshot(trainer: Trainer) -> Snapshot:
         "graph": graph_sizes(trainer.shard),
         "epoch": trainer.epoch,
         "val_metric": trainer.val_metric,
+        "converged": trainer.converged,
         _PARTS: {name: state.values for name, state in states.items() if state.values},
     }
     common, rows = (
