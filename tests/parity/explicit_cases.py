@@ -196,7 +196,7 @@ def on_parts(comm: Communicator, graphs: Sequence[str]) -> dict[str, dict[str, A
     for name in graphs:
         graph = divided(name, comm)
         for kind, layer in LAYERS.items():
-            reports[f"{name}/{kind}"] = _on_part(graph, layer)
+            reports[f"{name}/{kind}"] = on_part(graph, layer)
         reports[f"{name}/training"] = _trained(graph)
         x, layer = graph.rows(rows(1)), exact(built(lambda: pyg.GATConv(WIDTH, OUT)), graph)
         found = curvature(layer, x, graph.edge_index)
@@ -206,7 +206,8 @@ def on_parts(comm: Communicator, graphs: Sequence[str]) -> dict[str, dict[str, A
     return reports
 
 
-def _on_part(graph: DistributedGraph, layer: Layer) -> dict[str, Any]:
+def on_part(graph: DistributedGraph, layer: Layer) -> dict[str, Any]:
+    """What a rank gives of a layer, as the sum over ranks."""
     module = exact(built(layer.build), graph)
     x, other, probe = (graph.rows(rows(1)), graph.rows(rows(2)), graph.rows(rows(3, 2 * WIDTH)))
     args = (layer.extra, x, other, graph.edge_index, graph.global_edge_index, probe)

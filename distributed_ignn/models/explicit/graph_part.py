@@ -34,6 +34,7 @@ class GraphPart:
         total: the sum of a tensor over all parts, differentiable; a reduction between ranks.
         norms: what ``gcn_norm`` has found for the graph's own edges.
         sums: products with these edges, made when a layer first needs them.
+        orders: of edges whose messages are made block by block, the last used first.
     """
 
     owned_nodes: Tensor
@@ -44,6 +45,7 @@ class GraphPart:
     total: Callable[[Tensor], Tensor]
     norms: dict[Any, tuple[Tensor, Tensor]] = field(default_factory=dict)
     sums: dict[Any, Any] = field(default_factory=dict)
+    orders: list[Any] = field(default_factory=list)
 
     @classmethod
     def of(cls, shard: GraphShard, comm: Communicator, dtype: torch.dtype) -> GraphPart:

@@ -22,6 +22,10 @@ from torch_geometric.nn.conv import gcn_conv
 
 from distributed_ignn.errors import UserError
 from distributed_ignn.models.explicit.graph_part import GraphPart
+from distributed_ignn.models.explicit.message_blocks import (
+    propagate_in_blocks,
+    update_edges_in_blocks,
+)
 from distributed_ignn.models.explicit.normalise import gcn_norm
 from distributed_ignn.models.explicit.row_sums import summed_rows
 
@@ -122,11 +126,13 @@ def _bound_class(cls: type[MessagePassing]) -> type[MessagePassing]:
         summed = summed_rows(self, cls, self.exact_binding.graph, edge_index, kwargs, given)
         if summed is not None:
             return summed
-        return cls.propagate(self, edge_index, size=_size(self), **given)
+        cut = propagate_in_blocks(self, cls, self.exact_binding.graph, edge_index, given)
+        return cls.propagate(self, edge_index, size=_size(self), **given) if cut is None else cut
 
     def edge_updater(self: Any, edge_index: Tensor, size: Any = None, **kwargs: Any) -> Any:
         given = _on_part(self, self._edge_user_args, kwargs)
-        return cls.edge_updater(self, edge_index, size=_size(self), **given)
+        cut = update_edges_in_blocks(self, cls, self.exact_binding.graph, edge_index, given)
+        return cls.edge_updater(self, edge_index, size=_size(self), **given) if cut is None else cut
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         if "propagate" in vars(self):

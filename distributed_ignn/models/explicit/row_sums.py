@@ -24,6 +24,7 @@ from torch_geometric.utils import spmm
 
 from distributed_ignn.graph.data import CSRMatrix
 from distributed_ignn.models.explicit.graph_part import GraphPart
+from distributed_ignn.models.explicit.rules import watched
 from distributed_ignn.propagation.sparse import SparseMatrix, sparse_linear
 
 _SUMS = ("add", "sum", "mean")
@@ -92,7 +93,7 @@ def summed_rows(
         rows: the same with the halo's rows, as pairs of sources and targets.
     """
     code = _fused_code(cls)
-    if code is None or layer.aggr not in _SUMS or layer.explain or _has_hooks(layer):
+    if code is None or layer.aggr not in _SUMS or layer.explain or watched(layer):
         return None
     names = code.__code__.co_varnames[2 : code.__code__.co_argcount]
     if not set(given) <= {*names, "edge_weight"} or not rows.keys() >= set(names):
@@ -147,16 +148,3 @@ def _fused_code(cls: Any) -> Any:
 
 def _product(sums: RowSums, rows: Tensor, reduce: str = "sum") -> Tensor:
     return sums(rows, reduce)
-
-
-def _has_hooks(layer: MessagePassing) -> bool:
-    """Whether somebody looks at or changes what goes through the layer's messages."""
-    return any(
-        value
-        for name, value in vars(layer).items()
-        if name.endswith("_hooks") and _is_of_messages(name)
-    )
-
-
-def _is_of_messages(name: str) -> bool:
-    return name.startswith(("_propagate", "_message", "_aggregate"))

@@ -34,6 +34,7 @@ VERIFIED = frozenset(
     )
 )
 
+_OF_MESSAGES = ("_propagate", "_message", "_aggregate", "_edge_update")
 _STATISTICS = "it reads statistics of all nodes; take BatchNorm, which is synchronised"
 _ORDER = (
     "its result depends on the order of a node's edges, which belongs to the part; take another "
@@ -135,8 +136,21 @@ def needs_rehearsal(module: Module) -> bool:
     """Whether tests of this package say nothing about a module as a whole."""
     if isinstance(module, (_BatchNorm, Dropout)):
         return False
-    cls = type(module)
-    return f"{cls.__module__}.{cls.__qualname__}" not in VERIFIED
+    return not verified(type(module))
+
+
+def verified(cls: type) -> bool:
+    """Whether a class is one of ``VERIFIED``."""
+    return f"{cls.__module__}.{cls.__qualname__}" in VERIFIED
+
+
+def watched(layer: MessagePassing) -> bool:
+    """Whether somebody looks at or changes what goes through the layer's messages."""
+    return any(
+        value
+        for name, value in vars(layer).items()
+        if name.endswith("_hooks") and name.startswith(_OF_MESSAGES)
+    )
 
 
 def dropping(module: Module) -> Iterator[str]:

@@ -78,12 +78,14 @@ class Columns:
         edges: of every edge, kept for it.
         passing: of every edge while messages are summed, in the widest layer.
         sums: whether neighbours' rows are summed by a product, which holds the edges twice more.
+        blocks: whether messages are made block by block instead.
     """
 
     rows: int
     edges: int = 0
     passing: int = 0
     sums: bool = True
+    blocks: bool = False
 
     @classmethod
     def of_sums(cls, widths: list[int]) -> Columns:
@@ -301,12 +303,15 @@ class ExplicitModel(NodeModel):
         item, columns = dtype.itemsize, cls.columns(model, explicit, sizes.classes)
         edges = sizes.owned_entries + sizes.boundary_entries if cls.reads_edges else 0
         products = 2 * (_SHORT_BYTES + item) if columns.sums else 0
+        orders = _INDEX_BYTES if columns.blocks else 0
         nodes = sizes.owned + sizes.halo
+        at_once = min(edges, _edges_of_block(nodes)) if columns.blocks else edges
         features = FeatureStore.held_bytes(sizes, item, device.type == "cuda")
         weights = (sizes.features or model.hidden) * model.hidden * item
         return {
-            # as they are, once more with self-loops and their weights, and in products
-            "edges": edges * (2 * _INDEX_BYTES + (2 if sizes.weighted else 1) * item + products),
+            # as they are, once more with self-loops and their weights, in products, in order
+            "edges": edges
+            * (2 * _INDEX_BYTES + (2 if sizes.weighted else 1) * item + products + orders),
             "features": features if sizes.features else 0,
             "embedding and its optimiser": 0
             if sizes.features
@@ -315,8 +320,14 @@ class ExplicitModel(NodeModel):
             "first linear map": 5 * weights,
             "states of layers": columns.rows * nodes * item,
             "kept of messages": columns.edges * edges * item,
-            "messages": columns.passing * edges * item,
+            "messages": columns.passing * at_once * item,
         }
+
+
+def _edges_of_block(nodes: int) -> int:
+    from distributed_ignn.models.explicit.message_blocks import edges_of_block
+
+    return edges_of_block(nodes)
 
 
 def without_map(layer: Any, *names: str) -> Any:

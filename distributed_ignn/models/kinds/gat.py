@@ -12,7 +12,8 @@ from torch.nn import functional
 from distributed_ignn.config import ExplicitConfig, ModelConfig
 from distributed_ignn.models.kinds.base import Columns, ExplicitModel, Site, without_map
 
-_KEPT_PER_HEAD = 8  # of an edge: scores of its ends, their sum, and what makes a softmax of it
+# of an edge: scores of its ends, their sum, what makes a softmax of it, and that in another order
+_KEPT_PER_HEAD = 10
 
 
 class GAT(ExplicitModel):
@@ -51,9 +52,14 @@ class GAT(ExplicitModel):
         """See ``ExplicitModel``."""
         width, heads = head_width(model, explicit), explicit.heads
         widths = [width * heads] * (explicit.layers - 1) + [classes * heads]
-        # messages are weighted by what is learned, so they stay
-        kept = sum(widths) + _KEPT_PER_HEAD * heads * len(widths)
-        return Columns(rows=5 * sum(widths), edges=kept, passing=2 * max(widths), sums=False)
+        # messages, which are made again for their gradients: rows of sources, and products
+        return Columns(
+            rows=5 * sum(widths),
+            edges=_KEPT_PER_HEAD * heads * len(widths),
+            passing=4 * max(widths),
+            sums=False,
+            blocks=True,
+        )
 
 
 def head_width(model: ModelConfig, explicit: ExplicitConfig) -> int:
