@@ -70,6 +70,6 @@ class ACMGCN(ExplicitModel):
     @classmethod
     def columns(cls, model: ModelConfig, explicit: ExplicitConfig, classes: int) -> Columns:
         """See ``ExplicitModel``."""
-        # mapped, spread, stacked, activated and weighted channels
-        width = model.hidden
-        return Columns(rows=24 * width * explicit.layers)
+        # of each layer its channels after relu, their sum and what is dropped of it are kept; the
+        # mapped, spread, stacked and weighted channels of one layer are there at a time
+        return Columns(rows=(8 * explicit.layers + 16) * model.hidden)
