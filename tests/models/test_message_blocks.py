@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
+from torch_geometric.nn import MessagePassing
 from torch_geometric.nn import conv as pyg
 
 from distributed_ignn.comm.communicator import Communicator
@@ -29,6 +32,7 @@ from tests.parity.explicit_cases import (
 _CUT = {
     *("GAT", "GAT mean", "GAT edges", "GAT two maps", "GATv2", "GATv2 shared", "GATv2 edges"),
     *("SAGE max", "SAGE many", "GINE", "Graph weighted", "GCN weighted", "ResGated"),
+    *("GAT extended", "own"),  # tried first
 }
 
 
@@ -81,14 +85,43 @@ def test_masks_are_drawn_once(cut: list[int]) -> None:
     torch.testing.assert_close((gradient * x).sum(), out.sum())
 
 
-def test_a_layer_of_ones_own_has_all_its_messages_at_once(cut: list[int]) -> None:
-    """It might look up something by the number of the target."""
+class Heads(pyg.GATConv):
+    """A layer of one's own whose messages need nothing else."""
 
-    class Own(pyg.GATConv):
-        pass
 
+class Counting(MessagePassing):
+    """Looks up something of its own by the number of the target."""
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        self.scale = torch.bincount(edge_index[1], minlength=x.shape[0]).to(x.dtype)
+        return self.propagate(edge_index, x=x)
+
+    def message(self, x_j: Tensor, index: Tensor) -> Tensor:
+        return x_j * self.scale[index, None]
+
+
+@pytest.mark.parametrize(
+    ("make", "cuts"), [(lambda: Heads(WIDTH, OUT), True), (Counting, False)], ids=["own", "index"]
+)
+def test_a_layer_of_ones_own_is_tried_first(
+    make: Callable[[], MessagePassing], cuts: bool, cut: list[int]
+) -> None:
+    graph, edges = divided("plain", Communicator()), whole_edges(make_data("plain"))
+    layer = exact(built(make), graph)
+    assert not layer.exact_binding.in_blocks
+    found = layer(graph.rows(rows(1)), graph.edge_index)
+    assert layer.exact_binding.in_blocks == cuts
+    assert bool(cut) == cuts or not cuts
+    expected = built(make)(rows(1), edges)
+    torch.testing.assert_close(graph.gather(found), expected, rtol=1e-12, atol=1e-12)
+    cut.clear()
+    untried = exact(built(make), graph, check=False)
+    untried(graph.rows(rows(1)), graph.edge_index)
+    assert not cut
+
+
+def test_messages_that_are_watched_are_made_at_once(cut: list[int]) -> None:
     graph = divided("plain", Communicator())
-    exact(built(lambda: Own(WIDTH, OUT)), graph)(graph.rows(rows(1)))
     watched = exact(built(lambda: pyg.GATConv(WIDTH, OUT)), graph)
     watched.register_message_forward_hook(lambda *_: None)
     watched(graph.rows(rows(1)))
@@ -151,4 +184,4 @@ class _Part:
     """As much of a part as its order needs."""
 
     def __init__(self, owned: int) -> None:
-        self.num_owned, self.num_halo = owned, 0
+        self.num_owned, self.num_halo, self.edges_at_once = owned, 0, None

@@ -35,6 +35,7 @@ class GraphPart:
         norms: what ``gcn_norm`` has found for the graph's own edges.
         sums: products with these edges, made when a layer first needs them.
         orders: of edges whose messages are made block by block, the last used first.
+        edges_at_once: how many at most, in a rehearsal; None for what is best.
     """
 
     owned_nodes: Tensor
@@ -46,6 +47,7 @@ class GraphPart:
     norms: dict[Any, tuple[Tensor, Tensor]] = field(default_factory=dict)
     sums: dict[Any, Any] = field(default_factory=dict)
     orders: list[Any] = field(default_factory=list)
+    edges_at_once: int | None = None
 
     @classmethod
     def of(cls, shard: GraphShard, comm: Communicator, dtype: torch.dtype) -> GraphPart:

@@ -28,6 +28,7 @@ from distributed_ignn.models.explicit.message_blocks import (
 )
 from distributed_ignn.models.explicit.normalise import gcn_norm
 from distributed_ignn.models.explicit.row_sums import summed_rows
+from distributed_ignn.models.explicit.rules import verified
 
 
 class LayerBinding:
@@ -36,18 +37,22 @@ class LayerBinding:
     Args:
         graph: the part.
         cls: the layer's own class.
+        in_blocks: whether its messages may be made block by block.
     """
 
-    def __init__(self, graph: GraphPart, cls: type[MessagePassing]) -> None:
+    def __init__(
+        self, graph: GraphPart, cls: type[MessagePassing], *, in_blocks: bool | None = None
+    ) -> None:
         self.graph = graph
         self.cls = cls
+        self.in_blocks = verified(cls) if in_blocks is None else in_blocks
         self.forward = _forward_on(graph, cls)
         # of the forward pass under way, by tensor: its version, and its rows with the halo's
         self.sent: dict[int, tuple[Tensor, int, Tensor]] = {}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> LayerBinding:
         """A copied layer works on the same part."""
-        return LayerBinding(self.graph, self.cls)
+        return LayerBinding(self.graph, self.cls, in_blocks=self.in_blocks)
 
     def sources(self, layer: MessagePassing, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Rows of owned and halo nodes, of which one forward pass fetches none twice."""

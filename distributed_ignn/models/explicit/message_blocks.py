@@ -23,13 +23,13 @@ from torch.utils.checkpoint import checkpoint
 from torch_geometric.nn import MessagePassing
 
 from distributed_ignn.models.explicit.graph_part import GraphPart
-from distributed_ignn.models.explicit.rules import verified, watched
+from distributed_ignn.models.explicit.rules import watched
 
 EDGES_PER_NODE = 4
 """A block has so many edges for each node of the part, so its messages are four states large.
 
-The gradient of each block is as large as a state, so that there must not be many. Twelve epochs of a
-GAT on flickr (7,575 nodes, 479,476 edges, 513 columns) took 29.4 s of a CPU core and 1.2 GB; 31.5 s
+The gradient of each block is as large as a state, so there must not be many. Twelve epochs of a GAT
+on flickr (7,575 nodes, 479,476 edges, 513 columns) took 29.4 s of a CPU core and 1.2 GB; 31.5 s
 with 8, 32.7 s with 2, 35.6 s with 1, and without blocks 39.1 s and 4.7 GB.
 """
 FEWEST_EDGES = 1 << 13
@@ -39,7 +39,7 @@ Step = Callable[..., Tensor]
 
 
 def edges_of_block(nodes: int) -> int:
-    """How many edges the messages of a part of so many owned and halo nodes are made for at once."""
+    """How many messages are made at once on a part of so many owned and halo nodes."""
     return max(FEWEST_EDGES, EDGES_PER_NODE * nodes)
 
 
@@ -64,7 +64,7 @@ class EdgeOrder:
         order = torch.argsort(target, stable=True)
         count = torch.bincount(target, minlength=part.num_owned).cpu()
         until = count.cumsum(0)
-        limit = edges_of_block(part.num_owned + part.num_halo)
+        limit = part.edges_at_once or edges_of_block(part.num_owned + part.num_halo)
         cuts, edges = [0], [0]
         while cuts[-1] < part.num_owned:
             cut = int(torch.searchsorted(until, edges[-1] + limit, right=True))
@@ -110,10 +110,10 @@ def update_edges_in_blocks(
 
 def _blocks(
     layer: MessagePassing, cls: Any, part: GraphPart, edge_index: Tensor, rows: Mapping[str, Any]
-) -> list[Callable[[Step], Tensor]] | None:
+) -> list[_Block] | None:
     """For each block a function that carries out a step of the layer on it."""
     sources, number = part.num_owned + part.num_halo, edge_index.shape[1]
-    if number <= edges_of_block(sources) or not _can_be_cut(layer, cls):
+    if number <= (part.edges_at_once or edges_of_block(sources)) or not _can_be_cut(layer, cls):
         return None
     if number == part.num_owned or not all(_lies_in_rows(layer, each) for each in rows.values()):
         return None  # rows of edges and of nodes could not be told apart
@@ -147,9 +147,11 @@ def _pieces(value: Any, cut: EdgeOrder, number: int) -> Iterator[Any]:
 def _can_be_cut(layer: MessagePassing, cls: Any) -> bool:
     """Whether a layer's messages are known to need no more than a node's own edges.
 
-    A layer of a user's might look up something of its own by the number of the target.
+    A layer of a user's might look up something of its own by the number of the target, so it is
+    tried first (``rehearsal``).
     """
-    return verified(cls) and not (layer.explain or watched(layer) or _keeps_something(cls))
+    known: bool = layer.exact_binding.in_blocks
+    return known and not (layer.explain or watched(layer) or _keeps_something(cls))
 
 
 @cache
