@@ -170,7 +170,8 @@ def _wait(running: Sequence[subprocess.Popen[bytes]], timeout: float) -> RanksFa
         bad = {rank: code for rank, code in enumerate(codes) if code}
         if bad:
             _wait_briefly(running)
-            rank, code = next(iter(bad.items()))
+            # who was killed is the cause where others have noticed it in the meantime
+            rank, code = min(bad.items(), key=lambda each: (each[1] > 0, each[0]))
             how = f"failed with exit code {code}" if code > 0 else f"ended by {Stopped.name(-code)}"
             return RanksFailed(f"rank {rank} of {len(codes)} {how}", bad)
         if all(code == 0 for code in codes):

@@ -15,6 +15,7 @@ import torch
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.errors import JobError, Stopped, UserError
 from distributed_ignn.launchers.local import run_local
+from distributed_ignn.launchers.local_job import _wait as _wait_for
 
 
 def _sum(comm: Communicator, offset: int) -> tuple[int, str, torch.Tensor]:
@@ -72,6 +73,15 @@ def test_what_a_rank_raises_is_raised(
     with pytest.raises(kind, match=message):
         run_local(_fail, 2, str(tmp_path), how, timeout=100)
     assert _running(tmp_path) == []
+
+
+def test_the_rank_that_was_killed_is_named_and_not_one_that_noticed_it() -> None:
+    commands = ["exit 1", "kill -9 $$"]
+    ended = [subprocess.Popen(["/bin/sh", "-c", command]) for command in commands]
+    for process in ended:
+        process.wait()
+    assert str(_wait_for(ended, 10.0)) == "rank 1 of 2 ended by SIGKILL"
+    assert str(_wait_for(ended[:1], 10.0)) == "rank 0 of 1 failed with exit code 1"
 
 
 def test_ranks_that_take_too_long_are_ended(tmp_path: Path) -> None:
