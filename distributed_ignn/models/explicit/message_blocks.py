@@ -13,7 +13,7 @@ from __future__ import annotations
 import dis
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from itertools import pairwise
 from typing import Any
 
@@ -90,45 +90,50 @@ def propagate_in_blocks(
     """
     if cls.update is not MessagePassing.update:
         return None
-    blocks = _blocks(layer, cls, part, edge_index, rows)
-    if blocks is None:
+    cut = _cut(layer, cls, part, edge_index, rows)
+    if cut is None:
         return None
-    return torch.cat([each(lambda *a, **k: cls.propagate(layer, *a, **k)) for each in blocks])
+    step = partial(cls.propagate, layer)
+    return torch.cat([block(step) for block in _blocks(cut, part, edge_index, rows)])
 
 
 def update_edges_in_blocks(
     layer: MessagePassing, cls: Any, part: GraphPart, edge_index: Tensor, rows: Mapping[str, Any]
 ) -> Tensor | None:
     """What ``edge_updater`` of a layer gives, [E, ...]; else as ``propagate_in_blocks``."""
-    blocks = _blocks(layer, cls, part, edge_index, rows)
-    if blocks is None:
+    cut = _cut(layer, cls, part, edge_index, rows)
+    if cut is None:
         return None
-    found = torch.cat([each(lambda *a, **k: cls.edge_updater(layer, *a, **k)) for each in blocks])
-    order = _edge_order(part, edge_index).order
-    place = torch.empty_like(order).scatter_(0, order, torch.arange(order.numel()).to(order))
+    step = partial(cls.edge_updater, layer)
+    found = torch.cat([block(step) for block in _blocks(cut, part, edge_index, rows)])
+    place = torch.empty_like(cut.order)
+    place[cut.order] = torch.arange(place.numel(), device=place.device)
     return found.index_select(0, place)
 
 
-def _blocks(
+def _cut(
     layer: MessagePassing, cls: Any, part: GraphPart, edge_index: Tensor, rows: Mapping[str, Any]
-) -> list[_Block] | None:
-    """For each block a function that carries out a step of the layer on it."""
+) -> EdgeOrder | None:
+    """Where to cut the edges; None where all messages are made at once."""
     sources, number = part.num_owned + part.num_halo, edge_index.shape[1]
     if number <= (part.edges_at_once or edges_of_block(sources)) or not _can_be_cut(layer, cls):
         return None
     if number == part.num_owned or not all(_lies_in_rows(layer, each) for each in rows.values()):
         return None  # rows of edges and of nodes could not be told apart
-    cut = _edge_order(part, edge_index)
+    return _edge_order(part, edge_index)
+
+
+def _blocks(
+    cut: EdgeOrder, part: GraphPart, edge_index: Tensor, rows: Mapping[str, Any]
+) -> Iterator[_Block]:
+    """For each block what carries out a step of the layer on it."""
+    sources, number = part.num_owned + part.num_halo, edge_index.shape[1]
     pieces = {name: list(_pieces(value, cut, number)) for name, value in rows.items()}
     first = 0
-    found = []
-    for at, (nodes, order) in enumerate(
-        zip(cut.nodes, cut.order.split(list(cut.edges)), strict=True)
-    ):
+    for at, order in enumerate(cut.order.split(list(cut.edges))):
         given = {name: values[at] for name, values in pieces.items()}
-        found.append(_Block(edge_index, order, first, (sources, nodes), given))
-        first += nodes
-    return found
+        yield _Block(edge_index, order, first, (sources, cut.nodes[at]), given)
+        first += cut.nodes[at]
 
 
 def _pieces(value: Any, cut: EdgeOrder, number: int) -> Iterator[Any]:
