@@ -188,7 +188,6 @@ def _prepare(
     with phase("finding shards"):
         shards = find_shards(config, comm, lambda: _load(config, comm, progress, places), places)
     memory.return_freed_memory()  # what loading and partitioning have left
-    torch.optim.Adam([torch.zeros(1, requires_grad=True)])  # imports what else would come later
     before = memory.resident(comm.device)
     with phase("reading shards"):
         shard = read_own_shard(shards, config.output, comm, places)

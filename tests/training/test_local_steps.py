@@ -187,7 +187,11 @@ def _courses(comm: Communicator, cases: tuple[str, ...]) -> dict[str, dict[str, 
 @pytest.mark.parametrize(
     ("ranks", "cases"),
     [
-        (2, tuple(CASES)),
+        (2, tuple(case for case in CASES if not case.startswith("cell "))),
+        # that cells are the same on every cut is tested without local steps, too
+        pytest.param(
+            2, tuple(case for case in CASES if case.startswith("cell ")), marks=pytest.mark.long
+        ),
         # one of the four has no nodes at all in it
         (4, ("isolated and empty",)),
     ],

@@ -47,9 +47,11 @@ TYPICAL_EVALUATIONS = 5
 """Of the map in a longest solve, as far as it can be known before the run: 4 to 7 were measured on
 graphs like ogbn-products. Each one more or less is two arrays of the history."""
 
-_WORKSPACE_BYTES = 110 * 2**20  # of libraries once they are used: mappings, threads, buffers
+_WORKSPACE_BYTES = 60 * 2**20  # of libraries once they are used: mappings, threads, buffers
 
-_DEEPSPEED_BYTES = 130 * 2**20  # what importing it takes
+# what importing them takes, torch's compiler with each
+_DEEPSPEED_BYTES = 275 * 2**20
+_PYG_BYTES = 190 * 2**20
 
 # on a GPU, assumed and not measured: workspaces of cuBLAS for the thread that trains and autograd's
 # (32 MiB each on sm_90), and what NCCL keeps for its channels once ranks have exchanged rows
@@ -121,9 +123,13 @@ class _Run:
     def of_process(self, process: int) -> dict[str, int]:
         """The items that are there before anything is computed; files are not mapped on a GPU."""
         if self.device.type == "cpu":
-            engine = _DEEPSPEED_BYTES if self._config.engine == "deepspeed" else 0
-            libraries = {"process": process + _WORKSPACE_BYTES, "DeepSpeed": engine}
-            return libraries | {"shard file": self._sizes.file}
+            kind = KINDS.get(self._config.model.kind)
+            return {
+                "process": process + _WORKSPACE_BYTES,
+                "DeepSpeed": _DEEPSPEED_BYTES if self._config.engine == "deepspeed" else 0,
+                "PyTorch Geometric": _PYG_BYTES if kind is not None and kind.reads_edges else 0,
+                "shard file": self._sizes.file,
+            }
         sizes = self._sizes
         alone = sizes.sent == sizes.halo == 0 and sizes.owned >= sizes.nodes
         network = 0 if alone else _NCCL_BYTES

@@ -11,6 +11,7 @@ from torch import Tensor
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import TrainConfig
 from distributed_ignn.models.node_model import NodeModel
+from distributed_ignn.training.adam import Adam
 from distributed_ignn.training.engines.gradients import (
     square_over_ranks,
     square_sum,
@@ -83,7 +84,7 @@ class TorchEngine:
         self._lr = config.lr
         self._sharded = model.sharded_names()
         self._named = dict(model.named_parameters())
-        self.optimizer = torch.optim.Adam(
+        self.optimizer = Adam(
             self._named.values(), lr=config.lr, weight_decay=float(config.weight_decay)
         )
         self._room = room_for(config.offload, comm.device) if self._sharded else None

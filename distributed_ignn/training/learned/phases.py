@@ -33,6 +33,7 @@ from distributed_ignn.solvers.base import AnySizedSolver, Outcome, Solution
 from distributed_ignn.solvers.blocks import square_sum
 from distributed_ignn.solvers.estimator import ErrorEstimator
 from distributed_ignn.solvers.solve import solve
+from distributed_ignn.training.adam import Adam
 from distributed_ignn.training.engines.gradients import sum_gradients
 from distributed_ignn.training.learned.fit import FitSample, SolverFit
 from distributed_ignn.training.learned.rollout import Rollout
@@ -85,7 +86,7 @@ class SolverTrainer:
             comm, many, few, learned.memory, learned.regularization, learned.storage
         )
         trained = self.trained_parameters()
-        self.optimizer = torch.optim.Adam(trained, lr=config.lr) if trained else None
+        self.optimizer = Adam(trained, lr=config.lr) if trained else None
         self.steps_done = 0
 
     def trained_parameters(self) -> list[torch.nn.Parameter]:
