@@ -58,6 +58,7 @@ _TRAIN = (
     "local_lr",
     "jacobian_weight",
     "spectral_weight",
+    "prior_bias",
     "loose_tolerance",
     "kernel",
     "offload",

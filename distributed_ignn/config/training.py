@@ -47,6 +47,12 @@ class TrainConfig(Section):
     loss: Literal["auto", "cross_entropy", "bce"] = Field(
         "auto", description="auto: cross_entropy for one label a node, bce for several"
     )
+    prior_bias: bool = Field(
+        False,
+        description="start the readout's bias at the log-odds of each label among the training "
+        "nodes (cross_entropy: its log-probability), so that the first steps need not drive all "
+        "logits down; for bce and many classes",
+    )
     metric: Metric = Field(
         "auto",
         description="what validation chooses by; auto: accuracy for one label a node, micro_f1 "

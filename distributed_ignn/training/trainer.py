@@ -93,7 +93,10 @@ class Trainer:
         self.converged = True
         self.stopwatch = Stopwatch(started)
         self.schedule = Schedule(config.schedule, config.train.epochs, active=config.learns_forward)
-        self.model = build_model(config, self.shard, comm)
+        train = config.train
+        smoothing = float(train.label_smoothing)
+        self.objective = Objective(shard, comm, train.loss, smoothing, train.metric)
+        self.model = build_model(config, self.shard, comm, self.objective)
         self.weights = Weights(self.model)
         self.learned = build_learned_solver(config, self.model, self.shard, comm)
         self.planner = SolvePlanner(
@@ -105,9 +108,6 @@ class Trainer:
         self.solver_trainer = build_solver_trainer(
             config, self.learned, self.schedule, comm, self.shard
         )
-        train = config.train
-        smoothing = float(train.label_smoothing)
-        self.objective = Objective(shard, comm, train.loss, smoothing, train.metric)
         self._regularizer = build_regularizer(config, self.model, self.shard, comm)
         self.consistency = self._build_consistency()
         penalty = self._regularizer.penalty if self._regularizer else self.model.penalty

@@ -16,17 +16,21 @@ from distributed_ignn.propagation.sparsify import sparsify
 from distributed_ignn.training.learned.phases import SolverTrainer
 from distributed_ignn.training.learned.solver_kinds import SOLVER_KINDS
 from distributed_ignn.training.learned_solver import LearnedSolver
+from distributed_ignn.training.losses.objective import Objective
 from distributed_ignn.training.losses.regularizer import Regularizer
 from distributed_ignn.training.schedule import Schedule
 
 
-def build_model(config: RunConfig, shard: GraphShard, comm: Communicator) -> NodeModel:
+def build_model(
+    config: RunConfig, shard: GraphShard, comm: Communicator, objective: Objective
+) -> NodeModel:
     """The model that ``model.kind`` names, on this rank's part; every rank calls it.
 
     Args:
         config: of the run.
         shard: normalised as the model wants it.
         comm: this rank's communicator.
+        objective: knows how often each label is that of a training node.
     """
     dtype = _dtype(config)
     if config.model.kind in KINDS:
@@ -36,7 +40,11 @@ def build_model(config: RunConfig, shard: GraphShard, comm: Communicator) -> Nod
         config.train.kernel, choose_codec(config.comm.halo, comm), config.comm.stale
     )
     thinned = _thinned(config, shard, comm)
-    return ShardModel(shard, comm, config.model, dtype, config.seed, thinned, options)
+    model = ShardModel(shard, comm, config.model, dtype, config.seed, thinned, options)
+    if config.train.prior_bias:
+        with torch.no_grad():
+            model.head.bias.copy_(objective.prior_logits())
+    return model
 
 
 def _thinned(config: RunConfig, shard: GraphShard, comm: Communicator) -> ChannelOperator | None:

@@ -13,7 +13,8 @@ from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.graph.data import GraphData
 from distributed_ignn.training.losses.objective import Loss, Objective
 from tests.parity.cases import CLASSES, NODES, make_data
-from tests.training.small_trainers import own_shard
+from tests.ranks import run_ranks
+from tests.training.small_trainers import own_shard, small_config, small_trainer, train
 
 
 def _objective(data: GraphData, loss: Loss = "auto") -> Objective:
@@ -62,6 +63,53 @@ def test_bce_takes_one_hot_labels_or_the_labels_themselves() -> None:
         value = float(_objective(several, loss).loss(logits))
         expected = float(_log_sigmoid_loss(logits[nodes], labels))
         assert value == pytest.approx(expected, rel=1e-6), loss
+
+
+def _prior(comm: Communicator, data: GraphData, loss: Loss) -> Tensor:
+    return Objective(own_shard(comm, data), comm, loss).prior_logits()
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "bce"])
+def test_the_prior_is_finite_and_near_the_best_of_all_constant_logits(loss: Loss) -> None:
+    data = make_data("plain")
+    data = replace(data, labels=data.labels % 2)  # nobody has the last one
+    objective = _objective(data, loss)
+    prior = objective.prior_logits()
+    counts = torch.bincount(data.labels[data.train_nodes], minlength=CLASSES).double()
+    if loss == "bce":
+        expected = ((counts + 1) / (counts.sum() - counts + 1)).log()
+    else:
+        expected = ((counts + 1) / (counts.sum() + CLASSES)).log()
+    assert torch.allclose(prior, expected, rtol=1e-12)
+    least = float(objective.loss(prior.expand(NODES, CLASSES)))
+    for change in (-1.0, 1.0):
+        for column in torch.eye(CLASSES, dtype=torch.float64)[:2]:
+            assert float(objective.loss((prior + change * column).expand(NODES, CLASSES))) > least
+
+
+def test_the_prior_counts_what_is_known_and_is_the_same_on_every_rank() -> None:
+    data = _multilabel()
+    labels = data.labels.clone()
+    labels[::3, 0] = -1
+    data = replace(data, labels=labels)
+    own = _prior(Communicator(), data, "auto")
+    train = labels[data.train_nodes]
+    having, without = ((train == value).sum(dim=0).double() + 1 for value in (1, 0))
+    assert torch.allclose(own, (having / without).log(), rtol=1e-12)
+    assert float((having + without)[0]) < float((having + without)[1])
+    for found in run_ranks(_prior, 2, data, "auto"):
+        assert torch.equal(found, own)
+
+
+def test_training_starts_at_the_prior_where_it_is_asked_for() -> None:
+    plain, prior = (
+        small_trainer(Communicator(), small_config({"train": {"prior_bias": asked, "loss": "bce"}}))
+        for asked in (False, True)
+    )
+    expected = prior.objective.prior_logits()
+    assert torch.allclose(prior.implicit.head.bias.double(), expected, rtol=1e-6)
+    assert not torch.allclose(plain.implicit.head.bias.double(), expected, rtol=1e-1)
+    assert train(prior, 1)[0].loss < train(plain, 1)[0].loss
 
 
 def test_labels_that_are_not_known_take_no_part() -> None:

@@ -57,6 +57,7 @@ class Objective:
         metric: Metric = "auto",
     ) -> None:
         device = comm.device
+        self._comm = comm
         self.multilabel = shard.task == "multilabel"
         self._bce = loss == "bce" or self.multilabel
         self._labels = shard.labels.to(device)
@@ -84,6 +85,19 @@ class Objective:
             return max(nodes, 1) * (self._classes if self._bce else 1)
         known = (self._labels[self.train_rows] >= 0).sum().cpu().reshape(1)
         return max(int(comm.sum(known)), 1)
+
+    def prior_logits(self) -> Tensor:
+        """Logits [C] of a readout that knows of a node only how often training nodes have a label.
+
+        Log-odds for BCE, log-probabilities for cross-entropy. One of each outcome is added to the
+        counts, so that a label that no node has is finite. Every rank calls it and gets the same.
+        """
+        labels = self._labels[self.train_rows]
+        if not self.multilabel:
+            labels = functional.one_hot(labels, self._classes)
+        counts = torch.stack([(labels == value).sum(dim=0) for value in (0, 1)]).cpu()
+        without, having = self._comm.sum(counts).double() + 1.0
+        return (having / without).log() if self._bce else (having / having.sum()).log()
 
     def loss(self, logits: Tensor) -> Tensor:
         """This rank's share of the mean training loss; the shares of all ranks sum to it.
