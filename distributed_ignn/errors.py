@@ -25,6 +25,23 @@ class UserError(Exception):
     exit_code = 2
 
 
+class NoEffectError(UserError):
+    """A setting that would change nothing.
+
+    Args:
+        message: one line for the user.
+        setting: its dotted name.
+    """
+
+    def __init__(self, message: str, setting: str) -> None:
+        super().__init__(message)
+        self.setting = setting
+
+    def __reduce__(self) -> tuple[type[NoEffectError], tuple[str, str]]:
+        """See ``Stopped``."""
+        return NoEffectError, (str(self), self.setting)
+
+
 class IncompleteError(UserError):
     """A table is written and some of its runs are missing.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import re
 import shlex
 from pathlib import Path
@@ -26,7 +27,7 @@ from distributed_ignn.config import (
 )
 from distributed_ignn.config.choices import choice_at
 from distributed_ignn.config.options import Options
-from distributed_ignn.errors import UserError
+from distributed_ignn.errors import NoEffectError, UserError
 from distributed_ignn.models.kinds import KINDS
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -252,6 +253,22 @@ def test_what_a_method_does_not_read_is_refused(argv: str, message: str) -> None
     with pytest.raises(UserError) as caught:
         parse_args(["--dataset", "chains", *argv.split()])
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("argv", "setting"),
+    [
+        ("--forward.method picard --forward.memory 7", "forward.memory"),  # a rule of the run
+        ("--model.cell mignn --model.init signed", "model.init"),  # of a section
+        ("--engine torch --deepspeed-config x.json", "deepspeed_config"),  # in no section
+        ("--forward.method neural --solver.lr 0.1", "solver.lr"),  # of what a user writes
+    ],
+)
+def test_what_has_no_effect_is_named_to_programs_too(argv: str, setting: str) -> None:
+    with pytest.raises(NoEffectError) as caught:
+        parse_args(["--dataset", "chains", *argv.split()])
+    copy = pickle.loads(pickle.dumps(caught.value))
+    assert (copy.setting, str(copy)) == (setting, str(caught.value))
 
 
 def test_what_a_method_reads_is_taken() -> None:

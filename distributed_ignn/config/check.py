@@ -10,9 +10,10 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from distributed_ignn.config.options import Options, OptionsT, example, fields, label
+from distributed_ignn.config.section import NoEffect
 from distributed_ignn.config.sections import RunConfig
 from distributed_ignn.config.suggest import suggest
-from distributed_ignn.errors import UserError
+from distributed_ignn.errors import NoEffectError, UserError
 from distributed_ignn.reading.plain_files import in_one_line
 
 _LONGEST_VALUE = 60
@@ -45,7 +46,8 @@ def validate_run(
         flags: those of them that the command line set; they are not blamed on the file.
 
     Raises:
-        UserError: naming the first wrong setting, and how many more there are.
+        NoEffectError: the first wrong setting has no effect.
+        UserError: it is wrong otherwise; the line names it, and how many more there are.
     """
     try:
         return RunConfig.model_validate(dict(values))
@@ -55,7 +57,11 @@ def validate_run(
         location = details[0]["loc"]
         if path is not None and location and not _contains(flags or {}, location):
             message += f" (in {path})"
-        raise _told(message, len(details)) from error
+        told = _told(message, len(details))
+        idle = details[0].get("ctx", {}).get("error")
+        if isinstance(idle, NoEffect):
+            told = NoEffectError(str(told), ".".join((*map(str, location), idle.setting)))
+        raise told from error
 
 
 def validate_options(options: type[OptionsT], values: Mapping[str, Any]) -> OptionsT:

@@ -11,7 +11,7 @@ from pydantic_core import PydanticCustomError
 
 from distributed_ignn.config import choices
 from distributed_ignn.config.choices import Choice
-from distributed_ignn.config.section import LARGEST_SEED, ByUrl, Section
+from distributed_ignn.config.section import LARGEST_SEED, ByUrl, NoEffect, Section
 from distributed_ignn.config.suggest import suggest
 
 OWN_FILE = "file"  # a graph of the user's, with data.path
@@ -290,9 +290,9 @@ class DataConfig(Section):
         for key in ("split_train", "split_val"):
             size = getattr(self, key)
             if size is not None and not self.draws_split:
-                raise ValueError(
-                    f"{key} = {size:g} has no effect with split = {self.split}; drop it, or add "
-                    "--data.split random"
+                raise NoEffect(
+                    *(key, f"{size:g}"),
+                    f"split = {self.split}; drop it, or add --data.split random",
                 )
             if size is not None and size > 1 and size != round(size):
                 raise ValueError(
@@ -369,13 +369,15 @@ class PartitionConfig(Section):
         if not self.edge_weights:
             return self
         if self.method != "metis":
-            raise ValueError(
-                f"edge_weights = true has no effect with method = {self.method}, only METIS reads "
-                "weights; choose method = metis or drop it"
+            raise NoEffect(
+                *("edge_weights", "true"),
+                f"method = {self.method}, only METIS reads weights; choose method = metis or drop "
+                "it",
             )
         if self.objective != "cut":
-            raise ValueError(
-                f"edge_weights = true has no effect with objective = {self.objective}, which "
-                "counts rows and not edges; add --partition.objective cut or drop it"
+            raise NoEffect(
+                *("edge_weights", "true"),
+                f"objective = {self.objective}, which counts rows and not edges; add "
+                "--partition.objective cut or drop it",
             )
         return self

@@ -10,9 +10,10 @@ from typing import Any
 
 from distributed_ignn.config import choices
 from distributed_ignn.config.choices import Choice
+from distributed_ignn.config.section import NoEffect
 from distributed_ignn.config.sections import RunConfig
 from distributed_ignn.config.solvers import NeuralSolverConfig, ScheduleConfig
-from distributed_ignn.errors import UserError
+from distributed_ignn.errors import NoEffectError
 
 _KINDS = Choice(choices.SOLVER_KINDS)
 _PARTS = ("initialiser", "estimator", "network", "sparsifier")
@@ -30,7 +31,7 @@ def refuse_idle(run: RunConfig, flags: Mapping[str, Any]) -> RunConfig:
         flags: sections and keys that the command line or a program has set.
 
     Raises:
-        UserError: naming the first that is not, and how many more there are.
+        NoEffectError: naming the first that is not, and how many more there are.
     """
     given = flags.get("solver", {})
     less = any(given.get(key) == "none" for key in _PARTS)
@@ -38,21 +39,21 @@ def refuse_idle(run: RunConfig, flags: Mapping[str, Any]) -> RunConfig:
     if not idle:
         return run
     more = f" (and {len(idle) - 1} more)" if idle[1:] else ""
-    raise UserError(f"{idle[0]}; drop it{more}")
+    raise NoEffectError(f"{idle[0]}; drop it{more}", idle[0].setting)
 
 
-def _idle(run: RunConfig) -> Iterator[str]:
+def _idle(run: RunConfig) -> Iterator[NoEffect]:
     solver = run.solver
     read = _KINDS.entry(solver.kind).reads(solver)
     for key, field in NeuralSolverConfig.model_fields.items():
         if key not in read and getattr(solver, key) != field.default:
-            yield f"solver.{key} = {getattr(solver, key)} has no effect with {_because(solver)}"
+            yield NoEffect(f"solver.{key}", getattr(solver, key), _because(solver))
     if "lr" in read:
         return
     for key in _NETWORK_STEPS:
         if getattr(run.schedule, key) != ScheduleConfig.model_fields[key].default:
             value = getattr(run.schedule, key)
-            yield f"schedule.{key} = {value} has no effect with {_because(solver)}"
+            yield NoEffect(f"schedule.{key}", value, _because(solver))
 
 
 def _because(solver: NeuralSolverConfig) -> str:

@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from distributed_ignn.config import choices
 from distributed_ignn.config.choices import Choice
 from distributed_ignn.config.dataset import digits_to_int
-from distributed_ignn.config.section import Section
+from distributed_ignn.config.section import NoEffect, Section
 
 InjectionLayers = Annotated[Literal[1, 2], BeforeValidator(digits_to_int)]
 
@@ -83,9 +83,9 @@ class ModelConfig(Section):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.init == "signed" and self.cell != "ignn":
-            raise ValueError(
-                f"init = signed has no effect with cell = {self.cell}, whose W starts otherwise; "
-                "use cell = ignn or init = identity"
+            raise NoEffect(
+                *("init", "signed"),
+                f"cell = {self.cell}, whose W starts otherwise; use cell = ignn or init = identity",
             )
         return self
 

@@ -20,6 +20,20 @@ class ByUrl:
     """Marks a path that may be a URL; its value is a ``Url`` then."""
 
 
+class NoEffect(ValueError):  # noqa: N818 - what a validator finds
+    """Says that a setting would change nothing.
+
+    Args:
+        setting: its name within the section that is being checked.
+        value: its value, as the message is to show it.
+        because: the setting that takes its effect away, and the way out.
+    """
+
+    def __init__(self, setting: str, value: object, because: str) -> None:
+        super().__init__(f"{setting} = {value} has no effect with {because}")
+        self.setting = setting
+
+
 class Section(BaseModel):
     """What all sections share.
 

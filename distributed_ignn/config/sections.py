@@ -25,7 +25,7 @@ from distributed_ignn.config.dataset import (
 )
 from distributed_ignn.config.explicit import TWO_GRAPHS, ExplicitConfig, unread
 from distributed_ignn.config.model import ModelConfig
-from distributed_ignn.config.section import LARGEST_SEED, ByUrl, Section
+from distributed_ignn.config.section import LARGEST_SEED, ByUrl, NoEffect, Section
 from distributed_ignn.config.solvers import (
     AdjointConfig,
     NeuralSolverConfig,
@@ -37,6 +37,9 @@ from distributed_ignn.config.training import CommConfig, TrainConfig
 
 _METHODS, _CELLS = Choice(choices.METHODS), Choice(choices.CELLS)
 _READ_BY, _KINDS = Choice(choices.DATA_READ_BY), Choice(choices.SOLVER_KINDS)
+
+_Rule = tuple[bool, str | NoEffect]
+"""Whether settings contradict each other, and what to say if they do."""
 
 
 def _learns(method: str) -> bool:
@@ -138,13 +141,13 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _check_sections(self) -> Self:
         """Rules between settings; the first one broken is reported."""
-        for broken, message in self._rules():
+        for broken, reason in self._rules():
             if broken:
-                raise ValueError(message)
+                raise reason if isinstance(reason, NoEffect) else ValueError(reason)
         return self
 
-    def _rules(self) -> list[tuple[bool, str]]:
-        """Pairs of (the rule is broken, what to say)."""
+    def _rules(self) -> list[_Rule]:
+        """What must not be, and what to say if it is."""
         own_file = self.dataset == OWN_FILE
         neural = self.learns_forward
         return [
@@ -169,8 +172,10 @@ class RunConfig(Section):
             ),
             (
                 self.deepspeed_config is not None and self.engine != "deepspeed",
-                f"deepspeed_config = {self.deepspeed_config} has no effect with engine = "
-                f"{self.engine}; add --engine deepspeed or drop it",
+                NoEffect(
+                    *("deepspeed_config", self.deepspeed_config),
+                    f"engine = {self.engine}; add --engine deepspeed or drop it",
+                ),
             ),
             (
                 self.engine == "deepspeed" and self.train.dtype != "float32",
@@ -190,8 +195,11 @@ class RunConfig(Section):
             *self._symmetry_rules(),
             (
                 self.model.constraint == "none" and not _CELLS.entry(self.model.cell).projects,
-                f"model.constraint = none has no effect with model.cell = {self.model.cell}, "
-                "which is bounded by its parametrisation; drop it",
+                NoEffect(
+                    *("model.constraint", "none"),
+                    f"model.cell = {self.model.cell}, which is bounded by its parametrisation; "
+                    "drop it",
+                ),
             ),
             (
                 self.model.constraint == "none" and self.model.learn_kappa,
@@ -205,8 +213,10 @@ class RunConfig(Section):
             ),
             (
                 self.train.local_lr not in (0.0, "auto") and self.train.local_steps == 0,
-                f"train.local_lr = {self.train.local_lr} has no effect with train.local_steps = 0; "
-                "add --train.local-steps auto or drop it",
+                NoEffect(
+                    *("train.local_lr", self.train.local_lr),
+                    "train.local_steps = 0; add --train.local-steps auto or drop it",
+                ),
             ),
             *self._rollback_rules(),
             *self._paper_rules(),
@@ -233,14 +243,15 @@ class RunConfig(Section):
             ),
         ]
 
-    def _kind_rules(self) -> list[tuple[bool, str]]:
+    def _kind_rules(self) -> list[_Rule]:
         """As ``_rules``, about settings that the kind of the model does not read."""
         kind = self.model.kind
         unused = [
             (
                 getattr(values, key) != type(values).model_fields[key].default,
-                f"{section}.{key} = {getattr(values, key)} has no effect with model.kind = "
-                f"{kind}; drop it",
+                NoEffect(
+                    *(f"{section}.{key}", getattr(values, key)), f"model.kind = {kind}; drop it"
+                ),
             )
             for section, key, values in unread(kind, self)
         ]
@@ -252,7 +263,7 @@ class RunConfig(Section):
             ),
         ]
 
-    def _data_rules(self) -> list[tuple[bool, str]]:
+    def _data_rules(self) -> list[_Rule]:
         """As ``_rules``, about settings of data that a few datasets alone read."""
         named = self.dataset in dataset_names() and self.dataset != OWN_FILE
         return [
@@ -277,7 +288,7 @@ class RunConfig(Section):
             *self._reader_rules(drawn=self.data.draws_split and not named),
         ]
 
-    def _reader_rules(self, *, drawn: bool) -> list[tuple[bool, str]]:
+    def _reader_rules(self, *, drawn: bool) -> list[_Rule]:
         """As ``_data_rules``, about those of which a list says who reads them.
 
         Args:
@@ -288,13 +299,15 @@ class RunConfig(Section):
                 self.dataset not in (readers := _READ_BY.entry(key))
                 and not (drawn and key == "split_seed")
                 and getattr(self.data, key) != DataConfig.model_fields[key].default,
-                f"data.{key} = {getattr(self.data, key)} has no effect with dataset = "
-                f"{self.dataset}; it is read by {', '.join(readers)}; drop it",
+                NoEffect(
+                    *(f"data.{key}", getattr(self.data, key)),
+                    f"dataset = {self.dataset}; it is read by {', '.join(readers)}; drop it",
+                ),
             )
             for key in _READ_BY.listed()
         ]
 
-    def _paper_rules(self) -> list[tuple[bool, str]]:
+    def _paper_rules(self) -> list[_Rule]:
         """As ``_rules``, about what the paper's own solver cannot do."""
         paper = self.learns_forward and self.solver.kind == "paper"
         return [
@@ -310,7 +323,7 @@ class RunConfig(Section):
             ),
         ]
 
-    def _symmetry_rules(self) -> list[tuple[bool, str]]:
+    def _symmetry_rules(self) -> list[_Rule]:
         """As ``_rules``, about cells whose proof needs an A_hat that is its own transpose."""
         cells, cell = _CELLS.listed(), self.model.cell
         able = [name for name in cells if _CELLS.entry(name).directed_norm is not None]
@@ -329,21 +342,23 @@ class RunConfig(Section):
         ]
 
     @staticmethod
-    def _unread(section: str, limits: SolveLimits, method: str) -> list[tuple[bool, str]]:
+    def _unread(section: str, limits: SolveLimits, method: str) -> list[_Rule]:
         """As ``_rules``, about settings that the method of a solve does not read."""
         read_by_some = {key for name in _METHODS.listed() for key in _METHODS.entry(name).reads}
         unread = read_by_some - _METHODS.entry(method).reads
         return [
             (
                 getattr(limits, key) != field.default,
-                f"{section}.{key} = {getattr(limits, key)} has no effect with {section}.method = "
-                f"{method}; drop it",
+                NoEffect(
+                    *(f"{section}.{key}", getattr(limits, key)),
+                    f"{section}.method = {method}; drop it",
+                ),
             )
             for key, field in SolveLimits.model_fields.items()
             if key in unread
         ]
 
-    def _capture_rules(self, section: str, limits: SolveLimits) -> list[tuple[bool, str]]:
+    def _capture_rules(self, section: str, limits: SolveLimits) -> list[_Rule]:
         """As ``_rules``, about what cannot be recorded; what a run finds out, ``Trainer`` says."""
         setting = f"{section}.capture = {limits.capture}"
         cell, halo = self.model.cell, self.comm.halo
@@ -368,7 +383,7 @@ class RunConfig(Section):
             for holds, reason in reasons
         ]
 
-    def _rollback_rules(self) -> list[tuple[bool, str]]:
+    def _rollback_rules(self) -> list[_Rule]:
         """As ``_rules``, about what happens when numbers go bad."""
         train = self.train
         factors = {
@@ -378,8 +393,11 @@ class RunConfig(Section):
         unused = [
             (
                 not rolls_back and value != TrainConfig.model_fields[name].default,
-                f"train.{name} = {value:g} has no effect with train.on_bad_numbers = "
-                f"{train.on_bad_numbers}; add --train.on-bad-numbers rollback or drop it",
+                NoEffect(
+                    *(f"train.{name}", f"{value:g}"),
+                    f"train.on_bad_numbers = {train.on_bad_numbers}; add --train.on-bad-numbers "
+                    "rollback or drop it",
+                ),
             )
             for name, value in factors.items()
         ]

@@ -16,7 +16,7 @@ from typing import Any
 from distributed_ignn.config import RunConfig, load_yaml, resolve_run
 from distributed_ignn.config.idle import refuse_idle
 from distributed_ignn.config.shipped import shipped_file
-from distributed_ignn.errors import UserError
+from distributed_ignn.errors import NoEffectError
 from distributed_ignn.lab.studies.study_runs import with_settings
 from distributed_ignn.lab.studies.tables.paper_figures import paper_name, size_of
 from distributed_ignn.models.kinds import KINDS
@@ -140,17 +140,10 @@ def overridden(config: RunConfig, flags: Mapping[str, Any]) -> tuple[RunConfig, 
         try:
             run = with_settings(config, kept)
             return refuse_idle(run, _nested(kept)), frozenset(kept)
-        except UserError as error:
-            name = _without_effect(str(error))
-            if name not in kept:
+        except NoEffectError as error:
+            if error.setting not in kept:
                 raise
-            del kept[name]
-
-
-def _without_effect(message: str) -> str | None:
-    """The setting that a message finds to have no effect."""
-    name, equals, rest = message.replace(": ", ".", 1).partition(" = ")
-    return name if equals and "has no effect" in rest else None
+            del kept[error.setting]
 
 
 def _nested(flags: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
