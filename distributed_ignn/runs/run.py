@@ -209,6 +209,14 @@ def _log_choices(config: RunConfig, trainer: Trainer) -> None:
     chosen = what_was_decided(config, shard.split_sizes[0], shard.num_classes)
     if chosen is not None:
         logger.info("%s", chosen, extra=shown)
+    schedule = trainer.schedule
+    if schedule.active and not schedule.trains:
+        logger.info(
+            "the solver is not trained in %d epochs, since its first phase comes after %d: solves "
+            "are Anderson's; lower --schedule.warmup-epochs, or train longer",
+            *(schedule.epochs, schedule.config.warmup_epochs),
+            extra=shown,
+        )
     plan = trainer.local_plan
     if plan.automatic:
         line = "local steps: auto is %d an epoch, at learning rate %g"

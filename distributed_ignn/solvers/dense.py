@@ -6,6 +6,7 @@ Letters: r rows, K and D columns.
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,6 +39,23 @@ def matmul(rows: Tensor, weight: Tensor) -> Tensor:
         total: Tensor = torch.ops.mkldnn._linear_pointwise(rows, turned, None, "none", [], "")
         return total
     return rows @ weight
+
+
+def times_constant(rows: Tensor, matrix: Tensor) -> Tensor:
+    """rows @ matrix [r, D], differentiable in ``rows``; ``matrix`` counts as a constant."""
+    result: Tensor = _TimesConstant.apply(rows, matrix)
+    return result
+
+
+class _TimesConstant(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, matrix: Tensor) -> Tensor:
+        ctx.matrix = matrix
+        return matmul(rows.contiguous(), matrix)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return matmul(grad.contiguous(), ctx.matrix.T), None
 
 
 def _suits_onednn(rows: Tensor, offset: Tensor) -> bool:

@@ -26,6 +26,11 @@ class Schedule:
     epochs: int
     active: bool
 
+    @property
+    def trains(self) -> bool:
+        """Whether any of the epochs has a solver phase before it."""
+        return self.active and self.config.warmup_epochs < self.epochs
+
     def phase_before(self, epoch: int) -> bool:
         """Whether a solver phase comes before model epoch ``epoch`` (counted from 0)."""
         since_warmup = epoch - self.config.warmup_epochs

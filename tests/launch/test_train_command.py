@@ -272,6 +272,16 @@ def test_only_the_first_rank_speaks(
         assert capsys.readouterr().err.count("\n") == lines
 
 
+@pytest.mark.parametrize(("epochs", "said"), [(2, True), (3, False)])
+def test_a_solver_that_is_never_trained_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], epochs: int, said: bool
+) -> None:
+    """The warm-up takes two epochs."""
+    assert main([*SMALL, "--train.epochs", str(epochs), "--output", str(tmp_path / "run")]) == 0
+    line = f"the solver is not trained in {epochs} epochs, since its first phase comes after 2: "
+    assert (line in capsys.readouterr().err) == said
+
+
 def test_accuracy_stands_beside_another_metric(tmp_path: Path) -> None:
     output = tmp_path / "run"
     arguments = ["--train.metric", "macro_f1", "--train.epochs", "1", "--output", str(output)]

@@ -153,7 +153,7 @@ def _paper(
         network.zero_grad()
         with torch.enable_grad():
             rollout = PaperRollout(network, section, comm, target, NODES)
-            loss = rollout.loss(cell, torch.relu(injection), 0.5)
+            loss = torch.stack(list(rollout.losses(cell, torch.relu(injection), 0.5))).sum()
             (loss * share).backward()
         trained = {n: p for n, p in network.named_parameters() if p.requires_grad}
         assert sum_gradients(trained.values(), comm)

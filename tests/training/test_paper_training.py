@@ -74,7 +74,7 @@ def _rollout(trainer: Trainer, **settings: Any) -> Any:
     def loss(progress: float = 0.5) -> Tensor:
         network.first_scale.data.fill_(scale)
         rollout = PaperRollout(network, config, comm, target, NODES)
-        return rollout.loss(cell, start, progress)
+        return torch.stack(list(rollout.losses(cell, start, progress))).sum()
 
     return loss
 
@@ -117,6 +117,41 @@ def test_one_step_training_is_the_same_loss_and_for_one_step_the_same_gradient()
         (value, gradient), (other_value, other) = found
         assert value == pytest.approx(other_value, rel=1e-10)
         assert torch.allclose(gradient, other, rtol=1e-6) == same
+
+
+class _Kept:
+    """Stands for what is kept for the way back; counts how many arrays there are at once."""
+
+    alive = most = 0
+
+    def __init__(self, array: Tensor) -> None:
+        self.array = array
+        self.counts = array.dim() > 1
+        _Kept.alive += self.counts
+        _Kept.most = max(_Kept.most, _Kept.alive)
+
+    def __del__(self) -> None:
+        _Kept.alive -= self.counts
+
+
+def test_one_step_training_keeps_the_arrays_of_one_step() -> None:
+    most: dict[tuple[str, int], int] = {}
+    for training in ("unrolled", "one_step"):
+        for steps in (4, 12):  # the history is full in both
+            trainer = _trainer()
+            cell, start, target = _problem(trainer)
+            settings = PAPER | {"lambda1": 1.0, "training": training, "steps": steps}
+            config, comm = NeuralSolverConfig(**settings), Communicator()
+            rollout = PaperRollout(_network(trainer), config, comm, target, NODES)
+            _Kept.most = 0
+            with torch.autograd.graph.saved_tensors_hooks(_Kept, lambda kept: kept.array):
+                for loss in rollout.losses(cell, start, 0.5):
+                    loss.backward()
+            del loss
+            assert _Kept.alive == 0
+            most[training, steps] = _Kept.most
+    assert most["one_step", 12] == most["one_step", 4]
+    assert most["unrolled", 12] > 2 * most["unrolled", 4] > most["one_step", 4]
 
 
 def test_the_three_schemes_of_lambda1() -> None:

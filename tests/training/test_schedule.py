@@ -21,6 +21,14 @@ def test_without_a_warm_up_the_solver_comes_first() -> None:
     config = CONFIG.model_copy(update={"warmup_epochs": 0})
     schedule = Schedule(config, epochs=5, active=True)
     assert [schedule.solver_steps_before(epoch) for epoch in range(5)] == [7, 0, 0, 0, 2]
+    assert schedule.trains
+
+
+def test_a_run_that_ends_with_the_warm_up_trains_no_solver() -> None:
+    for epochs, trains in ((3, False), (4, True)):
+        schedule = Schedule(CONFIG, epochs=epochs, active=True)
+        assert schedule.trains == trains == (schedule.total_solver_steps > 0)
+    assert not Schedule(CONFIG, epochs=13, active=False).trains
 
 
 def test_nothing_is_trained_without_a_learned_solver() -> None:

@@ -9,7 +9,7 @@ paper says: they see the starting point as a constant.
 
 The gradient goes through all K steps (``unrolled``): K evaluations forward, K of their transpose
 back, and several arrays [O, D] a step in memory. With ``one_step`` the point that a step starts
-from is a constant, which costs K evaluations and no memory that grows with K.
+from is a constant, so that every step goes back on its own: K evaluations, and the memory of one.
 
 Letters: O owned rows, n nodes, D columns, p compressed width, K steps.
 """
@@ -17,7 +17,9 @@ Letters: O owned rows, n nodes, D columns, p compressed width, K steps.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -34,10 +36,10 @@ from distributed_ignn.models.maps import EquilibriumCell
 from distributed_ignn.models.shard_model import ShardModel
 from distributed_ignn.solvers.anderson import Anderson
 from distributed_ignn.solvers.base import AnySizedSolver
-from distributed_ignn.solvers.blocks import square_sum
 from distributed_ignn.solvers.mlp_initialiser import MlpInitialiser
 from distributed_ignn.solvers.paper_solver import PaperNetwork, PaperSolver, root_mean_square
 from distributed_ignn.training.engines.gradients import sum_gradients
+from distributed_ignn.training.learned.mixing import mix, square_sum
 from distributed_ignn.training.learned.phases import Incoming, SolverTrainer
 from distributed_ignn.training.learned_solver import Guess, LearnedSolver, storage_format
 from distributed_ignn.training.numbers import NumbersError
@@ -145,12 +147,14 @@ def paper_bytes(config: RunConfig, sizes: PartSizes, item: int) -> int:
 
 
 def rollout_bytes(config: RunConfig, sizes: PartSizes, item: int) -> int:
-    """Bytes of a training step of s: of all K steps on the way back, or of one and its history."""
+    """Bytes of a training step of s: of all K steps on the way back, or of one, and a history.
+
+    On the way back the history is the gradient of what a step has mixed.
+    """
     section, state = config.solver, sizes.owned * config.model.hidden * item
     own = paper_bytes(config, sizes, item)
-    if section.training == "unrolled":
-        return section.steps * (_ARRAYS_A_STEP * state + own)
-    return (_ARRAYS_A_STEP + 2 * (section.memory + 1)) * state + own
+    kept = section.steps if section.training == "unrolled" else 1
+    return kept * (_ARRAYS_A_STEP * state + own) + 2 * (section.memory + 1) * state
 
 
 class PaperTrainer(SolverTrainer):
@@ -209,16 +213,19 @@ class PaperTrainer(SolverTrainer):
             start = self._learned.start(cell, injection)
             parts = self._parts
             rollout = PaperRollout(parts.network, config, comm, target, parts.num_nodes)
-            loss = rollout.loss(cell, start.detach(), progress)
+            losses = rollout.losses(cell, start.detach(), progress)
             if config.lambda2 > 0.0 and parts.mlp is not None:
-                loss = loss + config.lambda2 * norms([start - target], comm)[0]
-            # the loss is the same on every rank: each differentiates its share
-            (loss / comm.world_size).backward()
+                losses = chain([config.lambda2 * norms([start - target], comm)[0]], losses)
+            value = 0.0
+            for loss in losses:
+                # it is the same on every rank: each differentiates its share
+                (loss / comm.world_size).backward()
+                value += float(loss.detach())
         if not sum_gradients(self.trained_parameters(), comm):
             raise NumbersError("the gradient of its network is not finite")
         optimizer.step()
         self.steps_done += 1
-        return float(loss.detach())
+        return value
 
 
 class PaperRollout:
@@ -246,8 +253,11 @@ class PaperRollout:
         self._target = target
         self._num_nodes = num_nodes
 
-    def loss(self, cell: EquilibriumCell, z: Tensor, progress: float) -> Tensor:
-        """Return the loss of the steps from ``z``, the same on every rank; see the module's text.
+    def losses(self, cell: EquilibriumCell, z: Tensor, progress: float) -> Iterator[Tensor]:
+        """Yield the loss of the steps from ``z``, the same on every rank; see the module's text.
+
+        It is one for all steps, or with ``one_step`` one for each, which holds nothing any more
+        once the caller has gone backward from it.
 
         Args:
             cell: the map.
@@ -274,12 +284,16 @@ class PaperRollout:
             if k == 0:
                 network.first_scale.data.copy_(scale.detach())
             alpha, beta = network.weights(mean, len(points))
-            z = _mix(alpha, points) + beta.to(z) * _mix(alpha, residuals)
-            distance, mixed = norms([z - self._target, _mix(alpha, residuals)], self._comm)
-            total = total + config.lambda1 * progress * self._weight(k) * distance + fade * mixed
+            z, mixture = mix(alpha, beta, points, residuals)
+            distance, mixed = norms([z - self._target, mixture], self._comm)
+            loss = config.lambda1 * progress * self._weight(k) * distance + fade * mixed
             if config.training == "one_step":
                 z, blocks = z.detach(), [block.detach() for block in blocks]
-        return total
+                yield loss
+            else:
+                total = total + loss
+        if total.requires_grad:
+            yield total
 
     def _evaluate(self, cell: EquilibriumCell, z: Tensor) -> Tensor:
         """Return f(z), differentiable in z where the gradient goes through all steps."""
@@ -293,7 +307,7 @@ class PaperRollout:
 
     def _mean(self, nodes: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
         """Return the mean of node features over all nodes [H], and the residual's scale."""
-        own = torch.cat([nodes.sum(dim=0, dtype=torch.float64), square_of(residual)])
+        own = torch.cat([nodes.sum(dim=0, dtype=torch.float64), square_sum(residual)[None]])
         sums = all_reduce_sum(own, self._comm)
         count = self._num_nodes * residual.shape[1]
         floor = max(torch.finfo(nodes.dtype).tiny, 1e-150) ** 2  # of 0 the root has no slope
@@ -310,24 +324,10 @@ class PaperRollout:
         return 1.0 if scheme == "constant" or k == steps - 1 else 0.0
 
 
-def square_of(values: Tensor) -> Tensor:
-    """Sum of squares, float64 [1], differentiable."""
-    return values.square().sum(dtype=torch.float64)[None]
-
-
 def norms(values: list[Tensor], comm: Communicator) -> Tensor:
     """Norms over all ranks, float64, differentiable; one reduction."""
-    squares = all_reduce_sum(torch.cat([square_of(each) for each in values]), comm)
+    squares = all_reduce_sum(torch.stack([square_sum(each) for each in values]), comm)
     return squares.clamp_min(1e-300).sqrt()
-
-
-def _mix(alpha: Tensor, rows: list[Tensor]) -> Tensor:
-    """sum_i alpha_i rows_i, [O, D]."""
-    weights = alpha.to(rows[0])
-    total = weights[0] * rows[0]
-    for weight, each in zip(weights[1:], rows[1:], strict=True):
-        total = total + weight * each
-    return total
 
 
 class _Thinned(torch.autograd.Function):
