@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing.util
 import os
 import random
 from pathlib import Path
@@ -33,6 +34,15 @@ _TIERS = (
     "clusters",
     "faults",
 )
+
+
+def pytest_configure() -> None:
+    """Choose the folder of multiprocessing's sockets before a test moves the temporary folder.
+
+    Ranks are forked from a server that is started once, maybe in such a test, whose folder has too
+    long a name for a socket and is gone after it.
+    """
+    multiprocessing.util.get_temp_dir()
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m chooses by marks
