@@ -200,6 +200,7 @@ def _prepare(
     memory.return_freed_memory()
     with phase("reading a checkpoint"):
         _resume(config, trainer, progress, places)
+    _say_untrained(trainer)
     return _Prepared(trainer, shards, budget, attempt)
 
 
@@ -209,18 +210,22 @@ def _log_choices(config: RunConfig, trainer: Trainer) -> None:
     chosen = what_was_decided(config, shard.split_sizes[0], shard.num_classes)
     if chosen is not None:
         logger.info("%s", chosen, extra=shown)
+    plan = trainer.local_plan
+    if plan.automatic:
+        line = "local steps: auto is %d an epoch, at learning rate %g"
+        logger.info(line, plan.steps, plan.lr, extra=LOG_ONLY)
+
+
+def _say_untrained(trainer: Trainer) -> None:
+    """Say so where the run ends before the learned solver is trained."""
     schedule = trainer.schedule
     if schedule.active and not schedule.trains:
         logger.info(
             "the solver is not trained in %d epochs, since its first phase comes after %d: solves "
             "are Anderson's; lower --schedule.warmup-epochs, or train longer",
             *(schedule.epochs, schedule.config.warmup_epochs),
-            extra=shown,
+            extra=None if trainer.comm.is_main else LOG_ONLY,
         )
-    plan = trainer.local_plan
-    if plan.automatic:
-        line = "local steps: auto is %d an epoch, at learning rate %g"
-        logger.info(line, plan.steps, plan.lr, extra=LOG_ONLY)
 
 
 def _load(config: RunConfig, comm: Communicator, progress: Progress, places: Places) -> GraphData:

@@ -438,7 +438,7 @@ def _refused(comm: Communicator) -> str:
 def test_ranks_of_one_machine_are_counted_together() -> None:
     lines = run_ranks(_refused, 2)
     assert lines[0] == lines[1]
-    assert "2 ranks together need about 1.2 GiB" in lines[0]
+    assert "2 ranks together need about 1.1 GiB" in lines[0]
 
 
 def test_a_process_knows_its_memory() -> None:
