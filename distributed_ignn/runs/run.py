@@ -77,7 +77,8 @@ class Conduct:
     Args:
         shows: whether rank 0 shows progress and the table at the end.
         owns_process: whether the process is there for the run alone. The run then sets its number
-            of threads, and a second signal ends it; in a user's own process neither is done.
+            of threads, its peak of memory counts from the start of the run, and a second signal
+            ends it; in a user's own process none of that is done.
     """
 
     shows: bool = True
@@ -136,6 +137,8 @@ def run_training(
     check_loggers(config.train.loggers)
     _set_threads(config, conduct)
     memory.return_freed_memory()
+    if conduct.owns_process:
+        memory.forget_peak(comm.device)  # of a run before, as studies have them
     request = StopRequest(
         config.train.grace_seconds,
         comm.activity,

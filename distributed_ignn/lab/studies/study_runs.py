@@ -16,7 +16,6 @@ from distributed_ignn.errors import UserError
 from distributed_ignn.reading.plain_files import in_one_line
 from distributed_ignn.reading.strict_json import read_json
 from distributed_ignn.runs.layout import SETTINGS
-from distributed_ignn.runs.memory.machine import forget_peak, return_freed_memory
 from distributed_ignn.runs.output.records import METRICS, SUMMARY, read_metrics
 from distributed_ignn.runs.run import Conduct, EpochHook, run_training
 
@@ -101,9 +100,6 @@ def complete_run(
     if begun and finished:
         return
     resumed = with_settings(run, {"resume": "auto"}) if begun else run
-    # the process may have trained others before, and the peak is to be this one's
-    return_freed_memory()
-    forget_peak(comm.device)
     run_training(resumed, comm, hook, conduct=conduct or Conduct())
 
 

@@ -42,8 +42,8 @@ def mix(
     """sum_i alpha_i (Z_i + beta G_i) and sum_i alpha_i G_i, both [O, D], differentiable.
 
     Args:
-        alpha: [m].
-        beta: without dimensions.
+        alpha: float64 [m].
+        beta: float64 without dimensions.
         points: Z_i [O, D].
         residuals: G_i [O, D].
     """
@@ -61,7 +61,7 @@ class _Mix(torch.autograd.Function):
             _combine(weights, [z[part] for z in points], point[part])
             mixed = _combine(weights, [g[part] for g in residuals], residual[part])
             point[part].add_(mixed, alpha=step)
-        ctx.weights, ctx.step, ctx.like = weights, step, (alpha, beta)
+        ctx.weights, ctx.step = weights, step
         ctx.save_for_backward(residual, *history)
         return point, residual
 
@@ -86,8 +86,7 @@ class _Mix(torch.autograd.Function):
                 for grads, incoming in ((of_points[i], outer), (of_residuals[i], inner)):
                     if grads is not None:
                         torch.mul(incoming, weight, out=grads[part])
-        alpha, beta = ctx.like
-        return of_alpha.to(alpha), of_beta.to(beta), *found
+        return of_alpha, of_beta, *found
 
 
 def _halves(history: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
