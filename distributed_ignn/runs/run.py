@@ -28,11 +28,11 @@ from distributed_ignn.graph.data import GraphData
 from distributed_ignn.graph.datasets import load_dataset
 from distributed_ignn.propagation.kernels import choose_kernel
 from distributed_ignn.runs.checkpoints.checkpoint import (
-    CheckpointStore,
     Snapshot,
     load_checkpoint,
     load_newest,
 )
+from distributed_ignn.runs.checkpoints.checkpoint_store import CheckpointStore
 from distributed_ignn.runs.checkpoints.recovery import Recovery
 from distributed_ignn.runs.checkpoints.snapshot import restore, take_snapshot
 from distributed_ignn.runs.layout import CHECKPOINTS

@@ -25,11 +25,11 @@ from distributed_ignn.graph.partitioning import metis
 from distributed_ignn.graph.partitioning.partition import assign_parts
 from distributed_ignn.graph.storage.shard_store import find_shards, read_shard, write_shards
 from distributed_ignn.runs.checkpoints.checkpoint import (
-    CheckpointStore,
     Snapshot,
     list_checkpoints,
     load_newest,
 )
+from distributed_ignn.runs.checkpoints.checkpoint_store import CheckpointStore
 from distributed_ignn.runs.output.records import RunRecorder, read_metrics
 from distributed_ignn.training.epoch_record import EpochRecord
 from tests.faults.injected import Fault, hurt_at_file_steps

@@ -32,11 +32,11 @@ from distributed_ignn.graph.storage.shard_store import read_manifest, read_shard
 from distributed_ignn.lab.planning.hardware import FOLDER as PROFILES
 from distributed_ignn.lab.planning.hardware import load_profile, shipped
 from distributed_ignn.runs.checkpoints.checkpoint import (
-    CheckpointStore,
     Snapshot,
     load_checkpoint,
     sealed,
 )
+from distributed_ignn.runs.checkpoints.checkpoint_store import CheckpointStore
 from distributed_ignn.runs.output.records import read_metrics
 from distributed_ignn.runs.shards import read_record
 

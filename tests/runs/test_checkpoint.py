@@ -17,12 +17,12 @@ import torch
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.errors import UserError
 from distributed_ignn.runs.checkpoints.checkpoint import (
-    CheckpointStore,
     Snapshot,
     list_checkpoints,
     load_checkpoint,
     load_newest,
 )
+from distributed_ignn.runs.checkpoints.checkpoint_store import CheckpointStore
 from distributed_ignn.runs.checkpoints.snapshot import restore, take_snapshot
 from tests.training.small_trainers import small_config, small_trainer, train
 

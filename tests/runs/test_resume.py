@@ -12,7 +12,8 @@ import torch
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import RunConfig
 from distributed_ignn.errors import UserError
-from distributed_ignn.runs.checkpoints.checkpoint import CheckpointStore, load_checkpoint
+from distributed_ignn.runs.checkpoints.checkpoint import load_checkpoint
+from distributed_ignn.runs.checkpoints.checkpoint_store import CheckpointStore
 from distributed_ignn.runs.checkpoints.snapshot import restore, restore_best, take_snapshot
 from distributed_ignn.training.state import State, Stateful
 from distributed_ignn.training.trainer import Trainer

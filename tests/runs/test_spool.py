@@ -22,7 +22,8 @@ from distributed_ignn.comm.processes import Process
 from distributed_ignn.config import parse_args
 from distributed_ignn.errors import JobError, UserError
 from distributed_ignn.files import FileLock
-from distributed_ignn.runs.checkpoints.checkpoint import CheckpointStore, Snapshot, load_newest
+from distributed_ignn.runs.checkpoints.checkpoint import Snapshot, load_newest
+from distributed_ignn.runs.checkpoints.checkpoint_store import CheckpointStore
 from distributed_ignn.runs.run import run_training
 from distributed_ignn.runs.spool import remote_lock
 from distributed_ignn.runs.spool.mirror import Mirror

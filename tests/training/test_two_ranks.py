@@ -25,11 +25,11 @@ from distributed_ignn.graph.data import GraphData
 from distributed_ignn.graph.partitioning.sharding import build_shards
 from distributed_ignn.runs.checkpoints import checkpoint
 from distributed_ignn.runs.checkpoints.checkpoint import (
-    CheckpointStore,
     list_checkpoints,
     load_checkpoint,
     load_newest,
 )
+from distributed_ignn.runs.checkpoints.checkpoint_store import CheckpointStore
 from distributed_ignn.runs.checkpoints.snapshot import restore, take_snapshot
 from distributed_ignn.runs.predict import load_run
 from distributed_ignn.runs.run import run_training

@@ -12,12 +12,15 @@ from rich.console import Console
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import RunConfig, absolute_paths, load_yaml
 from distributed_ignn.config.check import validate_run
+from distributed_ignn.config.dotted import dotted
 from distributed_ignn.errors import UserError
 from distributed_ignn.reading.plain_files import in_one_line
 from distributed_ignn.reading.strict_json import read_json
 from distributed_ignn.runs.layout import SETTINGS
 from distributed_ignn.runs.output.records import METRICS, SUMMARY, read_metrics
 from distributed_ignn.runs.run import Conduct, EpochHook, run_training
+
+_TOLD = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +49,11 @@ def with_settings(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
         UserError: the values are wrong or contradict each other.
     """
     values = config.model_dump()
-    for dotted, value in changes.items():
-        *sections, key = dotted.split(".")
+    for name, value in changes.items():
+        *sections, key = name.split(".")
         level = values
-        for name in sections:
-            level = level[name]
+        for section in sections:
+            level = level[section]
         level[key] = value
     return validate_run(values)
 
@@ -117,11 +120,26 @@ def is_same_run(run: RunConfig) -> bool:
     path = run.output / SETTINGS
     if not path.is_file():
         return False
-    if with_settings(load_yaml(path), {"resume": None}) != run:
+    found = with_settings(load_yaml(path), {"resume": None})
+    if found != run:
         raise UserError(
-            f"{run.output} holds a run with other settings; choose another --out, or remove it"
+            f"{run.output} holds a run with other settings ({_what_differs(found, run)}); choose "
+            "another --out, or remove it"
         )
     return True
+
+
+def _what_differs(found: RunConfig, asked: RunConfig) -> str:
+    """Name the first settings in which a run that was found is not the one asked for."""
+    there = dict(dotted(found.model_dump(mode="json")))
+    here = dotted(asked.model_dump(mode="json"))
+    told = [
+        f"{name} {there.get(name)} there, {value} here"
+        for name, value in here
+        if there.get(name) != value
+    ]
+    more = [f"and {len(told) - _TOLD} more"] if len(told) > _TOLD else []
+    return "; ".join(told[:_TOLD] + more)
 
 
 def read_finished(run: RunConfig) -> FinishedRun:

@@ -470,7 +470,7 @@ def test_runs_with_other_settings_are_not_taken(
 ) -> None:
     _reproduce("figure3", tmp_path, capsys, *TINY)
     line = _refused(capsys, "figure3", *TINY, "--train.lr", "0.5", "--out", tmp_path)
-    assert "holds a run with other settings" in line
+    assert "holds a run with other settings (train.lr 0.01 there, 0.5 here); choose" in line
 
 
 def test_every_study_has_its_line_of_help(capsys: pytest.CaptureFixture[str]) -> None:

@@ -247,6 +247,8 @@ def test_cells_are_trained_once_and_what_is_missing_ends_nothing(
     markdown = (out / "table3.md").read_text()
     assert "test nodes are read once" in markdown
     assert "mean and standard deviation over seeds 0, 1; the best in bold" in markdown
+    # a finished run keeps one checkpoint, from which the figure below reads it
+    assert {len(list(found.iterdir())) for found in out.glob("runs/chains/*/checkpoints")} == {1}
     # one run is lost: it alone is trained again
     (out / "runs" / "chains" / "gcn-seed1" / "summary.json").unlink()
     assert main(["table3", *common]) == 3
@@ -256,7 +258,7 @@ def test_cells_are_trained_once_and_what_is_missing_ends_nothing(
     _check_figure(out, common, capsys)
     # runs of other settings are refused before anything is trained
     assert main(["table3", *common, "--train.lr", "0.5"]) == 2
-    assert "holds a run with other settings" in capsys.readouterr().err
+    assert "holds a run with other settings (train.lr " in capsys.readouterr().err
 
 
 def _same_figures(rows: list[dict[str, str]], others: list[dict[str, str]]) -> bool:

@@ -16,6 +16,8 @@ from distributed_ignn.errors import Stopped, UserError
 from distributed_ignn.lab.studies.shared_shards import shards_for_all
 from distributed_ignn.lab.studies.study_runs import complete_run, is_finished
 from distributed_ignn.lab.studies.tables.table_cells import TableCell, on_shards
+from distributed_ignn.runs.checkpoints.checkpoint_store import keep_newest
+from distributed_ignn.runs.layout import CHECKPOINTS
 from distributed_ignn.runs.run import Conduct
 from distributed_ignn.training.epoch_record import EpochRecord
 
@@ -117,6 +119,7 @@ def train_cell(
     progress = _Epochs(run.train.epochs, shows=shows)
     try:
         complete_run(run, comm, progress, Conduct(False, owns_process))
+        _tidy(run.output / CHECKPOINTS, comm)
     except UserError as error:
         return str(error)
     except Stopped as stopped:
@@ -125,6 +128,13 @@ def train_cell(
     finally:
         gc.collect()  # a model and its hooks refer to each other
     return None
+
+
+def _tidy(checkpoints: Path, comm: Communicator) -> None:
+    """Keep of a finished run what predictions and figures read; a table has many of them."""
+    comm.together(
+        lambda: keep_newest(checkpoints) if comm.is_main else None, doing=f"tidy {checkpoints}"
+    )
 
 
 class _Epochs:
