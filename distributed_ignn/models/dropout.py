@@ -5,6 +5,8 @@ Every cut of the graph then trains on the same masks, and a resumed run draws th
 
 from __future__ import annotations
 
+from enum import IntEnum
+
 import torch
 from torch import Tensor
 
@@ -14,12 +16,25 @@ from distributed_ignn.graph.hashing import fused_node_mask, keep_mask
 _BLOCK_ENTRIES = 1 << 18  # on a CPU: hash in blocks that stay in the cache
 
 
+class Stream(IntEnum):
+    """What is drawn with one seed and step; two of a model in one stream would be the same draw."""
+
+    FEATURES = 1
+    OUTPUT = 2
+    NODES = 3
+    INJECTION = 4
+    LOCAL = 5
+    KIND = 5  # of an explicit model, which takes no local steps
+    PENALTY = 6
+    LAYERS = 7
+
+
 class NodeDropout:
     """Inverted dropout on rows that belong to nodes.
 
     Args:
         probability: of zeroing an entry, in [0, 1).
-        stream: separates this use from others with the same seed.
+        stream: see ``Stream``.
     """
 
     def __init__(self, probability: float, stream: int) -> None:

@@ -20,14 +20,11 @@ from distributed_ignn.graph.data import CSRMatrix
 from distributed_ignn.graph.hashing import hash_uniform
 from distributed_ignn.graph.part_sizes import PartSizes
 from distributed_ignn.graph.shard import GraphShard
-from distributed_ignn.models.dropout import NodeDropout
+from distributed_ignn.models.dropout import NodeDropout, Stream
 from distributed_ignn.models.terms import sum_of_products
 from distributed_ignn.propagation.propagate import INDEX_BYTES, Propagation
 from distributed_ignn.propagation.sparse import SparseMatrix, sparse_linear, transpose
 
-_INPUT_STREAM = 1
-_NODE_STREAM = 3
-_INNER_STREAM = 4
 _KEPT_WIDTHS = 2  # constant terms may hold so many columns per column of the state
 
 
@@ -77,8 +74,8 @@ class FeatureStore:
         seed: int,
         node_drop: float = 0.0,
     ) -> None:
-        self._dropout = NodeDropout(drop, _INPUT_STREAM)
-        self._node_dropout = NodeDropout(node_drop, _NODE_STREAM)
+        self._dropout = NodeDropout(drop, Stream.FEATURES)
+        self._node_dropout = NodeDropout(node_drop, Stream.NODES)
         self._seed = seed
         self._nodes = shard.owned_nodes.to(device)
         self._dense: Tensor | None = None
@@ -248,7 +245,7 @@ class Injection(nn.Module):
     ) -> None:
         super().__init__()
         self._channels = injected_channels(config, channels, graph_channels)
-        self._dropout = NodeDropout(config.dropout, _INNER_STREAM)
+        self._dropout = NodeDropout(config.dropout, Stream.INJECTION)
         width = config.hidden
         deep = config.injection_layers == 2
         self.inner = nn.Parameter(_glorot(num_features, width)) if deep else None

@@ -17,7 +17,7 @@ from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import ModelConfig
 from distributed_ignn.graph.shard import GraphShard
 from distributed_ignn.models.cells import build_weights
-from distributed_ignn.models.dropout import NodeDropout
+from distributed_ignn.models.dropout import NodeDropout, Stream
 from distributed_ignn.models.encoder import (
     FeatureEncoder,
     FeatureStore,
@@ -28,8 +28,6 @@ from distributed_ignn.models.node_model import NodeModel, Plans
 from distributed_ignn.propagation.operators import ChannelOperator
 from distributed_ignn.propagation.propagate import EXACT, Propagation, PropagationOptions
 from distributed_ignn.solvers.base import Solution
-
-OUTPUT_STREAM = 2
 
 
 class ShardModel(NodeModel):
@@ -72,7 +70,7 @@ class ShardModel(NodeModel):
         form = self.cell_weights.form
         self.layer = ImplicitLayer(self.propagation, comm.sum, sparsified, form)
         self.head = nn.Linear(config.hidden, shard.num_classes)
-        self._dropout = NodeDropout(config.dropout, OUTPUT_STREAM)
+        self._dropout = NodeDropout(config.dropout, Stream.OUTPUT)
         self.to(comm.device, dtype)
         self.project()
 

@@ -15,10 +15,9 @@ from torch import Tensor, nn
 
 from distributed_ignn.errors import UserError
 from distributed_ignn.models.cells import GraphFit, cell_weights
-from distributed_ignn.models.dropout import NodeDropout
+from distributed_ignn.models.dropout import NodeDropout, Stream
 from distributed_ignn.models.encoder import FeatureStore, Injection, Source
 from distributed_ignn.models.implicit import Cell, ImplicitLayer, SolvePlan
-from distributed_ignn.models.shard_model import OUTPUT_STREAM
 from distributed_ignn.nn.local_graph import (
     GivenFeatures,
     LocalGraph,
@@ -173,7 +172,7 @@ class ImplicitGNN(nn.Module):
         self.encoder = Injection(in_features, self.config, channels)
         self.cell_weights = cell_weights(self.config, channels, GraphFit(1.0, "max"))
         self.head = nn.Linear(hidden, classes)
-        self._dropout = NodeDropout(self.config.dropout, OUTPUT_STREAM)
+        self._dropout = NodeDropout(self.config.dropout, Stream.OUTPUT)
         self._watcher = Watcher(on_failure, _ADVICE)
         self._graphs: Remembered[LocalGraph] = Remembered()
         self._sources: Remembered[Source] = Remembered()

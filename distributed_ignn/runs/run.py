@@ -79,10 +79,13 @@ class Conduct:
         owns_process: whether the process is there for the run alone. The run then sets its number
             of threads, its peak of memory counts from the start of the run, and a second signal
             ends it; in a user's own process none of that is done.
+        more_follows: whether other runs come after it in the process. A signal in the last epoch,
+            which has nothing of this run to stop, then ends those.
     """
 
     shows: bool = True
     owns_process: bool = True
+    more_follows: bool = False
 
 
 _COMMAND = Conduct()
@@ -172,6 +175,9 @@ def run_training(
                     result = session.finish() if until is None else standing(run.trainer)
                 if until is None:  # in no phase: the other ranks may have left by now
                     session.show(result)
+                if conduct.more_follows and session.signum:
+                    name = Stopped.name(session.signum)
+                    raise Stopped(session.signum, f"stopped by {name}; this run has ended")
                 return result
         finally:
             session.close()
@@ -313,6 +319,7 @@ class _Session:
             run.attempt.output,
         )
         self._newest: EpochRecord | None = None  # whose checkpoint is being written
+        self.signum = 0  # by which some rank was asked to stop
         asked = self._config.train.async_checkpoints
         on_gpu = self._comm.device.type == "cuda"
         self._in_background = on_gpu if asked == "auto" else asked == "true"
@@ -343,22 +350,22 @@ class _Session:
         figures = (record.loss, record.val_metric, record.residual, record.seconds)
         line = "loss %s, validation %s, residual %s, %.2f s"
         logger.info(line, *figures, extra=LOG_ONLY)
-        signum, written = self._agree(polls)
+        self.signum, written = self._agree(polls)
         if written:
             self._publish()
         finished = self._trainer.finished
-        last = finished or bool(signum) or record.epoch == self._until
+        last = finished or bool(self.signum) or record.epoch == self._until
         saves = last or record.epoch % self._config.train.checkpoint_every == 0
         waits = last or not self._in_background
         if self._hook is not None and not (saves and waits):
             self._hook(record, None)
         if saves:
             self._save(record, wait=waits)
-        if signum and not finished:
+        if self.signum and not finished:
             raise Stopped(
-                signum,
-                f"stopped by {Stopped.name(signum)} after epoch {record.epoch} with a checkpoint; "
-                "go on with --resume auto",
+                self.signum,
+                f"stopped by {Stopped.name(self.signum)} after epoch {record.epoch} with a "
+                "checkpoint; go on with --resume auto",
             )
 
     def _rewind(self, epoch: int) -> None:

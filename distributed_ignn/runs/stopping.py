@@ -51,6 +51,7 @@ class StopRequest:
         self._deferred = False
         self._signum: int | None = None
         self._first = 0.0
+        self._timer: threading.Timer | None = None
 
     def __call__(self) -> int | None:
         """See ``StopPoll``."""
@@ -69,6 +70,8 @@ class StopRequest:
         finally:
             for signum, handler in before.items():
                 signal.signal(signum, handler)
+            if self._timer is not None:
+                self._timer.cancel()  # another run of the process may be under way by then
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
@@ -93,9 +96,9 @@ class StopRequest:
         if not failing:
             self._say(f"{name}: finishing this epoch and writing a checkpoint{self._limit()}")
         if self._may_exit:
-            timer = threading.Timer(self._grace, self._overdue, (signum,))
-            timer.daemon = True
-            timer.start()
+            self._timer = threading.Timer(self._grace, self._overdue, (signum,))
+            self._timer.daemon = True
+            self._timer.start()
 
     def _limit(self) -> str:
         return f", within {self._grace:g} s; send it again to end at once" if self._may_exit else ""

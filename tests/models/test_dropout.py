@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from distributed_ignn.models import dropout
-from distributed_ignn.models.dropout import NodeDropout
+from distributed_ignn.models.dropout import NodeDropout, Stream
 
 NODES, WIDTH = 3000, 40
 
@@ -60,3 +60,10 @@ def test_seed_step_and_use_draw_unrelated_masks() -> None:
 def test_a_rank_without_nodes_has_an_empty_mask() -> None:
     none = torch.zeros(0, dtype=torch.int64)
     assert NodeDropout(0.5, 1).mask(0, 0, none, WIDTH).shape == (0, WIDTH)
+
+
+def test_no_two_uses_draw_alike() -> None:
+    """Signs of the Jacobian penalty were the mask of dropped nodes once."""
+    alike = {name for name, stream in Stream.__members__.items() if stream.name != name}
+    assert alike == {"KIND"}  # of models that have no local steps
+    assert max(Stream) < 8  # a key has room for no more

@@ -14,11 +14,8 @@ from distributed_ignn.errors import UserError
 from distributed_ignn.graph.data import CSRMatrix, GraphData
 from distributed_ignn.graph.partitioning.sharding import build_shards
 from distributed_ignn.graph.shard import GraphShard
-from distributed_ignn.models.dropout import NodeDropout
+from distributed_ignn.models.dropout import NodeDropout, Stream
 from distributed_ignn.models.encoder import (
-    _INNER_STREAM,
-    _INPUT_STREAM,
-    _NODE_STREAM,
     FeatureEncoder,
     FeatureStore,
     NodeEmbedding,
@@ -56,7 +53,7 @@ def _input(data: GraphData, step: int | None) -> Tensor:
     dense = features.to_dense() if isinstance(features, CSRMatrix) else features
     if step is None:
         return dense
-    drop = NodeDropout(DROP, _INPUT_STREAM)
+    drop = NodeDropout(DROP, Stream.FEATURES)
     return dense * drop.mask(SEED, step, torch.arange(NODES), FEATURES) * drop.scale
 
 
@@ -131,7 +128,7 @@ def test_the_inner_layer_takes_the_place_of_the_features(step: int | None) -> No
     assert encoder.bias is not None
     hidden = torch.relu(_input(data, step) @ encoder.inner + encoder.inner_bias)
     if step is not None:
-        drop = NodeDropout(0.3, _INNER_STREAM)
+        drop = NodeDropout(0.3, Stream.INJECTION)
         hidden = hidden * drop.mask(SEED, step, torch.arange(NODES), 5) * drop.scale
     spread = _a_hat(data, 0) @ hidden @ encoder.spread[0]
     expected = hidden @ encoder.own + spread + encoder.bias
@@ -156,7 +153,7 @@ def test_dropped_nodes_lose_all_their_features(case: str, drop: float) -> None:
     data = make_data(case)
     encoder = _encoder(data, drop, injection="features", bias=False, node_dropout=0.5)
     assert encoder.own is not None
-    nodes = NodeDropout(0.5, _NODE_STREAM)
+    nodes = NodeDropout(0.5, Stream.NODES)
     keep = nodes.mask(SEED, 3, torch.arange(NODES), 1)
     assert 10 < int(keep.sum()) < 50
     x = _input(data, 3) if drop else _input(data, None)

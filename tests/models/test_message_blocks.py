@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import BatchNorm1d, Linear, Module, ReLU
 from torch_geometric.nn import MessagePassing
 from torch_geometric.nn import conv as pyg
 
@@ -118,6 +119,51 @@ def test_a_layer_of_ones_own_is_tried_first(
     untried = exact(built(make), graph, check=False)
     untried(graph.rows(rows(1)), graph.edge_index)
     assert not cut
+
+
+class Scaled(MessagePassing):
+    """Normalises messages in a method that ``message`` calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = BatchNorm1d(WIDTH)
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        return self.propagate(edge_index, x=x)
+
+    def message(self, x_j: Tensor) -> Tensor:
+        return self.scaled(x_j)
+
+    def scaled(self, rows: Tensor) -> Tensor:
+        return self.norm(rows)
+
+
+def _net(width: int) -> Module:
+    return torch.nn.Sequential(Linear(width, OUT), BatchNorm1d(OUT), ReLU())
+
+
+@pytest.mark.parametrize(
+    ("make", "cuts"),
+    [
+        (lambda: pyg.EdgeConv(_net(2 * WIDTH)), False),
+        (Scaled, False),
+        (lambda: pyg.GINEConv(_net(WIDTH), edge_dim=WIDTH), True),  # after all messages
+    ],
+    ids=["message", "method", "update"],
+)
+def test_messages_that_are_normalised_together_are_made_at_once(
+    make: Callable[[], MessagePassing], cuts: bool, cut: list[int]
+) -> None:
+    """A mean over the edges of all ranks, which every rank has to take once."""
+    graph, edges = divided("plain", Communicator()), whole_edges(make_data("plain"))
+    layer, whole = exact(built(make), graph), built(make)
+    extra = {"edge_attr": torch.ones(edges.shape[1], WIDTH).double()} if cuts else {}
+    found = layer.train()(graph.rows(rows(1)), graph.edge_index, **extra)
+    expected = whole.train()(rows(1), edges, **extra)
+    assert bool(cut) == cuts
+    torch.testing.assert_close(graph.gather(found), expected, rtol=1e-10, atol=1e-12)
+    counts = [value for name, value in layer.named_buffers() if name.endswith("tracked")]
+    assert counts == [1]
 
 
 def test_messages_that_are_watched_are_made_at_once(cut: list[int]) -> None:

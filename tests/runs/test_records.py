@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
+from distributed_ignn.runs.output import records
 from distributed_ignn.runs.output.records import RunRecorder, read_metrics
 from distributed_ignn.training.epoch_record import EpochRecord
 
@@ -70,3 +72,18 @@ def test_summary_holds_null_for_what_is_not_finite(tmp_path: Path) -> None:
 
 def test_no_file_is_no_records(tmp_path: Path) -> None:
     assert read_metrics(tmp_path / "metrics.jsonl") == []
+
+
+def test_records_that_cannot_be_written_anew_are_closed_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A number that was closed may by then be that of somebody else's file."""
+    recorder = RunRecorder(tmp_path)
+
+    def full(path: Path, text: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(records, "atomic_write_text", full)
+    with pytest.raises(OSError, match="No space left"):
+        recorder.rewind(0)
+    recorder.close()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 
 import pytest
 
 from distributed_ignn.comm.activity import Activity
+from distributed_ignn.runs import stopping
 from distributed_ignn.runs.stopping import SIGNALS, StopRequest
 
 pytestmark = pytest.mark.cheap
@@ -38,3 +40,14 @@ def test_a_run_goes_on_without_its_terminal_where_that_is_asked_for(hangup: None
     with request.listening(), request.deferred():
         os.kill(os.getpid(), signal.SIGHUP)
         assert request() is None
+
+
+def test_the_grace_time_is_that_of_its_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another run of the process may be under way when it is over."""
+    ended: list[int] = []
+    monkeypatch.setattr(stopping.os, "_exit", ended.append)
+    request = StopRequest(0.1, Activity(), announce=False)
+    with request.listening(), request.deferred():
+        os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(0.3)
+    assert not ended

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +103,7 @@ def complete_run(
     if begun and finished:
         return
     resumed = with_settings(run, {"resume": "auto"}) if begun else run
-    run_training(resumed, comm, hook, conduct=conduct or Conduct())
+    run_training(resumed, comm, hook, conduct=replace(conduct or Conduct(), more_follows=True))
 
 
 def is_finished(run: RunConfig) -> bool:

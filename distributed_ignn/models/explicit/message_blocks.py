@@ -11,14 +11,17 @@ Letters: O owned nodes, H halo nodes, E edges into owned nodes, D columns.
 from __future__ import annotations
 
 import dis
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import pairwise
+from types import CodeType
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 from torch_geometric.nn import MessagePassing
 
@@ -157,7 +160,9 @@ def _can_be_cut(layer: MessagePassing, cls: Any) -> bool:
     tried first (``rehearsal``).
     """
     known: bool = layer.exact_binding.in_blocks
-    return known and not (layer.explain or watched(layer) or _keeps_something(cls))
+    return known and not (
+        layer.explain or watched(layer) or _keeps_something(cls) or _normalises_edges(layer, cls)
+    )
 
 
 @cache
@@ -168,6 +173,41 @@ def _keeps_something(cls: Any) -> bool:
         for method in (cls.message, cls.edge_update)
         for each in dis.get_instructions(method)
     )
+
+
+def _normalises_edges(layer: MessagePassing, cls: Any) -> bool:
+    """Whether messages go through a batch normalisation, whose mean is over all edges of all ranks.
+
+    Ranks have unlike numbers of blocks, so a sum over ranks in each would not even end.
+    """
+    return any(
+        isinstance(part, _BatchNorm)
+        for name, child in layer.named_children()
+        if name in _named_by_messages(cls)
+        for part in child.modules()
+    )
+
+
+@cache
+def _named_by_messages(cls: Any) -> frozenset[str]:
+    """Names in the code that makes and sums up messages, and in the methods that it names."""
+    found: set[str] = set()
+    codes = [_code(cls, name) for name in ("message", "edge_update", "aggregate")]
+    while codes:
+        code = codes.pop()
+        if code is None:
+            continue
+        new = set(code.co_names) - found
+        found |= new
+        codes += [_code(cls, name) for name in new]
+        codes += [each for each in code.co_consts if isinstance(each, CodeType)]
+    return frozenset(found)
+
+
+def _code(cls: Any, name: str) -> CodeType | None:
+    """Of a method of a class; None where it has no such method."""
+    method = getattr(cls, name, None)
+    return None if method is None else getattr(inspect.unwrap(method), "__code__", None)
 
 
 def _lies_in_rows(layer: MessagePassing, value: Any) -> bool:

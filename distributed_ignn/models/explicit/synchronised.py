@@ -13,10 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import Dropout, Module
 
-from distributed_ignn.models.dropout import NodeDropout
+from distributed_ignn.models.dropout import NodeDropout, Stream
 from distributed_ignn.models.explicit.graph_part import GraphPart
-
-_STREAM = 7  # its numbers are apart from those of the implicit model's masks
 
 
 @dataclass(slots=True, eq=False)
@@ -109,7 +107,7 @@ def _drop_rows(self: Any, x: Tensor) -> Tensor:
         return x * 0.0
     graph = binding.graph
     graph.check_rows(x, 0, f"{type(self).__name__}(p={self.p})")
-    dropout = NodeDropout(self.p, _STREAM)
+    dropout = NodeDropout(self.p, Stream.LAYERS)
     width = x[:1].numel() if graph.num_owned else 1
     mask = dropout.mask(binding.seed, binding.step, graph.owned_nodes, width)
     binding.step += 1

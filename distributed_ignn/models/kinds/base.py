@@ -21,13 +21,12 @@ from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import ExplicitConfig, ModelConfig
 from distributed_ignn.graph.part_sizes import PartSizes
 from distributed_ignn.graph.shard import GraphShard
-from distributed_ignn.models.dropout import NodeDropout
+from distributed_ignn.models.dropout import NodeDropout, Stream
 from distributed_ignn.models.encoder import FeatureStore, NodeEmbedding
 from distributed_ignn.models.implicit import SolvePlan
 from distributed_ignn.models.node_model import NodeModel, Plans
 from distributed_ignn.solvers.base import Evaluation, Outcome, Solution
 
-_STREAM = 5  # its masks are apart from those of the implicit model's
 _PLACES = 4099  # keeps the masks of a model's dropouts apart
 _HEAD = _PLACES - 1
 _INDEX_BYTES = 16  # of an edge: its two ends
@@ -105,7 +104,7 @@ class InputRows(nn.Module):
         super().__init__()
         shard, model, device = site.shard, site.model, site.comm.device
         self._seed, self._nodes = site.seed, shard.owned_nodes.to(device)
-        self._dropout = NodeDropout(model.input_dropout, _STREAM)
+        self._dropout = NodeDropout(model.input_dropout, Stream.KIND)
         self._store: FeatureStore | None = None
         self.embedding: NodeEmbedding | None = None
         if shard.features is None:
@@ -179,7 +178,7 @@ class ExplicitModel(NodeModel):
         comm = site.comm
         self._seed = site.seed
         self._nodes = site.shard.owned_nodes.to(comm.device)
-        self._dropout = NodeDropout(site.model.dropout, _STREAM)
+        self._dropout = NodeDropout(site.model.dropout, Stream.KIND)
         torch.manual_seed(site.seed)
         self.rows = InputRows(site)
         self.head: nn.Linear | None = None

@@ -17,6 +17,7 @@ from distributed_ignn.training.epoch_record import EpochRecord
 
 METRICS = "metrics.jsonl"
 SUMMARY = "summary.json"
+_CLOSED = -1
 
 
 class RunRecorder:
@@ -48,6 +49,7 @@ class RunRecorder:
         self._folder = folder
         self._names, self._settings = loggers, settings or {}
         self._path = folder / METRICS
+        self._file = _CLOSED
         self.problem: str | None = None
         self._open(epochs_done)
 
@@ -95,9 +97,11 @@ class RunRecorder:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def close(self) -> None:
-        """Flush everything."""
-        os.close(self._file)
-        self._loggers.close()
+        """Flush everything; again, it does nothing."""
+        file, self._file = self._file, _CLOSED
+        if file != _CLOSED:
+            os.close(file)
+            self._loggers.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -30,7 +30,7 @@ from distributed_ignn.graph.hashing import hash_uniform
 from distributed_ignn.graph.part_sizes import PartSizes
 from distributed_ignn.graph.shard import GraphShard
 from distributed_ignn.models import some_rows
-from distributed_ignn.models.dropout import NodeDropout
+from distributed_ignn.models.dropout import NodeDropout, Stream
 from distributed_ignn.models.encoder import FeatureEncoder, NodeEmbedding, Source
 from distributed_ignn.models.shard_model import ShardModel
 from distributed_ignn.training.local_plan import SAMPLED, batch_count, local_plan
@@ -41,7 +41,6 @@ from distributed_ignn.training.losses.regularizer import Regularizer
 MOST_STEPS = 4096
 """Local steps in an epoch: each has output masks of its own."""
 
-_STREAM = 5
 _SAMPLING, _BATCHING = 77, 78
 _ALL = slice(None)
 
@@ -100,7 +99,7 @@ class LocalLoss:
         self._nodes = shard.owned_nodes.to(self.rows.device)[self.rows]
         total = shard.split_sizes[0] + share * (shard.num_nodes - shard.split_sizes[0])
         self._row_share = 1.0 / max(total, 1.0)
-        self._dropout = NodeDropout(config.model.dropout, _STREAM)
+        self._dropout = NodeDropout(config.model.dropout, Stream.LOCAL)
         self._batches = self._divide(self._injection_source(shard, config), sizes)
         self._others: Tensor | None = None
         self._frozen: list[list[Tensor]] = []

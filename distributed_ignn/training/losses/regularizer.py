@@ -21,10 +21,9 @@ from torch import Tensor
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import TrainConfig
 from distributed_ignn.graph.shard import GraphShard
-from distributed_ignn.models.dropout import NodeDropout
+from distributed_ignn.models.dropout import NodeDropout, Stream
 from distributed_ignn.models.shard_model import ShardModel
 
-_NOISE_STREAM = 3
 _POWER_STEPS = 20
 
 
@@ -53,7 +52,7 @@ class Regularizer:
         self._nodes = shard.owned_nodes.to(comm.device)
         self._ranks = comm.world_size
         self._seed = seed
-        self._coins = NodeDropout(0.5, _NOISE_STREAM)
+        self._coins = NodeDropout(0.5, Stream.PENALTY)
 
     def penalty(self, state: Tensor, step: int) -> Tensor | float:
         """This rank's share of the weighted penalties; the shares of all ranks sum to them.

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import absolute_paths
-from distributed_ignn.lab.studies.study_runs import complete_run, read_finished
+from distributed_ignn.errors import Stopped
+from distributed_ignn.lab.studies.study_runs import complete_run, is_finished, read_finished
+from distributed_ignn.training.epoch_record import EpochRecord
 from tests.lab.benchmarks.tiny_run import tiny_run
 
 MUCH = 2**30
@@ -21,3 +26,16 @@ def test_the_peak_of_a_run_does_not_include_what_its_process_held_before(tmp_pat
     run = absolute_paths(tiny_run(tmp_path / "run"))
     complete_run(run, Communicator())
     assert read_finished(run).summary["peak_memory_bytes"] < MUCH
+
+
+def test_a_signal_in_the_last_epoch_of_a_run_ends_the_study(tmp_path: Path) -> None:
+    """The run itself has nothing left to stop, and is finished."""
+    run = absolute_paths(tiny_run(tmp_path / "run"))
+
+    def ask(record: EpochRecord, checkpoint: Path | None) -> None:
+        if record.epoch == run.train.epochs - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Stopped, match="stopped by SIGTERM; this run has ended"):
+        complete_run(run, Communicator(), ask)
+    assert is_finished(run)
