@@ -1,10 +1,10 @@
 """Rows from rank to rank of one machine through memory that both map, instead of sockets.
 
 Gloo copies what it sends through the kernel twice; here a sender writes once and a receiver reads
-once, and what is sent is one number to say that the rows are there. Each pair of ranks has a file
-in memory with room for several exchanges. If a rank begins an exchange only when it has read the
-one that many before it, ``lag``, then a sender that has waited for exchange k - lag knows that all
-ranks have begun it, hence read k - 2 lag: room for 2 lag exchanges is enough. The files lose their
+once, and what is sent is one number to say that the rows are there. Each ordered pair of ranks has
+a file in memory with room for several exchanges. If a rank begins an exchange only when it has read
+the one that many before it, ``lag``, then a sender that has waited for exchange k - lag knows that
+all ranks have begun it, hence read k - 2 lag: room for 2 lag exchanges is enough. Files lose their
 names as soon as both sides have mapped them, so nothing is left behind, whatever ends a rank; if
 one is killed in between, the next job removes its files.
 """

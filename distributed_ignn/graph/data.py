@@ -40,6 +40,7 @@ Task = Literal["multiclass", "multilabel"]
 
 UNKNOWN = -1
 """Stands for a label that is not known, in place of a class, or of 0 and 1."""
+_ENTRIES = 1 << 20  # that are summed at once
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -93,7 +94,10 @@ class CSRMatrix:
         counts = self.rowptr[1:] - self.rowptr[:-1]
         if self.value is None:
             return counts
-        sums: Tensor = torch.segment_reduce(self.value.double(), "sum", lengths=counts)
+        sums = torch.empty(self.num_rows, dtype=torch.float64)
+        for first, last in row_ranges(self.rowptr.numpy(), _ENTRIES):
+            part = self.value[int(self.rowptr[first]) : int(self.rowptr[last])].double()
+            sums[first:last] = torch.segment_reduce(part, "sum", lengths=counts[first:last])
         return sums
 
     def rows(self) -> Tensor:

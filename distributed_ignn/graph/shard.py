@@ -197,7 +197,12 @@ def _rules(shard: GraphShard) -> Iterator[tuple[str, bool]]:
     clusters = shard.clusters
     yield (
         "clusters cover owned nodes",
-        clusters is None or (clusters.shape == (owned,) and clusters.dtype is torch.int64),
+        clusters is None
+        or (
+            clusters.shape == (owned,)
+            and clusters.dtype is torch.int64
+            and _within(clusters, shard.num_nodes)
+        ),
     )
     yield from _node_rules(shard, owned)
     for i, channel in enumerate(shard.channels):

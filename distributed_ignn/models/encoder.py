@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import torch
@@ -16,16 +16,16 @@ from torch import Tensor, nn
 
 from distributed_ignn.config import ModelConfig
 from distributed_ignn.errors import UserError
-from distributed_ignn.graph.data import CSRMatrix
+from distributed_ignn.graph.data import CSRMatrix, transpose
 from distributed_ignn.graph.hashing import hash_uniform
 from distributed_ignn.graph.part_sizes import PartSizes
 from distributed_ignn.graph.shard import GraphShard
 from distributed_ignn.models.dropout import NodeDropout, Stream
 from distributed_ignn.models.terms import sum_of_products
 from distributed_ignn.propagation.propagate import INDEX_BYTES, Propagation
-from distributed_ignn.propagation.sparse import SparseMatrix, sparse_linear, transpose
+from distributed_ignn.propagation.sparse import SparseMatrix, sparse_linear
 
-_KEPT_WIDTHS = 2  # constant terms may hold so many columns per column of the state
+KEPT_WIDTHS = 2  # constant terms may hold so many columns per column of the state
 
 
 class FeatureRows(Protocol):
@@ -88,10 +88,13 @@ class FeatureStore:
 
     def _load_sparse(self, features: CSRMatrix, dtype: torch.dtype, device: torch.device) -> None:
         self._matrix = SparseMatrix.from_csr(features, dtype, device)
-        self._flipped = SparseMatrix.transposed(features, dtype, device)
+        flipped, order = transpose(features)
+        there = None if features.value is None else features.value[order]
+        flipped = replace(flipped, value=there)
+        self._flipped = SparseMatrix.from_csr(flipped, dtype, device)
         value = torch.ones(features.num_entries) if features.value is None else features.value
         self._values = value.to(device, dtype)
-        self._order = transpose(features)[1].to(device)
+        self._order = order.to(device)
         self._owned_rows = features.rows().to(device)
         self._rows = self._nodes[self._owned_rows]
         self._cols = features.col.to(device)
@@ -391,7 +394,7 @@ def keeps_constant_terms(config: ModelConfig, features: int, channels: int) -> b
         channels: that b reads.
     """
     varies = config.injection_layers == 2 or config.input_dropout + config.node_dropout > 0.0
-    return not varies and features * channels <= _KEPT_WIDTHS * config.hidden
+    return not varies and features * channels <= KEPT_WIDTHS * config.hidden
 
 
 def chosen_channels(

@@ -28,7 +28,8 @@ from distributed_ignn.comm.row_exchange import RowArena, RowExchange
 from distributed_ignn.graph.part_sizes import PartSizes
 from distributed_ignn.graph.shard import GraphShard
 
-SHARED_ROOMS = 2  # of shared memory in each direction: what is sent and what is read
+_SHARED_ROOMS = 2  # of shared memory in each direction: what is sent and what is read
+_STALE_LAG = 2  # an exchange is under way while the next one begins
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -66,7 +67,9 @@ class HaloExchange:
     home: RowExchange
 
     @staticmethod
-    def held_bytes(sizes: PartSizes, row: int, *, coded: bool, shared: bool) -> dict[str, int]:
+    def held_bytes(
+        sizes: PartSizes, row: int, *, coded: bool, shared: bool, stale: bool = False
+    ) -> dict[str, int]:
         """Bytes of rows on their way, by name.
 
         Args:
@@ -74,12 +77,15 @@ class HaloExchange:
             row: bytes of a row.
             coded: whether links write changes, so that both ends keep what was sent last.
             shared: whether ranks exchange rows through memory that both of them map.
+            stale: whether rows may be one evaluation old.
         """
+        # forward and adjoint solve have a link each
+        rooms = _SHARED_ROOMS * (1 + (2 * _STALE_LAG if stale else 0))
         way = (sizes.sent + sizes.halo) * row
         return {
             "halo buffers": way,  # a copy to send, and what arrives
             "halo codec state": 2 * way if coded else 0,
-            "shared halo rows": SHARED_ROOMS * way if shared and not coded else 0,
+            "shared halo rows": rooms * way if shared and not coded else 0,
         }
 
     @classmethod
@@ -227,9 +233,9 @@ class HaloLink:
         self._coder = quantiser(codec)
         self._transposed = transposed
         ways = exchange.out, exchange.home
-        if stale:  # an exchange is under way while the next one begins
+        if stale:
             counts = exchange.out.send_counts, exchange.out.recv_counts
-            ways = _both_ways(exchange.comm, *counts, lag=2)
+            ways = _both_ways(exchange.comm, *counts, lag=_STALE_LAG)
         self._way = ways[int(transposed)]
         self._stale = stale
         self._settled = not stale

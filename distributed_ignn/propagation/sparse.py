@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from distributed_ignn.errors import UserError
-from distributed_ignn.graph.data import CSRMatrix, transpose
+from distributed_ignn.graph.data import CSRMatrix, turned
 from distributed_ignn.propagation.entries import Entries, RowProduct
 from distributed_ignn.propagation.kernels import EmbeddingBag, choose_kernel, row_product
 
@@ -122,11 +122,10 @@ class SparseMatrix:
         kernel: str = "auto",
     ) -> SparseMatrix:
         """Like ``from_csr`` for the transpose; ``scales`` are those of ``matrix``."""
-        flipped, order = transpose(matrix)
-        value = None if matrix.value is None else matrix.value[order]
-        turned = CSRMatrix(flipped.rowptr, flipped.col, value, flipped.num_cols)
         swapped = None if scales is None else (scales[1], scales[0])
-        return cls.from_csr(turned, dtype, device, scales=swapped, bounds=bounds, kernel=kernel)
+        return cls.from_csr(
+            turned(matrix), dtype, device, scales=swapped, bounds=bounds, kernel=kernel
+        )
 
     @property
     def num_rows(self) -> int:

@@ -113,7 +113,7 @@ def product(
         dense_ptr, dense_stride: [m, D], elements from row to row.
         out_ptr: [r, D], contiguous.
         density: a number by which the kernel is tuned, not read: entries of a row, see
-            ``triton_rows.density``.
+            ``TritonRows.density``.
     """
     position = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     columns = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
@@ -178,7 +178,7 @@ def evaluation(
     """image = phi(product W + offset) with product = start + left * (sparse rows) @ dense.
 
     Args:
-        row_ptr to dense_stride: see ``product_kernel``.
+        row_ptr to dense_stride: see ``product``.
         start_ptr: [r, D], what the product begins with, where HAS_START.
         product_ptr: [r, D], written where KEEP.
         weight_ptr: W [D, D], contiguous.

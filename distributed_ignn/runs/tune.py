@@ -23,6 +23,7 @@ from distributed_ignn.errors import UserError
 from distributed_ignn.runs.kept_solver import load_solver, save_solver
 from distributed_ignn.runs.predict import load_run
 from distributed_ignn.solvers.anderson import Anderson
+from distributed_ignn.solvers.blocks import square_sum
 from distributed_ignn.solvers.solve import solve
 from distributed_ignn.training.trainer import Trainer
 
@@ -141,8 +142,8 @@ def _measure(trainer: Trainer, target: Tensor) -> SolverFigures:
         trainer.planner.forget()
         found = trainer.model.solve(trainer.planner.evaluate(tolerance, steps))
         difference = found.image - target
-        squares = torch.stack([difference.square().sum(), target.square().sum()])
-        error, norm = trainer.comm.sum(squares.double().cpu()).tolist()
+        squares = torch.stack([square_sum(difference), square_sum(target)])
+        error, norm = trainer.comm.sum(squares.cpu()).tolist()
         distances.append((error / max(norm, 1e-300)) ** 0.5)
         return found.steps, found.converged
 

@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from distributed_ignn.solvers.anderson_ring import GROWTH_LIMIT
 from distributed_ignn.solvers.base import (
     Evaluation,
     FixedPointMap,
@@ -34,7 +35,6 @@ from distributed_ignn.solvers.base import (
 )
 from distributed_ignn.solvers.blocks import blocks
 
-_GROWTH_LIMIT = 2.0  # as for Anderson: a residual this many times the best one starts over
 _SMALLEST_DENOMINATOR = 1e-8
 _PASSES = 8.0  # read point and image twice and the point again; write step and point, read the step
 
@@ -106,7 +106,7 @@ class Broyden:
         newest, state.newest = state.newest, None
         if newest is None:
             raise ValueError("advance needs an observed point")
-        if state.residual > _GROWTH_LIMIT * best.residual and best.residual < state.left_best:
+        if state.residual > GROWTH_LIMIT * best.residual and best.residual < state.left_best:
             # never back to the same point twice, which would repeat the same steps for ever
             state.left_best = best.residual
             self._start_over(state)

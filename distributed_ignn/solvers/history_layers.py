@@ -14,7 +14,12 @@ import torch
 from torch import Tensor, nn
 
 
-def _padded(blocks: list[Tensor], slots: int) -> list[Tensor]:
+def padded(blocks: list[Tensor], slots: int) -> list[Tensor]:
+    """Blocks [O, p] of a history, newest first, with zeros for those that it has not got yet.
+
+    Raises:
+        ValueError: there is none.
+    """
     if not blocks:
         raise ValueError("a layer needs at least one compressed residual")
     return [*blocks, *[torch.zeros_like(blocks[0])] * (slots - len(blocks))]
@@ -32,8 +37,8 @@ class GraphLayer(nn.Module):
     def forward(self, own: list[Tensor], neighbours: list[Tensor]) -> Tensor:
         """Node features from own blocks and A_s times them (one fewer)."""
         around = neighbours or [torch.zeros_like(own[0])]
-        mixed = self.own(torch.cat(_padded(own, self._slots), dim=1))
-        mixed = mixed + self.neighbours(torch.cat(_padded(around, self._slots), dim=1))
+        mixed = self.own(torch.cat(padded(own, self._slots), dim=1))
+        mixed = mixed + self.neighbours(torch.cat(padded(around, self._slots), dim=1))
         return torch.relu(mixed)
 
 
@@ -48,7 +53,7 @@ class DenseLayers(nn.Module):
 
     def forward(self, own: list[Tensor], neighbours: list[Tensor]) -> Tensor:
         """Node features from own blocks; ``neighbours`` is empty."""
-        features = torch.relu(self.first(torch.cat(_padded(own, self._slots), dim=1)))
+        features = torch.relu(self.first(torch.cat(padded(own, self._slots), dim=1)))
         return torch.tanh(self.second(features))
 
 
@@ -68,7 +73,7 @@ class ConvolutionLayers(nn.Module):
 
     def forward(self, own: list[Tensor], neighbours: list[Tensor]) -> Tensor:
         """Node features from own blocks; ``neighbours`` is empty."""
-        blocks = torch.stack(_padded(own, self._leaves), dim=1)  # [O, leaves, p]
+        blocks = torch.stack(padded(own, self._leaves), dim=1)  # [O, leaves, p]
         for tap in self.taps:
             pairs = blocks.reshape(blocks.shape[0], blocks.shape[1] // 2, 2 * blocks.shape[2])
             blocks = torch.relu(tap(pairs))

@@ -1,7 +1,7 @@
 """The methods there are, in one list: settings, help, budget, planner and layers read it.
 
-A new one is a file with a class that has the four methods of ``FixedPointSolver`` and
-``held_bytes``, and a line here.
+A new one is a file with a class that has the four methods of ``FixedPointSolver``,
+``held_bytes`` and ``moved_bytes``, and a line here.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ from distributed_ignn.solvers.estimator import ErrorEstimator, StructuredMap, st
 from distributed_ignn.solvers.predictors import Evidence, Predictor
 from distributed_ignn.solvers.reduced import ReducedBasis
 
-_MAX_STRIKES = 2  # learned steps that may fail before Anderson finishes the solve alone
+MAX_STRIKES = 2  # learned steps that may fail before Anderson finishes the solve alone
 _GROWTH_LIMIT = 2.0  # an estimated step may let the residual grow once, up to this factor
 _SAFE = 0.8  # of the tolerance, which a plain step must be expected to reach
 _PACE_STEPS, _PACE = 4, 0.5  # so many estimated steps must bring the residual down by this factor
@@ -186,7 +186,7 @@ class NeuralSolver:
 
     def _network_decides(self, state: NeuralState) -> bool:
         """Whether s has a say in the step after the next evaluation."""
-        if self.predictor is None or state.strikes >= _MAX_STRIKES:
+        if self.predictor is None or state.strikes >= MAX_STRIKES:
             return False
         return state.step < self.predictor.shape.steps
 
@@ -249,7 +249,7 @@ class NeuralSolver:
     def _estimates(self, state: NeuralState) -> bool:
         """Whether an evaluation is entered with an estimate."""
         known = self.estimator is not None and state.map is not None
-        return known and state.strikes < _MAX_STRIKES
+        return known and state.strikes < MAX_STRIKES
 
     def _correction(self, state: NeuralState, z: Tensor, image: Tensor, step: int) -> Rows:
         """What the estimate adds to the image; ``step`` counts evaluations of the solve from 0."""
@@ -318,7 +318,7 @@ class NeuralSolver:
         state.failed, state.stalled = grown and not forgiven, grown and forgiven
         state.norms.append(norm)
         if self.safeguard and state.estimated and self._is_slow(state.norms):
-            state.failed, state.strikes = True, _MAX_STRIKES - 1  # the next line counts one more
+            state.failed, state.strikes = True, MAX_STRIKES - 1  # the next line counts one more
         if not state.failed:
             state.decay = norm / state.norm if state.norm > 0.0 else 1.0
             state.norm = norm
@@ -379,7 +379,7 @@ class NeuralSolver:
         if self.predictor is None or state.nodes is None or state.node_mean is None:
             return None
         grown = self.safeguard and self.anderson.has_grown(state.base, best)
-        if state.strikes >= _MAX_STRIKES or grown:
+        if state.strikes >= MAX_STRIKES or grown:
             return None
         anderson = self.anderson.weights(state.base)
         if anderson is None:

@@ -40,8 +40,8 @@ from distributed_ignn.solvers.base import (
 )
 from distributed_ignn.solvers.blocks import square_sum
 from distributed_ignn.solvers.estimator import StructuredMap, structured
-
-_MAX_STRIKES = 2  # as of ``NeuralSolver``
+from distributed_ignn.solvers.history_layers import padded
+from distributed_ignn.solvers.neural import MAX_STRIKES
 
 
 class PaperNetwork(nn.Module):
@@ -81,9 +81,7 @@ class PaperNetwork(nn.Module):
 
     def read(self, blocks: list[Tensor]) -> Tensor:
         """Node features [O, H] from A_s times the compressed residuals [O, p], newest first."""
-        missing = self.slots - len(blocks)
-        padded = [*blocks, *[torch.zeros_like(blocks[0])] * missing]
-        return torch.relu(self.layer(torch.cat(padded, dim=1)))
+        return torch.relu(self.layer(torch.cat(padded(blocks, self.slots), dim=1)))
 
     def weights(self, mean: Tensor, held: int) -> tuple[Tensor, Tensor]:
         """alpha [m], newest first and of sum 1, and the scalar beta; float64.
@@ -205,7 +203,7 @@ class PaperSolver:
 
     def _read(self, state: PaperState) -> Tensor | None:
         """This rank's sum of node features, float64 [H]; None where s has been silenced."""
-        if self.safeguard and state.strikes >= _MAX_STRIKES:
+        if self.safeguard and state.strikes >= MAX_STRIKES:
             return None
         _, newest = state.base.history.newest()
         block = self.network.squeeze(newest, state.scale)

@@ -49,7 +49,6 @@ class Outcome:
     kills: int = 0
     recoveries: int = 0
     identical: int = 0
-    repeated_epochs: int = 0
     seconds: float = 0.0
     loss_difference: float = 0.0
     phases: dict[str, int] = field(default_factory=dict)

@@ -138,6 +138,19 @@ def test_clusters_are_stored_and_do_not_depend_on_the_parts(tmp_path: Path) -> N
     assert read_shard(tmp_path / "none", 0).clusters is None
 
 
+@pytest.mark.parametrize("wrong", [-1, 10**12])
+def test_clusters_are_numbers_of_clusters(wrong: int) -> None:
+    """A kernel takes them for places in arrays, and a file may hold anything."""
+    clusters = torch.zeros(NODES, dtype=torch.int64)
+    data = dataclasses.replace(graph_data(), graphs=(graph(),), clusters=clusters)
+    assignment = assign_parts(data.graphs, 1, PartitionConfig(method="contiguous"))
+    shard = build_shard(data, assignment.plan, 0)
+    clusters = clusters.clone()
+    clusters[3] = wrong
+    with pytest.raises(ValueError, match="clusters cover owned nodes"):
+        dataclasses.replace(shard, clusters=clusters)
+
+
 def test_a_run_with_other_clusters_has_other_shards(tmp_path: Path) -> None:
     data = dataclasses.replace(graph_data(), graphs=(graph(),))
     folders = {

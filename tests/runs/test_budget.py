@@ -507,3 +507,12 @@ def test_limits_of_control_groups_count_on_every_level(
     monkeypatch.setattr(memory, "_MOUNT", mount)
     monkeypatch.setattr(memory, "_GROUPS", own)
     assert memory.available(torch.device("cpu")) == (1 << 20) + 4096
+
+
+def test_stale_rows_have_rooms_of_their_own() -> None:
+    """Links of forward and adjoint solve, each with room for two exchanges that overlap."""
+    fresh, stale = (
+        budget(SIZES, _run(comm={"stale": old}), process=0, shares_memory=True)["shared halo rows"]
+        for old in (False, True)
+    )
+    assert stale == 5 * fresh

@@ -13,9 +13,7 @@ from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import RunConfig
 from distributed_ignn.errors import UserError
 from distributed_ignn.graph.data import GraphData, csr_from_edges
-from distributed_ignn.solvers.anderson import Anderson
 from distributed_ignn.solvers.predictors import WeightPredictor
-from distributed_ignn.solvers.solve import solve
 from distributed_ignn.training.learned.phases import SolverTrainer
 from distributed_ignn.training.plans import ADJOINT, EVALUATE, TRAIN
 from distributed_ignn.training.trainer import Trainer
@@ -35,23 +33,6 @@ def _weights(trainer: Trainer) -> dict[str, Tensor]:
 def _solver_weights(trainer: Trainer) -> dict[str, Tensor]:
     state = _solver_trainer(trainer).state().common
     return {k: v.clone() for k, v in state.items() if k.startswith("weight|")}
-
-
-def _fixed_point(trainer: Trainer) -> tuple[Tensor, Tensor]:
-    """b and Z* of the present weights."""
-    model = trainer.implicit
-    injection = model.injection().detach()
-    cell = model.layer.cell(injection, model.channel_weights())
-    solution = solve(
-        cell,
-        torch.relu(injection),
-        Anderson(),
-        lambda sums: sums,
-        tolerance=1e-12,
-        max_steps=2000,
-    )
-    assert solution.converged
-    return injection, solution.image
 
 
 def _chain(solver: dict[str, Any]) -> tuple[GraphData, RunConfig]:
@@ -103,10 +84,6 @@ def test_model_steps_leave_the_solver_alone() -> None:
     assert record.solver_steps == 0
     assert_equal(_solver_weights(trainer), solver)
     assert not torch.equal(_weights(trainer)["cell_weights.weight"], model["cell_weights.weight"])
-
-
-def _distance(point: Tensor, target: Tensor) -> float:
-    return float((point - target).norm() / target.norm())
 
 
 @pytest.mark.parametrize(

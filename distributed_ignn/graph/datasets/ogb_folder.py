@@ -18,7 +18,6 @@ from distributed_ignn.reading.tables import read_table
 
 _EDGES, _FEATURES, _LABELS = "edge.csv.gz", "node-feat.csv.gz", "node-label.csv.gz"
 _SPLITS = {"train": "train", "val": "valid", "test": "test"}
-FORM = f"raw/{_EDGES}, raw/{_LABELS} and split/SCHEME/train.csv.gz"
 
 
 def is_ogb_folder(path: Path) -> bool:

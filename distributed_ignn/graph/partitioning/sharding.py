@@ -35,6 +35,7 @@ class ShardPlan:
         entries: int64 [P, c], stored entries of each part's rows, no self-loops.
         cut_entries: int64 [P, c], those of them whose column belongs to another part.
         symmetric: per channel, whether the whole adjacency is.
+        degrees: per channel, the sum of each row [n].
     """
 
     part: Tensor
@@ -46,6 +47,7 @@ class ShardPlan:
     entries: Tensor
     cut_entries: Tensor
     symmetric: tuple[bool, ...]
+    degrees: tuple[Tensor, ...]
 
     @property
     def parts(self) -> int:
@@ -95,6 +97,7 @@ def plan_shards(
         entries=torch.tensor([found.entries for found in outlines]),
         cut_entries=torch.tensor([found.cut_entries for found in outlines]),
         symmetric=symmetric,
+        degrees=tuple(graph.row_sums() for graph in graphs),
     )
 
 
@@ -187,7 +190,7 @@ def _cut_channel(
         local_id.numpy(),
         int(plan.cut_entries[p, channel]),
     )
-    degree = graph.row_sums()
+    degree = plan.degrees[channel]
     return ChannelShard(
         owned=owned,
         boundary=boundary,

@@ -166,7 +166,10 @@ def prepare_shards(
     if folder.exists():
         return folder, read_manifest(folder, parts=parts, fingerprint=fingerprint)
     assignment = assign_parts(data.graphs, parts, config)
-    return folder, write_shards(folder, data, assignment, config, settings=settings)
+    written = write_shards(
+        folder, data, assignment, config, settings=settings, fingerprint=fingerprint
+    )
+    return folder, written
 
 
 def write_shards(
@@ -176,6 +179,7 @@ def write_shards(
     config: PartitionConfig,
     *,
     settings: Mapping[str, JsonValue] | None = None,
+    fingerprint: str | None = None,
 ) -> Manifest:
     """Cut ``data`` and write every shard and the manifest, in one step that happens or does not.
 
@@ -183,6 +187,7 @@ def write_shards(
         folder: must not exist, be empty, or hold the same shards already, as when another process
             was faster; those are kept.
         settings: what ``data`` was loaded with, see ``data_settings``.
+        fingerprint: of ``data``, where it is known.
 
     Returns:
         The manifest now in ``folder``.
@@ -204,7 +209,7 @@ def write_shards(
         manifest = Manifest(
             version=version_of(written[0].whole),
             dataset=data.name,
-            fingerprint=data.fingerprint(),
+            fingerprint=fingerprint or data.fingerprint(),
             settings=dict(settings or {}),
             parts=assignment.parts,
             request=partition_request(config),

@@ -13,10 +13,9 @@ from typing import Literal
 import torch
 
 from distributed_ignn.comm.codecs import quantiser
+from distributed_ignn.models.encoder import KEPT_WIDTHS
 from distributed_ignn.solvers.base import AnySizedSolver
 from distributed_ignn.solvers.methods import METHODS, SolverSettings
-
-_KEPT_WIDTHS = 2  # A_hat X is kept where it has at most so many columns per column of the state
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +142,7 @@ class Workload:
 
     def keeps_terms(self, channels: int) -> bool:
         """Whether A_hat X is computed once and kept, so that b(X) needs no exchange."""
-        return self.propagated and self.features * channels <= _KEPT_WIDTHS * self.width
+        return self.propagated and self.features * channels <= KEPT_WIDTHS * self.width
 
 
 def row_bytes(codec: str, width: int, entry: int = 4) -> int:

@@ -22,6 +22,7 @@ from rich.console import Console
 
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import RunConfig
+from distributed_ignn.config.explicit import IMPLICIT
 from distributed_ignn.errors import UserError
 from distributed_ignn.files import atomic_write_json
 from distributed_ignn.graph.datasets import load_dataset
@@ -51,7 +52,6 @@ from distributed_ignn.reading.strict_json import read_json
 
 LENGTHS = (10, 25, 50, 100, 150, 200)
 DEPTHS = (4, 16, 64, 256)
-IMPLICIT = "implicit"
 
 _PAPER = (
     "No figure of its own: the introduction claims 'global receptive fields within just one layer' "

@@ -13,11 +13,11 @@ from typing import Any
 
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import RunConfig
+from distributed_ignn.config.explicit import IMPLICIT
 from distributed_ignn.lab.studies.outcome import Outcome, Request, spread
 from distributed_ignn.lab.studies.study_runs import train_run, with_settings
 from distributed_ignn.plots import COLOURS, Picture, band_note, set_title, style
 
-IMPLICIT = "implicit"
 WIDTH, DROPOUT = 64, 0.5
 LR, WEIGHT_DECAY = 0.01, 5e-4
 EPOCHS, PATIENCE = 300, 100

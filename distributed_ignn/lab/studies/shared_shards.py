@@ -17,9 +17,9 @@ from distributed_ignn.graph.storage.shard_store import (
     prepare_shards,
     read_manifest,
 )
+from distributed_ignn.runs.layout import SHARDS
 from distributed_ignn.urls.url import Url
 
-SHARDS = "shards"
 """Their folder, in that of a study."""
 
 

@@ -95,7 +95,9 @@ def budget(
         **always,
         "graph": Propagation.held_bytes(sizes, config.train.kernel, *where, normalised),
         **run.moments_of_embedding(encoder.held_bytes(sizes, config.model, *where)),
-        **HaloExchange.held_bytes(sizes, run.row, coded=coded_halo, shared=shares_memory),
+        **HaloExchange.held_bytes(
+            sizes, run.row, coded=coded_halo, shared=shares_memory, stale=config.comm.stale
+        ),
         "frozen rows of local steps": run.local[0],
         "zeros that products are added to": run.addend,
         "recorded solves": run.recorded(),

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from distributed_ignn.comm.collectives import all_reduce_sum
 from distributed_ignn.comm.communicator import Communicator
+from distributed_ignn.solvers.blocks import square_sum
 from distributed_ignn.solvers.history import History
 
 
@@ -39,7 +40,7 @@ def node_distance(
         [
             (alpha * (points + beta.detach() * residuals)).sum(),
             (alpha.detach() * residuals).sum(),
-            error.square().sum().double(),
+            square_sum(error.detach()),
         ]
     )
     through_alpha, along, total = all_reduce_sum(local, comm).unbind()
@@ -54,7 +55,7 @@ def node_mixed_residual(
     weights = alpha.detach()
     mixed = history.mix(weights, 1.0) - history.mix(weights, 0.0)
     _, residuals = history.row_dots(mixed)
-    local = torch.stack([(alpha * residuals).sum(), mixed.square().sum().double()])
+    local = torch.stack([(alpha * residuals).sum(), square_sum(mixed)])
     slope, total = all_reduce_sum(local, comm).unbind()
     square = max(float(total.detach()), 1e-300)
     newest = max(float(history.ordered_gram()[0, 0]), 1e-300)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.inputs.case import Case
-from tests.inputs.place import CHAINS, Place, cut, edit_json, flip
+from tests.inputs.place import CHAINS, Place, edit_json, flip
 from tests.inputs.place import SHARDS as FOLDER
 
 _TRAIN = f"train.py {CHAINS} --partition.dir {FOLDER} --output out"
@@ -24,11 +24,6 @@ def _parts(place: Place, parts: int) -> None:
 def _spoil_manifest(place: Place, content: bytes) -> None:
     place.shards()
     place.write(_MANIFEST, content)
-
-
-def _cut_part(place: Place) -> None:
-    folder = place.shards()
-    cut(sorted(folder.glob("part-*"))[0])
 
 
 def _flip_part(place: Place) -> None:

@@ -40,9 +40,10 @@ from distributed_ignn.lab.studies.search.halving import (
 from distributed_ignn.lab.studies.search.ledger import Ledger, read_record, search_identity
 from distributed_ignn.lab.studies.search.rung import Rung, train_rung
 from distributed_ignn.lab.studies.search.space import Settings, Space, restricted
-from distributed_ignn.lab.studies.shared_shards import SHARDS, shard_folder, shards_for_all
+from distributed_ignn.lab.studies.shared_shards import shard_folder, shards_for_all
 from distributed_ignn.lab.studies.study_runs import with_settings
 from distributed_ignn.launchers.local import run_local
+from distributed_ignn.runs.layout import SHARDS
 
 TRIALS = 24
 """So many, where neither a number nor a budget of time is given."""

@@ -26,7 +26,7 @@ from distributed_ignn.plots import (
 
 Curve = Sequence[tuple[float, float]]
 
-_BLUE, _RED, _GREEN, _PURPLE, _ORANGE, _SKY, _BLACK = COLOURS
+_BLUE, _, _GREEN, _PURPLE, _ORANGE, _SKY, _BLACK = COLOURS
 _FILLS = (_ORANGE, _SKY, _GREEN, _BLUE, _PURPLE, GREY)
 _LEAST_MARGIN = 3.0  # per cent
 _SHAPES = "osD^vP*X<>p"
