@@ -21,9 +21,9 @@ from distributed_ignn.config.choices import Choice
 from distributed_ignn.config.options import Options, OutputFolderOrUrl, check_outputs
 from distributed_ignn.graph.datasets import load_dataset
 from distributed_ignn.graph.partitioning.partition import PartitionStats, assign_parts
+from distributed_ignn.graph.storage.request import data_settings
 from distributed_ignn.graph.storage.shard_store import (
     Manifest,
-    data_settings,
     find_shards,
     read_manifest,
     write_shards,

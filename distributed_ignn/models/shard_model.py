@@ -18,11 +18,8 @@ from distributed_ignn.config import ModelConfig
 from distributed_ignn.graph.shard import GraphShard
 from distributed_ignn.models.cells import build_weights
 from distributed_ignn.models.dropout import NodeDropout, Stream
-from distributed_ignn.models.encoder import (
-    FeatureEncoder,
-    FeatureStore,
-    NodeEmbedding,
-)
+from distributed_ignn.models.encoder import FeatureEncoder, NodeEmbedding
+from distributed_ignn.models.features import FeatureStore
 from distributed_ignn.models.implicit import ImplicitLayer, SolvePlan
 from distributed_ignn.models.node_model import NodeModel, Plans
 from distributed_ignn.propagation.operators import ChannelOperator

@@ -20,12 +20,12 @@ from distributed_ignn.graph.data import CSRMatrix, csr_from_entries
 from distributed_ignn.graph.part_sizes import PartSizes
 from distributed_ignn.graph.shard import ChannelShard, GraphShard
 from distributed_ignn.models.encoder import (
-    FeatureStore,
     Source,
     has_constant_terms,
     injected_channels,
     injected_count,
 )
+from distributed_ignn.models.features import FeatureStore
 from distributed_ignn.propagation.operators import Scales, scaled
 from distributed_ignn.propagation.propagate import INDEX_BYTES, Propagation
 from distributed_ignn.propagation.sparse import SparseMatrix, sparse_linear

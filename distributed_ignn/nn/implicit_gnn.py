@@ -16,14 +16,10 @@ from torch import Tensor, nn
 from distributed_ignn.errors import UserError
 from distributed_ignn.models.cells import GraphFit, cell_weights
 from distributed_ignn.models.dropout import NodeDropout, Stream
-from distributed_ignn.models.encoder import FeatureStore, Injection, Source
+from distributed_ignn.models.encoder import Injection, Source
+from distributed_ignn.models.features import FeatureStore
 from distributed_ignn.models.implicit import Cell, ImplicitLayer, SolvePlan
-from distributed_ignn.nn.local_graph import (
-    GivenFeatures,
-    LocalGraph,
-    read_adjacency,
-    read_features,
-)
+from distributed_ignn.nn.local_graph import GivenFeatures, LocalGraph, read_adjacency, read_features
 from distributed_ignn.nn.remembered import Remembered
 from distributed_ignn.nn.solving import (
     Direction,

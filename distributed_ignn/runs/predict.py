@@ -41,7 +41,8 @@ from distributed_ignn.runs.prediction_file import (
     write_embeddings,
     write_predictions,
 )
-from distributed_ignn.runs.shards import fetch_node_ids, fetch_part, open_shards, url_of_shards
+from distributed_ignn.runs.shard_record import open_shards, url_of_shards
+from distributed_ignn.runs.shards import fetch_node_ids, fetch_part
 from distributed_ignn.runs.spool.places import Places, expect, opened
 from distributed_ignn.runs.spool.run_place import fetch_run
 from distributed_ignn.training.trainer import Trainer

@@ -9,93 +9,38 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import cast
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator
+from pydantic import JsonValue
 
 from distributed_ignn.comm.apart import apart
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import RunConfig
 from distributed_ignn.config.dataset import FILE_SUFFIXES
 from distributed_ignn.errors import UserError
-from distributed_ignn.files import atomic_write_json
 from distributed_ignn.graph.data import GraphData
 from distributed_ignn.graph.shard import GraphShard
 from distributed_ignn.graph.storage.manifest import NODE_IDS
+from distributed_ignn.graph.storage.request import data_settings, partition_request
 from distributed_ignn.graph.storage.shard_store import (
     MANIFEST,
     Manifest,
-    data_settings,
-    partition_request,
     prepare_shards,
     read_manifest,
     read_shard,
     whole_graph,
 )
-from distributed_ignn.reading.plain_files import in_one_line, read_plain
+from distributed_ignn.reading.plain_files import in_one_line
 from distributed_ignn.runs.layout import RECORD, SHARDS
-from distributed_ignn.runs.spool.places import Places, stated
+from distributed_ignn.runs.shard_record import ShardRecord, open_shards, read_record, write_record
+from distributed_ignn.runs.spool.places import Places
 from distributed_ignn.urls.url import Url
 
 logger = logging.getLogger(__name__)
 
 
-_RECORD_LIMIT = 2**20
 _OF_SHARDS = re.compile(rf"part-\d+-of-\d+\.safetensors|{re.escape(NODE_IDS)}")
-_AGAIN = "start the training again with --resume auto"
-
-
-class ShardRecord(BaseModel):
-    """The shards that a run reads.
-
-    Args:
-        folder: relative to the run folder if it lies inside, so that a run can be moved; or a URL.
-        fingerprint: of the graph that was cut.
-        parts: number of shards.
-        source: sizes and times of change of the user's own files that were cut; empty without any.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-    folder: str
-    fingerprint: str
-    parts: int = Field(ge=1)
-    source: str = ""
-
-    @field_validator("folder")
-    @classmethod
-    def _check_folder(cls, folder: str) -> str:
-        """A name from a file must not lead out of the run by steps upwards."""
-        if not folder.isprintable() or ".." in Path(folder).parts:
-            raise ValueError("leads out of the run")
-        stated(folder)
-        return folder
-
-    def path(self, run: Path, places: Places | None = None) -> Path:
-        """The folder of the shards of a run that lies in ``run``, with its manifest.
-
-        Args:
-            run: the folder.
-            places: where URLs are to be had from; None where none are expected.
-
-        Raises:
-            UserError: a URL is named, and cannot be read or is not expected.
-        """
-        folder = stated(self.folder)
-        if not isinstance(folder, Url):
-            folder = run / folder
-        elif places is None or not places.any:
-            raise UserError(
-                f"the shards of {run} lie at {folder}, which this command does not read; copy them "
-                f"to a folder and name that in {run / RECORD}"
-            )
-        else:
-            folder = places.local(folder)
-        if places is not None:
-            places.fetch(folder / MANIFEST)
-        return folder
 
 
 def find_shards(
@@ -251,7 +196,7 @@ def _find(
         logger.warning(
             "%s; it goes on, and may have trained on what are test nodes now", difference
         )
-    return _record(folder, manifest, config.output, places, _source(config))
+    return ShardRecord.of(folder, manifest, config.output, places, _source(config))
 
 
 def _source(config: RunConfig) -> str:
@@ -263,24 +208,6 @@ def _source(config: RunConfig) -> str:
     paths = [path for path in (own, config.data.nodes) if path is not None]
     found = [path.stat() for path in paths if not isinstance(path, Url) and path.is_file()]
     return " ".join(f"{file.st_size}:{file.st_mtime_ns}" for file in found)
-
-
-def _record(
-    folder: Path,
-    manifest: Manifest,
-    run: Path,
-    places: Places | None = None,
-    source: str = "",
-) -> ShardRecord:
-    folder, run = folder.absolute(), run.absolute()
-    inside = folder.is_relative_to(run)
-    named = folder if places is None else places.origin(folder)
-    return ShardRecord(
-        folder=str(folder.relative_to(run) if inside else named),
-        fingerprint=manifest.fingerprint,
-        parts=manifest.parts,
-        source=source,
-    )
 
 
 def store_graph(config: RunConfig, parts: int, load: Callable[[], GraphData]) -> None:
@@ -309,7 +236,7 @@ def store_graph(config: RunConfig, parts: int, load: Callable[[], GraphData]) ->
     cache = config.output / SHARDS
     folder, manifest = prepare_shards(lambda: graph, cache, parts, config.partition, settings)
     try:
-        write_record(config.output, _record(folder, manifest, config.output))
+        write_record(config.output, ShardRecord.of(folder, manifest, config.output))
     except OSError as error:
         raise UserError(f"cannot write to output = {config.output}: {error.strerror}") from error
 
@@ -384,64 +311,3 @@ def _own_shards(
         return None  # read again: the fingerprint tells whether the graph is another
     same = manifest.request == partition_request(config.partition)
     return record if same and manifest.settings == settings else None
-
-
-def write_record(run: Path, record: ShardRecord) -> None:
-    """Name the shards in the run folder.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    atomic_write_json(run / RECORD, record.model_dump(exclude_defaults=True))
-
-
-def read_record(run: Path) -> ShardRecord:
-    """What ``write_record`` wrote.
-
-    Raises:
-        UserError: it is missing or damaged.
-    """
-    path = run / RECORD
-    try:
-        return ShardRecord.model_validate_json(read_plain(path, _RECORD_LIMIT))
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be read ({error.strerror}), it names the shards of the run; {_AGAIN}"
-        ) from error
-    except ValidationError as error:
-        raise UserError(f"{path} is damaged; {_AGAIN}") from error
-
-
-def url_of_shards(run: Path, comm: Communicator) -> Path | None:
-    """Where the shards of a run in a folder lie, if that is a URL; every rank calls it."""
-    found = None
-    if comm.is_main and not isinstance(run, Url):
-        with suppress(UserError):  # whoever opens them says what is wrong
-            found = read_record(run).folder
-    folder = stated(comm.gather_json(found)[0] or "")
-    return folder if isinstance(folder, Url) else None
-
-
-def open_shards(run: Path, places: Places | None = None) -> tuple[Path, Manifest]:
-    """Folder and manifest of the shards that a run was trained on.
-
-    Args:
-        run: output folder.
-        places: where URLs are to be had from; None where none are expected.
-
-    Raises:
-        UserError: they are gone, or others have taken their place.
-    """
-    record = read_record(run)
-    folder = record.path(run, places)
-    if not (folder / MANIFEST).is_file():
-        raise UserError(f"the shards of {run} are gone from {folder}; put them back, or {_AGAIN}")
-    manifest = read_manifest(folder)
-    if manifest.fingerprint != record.fingerprint:
-        raise UserError(
-            f"{folder} now holds shards of other data than {run} was trained on "
-            f"({in_one_line(manifest.fingerprint[:12])}, not "
-            f"{in_one_line(record.fingerprint[:12])}); put those back, or "
-            f"{_AGAIN}"
-        )
-    return folder, manifest

@@ -31,14 +31,10 @@ from distributed_ignn.graph.partitioning.partition import assign_parts
 from distributed_ignn.graph.storage.shard_store import read_manifest, read_shard, write_shards
 from distributed_ignn.lab.planning.hardware import FOLDER as PROFILES
 from distributed_ignn.lab.planning.hardware import load_profile, shipped
-from distributed_ignn.runs.checkpoints.checkpoint import (
-    Snapshot,
-    load_checkpoint,
-    sealed,
-)
+from distributed_ignn.runs.checkpoints.checkpoint import Snapshot, load_checkpoint, sealed
 from distributed_ignn.runs.checkpoints.checkpoint_store import CheckpointStore
 from distributed_ignn.runs.output.records import read_metrics
-from distributed_ignn.runs.shards import read_record
+from distributed_ignn.runs.shard_record import read_record
 
 NODES = torch.arange(6)
 EDGES = np.array([[0, 1, 2, 5, 3, 0], [1, 2, 0, 4, 3, 5]])

@@ -22,8 +22,8 @@ from distributed_ignn.graph.part_sizes import PartSizes
 from distributed_ignn.graph.partitioning.partition import assign_parts
 from distributed_ignn.graph.partitioning.sharding import build_shards
 from distributed_ignn.graph.storage.manifest import MANIFEST, part_name
+from distributed_ignn.graph.storage.request import data_settings
 from distributed_ignn.graph.storage.shard_store import (
-    data_settings,
     find_shards,
     read_manifest,
     read_shard,

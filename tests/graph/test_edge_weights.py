@@ -24,11 +24,10 @@ from distributed_ignn.graph.partitioning.partition import assign_clusters, assig
 from distributed_ignn.graph.partitioning.sharding import build_shard, build_shards
 from distributed_ignn.graph.shard import GraphShard
 from distributed_ignn.graph.storage import manifest as manifests
+from distributed_ignn.graph.storage.request import data_settings, partition_request
 from distributed_ignn.graph.storage.shard_file import read_shard_file, write_shard_file
 from distributed_ignn.graph.storage.shard_store import (
-    data_settings,
     find_shards,
-    partition_request,
     prepare_shards,
     read_manifest,
     read_shard,

@@ -12,7 +12,7 @@ from distributed_ignn.config import DataConfig, RunConfig
 from distributed_ignn.errors import UserError
 from distributed_ignn.graph.data import GraphData
 from distributed_ignn.graph.datasets import graph_in_memory
-from distributed_ignn.graph.storage.shard_store import data_settings
+from distributed_ignn.graph.storage.request import data_settings
 
 N = 60
 NODES = torch.arange(N)

@@ -23,9 +23,9 @@ from distributed_ignn.graph.partitioning.partition import assign_clusters, assig
 from distributed_ignn.graph.partitioning.sharding import build_shard
 from distributed_ignn.graph.shard import GraphShard
 from distributed_ignn.graph.storage import shard_store
+from distributed_ignn.graph.storage.request import data_settings
 from distributed_ignn.graph.storage.shard_store import (
     Manifest,
-    data_settings,
     find_shards,
     prepare_shards,
     read_manifest,

@@ -19,7 +19,7 @@ from distributed_ignn.errors import UserError
 from distributed_ignn.graph.storage.shard_store import read_manifest
 from distributed_ignn.runs.predict import PredictOptions, predict
 from distributed_ignn.runs.run import run_training
-from distributed_ignn.runs.shards import read_record
+from distributed_ignn.runs.shard_record import read_record
 from launch.partition import main as partition
 from launch.plan import main as plan
 from tests.ranks import run_ranks

@@ -24,7 +24,7 @@ from distributed_ignn.runs.predict import PredictOptions, predict
 from distributed_ignn.runs.prediction import Prediction
 from distributed_ignn.runs.prediction_file import METADATA_KEY, write_predictions
 from distributed_ignn.runs.run import run_training
-from distributed_ignn.runs.shards import read_record
+from distributed_ignn.runs.shard_record import read_record
 from tests.launch.test_train_command import SMALL
 from tests.ranks import run_ranks
 

@@ -22,7 +22,8 @@ from distributed_ignn.runs import run as run_module
 from distributed_ignn.runs.checkpoints.checkpoint import list_checkpoints, sealed
 from distributed_ignn.runs.predict import PredictOptions, predict
 from distributed_ignn.runs.run import run_training
-from distributed_ignn.runs.shards import ShardRecord, find_shards, read_record
+from distributed_ignn.runs.shard_record import ShardRecord, read_record
+from distributed_ignn.runs.shards import find_shards
 from tests.ranks import run_ranks
 
 CHAINS = ["--dataset", "chains", "--data.chains.chains-per-class", "8", "--data.chains.length", "5"]

@@ -15,11 +15,8 @@ from distributed_ignn.graph.data import CSRMatrix, GraphData
 from distributed_ignn.graph.partitioning.sharding import build_shards
 from distributed_ignn.graph.shard import GraphShard
 from distributed_ignn.models.dropout import NodeDropout, Stream
-from distributed_ignn.models.encoder import (
-    FeatureEncoder,
-    FeatureStore,
-    NodeEmbedding,
-)
+from distributed_ignn.models.encoder import FeatureEncoder, NodeEmbedding
+from distributed_ignn.models.features import FeatureStore
 from distributed_ignn.propagation.propagate import Propagation
 from tests.parity.cases import FEATURES, NODES, assign, make_data
 

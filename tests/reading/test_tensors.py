@@ -18,7 +18,7 @@ from distributed_ignn.files import write_tensors
 from distributed_ignn.graph.storage.shard_store import read_shard
 from distributed_ignn.reading.tensors import read_tensors
 from distributed_ignn.runs.checkpoints.checkpoint import load_checkpoint
-from distributed_ignn.runs.shards import read_record
+from distributed_ignn.runs.shard_record import read_record
 from tests.fuzz.targets import NODES, TARGETS
 
 

@@ -15,12 +15,11 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from pydantic import JsonValue
 
-from distributed_ignn.config import DataConfig, PartitionConfig
+from distributed_ignn.config import PartitionConfig
 from distributed_ignn.errors import UserError
 from distributed_ignn.files import (
     atomic_write_json,
@@ -48,6 +47,11 @@ from distributed_ignn.graph.storage.manifest import (
     part_name,
     version_of,
 )
+from distributed_ignn.graph.storage.request import (
+    check_same,
+    check_settings,
+    partition_request,
+)
 from distributed_ignn.graph.storage.shard_file import read_shard_file, write_shard_file
 from distributed_ignn.long_steps import long_step
 from distributed_ignn.reading.plain_files import in_one_line, open_plain, read_plain
@@ -63,9 +67,7 @@ __all__ = [
     "Manifest",
     "PartSize",
     "ShardFile",
-    "data_settings",
     "find_shards",
-    "partition_request",
     "prepare_shards",
     "read_manifest",
     "read_node_ids",
@@ -74,56 +76,6 @@ __all__ = [
     "whole_graph",
     "write_shards",
 ]
-
-
-#: Settings that are younger than the format, and what shards were made with that do not name them.
-_YOUNGER: dict[str, dict[str, JsonValue]] = {
-    "data": {
-        "adjacency": None,
-        "directions": "undirected",
-        "edge_weights": "auto",
-        "features": None,
-        "label": None,
-        "nodes": None,
-        "split": "file",
-        "split_seed": 0,
-        "split_train": None,
-        "split_val": None,
-        "train_fraction": 0.06,
-    },
-    "partition": {"edge_weights": False},
-}
-
-
-def data_settings(dataset: str, data: DataConfig) -> dict[str, JsonValue]:
-    """The settings that decide what a dataset is, in the form that manifests store."""
-    tree = data.model_dump(mode="json")
-    if data.edge_weights == "use":  # asks for what auto does, too, where it is granted
-        tree["edge_weights"] = "auto"
-    if dataset != "heterophilous":  # shards that are older than this section do not name it
-        del tree["heterophilous"]
-    return {"dataset": dataset, **_flat(_told(tree, "data"))}
-
-
-def _told(tree: dict[str, JsonValue], section: str) -> dict[str, JsonValue]:
-    """``tree`` without the younger settings that have the value they would be taken to have."""
-    return {
-        k: v for k, v in tree.items() if k not in _YOUNGER[section] or v != _YOUNGER[section][k]
-    }
-
-
-def _flat(tree: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
-    """Leaves of nested mappings under dotted keys, so that a difference can be named."""
-    flat: dict[str, JsonValue] = {}
-    for key, value in tree.items():
-        below = _flat(value) if isinstance(value, Mapping) else {}
-        flat |= {f"{key}.{inner}": leaf for inner, leaf in below.items()} or {key: value}
-    return flat
-
-
-def partition_request(config: PartitionConfig) -> dict[str, JsonValue]:
-    """The settings that decide how a graph is divided, in the form that manifests store."""
-    return _told(config.model_dump(mode="json", exclude={"dir"}), "partition")
 
 
 def prepare_shards(
@@ -154,7 +106,7 @@ def prepare_shards(
     """
     if config.dir is not None:
         manifest = read_manifest(config.dir, parts=parts)
-        _check_settings(config.dir, manifest.settings, settings, "data")
+        check_settings(config.dir, manifest.settings, settings, "data")
         return config.dir, manifest
     data = load()
     with long_step(f"reading {data.name} once more for its fingerprint"):
@@ -246,7 +198,7 @@ def find_shards(
     except OSError as error:
         raise UserError(f"cannot use {folder} for shards: {error.strerror}") from error
     manifest = read_manifest(folder)
-    _check_same(folder, manifest, parts, settings, partition_request(config))
+    check_same(folder, manifest, parts, settings, partition_request(config))
     return manifest
 
 
@@ -382,39 +334,6 @@ def _damaged(path: Path, reason: str) -> UserError:
     )
 
 
-def _check_same(
-    folder: Path,
-    found: Manifest,
-    parts: int,
-    settings: Mapping[str, Any],
-    request: Mapping[str, Any],
-) -> None:
-    """Shards that are already there must be the ones that were to be written."""
-    if found.parts != parts:
-        raise UserError(
-            f"{folder} already holds shards in {found.parts} parts, not {parts}; choose another "
-            "folder"
-        )
-    _check_settings(folder, found.settings, settings, "data")
-    _check_settings(folder, found.request, request, "partition")
-
-
-def _check_settings(
-    folder: Path, found: Mapping[str, Any], wanted: Mapping[str, Any], section: str
-) -> None:
-    """Name the first setting in which the shards differ from what is wanted."""
-    named = [*wanted, *found]
-    found, wanted = _YOUNGER[section] | dict(found), _YOUNGER[section] | dict(wanted)
-    for key in dict.fromkeys([*named, *_YOUNGER[section]]):
-        if found.get(key) != wanted.get(key):
-            name = key if key == "dataset" else f"{section}.{in_one_line(key)}"
-            value = in_one_line(found.get(key))
-            raise UserError(
-                f"the shards in {folder} were made with {name} = {value}, not "
-                f"{wanted.get(key)}; write new ones with {COMMAND} to another folder"
-            )
-
-
 def _publish(temporary: Path, folder: Path, manifest: Manifest) -> Manifest:
     """Rename ``temporary`` to ``folder``, unless the same shards are there already."""
     try:
@@ -423,7 +342,7 @@ def _publish(temporary: Path, folder: Path, manifest: Manifest) -> Manifest:
         if not folder.exists():
             raise
         found = read_manifest(folder, fingerprint=manifest.fingerprint)
-        _check_same(folder, found, manifest.parts, manifest.settings, manifest.request)
+        check_same(folder, found, manifest.parts, manifest.settings, manifest.request)
         return found
     sync(folder.parent)
     return manifest

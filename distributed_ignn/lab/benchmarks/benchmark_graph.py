@@ -26,9 +26,9 @@ from distributed_ignn.errors import UserError
 from distributed_ignn.graph.datasets import load_dataset
 from distributed_ignn.graph.partitioning.partition import PartitionStats, assign_parts
 from distributed_ignn.graph.shard import GraphShard
+from distributed_ignn.graph.storage.request import data_settings
 from distributed_ignn.graph.storage.shard_store import (
     MANIFEST,
-    data_settings,
     find_shards,
     read_manifest,
     read_shard,

@@ -21,7 +21,7 @@ from rich.table import Table
 
 from distributed_ignn.config import RunConfig, dump_yaml
 from distributed_ignn.errors import UserError
-from distributed_ignn.graph.storage.shard_store import data_settings, partition_request
+from distributed_ignn.graph.storage.request import data_settings, partition_request
 from distributed_ignn.lab.benchmarks.epoch_stages import SENT, SOLVE
 from distributed_ignn.lab.benchmarks.link import LinkSettings
 from distributed_ignn.lab.benchmarks.waiting import WAITING

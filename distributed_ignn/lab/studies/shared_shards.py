@@ -10,13 +10,8 @@ from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import RunConfig, absolute_paths
 from distributed_ignn.errors import UserError
 from distributed_ignn.graph.datasets import load_dataset
-from distributed_ignn.graph.storage.shard_store import (
-    MANIFEST,
-    data_settings,
-    partition_request,
-    prepare_shards,
-    read_manifest,
-)
+from distributed_ignn.graph.storage.request import data_settings, partition_request
+from distributed_ignn.graph.storage.shard_store import MANIFEST, prepare_shards, read_manifest
 from distributed_ignn.runs.layout import SHARDS
 from distributed_ignn.urls.url import Url
 

@@ -16,9 +16,10 @@ from distributed_ignn.config.dotted import dotted
 from distributed_ignn.errors import UserError
 from distributed_ignn.reading.plain_files import in_one_line
 from distributed_ignn.reading.strict_json import read_json
+from distributed_ignn.runs.epochs import EpochHook
 from distributed_ignn.runs.layout import SETTINGS
 from distributed_ignn.runs.output.records import METRICS, SUMMARY, read_metrics
-from distributed_ignn.runs.run import Conduct, EpochHook, run_training
+from distributed_ignn.runs.run import Conduct, run_training
 
 _TOLD = 3
 

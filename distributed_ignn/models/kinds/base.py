@@ -22,7 +22,8 @@ from distributed_ignn.config import ExplicitConfig, ModelConfig
 from distributed_ignn.graph.part_sizes import PartSizes
 from distributed_ignn.graph.shard import GraphShard
 from distributed_ignn.models.dropout import NodeDropout, Stream
-from distributed_ignn.models.encoder import FeatureStore, NodeEmbedding
+from distributed_ignn.models.encoder import NodeEmbedding
+from distributed_ignn.models.features import FeatureStore
 from distributed_ignn.models.implicit import SolvePlan
 from distributed_ignn.models.node_model import NodeModel, Plans
 from distributed_ignn.solvers.base import Evaluation, Outcome, Solution

@@ -24,7 +24,7 @@ from distributed_ignn.runs.layout import LOGS, SETTINGS
 from distributed_ignn.runs.memory.budget_check import BudgetReport
 from distributed_ignn.runs.output.lock import OutputLock
 from distributed_ignn.runs.output.records import RunRecorder
-from distributed_ignn.runs.shards import ShardRecord, write_record
+from distributed_ignn.runs.shard_record import ShardRecord, write_record
 from distributed_ignn.runs.spool.attempt import Attempt, stated
 from distributed_ignn.runs.spool.places import Places
 from distributed_ignn.runs.spool.run_place import RunPlace
