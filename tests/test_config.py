@@ -18,6 +18,7 @@ from distributed_ignn.config import (
     NeuralSolverConfig,
     PartitionConfig,
     RunConfig,
+    ScheduleConfig,
     dataset_names,
     dump_yaml,
     load_yaml,
@@ -83,11 +84,11 @@ def test_a_named_dataset_is_not_trained_without_its_settings(
 
 
 def test_command_line_spellings() -> None:
-    line = "--dataset citeseer --data-root a --model.input_dropout .5 --forward.max-steps 60"
-    line += " --data.chains.length=5 --model.bias false --data.label-rate 40 --gpus null"
+    line = "--dataset chains --data-root a --model.input_dropout .5 --forward.max-steps 60"
+    line += " --data.chains.length=5 --model.bias false --train.eval-every 4 --gpus null"
     run = parse_args(line.split())
     assert (run.data_root, run.model.input_dropout, run.forward.max_steps) == (Path("a"), 0.5, 60)
-    assert (run.data.chains.length, run.model.bias, run.data.label_rate) == (5, False, 40)
+    assert (run.data.chains.length, run.model.bias, run.train.eval_every) == (5, False, 4)
     assert run.gpus is None
     underscores = parse_args(line.replace("--data-root", "--data_root").split())
     assert underscores == run
@@ -384,6 +385,16 @@ def test_command_with_flags_of_its_own(
             "lr = 0.1 has no effect .*; drop it .and 1",
         ),
         ("--schedule.solver-steps 3", "schedule.solver_steps = 3 has no effect"),
+        ("--solver.steps 7 --solver.network none", "solver.steps = 7 has no effect with"),
+        (
+            "--solver.kind paper --solver.initialiser none --solver.bottleneck 7",
+            "bottleneck = 7 has no effect with solver.kind = paper, solver.initialiser = none;",
+        ),
+        (
+            "--solver.kind paper --solver.lambda1 0 --solver.lambda1-steps last",
+            "lambda1_steps = last has no effect",
+        ),
+        ("--solver.kind paper --partition.clusters 4", "partition.clusters = 4 has no effect"),
     ],
 )
 def test_dead_settings_of_the_solver_are_refused(argv: str, message: str) -> None:
@@ -397,12 +408,61 @@ def test_dead_settings_of_the_solver_are_refused(argv: str, message: str) -> Non
         "--solver.network mlp --solver.steps 7 --solver.lambda1 0.7 --schedule.solver-steps 3",
         "--solver.sparsifier pri --solver.keep 0.5",
         "--solver.kind paper --solver.steps 7 --solver.bottleneck 4 --solver.training one_step",
-        "--forward.method anderson --solver.steps 7",  # another method with the same settings
-        "--solver.steps 7 --solver.network none",  # a part is taken away
     ],
 )
 def test_settings_of_the_solver_that_are_read_pass(argv: str) -> None:
     parse_args(["--dataset", "chains", "--forward.method", "neural", *argv.split()])
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ("--forward.method anderson --solver.lambda1 0.9", "lambda1 = 0.9 has no effect with forw"),
+        ("--forward.method picard --schedule.model-steps 3", "schedule.model_steps = 3 has no eff"),
+        ("--forward.method anderson --partition.clusters 3", "partition.clusters = 3 has no effec"),
+        (
+            "--model.constraint none --model.kappa 0.5",
+            "model.kappa = 0.5 has no effect with model",
+        ),
+        ("--model.skew 0.6", "model.skew = 0.6 has no effect with model.cell = ignn"),
+        (
+            "--train.consistency-samples 5 --train.consistency 0",
+            "consistency_samples = 5 has no",
+        ),
+        (
+            "--data.synthetic.scale .01",
+            "data.synthetic.scale = 0.01 has no effect with dataset",
+        ),
+        ("--data.heterophilous.nodes 100", "data.heterophilous.nodes = 100 has no effect with"),
+        ("--partition.method random --partition.objective volume", "objective = volume has no eff"),
+        ("--model.kind sgc --model.dropout 0.3", "model.dropout = 0.3 has no effect with model.k"),
+    ],
+)
+def test_settings_that_nothing_reads_are_refused(argv: str, message: str) -> None:
+    assert message in _error(f"--dataset chains {argv}")
+
+
+def test_what_a_file_says_may_be_taken_away(tmp_path: Path) -> None:
+    """By the command line, and what is left is a file that can be read again."""
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "dataset: chains\nforward: {method: neural}\nsolver: {network: mlp, steps: 7}\n"
+        "schedule: {solver_steps: 9}\npartition: {clusters: 4}\n"
+    )
+    run = parse_args(["--config", str(path), "--forward.method", "picard"])
+    assert (run.solver, run.schedule) == (NeuralSolverConfig(), ScheduleConfig())
+    assert run.partition.clusters == 0
+    path.write_text(dump_yaml(run))
+    assert parse_args(["--config", str(path)]) == run
+    path.write_text("dataset: chains\nforward: {method: picard}\nsolver: {steps: 7}\n")
+    assert "solver.steps = 7 has no effect" in _error(f"--config {path}")
+    assert parse_args(["--config", str(path), "--resume", "auto"])  # of a run as it was written
+
+
+def test_the_graph_layer_alone_may_be_taken_from_a_preset() -> None:
+    path = str(CONFIGS / "paper" / "citeseer.yaml")
+    run = parse_args(["--config", path, "--solver.graph-layer", "false"])
+    assert (run.solver.sparsifier, run.solver.keep) == ("none", NeuralSolverConfig().keep)
 
 
 def test_the_papers_settings_are_those_of_its_table() -> None:

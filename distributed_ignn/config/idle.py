@@ -1,64 +1,171 @@
-"""Settings of the learned solver that make no difference to a run are refused, not passed over.
+"""Settings that make no difference to a run are refused, not passed over.
 
-Asked of what a user writes for training; the settings of a finished run are read as they are.
+Asked of what a user writes for training; the settings of a finished run are read as they are. Rules
+that need no more than the settings themselves stand beside these (``sections``); here are those for
+which it matters who wrote what: a command line may take the effect away from what a file says.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
 
 from distributed_ignn.config import choices
 from distributed_ignn.config.choices import Choice
-from distributed_ignn.config.section import NoEffect
+from distributed_ignn.config.explicit import KINDS, is_explicit
+from distributed_ignn.config.section import NoEffect, Section
 from distributed_ignn.config.sections import RunConfig
-from distributed_ignn.config.solvers import NeuralSolverConfig, ScheduleConfig
 from distributed_ignn.errors import NoEffectError
 
-_KINDS = Choice(choices.SOLVER_KINDS)
-_PARTS = ("initialiser", "estimator", "network", "sparsifier")
+_SOLVERS = Choice(choices.SOLVER_KINDS)
+_PARTITIONERS = Choice(choices.PARTITIONERS)
+_PARTS = ("initialiser", "estimator", "network", "sparsifier", "graph_layer")
+_OF_A_SOLVER = ("solver.kind", *(f"solver.{part}" for part in _PARTS), "solver.lambda1")
 _NETWORK_STEPS = ("warmup_solver_steps", "solver_steps")
+_GENERATED = {"chains": "chains", "synthetic": "synthetic-products"} | {
+    "heterophilous": "heterophilous"
+}
+"""Who reads a section of ``data``."""
+
+SectionT = TypeVar("SectionT", bound=Section)
 
 
-def refuse_idle(run: RunConfig, flags: Mapping[str, Any]) -> RunConfig:
-    """The run itself, if every setting of its solver that is not the default is read.
+@dataclass(frozen=True, slots=True)
+class _Idle:
+    """A setting without effect.
 
-    A run is not asked whose command line takes the learned solver, or a part of it, away: that is
-    another run's settings with less.
+    Args:
+        told: what is said of it.
+        decided_by: the settings that take its effect away.
+    """
+
+    told: NoEffect
+    decided_by: tuple[str, ...]
+
+
+def refuse_idle(run: RunConfig, said: Collection[str]) -> None:
+    """See to it that every setting which is not the default is read.
+
+    What a file says may be without effect where the command line has decided so: that is another
+    run's settings with something taken away. What the command line itself says may not.
 
     Args:
         run: the checked settings.
-        flags: sections and keys that the command line or a program has set.
+        said: dotted names of what the command line or a program has set.
 
     Raises:
         NoEffectError: naming the first that is not, and how many more there are.
     """
-    given = flags.get("solver", {})
-    less = any(given.get(key) == "none" for key in _PARTS)
-    idle = list(_idle(run)) if run.learns_forward and not less else []
-    if not idle:
-        return run
-    more = f" (and {len(idle) - 1} more)" if idle[1:] else ""
-    raise NoEffectError(f"{idle[0]}; drop it{more}", idle[0].setting)
+    known = {*said}
+    idle = [
+        each.told
+        for each in _idle(run)
+        if each.told.setting in known or known.isdisjoint((*each.decided_by, "resume"))
+    ]
+    if idle:
+        more = f" (and {len(idle) - 1} more)" if idle[1:] else ""
+        raise NoEffectError(f"{idle[0]}; drop it{more}", idle[0].setting)
 
 
-def _idle(run: RunConfig) -> Iterator[NoEffect]:
-    solver = run.solver
-    read = _KINDS.entry(solver.kind).reads(solver)
-    for key, field in NeuralSolverConfig.model_fields.items():
-        if key not in read and getattr(solver, key) != field.default:
-            yield NoEffect(f"solver.{key}", getattr(solver, key), _because(solver))
-    if "lr" in read:
+def without_idle(run: RunConfig) -> RunConfig:
+    """The run with the defaults in place of settings without effect: its own file passes, too."""
+    for each in list(_idle(run)):
+        run = _reset(run, each.told.setting.split("."))
+    return run
+
+
+def _reset(section: SectionT, steps: Sequence[str]) -> SectionT:
+    key, *below = steps
+    if below:
+        return section.model_copy(update={key: _reset(getattr(section, key), below)})
+    return section.model_copy(update={key: type(section).model_fields[key].default})
+
+
+def _idle(run: RunConfig) -> Iterator[_Idle]:
+    yield from _of_generators(run)
+    yield from _of_partition(run)
+    yield from _of_consistency(run)
+    if not is_explicit(run.model.kind):
+        yield from _of_solver(run)
+        yield from _of_map(run)
+    elif not KINDS.entry(run.model.kind).drops:
+        because = f"model.kind = {run.model.kind}"
+        yield from _changed("model", run.model, ("dropout",), because, ("model.kind",))
+
+
+def _changed(
+    name: str, section: Section, keys: tuple[str, ...], because: str, by: tuple[str, ...]
+) -> Iterator[_Idle]:
+    """Those keys of a section that are not as by default."""
+    for key in keys:
+        value = getattr(section, key)
+        if value != type(section).model_fields[key].default:
+            yield _Idle(NoEffect(f"{name}.{key}", value, because), by)
+
+
+def _of_solver(run: RunConfig) -> Iterator[_Idle]:
+    if not run.learns_forward:
+        because, by = f"forward.method = {run.forward.method}", ("forward.method",)
+        for name in ("solver", "schedule"):
+            section = getattr(run, name)
+            yield from _changed(name, section, tuple(type(section).model_fields), because, by)
+        yield from _changed("partition", run.partition, ("clusters",), because, by)
         return
-    for key in _NETWORK_STEPS:
-        if getattr(run.schedule, key) != ScheduleConfig.model_fields[key].default:
-            value = getattr(run.schedule, key)
-            yield NoEffect(f"schedule.{key}", value, _because(solver))
+    solver = run.solver
+    read, because = _SOLVERS.entry(solver.kind).reads(solver), _parts(run)
+    unread = tuple(key for key in type(solver).model_fields if key not in read)
+    yield from _changed("solver", solver, unread, because, _OF_A_SOLVER)
+    if "lr" not in read:
+        yield from _changed("schedule", run.schedule, _NETWORK_STEPS, because, _OF_A_SOLVER)
+    if "estimator" not in read or solver.estimator == "none":
+        yield from _changed("partition", run.partition, ("clusters",), because, _OF_A_SOLVER)
 
 
-def _because(solver: NeuralSolverConfig) -> str:
-    """The settings that decide what is read."""
-    parts = {"kind": solver.kind}
+def _parts(run: RunConfig) -> str:
+    """The settings that decide what of a solver is read."""
+    solver = run.solver
+    told = {"kind": solver.kind}
     if solver.kind == "estimator":
-        parts |= {"estimator": solver.estimator, "network": solver.network}
-    return ", ".join(f"solver.{key} = {value}" for key, value in parts.items())
+        told |= {"estimator": solver.estimator, "network": solver.network}
+    else:
+        absent = {part: getattr(solver, part) for part in ("initialiser", "graph_layer")}
+        told |= {part: value for part, value in absent.items() if value in ("none", False)}
+    return ", ".join(f"solver.{key} = {value}" for key, value in told.items())
+
+
+def _of_map(run: RunConfig) -> Iterator[_Idle]:
+    model = run.model
+    if model.constraint == "none":
+        yield from _changed(
+            "model", model, ("kappa",), "model.constraint = none", ("model.constraint",)
+        )
+    if model.cell != "mignn":
+        yield from _changed(
+            "model", model, ("skew",), f"model.cell = {model.cell}", ("model.cell",)
+        )
+
+
+def _of_consistency(run: RunConfig) -> Iterator[_Idle]:
+    if run.train.consistency == 0.0:
+        keys = "consistency_samples", "consistency_temperature", "consistency_warmup"
+        by = ("train.consistency",)
+        yield from _changed("train", run.train, keys, "train.consistency = 0", by)
+
+
+def _of_generators(run: RunConfig) -> Iterator[_Idle]:
+    for name, dataset in _GENERATED.items():
+        if run.dataset == dataset:
+            continue
+        section: Section = getattr(run.data, name)
+        keys, because = tuple(type(section).model_fields), f"dataset = {run.dataset}"
+        yield from _changed(f"data.{name}", section, keys, because, ("dataset",))
+
+
+def _of_partition(run: RunConfig) -> Iterator[_Idle]:
+    asked = run.partition
+    if asked.clusters == 0:  # those are METIS's, whoever divides the graph among ranks
+        read = _PARTITIONERS.entry(asked.method).reads
+        keys = tuple(k for k in ("provider", "objective", "imbalance", "seed") if k not in read)
+        because = f"partition.method = {asked.method}"
+        yield from _changed("partition", asked, keys, because, ("partition.method",))

@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel
 
-from distributed_ignn.config.idle import refuse_idle
-from distributed_ignn.config.parse import resolve_run, validate_run
+from distributed_ignn.config.parse import resolve_read_run, validate_run
 from distributed_ignn.config.sections import RunConfig
 from distributed_ignn.config.suggest import suggest
 from distributed_ignn.errors import UserError
@@ -40,7 +39,7 @@ def run_from_settings(
         UserError: an unknown or ambiguous name, a wrong value, or see ``parse_args``.
     """
     values = _put({}, spelled_out(given))
-    return refuse_idle(resolve_run(values | {"dataset": dataset}, config), values)
+    return resolve_read_run(values | {"dataset": dataset}, config)
 
 
 def run_from(
@@ -68,7 +67,7 @@ def run_from(
     if not name.endswith((".yaml", ".yml")):
         return run_from_settings(name, flat)
     values = _put({}, flat)
-    return refuse_idle(resolve_run(values, Path(name)), values)
+    return resolve_read_run(values, Path(name))
 
 
 def _put(values: dict[str, Any], flat: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from distributed_ignn.solvers.base import Outcome, Solution
 from distributed_ignn.training.engines.torch import Check, TorchEngine
 from distributed_ignn.training.epoch_record import EpochRecord
 from distributed_ignn.training.plans import EVALUATE, SolveLog
-from tests.launch.test_train_command import ROOT, SMALL, _records, _start, _summary
+from tests.launch.test_train_command import ROOT, SMALL, UNSOLVED, _records, _start, _summary
 
 # explodes in the second epoch; a thousandth of the learning rate does not
 EXPLODING = [*SMALL, "--train.lr", "1e4"]
@@ -242,7 +242,7 @@ def test_a_diverging_solve_leaves_no_predictions(
         "picard",
     ]
     short = ["--forward.max-steps", "4", "--adjoint.max-steps", "4", "--train.explode-factor", "0"]
-    assert main([*SMALL, *free, *short, "--train.lr", "0.3", "--output", str(output)]) == 0
+    assert main([*UNSOLVED, *free, *short, "--train.lr", "0.3", "--output", str(output)]) == 0
     command = ["--run", str(output), "--device", "cpu", "--out", str(out)]
     assert predict_main([*command, "--steps", "3"]) == 0
     assert "none: these weights are no contraction" in capsys.readouterr().out

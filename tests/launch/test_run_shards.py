@@ -140,7 +140,7 @@ def test_a_run_that_goes_on_loads_no_dataset(run: Path, loads: list[str]) -> Non
 
 
 @pytest.mark.parametrize(
-    "change", ["--partition.seed 1", "--data.chains.noise 0.1", "gone", "other data"]
+    "change", ["--partition.order id", "--data.chains.noise 0.1", "gone", "other data"]
 )
 def test_shards_of_other_settings_are_not_taken(
     run: Path, loads: list[str], change: str, caplog: pytest.LogCaptureFixture
@@ -197,7 +197,7 @@ def test_a_file_that_has_changed_is_read_again_and_told(
 def test_a_refused_resume_leaves_the_record(run: Path) -> None:
     before = (run / "shards.json").read_bytes()
     with pytest.raises(UserError, match="another shape"):
-        _train(run, "--resume", "auto", "--model.hidden", "5", "--partition.seed", "1")
+        _train(run, "--resume", "auto", "--model.hidden", "5", "--partition.order", "id")
     assert (run / "shards.json").read_bytes() == before
     assert len(list((run / "shards").iterdir())) == 2
 

@@ -21,17 +21,21 @@ from distributed_ignn.runs.checkpoints.checkpoint import list_checkpoints
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 100
 
-SMALL = shlex.split("""
+UNSOLVED = shlex.split("""
     --dataset chains --device cpu --partition.method contiguous
     --data.chains.length 6 --data.chains.chains-per-class 15 --data.chains.features 5
     --data.chains.noise 0.5 --data.chains.train-fraction 0.2
-    --model.hidden 8 --model.dropout 0 --forward.method neural
+    --model.hidden 8 --model.dropout 0
     --forward.tolerance 1e-11 --forward.max-steps 300
     --adjoint.tolerance 1e-11 --adjoint.max-steps 300
+    --train.dtype float64 --train.epochs 5 --train.checkpoint-every 2 --train.threads 1
+""")
+"""A small run without what is to be said of its solver."""
+SMALL = UNSOLVED + shlex.split("""
+    --forward.method neural
     --solver.steps 4 --solver.hidden 4 --solver.compress 2 --solver.network mlp
     --solver.target-tolerance 1e-12
     --schedule.warmup-epochs 2 --schedule.warmup-solver-steps 2 --schedule.model-steps 2
-    --train.dtype float64 --train.epochs 5 --train.checkpoint-every 2 --train.threads 1
 """)
 METRICS = {
     "epoch",

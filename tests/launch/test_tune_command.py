@@ -24,7 +24,7 @@ from distributed_ignn.runs.predict import load_run
 from distributed_ignn.runs.run import run_training
 from distributed_ignn.runs.tune import TuneOptions, TuneResult, tune
 from distributed_ignn.training.losses.objective import Objective
-from tests.launch.test_train_command import SMALL
+from tests.launch.test_train_command import SMALL, UNSOLVED
 from tests.ranks import run_ranks
 
 # as users train: a tolerance that a start close by reaches sooner
@@ -96,7 +96,7 @@ def test_the_last_fit_counts_as_solver_training(tmp_path: Path) -> None:
 
 
 def test_without_a_learned_solver_none_is_kept(tmp_path: Path) -> None:
-    arguments = [*SMALL, "--forward.method", "anderson", "--output", str(tmp_path / "run")]
+    arguments = [*UNSOLVED, "--forward.method", "anderson", "--output", str(tmp_path / "run")]
     summary = run_training(parse_args(arguments), Communicator())
     assert summary["test_at_initialiser"] is None
     assert not (tmp_path / "run" / KEPT_SOLVER).exists()
@@ -255,7 +255,7 @@ def test_wrong_arguments_are_one_line(
 
 
 def test_steps_without_a_network_are_refused(tmp_path: Path) -> None:
-    arguments = [*SMALL, "--solver.network", "none", "--output", str(tmp_path / "run")]
+    arguments = [*UNSOLVED, "--forward.method", "neural", "--output", str(tmp_path / "run")]
     run_training(parse_args(arguments), Communicator())
     with pytest.raises(UserError, match="--steps 3 is for the network of the solver"):
         tune(TuneOptions(tmp_path / "run", steps=3), Communicator())

@@ -207,11 +207,13 @@ class Partitioner:
     Args:
         decide: what did it, what that minimised, and the part of every node, int64 [n].
         summary: for the help.
+        reads: which of ``provider``, ``objective``, ``imbalance`` and ``seed`` it goes by.
         leaves_empty: whether there may be more parts than nodes.
     """
 
     decide: Callable[[Division], tuple[str, Objective, Tensor]]
     summary: str = ""
+    reads: frozenset[str] = frozenset()
     leaves_empty: bool = False
 
 
@@ -263,9 +265,15 @@ def _metis(division: Division) -> tuple[str, Objective, Tensor]:
 
 
 PARTITIONERS = {
-    "metis": Partitioner(_metis, "few halo rows"),
-    "fennel": Partitioner(_fennel, "streaming, for graphs that METIS has no memory for"),
-    "random": Partitioner(_random, leaves_empty=True),
+    "metis": Partitioner(
+        _metis, "few halo rows", frozenset({"provider", "objective", "imbalance", "seed"})
+    ),
+    "fennel": Partitioner(
+        _fennel,
+        "streaming, for graphs that METIS has no memory for",
+        frozenset({"imbalance", "seed"}),
+    ),
+    "random": Partitioner(_random, reads=frozenset({"seed"}), leaves_empty=True),
     "contiguous": Partitioner(_contiguous, leaves_empty=True),
 }
 """The ways to divide a graph, by name; a new one is entered here."""

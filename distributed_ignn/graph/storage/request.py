@@ -63,6 +63,14 @@ def partition_request(config: PartitionConfig) -> dict[str, JsonValue]:
     return _told(config.model_dump(mode="json", exclude={"dir"}), "partition")
 
 
+def asked_for(config: PartitionConfig) -> dict[str, JsonValue]:
+    """As ``partition_request``, what is not as by default alone: who names shards need not repeat
+    how they were made, but must not contradict it.
+    """
+    plain = partition_request(PartitionConfig())
+    return {k: v for k, v in partition_request(config).items() if v != plain.get(k)}
+
+
 def check_same(
     folder: Path,
     found: Manifest,

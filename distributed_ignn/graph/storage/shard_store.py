@@ -48,6 +48,7 @@ from distributed_ignn.graph.storage.manifest import (
     version_of,
 )
 from distributed_ignn.graph.storage.request import (
+    asked_for,
     check_same,
     check_settings,
     partition_request,
@@ -107,6 +108,8 @@ def prepare_shards(
     if config.dir is not None:
         manifest = read_manifest(config.dir, parts=parts)
         check_settings(config.dir, manifest.settings, settings, "data")
+        wanted = manifest.request | asked_for(config)
+        check_settings(config.dir, manifest.request, wanted, "partition")
         return config.dir, manifest
     data = load()
     with long_step(f"reading {data.name} once more for its fingerprint"):

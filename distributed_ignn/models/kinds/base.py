@@ -162,6 +162,7 @@ class ExplicitModel(NodeModel):
     Attributes:
         summary: one line for the help.
         reads: the keys of the section ``explicit`` that have an effect.
+        drops: whether it drops entries of its states (``model.dropout``).
         reads_edges: whether it looks at the graph at all.
         normalises: whether its layers read A_hat, whose degrees are fetched once, when it is built.
         head: a linear map, or None.
@@ -171,6 +172,7 @@ class ExplicitModel(NodeModel):
     state_name: ClassVar[str] = "the last state"
     summary: ClassVar[str] = ""
     reads: ClassVar[frozenset[str]] = frozenset()
+    drops: ClassVar[bool] = True
     reads_edges: ClassVar[bool] = True
     normalises: ClassVar[bool] = True
 

@@ -14,6 +14,7 @@ class SGC(ExplicitModel):
 
     summary = "a linear model of propagated features (Wu et al. 2019)"
     reads = frozenset({"layers"})
+    drops = False
 
     def build(self, site: Site) -> None:
         """See ``ExplicitModel``."""

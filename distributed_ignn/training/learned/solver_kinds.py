@@ -82,7 +82,9 @@ def _estimator_reads(section: NeuralSolverConfig) -> frozenset[str]:
 
 
 def _paper_reads(section: NeuralSolverConfig) -> frozenset[str]:
-    read = set(_COMMON | _NETWORK | {"lambda1_steps", "training", "graph_layer"})
+    read = set(_COMMON | _NETWORK | {"training", "graph_layer"})
+    if section.lambda1 > 0.0:
+        read.add("lambda1_steps")
     if section.initialiser != "none":
         read.add("bottleneck")
     if section.graph_layer:

@@ -116,7 +116,7 @@ def test_a_search_finds_settings_by_validation_alone(
     assert text.startswith("# Found by ignn search in ")
     config = parse_args(["--config", str(out / "best.yaml")])
     assert config.dataset == str(graph)
-    assert (config.output, config.partition.dir) == (Path("runs/own-seed0"), None)
+    assert (config.output, config.partition.dir) == (out / "best", None)
     for name, value in chosen["settings"].items():
         found: Any = config
         for key in name.split("."):

@@ -11,7 +11,8 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from distributed_ignn.config import RunConfig
+from distributed_ignn.config import RunConfig, absolute_paths
+from distributed_ignn.config.idle import without_idle
 from distributed_ignn.errors import UserError
 from distributed_ignn.files import atomic_write_json, atomic_write_text
 from distributed_ignn.lab.studies.search.halving import Halving, Trial
@@ -148,8 +149,9 @@ class Ledger:
             OSError: the folder cannot be written.
         """
         seed = self._halving.plan.seeds[0]
-        config = with_settings(self._base, {**trial.settings, "seed": seed})
-        settings = config.model_dump(mode="json", exclude=set(OWN) - {"seed"})
+        changes = {**trial.settings, "seed": seed, "output": self._out / "best"}
+        config = absolute_paths(without_idle(with_settings(self._base, changes)))
+        settings = config.model_dump(mode="json", exclude=set(OWN) - {"seed", "output"})
         text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
         header = "".join(f"# {line}\n" for line in self._told(trial))
         atomic_write_text(self._out / BEST, header + text)

@@ -10,16 +10,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from distributed_ignn.config import CONFIG_FOLDER, RunConfig, choices
 from distributed_ignn.config.choices import Choice
 from distributed_ignn.config.dataset import FILE_SUFFIXES, OWN_FILE
+from distributed_ignn.config.dotted import dotted
 from distributed_ignn.config.explicit import IMPLICIT, reads
 from distributed_ignn.errors import UserError
 from distributed_ignn.graph.storage.manifest import DatasetSize
@@ -146,15 +147,6 @@ def _is_in(name: str, section: str) -> bool:
     return name == section or name.startswith(f"{section}.")
 
 
-def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted name and value of every setting of nested sections."""
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
 def identity(config: RunConfig) -> str:
     """A short name for settings, the same for all ways to write them."""
     text = json.dumps(config.model_dump(mode="json"), sort_keys=True)
@@ -175,7 +167,7 @@ class Space:
         self, base: RunConfig, axes: Sequence[Axis], graph: DatasetSize, seed: int
     ) -> None:
         self._base, self._axes, self._graph, self._seed = base, axes, graph, seed
-        self._given = {name: str(value) for name, value in leaves(base.model_dump(mode="json"))}
+        self._given = {name: str(value) for name, value in dotted(base.model_dump(mode="json"))}
         self._fast = self._allowed(FAST) if base.forward.method == "anderson" else {}
 
     def _allowed(self, settings: Settings) -> Settings:
@@ -205,7 +197,7 @@ class Space:
             served |= KNOWN_OWN
         for dataset in KNOWN:
             shipped = read_yaml(CONFIG_FOLDER / f"{dataset}.yaml") or {}
-            served[dataset] = {name: str(value) for name, value in leaves(shipped)}
+            served[dataset] = {name: str(value) for name, value in dotted(shipped)}
         return served
 
     def draw(

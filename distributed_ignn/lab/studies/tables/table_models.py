@@ -134,22 +134,13 @@ def overridden(config: RunConfig, flags: Mapping[str, Any]) -> tuple[RunConfig, 
     Raises:
         UserError: a value is wrong, or the settings contradict each other.
     """
-    idle = () if config.learns_forward else ("solver.", "schedule.")
-    kept = {name: value for name, value in flags.items() if not name.startswith(idle)}
+    kept = dict(flags)
     while True:
         try:
             run = with_settings(config, kept)
-            return refuse_idle(run, _nested(kept)), frozenset(kept)
+            refuse_idle(run, (*kept, *DECIDED))
+            return run, frozenset(kept)
         except NoEffectError as error:
             if error.setting not in kept:
                 raise
             del kept[error.setting]
-
-
-def _nested(flags: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The keys of each section."""
-    found: dict[str, dict[str, Any]] = {}
-    for name, value in flags.items():
-        section, _, key = name.partition(".")
-        found.setdefault(section, {})[key] = value
-    return found
