@@ -267,7 +267,8 @@ def _trouble(solution: Solution, how: Direction) -> str:
     steps, last = solution.steps, solution.residuals[-1]
     if solution.outcome is Outcome.DIVERGED:
         when = "at its start" if steps == 1 else f"after {steps} evaluations"
-        return f"diverges: its numbers are not finite {when}"
+        dtype = str(solution.image.dtype).removeprefix("torch.")
+        return f"diverges: its numbers are not finite or too large for {dtype} {when}"
     reached = f"stops at a relative residual of {solution.residual:.1e} after {steps} evaluations"
     floor = torch.finfo(solution.image.dtype).eps
     if how.tolerance < floor:

@@ -213,9 +213,14 @@ class SizedSolver(FixedPointSolver[State], Protocol):
 def relative_residual(residual_square: float, image_square: float) -> float:
     """||g|| / ||f(z)|| from global sums of squares; 0 where both vanish, NaN kept.
 
+    Infinite where a sum is: numbers from 1e19 on have squares beyond float32, and a finite residual
+    over such an image would look like 0.
+
     Where the image alone vanishes, as where all ReLUs have died, the residual is -z, and its norm
     is counted relative to that of the point: it is 1, and the next point may well be the solution.
     """
+    if math.isinf(image_square):
+        return math.inf
     if residual_square == 0.0:
         return 0.0
     if image_square == 0.0:

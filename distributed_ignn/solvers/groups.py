@@ -135,7 +135,8 @@ def relative_residual(square: Tensor, image_square: Tensor) -> Tensor:
     """As ``base.relative_residual``, of float64 scalars on a device."""
     vanished = torch.where(square < math.inf, 1.0, math.inf)  # not a number is not below it
     ratio = torch.where(image_square == 0.0, vanished, (square / image_square).sqrt())
-    return torch.where(square == 0.0, 0.0, ratio)
+    known = torch.where(square == 0.0, 0.0, ratio)
+    return torch.where(image_square == math.inf, math.inf, known)
 
 
 class Progress:

@@ -19,6 +19,7 @@ from distributed_ignn.solvers.base import (
     relative_residual,
 )
 from distributed_ignn.solvers.broyden import Broyden
+from distributed_ignn.solvers.groups import relative_residual as on_device
 from distributed_ignn.solvers.methods import METHODS, SolverSettings
 from distributed_ignn.solvers.picard import Picard
 from distributed_ignn.solvers.solve import solve
@@ -257,8 +258,25 @@ def test_a_map_that_is_zero_has_the_fixed_point_zero(method: str, start: float) 
 
 @pytest.mark.parametrize(
     ("residual", "image", "expected"),
-    [(0.0, 0.0, 0.0), (4.0, 1.0, 2.0), (4.0, 0.0, 1.0), (math.inf, 0.0, math.inf)],
+    [
+        *[(0.0, 0.0, 0.0), (4.0, 1.0, 2.0), (4.0, 0.0, 1.0), (math.inf, 0.0, math.inf)],
+        (4.0, math.inf, math.inf),
+        (0.0, math.inf, math.inf),
+    ],
 )
 def test_relative_residuals(residual: float, image: float, expected: float) -> None:
     assert relative_residual(residual, image) == expected
     assert not math.isfinite(relative_residual(math.nan, image))
+    device = on_device(*torch.tensor([residual, image], dtype=torch.float64))
+    assert float(device) == expected
+
+
+@pytest.mark.parametrize("factor", [1.2, 3.0])
+def test_squares_beyond_float32_do_not_pass_for_a_solution(factor: float) -> None:
+    """A finite residual over an image of infinite norm would be 0."""
+    affine = AffineMap([factor] * 3)
+    affine.slope, affine.offset = affine.slope.float(), affine.offset.float()
+    solution = _run(affine, Picard())
+    assert solution.outcome is Outcome.DIVERGED
+    assert affine.evaluations < 400
+    assert solution.image.isfinite().all()
