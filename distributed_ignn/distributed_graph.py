@@ -6,6 +6,7 @@ Letters: n nodes of the whole graph, O owned nodes, E edges into owned nodes, F 
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -106,6 +107,8 @@ class DistributedGraph:
                 attributes, or a GraphData; the same on every rank. Features stay as they are.
             partition: how to divide; METIS if not given.
             directions: see ``data.directions`` in ``--help``; a GraphData has its own already.
+                With ``both``, ``edge_index`` has the edges that were given, and a second channel
+                their reverse; else missing directions are added, which a warning tells.
             device, dtype: as in ``open``.
 
         Raises:
@@ -347,13 +350,23 @@ def _as_graph(data: object, directions: Directions) -> GraphData:
 def _told_by_one(comm: Communicator) -> Iterator[None]:
     """What reading a graph has to say, every rank would say alike; let rank 0 say it."""
     reading = logging.getLogger("distributed_ignn.graph.datasets")
-    before = reading.level
+    before, shown = reading.level, _AsWarning(logging.WARNING)
     if not comm.is_main:
         reading.setLevel(logging.ERROR)
+    reading.addHandler(shown)
     try:
         yield
     finally:
+        reading.removeHandler(shown)
         reading.setLevel(before)
+
+
+class _AsWarning(logging.Handler):
+    """Shows a warning of the log to a program, which need not show the log."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """See ``logging.Handler``."""
+        warnings.warn(record.getMessage(), UserWarning, stacklevel=2)
 
 
 def _check_alike(comm: Communicator, digest: str, otherwise: str) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from itertools import count
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -149,8 +150,9 @@ def _settings(
 
 
 def _check_ranks(ranks: int, started: int | None) -> None:
-    if ranks < 1:
-        raise UserError(f"ranks = {ranks} must be at least 1")
+    asked: object = ranks
+    if not isinstance(asked, Integral) or ranks < 1:
+        raise UserError(f"ranks = {ranks!r} must be a whole number, at least 1")
     if started is not None and ranks not in (1, started):
         raise UserError(
             f"ranks = {ranks} but this process is one of {started} that are started already; leave "

@@ -158,9 +158,13 @@ SETTINGS: list[tuple[dict[str, Any], str]] = [
 def test_wrong_settings_are_told(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(di.UserError, match=message):
         di.fit(DATA, settings)
-    for ranks, text in ((0, "ranks = 0 must be at least 1"),):
+    for ranks, text in (
+        (0, "ranks = 0 must be a whole number, at least 1"),
+        (1.5, "ranks = 1.5 must be a whole number"),
+        ("2", "ranks = '2' must be a whole number"),
+    ):
         with pytest.raises(di.UserError, match=text):
-            di.fit(DATA, ranks=ranks)
+            di.fit(DATA, ranks=ranks)  # type: ignore[arg-type]
     assert list(Path("runs").glob("*")) == []
 
 

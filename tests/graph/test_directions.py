@@ -154,6 +154,8 @@ def test_shards_of_undirected_graphs_are_written_as_before(tmp_path: Path) -> No
 
 
 def test_a_divided_graph_has_both_lists_of_edges() -> None:
+    with pytest.warns(UserWarning, match="graph is directed, and the missing directions are added"):
+        DistributedGraph.divide(_fields()).close()
     with DistributedGraph.divide(_fields(), directions="both") as graph:
         into, out = graph.edge_indices
         nodes = graph.owned_nodes

@@ -135,14 +135,14 @@ def test_a_missing_direction_gets_the_weight_and_two_that_differ_stay(
     with caplog.at_level(logging.INFO):
         data = _load(tmp_path, edge_index=half, edge_weight=WEIGHT[::2])
     assert np.array_equal(_dense(data), _expected())
-    assert "the graph is directed; adding the missing directions" in caplog.text
+    assert "the graph is directed, and the missing directions are added" in caplog.text
     caplog.clear()
     uneven = np.array([2.0, 5.0, 0.5, 0.5, 3.0, 3.0, 7.0])
     with caplog.at_level(logging.INFO):
         data = _load(tmp_path, edge_weight=uneven)
     assert np.array_equal(_dense(data), _expected(weight=uneven))
     assert "two directions of different weight; both are kept" in caplog.text
-    assert "adding the missing directions" not in caplog.text
+    assert "missing directions are added" not in caplog.text
 
 
 def test_zeros_are_no_edges_and_said_to_be_left_out(

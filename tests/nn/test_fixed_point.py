@@ -340,9 +340,7 @@ def test_divergence_warns_once_and_says_the_way_out() -> None:
 
 def test_numbers_that_are_not_finite_raise() -> None:
     x = torch.ones(4, WIDTH)
-    with pytest.raises(
-        UserError, match=r"too large for float64 after .* evaluations; make the"
-    ):
+    with pytest.raises(UserError, match=r"too large for float64 after .* evaluations; make the"):
         FixedPoint(_Expanding(), "picard", max_steps=5000)(x)
     with pytest.raises(UserError, match="not finite or too large for float64 at its start"):
         FixedPoint(Mixed())(x * torch.nan)

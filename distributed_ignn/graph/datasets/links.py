@@ -52,8 +52,13 @@ def graph_channels(
     one_way = (graph.num_entries - given.num_entries) / max(given.num_entries, 1)
     if _takes_both(directions, one_way, _names_each_once(row, col), origin):
         return given, turned(given)
-    if one_way > 0.0:
-        logger.info("%s: the graph is directed; adding the missing directions", origin)
+    if one_way > 0.0 and directions == "undirected":
+        # a warning, since programs show no less: their own layers would read other edges
+        logger.warning(
+            "%s: the graph is directed, and the missing directions are added; data.directions = "
+            "both keeps edges as they are, and their reverse as a second channel",
+            origin,
+        )
     if not same and graph.value is not None and not is_symmetric(graph):
         logger.info("%s: some edges have two directions of different weight; both are kept", origin)
     return (graph,)
@@ -74,7 +79,7 @@ def _takes_both(directions: Directions, one_way: float, once: bool, origin: Path
         origin: the first word of the line.
     """
     both = directions == "both" or (directions == "auto" and one_way > _FEW and not once)
-    if directions != "undirected":
+    if directions != "undirected" and (one_way > 0.0 or both):
         order = ", but all name their ends in one order, as undirected edges" if once else ""
         text = "%s: %.1f %% of the edges have no way back%s; data.directions = %s: %s"
         made = "in- and out-neighbours are two channels" if both else "every edge counts both ways"
