@@ -213,18 +213,23 @@ def _lines(log: Path) -> list[str]:
 
 
 @contextmanager
-def killable() -> Iterator[None]:
-    """Let SIGTERM end this process as Ctrl-C does, so that everything is cleared away."""
+def killable() -> Iterator[list[int]]:
+    """Let SIGTERM end this process as Ctrl-C does, so that everything is cleared away.
+
+    What it yields then holds the signal's number.
+    """
+    found: list[int] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
+        found.append(number)
         raise KeyboardInterrupt
 
     try:
         before = signal.signal(signal.SIGTERM, stop)
     except ValueError:  # not the main thread: whoever owns that one decides
-        yield
+        yield found
         return
     try:
-        yield
+        yield found
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -31,7 +31,10 @@ def add_knn_channel(data: GraphData, k: int) -> GraphData:
         UserError: no features, k outside 1..n-1, or more than MAX_NODES nodes.
     """
     if data.features is None:
-        raise UserError(f"data.knn: {data.name} has no features to compare; set data.knn to 0")
+        raise UserError(
+            f"data.knn = {k} links nodes of like features, and {data.name} has no features; set "
+            "data.knn to 0, or choose another model.kind if it is amgcn, which needs them"
+        )
     if data.num_nodes > MAX_NODES:
         raise UserError(
             f"data.knn: {data.num_nodes:,} nodes are too many for the exact neighbour search (at "

@@ -46,8 +46,9 @@ def choose_provider(config: PartitionConfig) -> str:
     if config.provider != "auto":
         if config.provider not in installed:
             raise UserError(
-                f"partition.provider = {config.provider} is not installed; install it, or choose "
-                "--partition.provider auto or --partition.method contiguous"
+                f"partition.provider = {config.provider} is not installed; run "
+                f"{_installation(config.provider)}, or choose --partition.provider auto or "
+                "--partition.method contiguous"
             )
         return config.provider
     if not installed:
@@ -64,6 +65,16 @@ def choose_provider(config: PartitionConfig) -> str:
             "it; run pip install pymetis or drop the setting"
         )
     return "pymetis"
+
+
+def _installation(provider: str) -> str:
+    """The command that installs a METIS library; PyG has wheels of its own for each torch."""
+    if provider != "pyg-lib":
+        return f"pip install {provider}"
+    release = torch.__version__.partition("+")[0]
+    cuda = torch.version.cuda
+    build = "cpu" if cuda is None else f"cu{cuda.replace('.', '')}"
+    return f"pip install pyg-lib -f https://data.pyg.org/whl/torch-{release}+{build}.html"
 
 
 def is_installed(module: str) -> bool:

@@ -27,6 +27,7 @@ from distributed_ignn.lab.benchmarks.variants import (
 )
 from distributed_ignn.lab.studies import convergence
 from distributed_ignn.lab.studies.outcome import Outcome, Request
+from distributed_ignn.lab.studies.tables.paper_figures import paper_name
 from distributed_ignn.long_steps import long_step
 from distributed_ignn.plots import Picture
 from distributed_ignn.training.learned_solver import LearnedSolver
@@ -115,7 +116,8 @@ def run_networks(request: Request, comm: Communicator, steps: int | None = None)
 
 def paper_steps(dataset: str) -> int:
     """Gradient steps that the paper's solver takes in all; those of citeseer on other graphs."""
-    known = dataset if (CONFIG_FOLDER / "paper" / f"{dataset}.yaml").is_file() else "citeseer"
+    name = paper_name(dataset)
+    known = name if (CONFIG_FOLDER / "paper" / f"{name}.yaml").is_file() else "citeseer"
     return load_yaml(shipped_file("paper", f"{known}.yaml")).train.epochs
 
 

@@ -16,6 +16,7 @@ from distributed_ignn.errors import Stopped, UserError
 from distributed_ignn.lab.studies.shared_shards import shards_for_all
 from distributed_ignn.lab.studies.study_runs import complete_run, is_finished
 from distributed_ignn.lab.studies.tables.table_cells import TableCell, on_shards
+from distributed_ignn.lab.studies.tables.table_models import MODELS
 from distributed_ignn.runs.checkpoints.checkpoint_store import keep_newest
 from distributed_ignn.runs.layout import CHECKPOINTS
 from distributed_ignn.runs.run import Conduct
@@ -65,13 +66,15 @@ class CellTrainer:
 
         Data that could not be read once are not asked for again.
         """
-        key = cell.dataset + cell.run.data.model_dump_json()
+        key = _key(cell)
         if key not in self._unread:
             try:
                 return on_shards(cell.run, shards_for_all(cell.run, self.out, comm))
             except UserError as error:  # on every rank alike
                 self._unread[key] = str(error)
-                self.say(f"{Path(cell.dataset).stem} is left out: {error}")
+                alike = (each.model for each in self.cells if _key(each) == key)
+                models = ", ".join(dict.fromkeys(MODELS[model].label for model in alike))
+                self.say(f"{Path(cell.dataset).stem} ({models}) is left out: {error}")
         self.missing[cell] = self._unread[key]
         return None
 
@@ -91,6 +94,11 @@ class CellTrainer:
             reason = train_cell(comm, run, shows=self.shows)
             if reason is not None:
                 self.give_up(cell, reason)
+
+
+def _key(cell: TableCell) -> str:
+    """Cells of one key read the same data."""
+    return cell.dataset + cell.run.data.model_dump_json()
 
 
 def _is_finished_for_all(cell: TableCell, comm: Communicator) -> bool:

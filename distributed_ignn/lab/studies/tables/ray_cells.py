@@ -14,6 +14,7 @@ from distributed_ignn.errors import JobError, Stopped, UserError
 from distributed_ignn.lab.studies.study_runs import is_finished
 from distributed_ignn.lab.studies.tables.cell_training import CellTrainer, train_cell
 from distributed_ignn.launchers import ray_cluster as cluster
+from distributed_ignn.launchers.local_job import killable
 from distributed_ignn.launchers.ray_launch import announce_wait, check_lasting
 from distributed_ignn.launchers.this_rank import on_this_rank
 
@@ -27,20 +28,23 @@ def train_on_ray(trainer: CellTrainer, asked: RunConfig) -> None:
 
     Raises:
         UserError: Ray is missing or not reachable, or the cluster is too small.
-        Stopped: by Ctrl-C; the same call goes on.
+        Stopped: by Ctrl-C or SIGTERM; the same call goes on.
     """
     _prepare(asked)
     import ray
 
+    killed: list[int] = []
     try:
-        with cluster.joined():
+        # in this order: Ray takes SIGTERM for itself once it is joined
+        with cluster.joined(), killable() as killed:
             check_lasting("out", trainer.out)
             each = cluster.resources_of_each(asked)
             announce_wait(asked, each, ray.available_resources())
             _train(trainer, _task(each, asked.restarts), asked, "GPU" in each)
     except KeyboardInterrupt as stopped:
-        told = "stopped by SIGINT; the same command goes on from here"
-        raise Stopped(signal.SIGINT, told) from stopped
+        signum = killed[0] if killed else signal.SIGINT
+        told = f"stopped by {Stopped.name(signum)}; the same command goes on from here"
+        raise Stopped(signum, told) from stopped
 
 
 def _prepare(asked: RunConfig) -> None:

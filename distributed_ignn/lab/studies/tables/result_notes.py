@@ -31,8 +31,9 @@ _OTHERWISE = {
         "20 and 20 per cent of the nodes."
     ),
     "amazon-all": (
-        "Amazon-all: 6 per cent of the labelled products are drawn for training and 10 for test, "
-        "as in the paper's counts; a product has several labels, and the figure is micro-F1."
+        "Amazon-all: of the labelled products 10 per cent are drawn for test and "
+        "data.train_fraction (.06 unless the settings say so, as in the paper's counts) for "
+        "training; a product has several labels, and the figure is micro-F1."
     ),
     "corafull": (
         "CoraFull's nodes that are in both the training and the test list of the release are left "
