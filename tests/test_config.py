@@ -459,9 +459,15 @@ def test_what_a_file_says_may_be_taken_away(tmp_path: Path) -> None:
     assert parse_args(["--config", str(path), "--resume", "auto"])  # of a run as it was written
 
 
-def test_the_graph_layer_alone_may_be_taken_from_a_preset() -> None:
-    path = str(CONFIGS / "paper" / "citeseer.yaml")
-    run = parse_args(["--config", path, "--solver.graph-layer", "false"])
+def test_the_graph_layer_alone_may_be_taken_from_a_preset(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whose file is found by name, wherever the command is started."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("paper/citeseer.yaml", "configs/paper/citeseer.yaml"):
+        assert parse_args(["--config", name]) == load_yaml(CONFIGS / "paper" / "citeseer.yaml")
+    assert _error("--config paper/cite.yaml").startswith("config = paper/cite.yaml does not exist;")
+    run = parse_args(["--config", "paper/citeseer.yaml", "--solver.graph-layer", "false"])
     assert (run.solver.sparsifier, run.solver.keep) == ("none", NeuralSolverConfig().keep)
 
 

@@ -150,7 +150,10 @@ def parse_options_and_settings(
 def _read(parser: CommandParser, argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
     """Add ``--config`` and all settings to a parser; all that it finds, and the settings of it."""
     parser.add_argument(
-        "--config", type=Path, metavar="FILE", help="YAML file (default: configs/DATASET.yaml)"
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="YAML file, or the name of one below configs/ (default: configs/DATASET.yaml)",
     )
     source: CliSettingsSource[Any] = CliSettingsSource(
         _CommandLine,
@@ -209,22 +212,35 @@ def resolve_run(flags: dict[str, Any], config_file: Path | None) -> RunConfig:
 
     Args:
         flags: sections and keys, from a command line or a program.
-        config_file: the file; that of the dataset, if it has one, by default. Under the settings
+        config_file: the file, or the name of one below ``configs/``; that of the dataset, if it
+            has one, by default. Under the settings
             for a graph of one's own, those that were chosen for any graph come first.
 
     Raises:
         UserError: see ``parse_args``.
     """
-    path = config_file or _shipped(flags.get("dataset"))
+    path = _shipped(flags.get("dataset")) if config_file is None else _named(config_file)
     if path is None:
         return _check_files(validate_run(_over_defaults({}, flags)))
     if not path.is_file():
         problem = "is a folder" if path.is_dir() else "does not exist"
-        raise UserError(f"config = {path} {problem}; name a YAML file with --config FILE")
+        raise UserError(
+            f"config = {path} {problem}; name a YAML file with --config FILE, or one that comes "
+            "with the package, as paper/citeseer.yaml"
+        )
     file = _read_yaml(path)
     if config_file is None:
         file = _for_kind(_kind(_merge(file, flags)), file)
     return _check_files(validate_run(_over_defaults(file, flags), path, flags))
+
+
+def _named(path: Path) -> Path:
+    """The file of a path, or that of the package of the same name below ``configs``."""
+    if path.exists() or path.is_absolute():
+        return path
+    below = path.parts[1:] if path.parts[:1] == (CONFIG_FOLDER.name,) else path.parts
+    shipped = CONFIG_FOLDER.joinpath(*below)
+    return shipped if shipped.is_file() else path
 
 
 def _over_defaults(file: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:

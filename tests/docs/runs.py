@@ -143,7 +143,7 @@ EXCUSES = {
     "tests/lab/studies trains each small",
     r"ignn reproduce rivals .*": "trains seven models: tests/lab/studies/test_rivals.py does",
     r"torchrun .* reproduce table1 .*": "the same, on two ranks",
-    r"ignn train --config configs/paper/citeseer\.yaml": "downloads a dataset: "
+    r"ignn train --config paper/citeseer\.yaml": "downloads a dataset: "
     "tests/training/test_paper_training.py trains by that solver",
     r"(torchrun|python -m torch\.distributed\.run) .*(citeseer|acm|synthetic-products).*": ""
     "needs a dataset or minutes; README.md's line for two ranks is run",

@@ -26,14 +26,14 @@ _DIFFERS = (
 
 def run(request: Request, comm: Communicator) -> Outcome:
     """Train with the learned solver for each seed and follow every method on the frozen map."""
-    rows = []
+    rows, network_training = [], network_steps(request.config)
     horizons = {
         "learned": convergence.trained_steps(request.config),
         NETWORK.name: convergence.trained_steps(request.config, NETWORK),
     }
     for seed in request.seeds:
         problem = convergence.freeze(request, seed, comm)
-        network = train_from_initialiser(problem, NETWORK, network_steps(problem))
+        network = train_from_initialiser(problem, NETWORK, network_training)
         learned = convergence.as_method(problem, "learned", convergence.own_solver(problem))
         methods: list[tuple[Method, int | None]] = [
             *((method, None) for method in convergence.classical(problem)),

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from distributed_ignn.config import RunConfig
 from distributed_ignn.files import atomic_write_json, atomic_write_text
+from distributed_ignn.lab.studies.text_tables import NEEDS, escaped, floating, pipes
 from distributed_ignn.plots import ENDINGS, Picture, save_all_kinds
 
 PROTOCOL = (
@@ -61,13 +62,16 @@ class Outcome:
 
 
 def write_outcome(study: str, request: Request, outcome: Outcome) -> None:
-    """Write STUDY.csv, STUDY.json and the plot with every ending into the request's folder.
+    """Write the rows as CSV, what they come to as Markdown, LaTeX and JSON, and the plot.
+
+    Into the request's folder, under the name of the study; the plot with every ending.
 
     Raises:
         OSError: the folder is not writable or the disk is full.
     """
     atomic_write_text(request.out / f"{study}.csv", to_csv(outcome.rows))
     save_all_kinds(outcome.figure, request.out / study)
+    _write_tables(study, request, outcome)
     statement = {
         "study": study,
         "dataset": request.config.dataset,
@@ -82,24 +86,53 @@ def write_outcome(study: str, request: Request, outcome: Outcome) -> None:
     atomic_write_json(request.out / f"{study}.json", statement)
 
 
-def show_outcome(study: str, request: Request, outcome: Outcome, console: Console) -> None:
-    """Print the summary as a table, then the paper's statement, protocol and folder."""
-    seeds = ", ".join(map(str, request.seeds))
-    names = list(
-        dict.fromkeys(k for v in outcome.ours.values() if isinstance(v, Mapping) for k in v)
+def _write_tables(study: str, request: Request, outcome: Outcome) -> None:
+    """The summary as STUDY.md and STUDY.tex."""
+    names, rows = _summary(outcome)
+    header = ["", *names]
+    notes = [f"Paper: {outcome.paper}", f"Here: {outcome.differs} {PROTOCOL}"]
+    table, told = pipes(header, rows), "".join(f"- {note}\n" for note in notes)
+    title = _title(study, request)
+    atomic_write_text(
+        request.out / f"{study}.md", f"# {title}\n\n{outcome.caption}\n\n{table}\n{told}"
     )
-    title = f"{study}: {request.config.dataset}, seeds {seeds}"
-    table = Table(title=title, caption=outcome.caption)
-    table.add_column("")
-    for name in names or ["value"]:
-        table.add_column(name, justify="right")
+    lines = [" & ".join(map(escaped, row)) + " \\\\" for row in (header, *rows)]
+    lines.insert(1, "\\midrule")
+    caption = f"{title}. {outcome.caption}"
+    comments = "".join(f"% {note}\n" for note in notes)
+    made = floating(f"l{'r' * len(names)}", lines, caption, study)
+    atomic_write_text(request.out / f"{study}.tex", f"{NEEDS}{comments}{made}")
+
+
+def _title(study: str, request: Request) -> str:
+    return f"{study}: {request.config.dataset}, seeds {', '.join(map(str, request.seeds))}"
+
+
+def _summary(outcome: Outcome) -> tuple[list[str], list[list[str]]]:
+    """Names of the figures, and a row of them for everything that was compared."""
+    parts = [value for value in outcome.ours.values() if isinstance(value, Mapping)]
+    names = list(dict.fromkeys(name for part in parts for name in part))
+    rows = []
     for label, value in outcome.ours.items():
         cells = [value.get(n) for n in names] if isinstance(value, Mapping) else [value]
-        table.add_row(label, *map(_shown, cells))
+        rows.append([label, *map(_shown, cells)])
+    return names or ["value"], rows
+
+
+def show_outcome(study: str, request: Request, outcome: Outcome, console: Console) -> None:
+    """Print the summary as a table, then the paper's statement, protocol and folder."""
+    names, rows = _summary(outcome)
+    table = Table(title=_title(study, request), caption=outcome.caption)
+    table.add_column("")
+    for name in names:
+        table.add_column(name, justify="right")
+    for row in rows:
+        table.add_row(*row)
     console.print(table)
     console.print(f"Paper: {outcome.paper}")
     console.print(f"Here: {outcome.differs} {PROTOCOL}")
-    console.print(f"files: {request.out}/{study}.csv, {', '.join(ENDINGS)}, .json", soft_wrap=True)
+    endings = ", ".join((".csv", ".md", ".tex", *ENDINGS, ".json"))
+    console.print(f"files: {request.out}/{study}{endings}", soft_wrap=True)
 
 
 def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from distributed_ignn.comm.communicator import Communicator
-from distributed_ignn.config import CONFIG_FOLDER, load_yaml
+from distributed_ignn.config import CONFIG_FOLDER, RunConfig, load_yaml
 from distributed_ignn.config.shipped import shipped_file
 from distributed_ignn.errors import UserError
 from distributed_ignn.lab.benchmarks.problem import Problem
@@ -31,6 +31,7 @@ from distributed_ignn.lab.studies.tables.paper_figures import paper_name
 from distributed_ignn.long_steps import long_step
 from distributed_ignn.plots import Picture
 from distributed_ignn.training.learned_solver import LearnedSolver
+from distributed_ignn.training.schedule import Schedule
 
 _OURS = {"kind": "estimator", "alpha": "global"}
 CLOSED_FORM = Variant("closed form", {**_OURS, "estimator": "graph", "network": "none"})
@@ -75,10 +76,10 @@ _NETWORK_DIFFERS = (
 
 def run_losses(request: Request, comm: Communicator) -> Outcome:
     """Figure 5: each term of the solver's loss switched off, without a network and with one."""
-    rows = []
+    rows, steps = [], network_steps(request.config)
     for seed in request.seeds:
         problem = convergence.freeze(request, seed, comm)
-        methods = [*convergence.classical(problem), *_ablations(problem)]
+        methods = [*convergence.classical(problem), *_ablations(problem, steps)]
         rows += convergence.follow(problem, seed, methods)
     title = f"terms of the solver's loss, {request.config.dataset}"
     return _outcome(request, rows, title, (_LOSS_PAPER, _LOSS_DIFFERS))
@@ -173,9 +174,8 @@ def loss_variants() -> list[Variant]:
     return found
 
 
-def _ablations(problem: Problem) -> Iterator[Method]:
+def _ablations(problem: Problem, steps: int) -> Iterator[Method]:
     ensure_thinned(problem)
-    steps = network_steps(problem)
     for variant in loss_variants():
         section = problem.trainer.config.solver.model_copy(update=dict(variant.changes))
         learned = train_solver(problem, section, steps)
@@ -188,20 +188,20 @@ def train_from_initialiser(problem: Problem, variant: Variant, steps: int) -> Le
     return train_variant(problem, variant, convergence.own_solver(problem).initialiser, steps)
 
 
-def network_steps(problem: Problem) -> int:
-    """Gradient steps of a network: as many as the run's schedule holds.
+def network_steps(config: RunConfig) -> int:
+    """Gradient steps of a network: as many as a run's schedule holds.
 
     Raises:
         UserError: it holds none.
     """
-    trainer = problem.trainer
-    steps, schedule = trainer.schedule.total_solver_steps, trainer.config.schedule
+    schedule = config.schedule
+    steps = Schedule(schedule, config.train.epochs, active=True).total_solver_steps
     if steps == 0:
         raise UserError(
             "the schedule holds no steps to train a network with; raise "
             f"schedule.warmup_solver_steps = {schedule.warmup_solver_steps}, or lower "
             f"schedule.warmup_epochs = {schedule.warmup_epochs} "
-            f"(train.epochs = {trainer.config.train.epochs})"
+            f"(train.epochs = {config.train.epochs})"
         )
     return steps
 

@@ -26,6 +26,7 @@ from distributed_ignn.lab.studies import (
     outcome,
 )
 from distributed_ignn.lab.studies.solver_variants import paper_steps
+from distributed_ignn.lab.studies.text_tables import escaped
 from distributed_ignn.training.epoch_record import EpochRecord
 from distributed_ignn.training.learned.paper_training import PaperTrainer
 from distributed_ignn.training.trainer import Trainer
@@ -56,7 +57,7 @@ class Written(NamedTuple):
 
 
 def _read(study: str, out: Path, printed: str) -> Written:
-    for suffix in ("csv", "json", "png", "svg", "pdf"):
+    for suffix in ("csv", "md", "tex", "json", "png", "svg", "pdf"):
         assert (out / f"{study}.{suffix}").is_file()
     assert (out / f"{study}.png").read_bytes().startswith(PNG)
     assert not list(out.glob(".*"))
@@ -64,7 +65,12 @@ def _read(study: str, out: Path, printed: str) -> Written:
         rows = list(csv.DictReader(file))
     for row in rows:
         assert not {"nan", "inf", "-inf"} & set(row.values())
-    return Written(rows, json.loads((out / f"{study}.json").read_text()), printed)
+    statement = json.loads((out / f"{study}.json").read_text())
+    table, latex = (out / f"{study}.md").read_text(), (out / f"{study}.tex").read_text()
+    for label in statement["ours"]:
+        assert f"| {label} |" in table
+        assert f"{escaped(label)} & " in latex
+    return Written(rows, statement, printed)
 
 
 def _reproduce(
@@ -465,6 +471,16 @@ def test_a_folder_that_cannot_be_written_is_one_line(
     assert f"--out {tmp_path / 'file' / 'new'} cannot be written" in line
 
 
+@pytest.mark.parametrize("study", ["figure4", "figure5"])
+def test_a_schedule_without_steps_is_refused_before_anything_is_trained(
+    study: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    without = ("--schedule.warmup-epochs", "100", "--out", tmp_path)
+    line = _refused(capsys, study, *TINY, *without)
+    assert "the schedule holds no steps to train a network with; raise schedule.warm" in line
+    assert not list(tmp_path.rglob("metrics.jsonl"))
+
+
 def test_runs_with_other_settings_are_not_taken(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -480,7 +496,9 @@ def test_every_study_has_its_line_of_help(capsys: pytest.CaptureFixture[str]) ->
 
 
 def _curves_on_a_rank(comm: Communicator, out: Path) -> list[dict[str, Any]]:
-    flags = shlex.split("--model.kappa 0.5 --train.epochs 2 --solver.network none")
+    flags = shlex.split(
+        "--model.kappa 0.5 --train.epochs 2 --solver.network mlp --forward.method neural"
+    )
     config = parse_args([*TINY, *flags])
     request = outcome.Request(config, (0,), out)
     if comm.world_size > 1:

@@ -13,6 +13,7 @@ from rich.table import Table
 from distributed_ignn.lab.studies.tables.paper_figures import Printed, printed
 from distributed_ignn.lab.studies.tables.standings import Standing, Standings
 from distributed_ignn.lab.studies.tables.table_models import MODELS
+from distributed_ignn.lab.studies.text_tables import NEEDS, escaped, floating, pipes
 
 _GONE = "-"
 _MARKDOWN = {0: "%s", 1: "**%s**", 2: "<u>%s</u>"}
@@ -20,7 +21,6 @@ _LATEX = {0: "%s", 1: "\\textbf{%s}", 2: "\\underline{%s}"}
 _SCREEN = {0: "%s", 1: "[bold]%s[/bold]", 2: "[underline]%s[/underline]"}
 """How the best (1) and the runner-up (2) of a dataset are set."""
 
-_ESCAPED = {**{ord(c): f"\\{c}" for c in "&%$#_{}"}, ord("±"): "$\\pm$"}
 _WIDEST = 1000  # characters
 _COSTS = "What a training takes, and the parameters of model and solver."
 
@@ -62,8 +62,8 @@ class TableText:
 
     def markdown(self) -> str:
         """Two tables, of metrics and of what they cost, and the notes."""
-        metrics = _pipes(self._heads("paper"), self._rows(_metrics(_MARKDOWN)))
-        costs = _pipes(self._heads("parameters", ": seconds"), self._rows(_costs))
+        metrics = pipes(self._heads("paper"), self._rows(_metrics(_MARKDOWN)))
+        costs = pipes(self._heads("parameters", ": seconds"), self._rows(_costs))
         notes = "".join(f"- {note}\n" for note in self.notes)
         return f"# {self.study}\n\n{self.caption}\n\n{metrics}\n{_COSTS}\n\n{costs}\n{notes}"
 
@@ -73,9 +73,9 @@ class TableText:
     def latex(self) -> str:
         """Two floats for a document that loads booktabs; the notes are comments."""
         notes = "".join(f"% {note}\n" for note in self.notes)
-        metrics, costs = self._rows(_metrics(_LATEX, _escaped)), self._rows(_costs)
+        metrics, costs = self._rows(_metrics(_LATEX, escaped)), self._rows(_costs)
         return (
-            f"% needs \\usepackage{{booktabs}}\n{notes}"
+            f"{NEEDS}{notes}"
             f"{self._float(metrics, ('here', 'paper'), self.caption, '')}\n"
             f"{self._float(costs, ('seconds', 'parameters'), _COSTS, '-costs')}"
         )
@@ -83,29 +83,21 @@ class TableText:
     def _float(
         self, rows: Iterable[list[str]], below: tuple[str, str], caption: str, suffix: str
     ) -> str:
-        names = [f"\\multicolumn{{2}}{{c}}{{{_escaped(name)}}}" for name in self._names]
+        names = [f"\\multicolumn{{2}}{{c}}{{{escaped(name)}}}" for name in self._names]
         rules = [f"\\cmidrule(lr){{{2 * k + 2}-{2 * k + 3}}}" for k in range(len(names))]
         lines = [f"{' & '.join(row)} \\\\" for row in rows]
         explicit = sum(MODELS[model].explicit for model in self.models)
         if 0 < explicit < len(lines):
             lines.insert(explicit, "\\midrule")
         content = [
-            "\\begin{table*}",
-            "\\centering",
-            f"\\caption{{{_escaped(caption)}}}",
-            f"\\label{{tab:{self.study}{suffix}}}",
-            f"\\begin{{tabular}}{{l{'rr' * len(names)}}}",
-            "\\toprule",
             f" & {' & '.join(names)} \\\\",
             " ".join(rules),
             f"model & {' & '.join(below * len(names))} \\\\",
             "\\midrule",
             *lines,
-            "\\bottomrule",
-            "\\end{tabular}",
-            "\\end{table*}",
         ]
-        return "".join(f"{line}\n" for line in content)
+        columns = f"l{'rr' * len(names)}"
+        return floating(columns, content, caption, f"{self.study}{suffix}")
 
     def statement(self) -> dict[str, Any]:
         """The cells for JSON, by dataset and model."""
@@ -147,12 +139,3 @@ def _as_json(entry: _Entry) -> dict[str, Any]:
         "here": None if cell is None else asdict(cell),
         "paper": None if paper is None else {"mean": paper.mean, "deviation": paper.deviation},
     }
-
-
-def _escaped(text: str) -> str:
-    return text.translate(_ESCAPED)
-
-
-def _pipes(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    rule = ["---", *["---:"] * (len(header) - 1)]
-    return "".join(f"| {' | '.join(row)} |\n" for row in (header, rule, *rows))
