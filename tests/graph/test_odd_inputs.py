@@ -184,3 +184,40 @@ def test_a_list_of_graphs_is_refused_and_its_advice_works(tmp_path: Path) -> Non
         load_dataset(str(tmp_path / "mine.pt"), tmp_path, DataConfig())
     torch.save(graphs[0], tmp_path / "mine.pt")
     assert load_dataset(str(tmp_path / "mine.pt"), tmp_path, DataConfig()).num_nodes == N
+
+
+@pytest.mark.parametrize("name", ["", "Unnamed: 0"])
+def test_the_index_that_pandas_writes_is_no_feature(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    rows = NODES.splitlines()
+    indexed = "".join(f"{i - 1 if i else name},{row}\n" for i, row in enumerate(rows))
+    with caplog.at_level(logging.INFO):
+        found = _load(tmp_path, EDGES, indexed)
+    assert found.fingerprint() == _load(tmp_path, EDGES).fingerprint()
+    assert "not read: the column without a name, which counts the rows" in caplog.text
+    other = indexed.replace("0,0,a,", "7,0,a,", 1)  # which counts nothing: a feature
+    assert _load(tmp_path, EDGES, other).num_features == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"y": np.full(N, -1)}, "no node has a label; give some of them labels from 0 on"),
+        (
+            {"y": np.arange(N - 2) % 2},
+            "12 feature rows for 10 nodes by y; give one row a",
+        ),
+        (
+            {"x": np.full((N, 2), 1e200)},
+            "hold NaN or infinity, .*; put numbers there that float32",
+        ),
+    ],
+    ids=["no label", "short y", "large"],
+)
+def test_what_is_wrong_with_a_graph_in_memory_is_said(
+    changes: dict[str, Any], message: str
+) -> None:
+    graph = {"edge_index": RING, "y": np.arange(N) % 2, "x": np.ones((N, 2))} | changes
+    with pytest.raises(UserError, match=message):
+        graph_in_memory(graph, DataConfig(split="random"))

@@ -17,7 +17,7 @@ from distributed_ignn.config.dataset import DataConfig
 from distributed_ignn.errors import UserError
 from distributed_ignn.graph.building import check_id_space
 from distributed_ignn.graph.data import UNKNOWN, CSRMatrix, GraphData, Task
-from distributed_ignn.graph.datasets.fields import Fields, missing_name
+from distributed_ignn.graph.datasets.fields import SPLITS, Fields, missing_name
 from distributed_ignn.graph.datasets.known_labels import targets_of, tell_unlearned
 from distributed_ignn.graph.datasets.links import graph_channels
 from distributed_ignn.graph.datasets.splits import splits_of
@@ -41,6 +41,11 @@ def labelled_graph(fields: Fields, data: DataConfig) -> GraphData:
         raise missing_name("label", data.label, fields.present, fields.origin)
     targets = targets_of(fields)
     n = targets.labels.shape[0]
+    if "x" in fields and fields["x"].dim() == 2 and fields["x"].shape[0] != n:
+        raise UserError(  # before edges are held against the shorter of them
+            f"{fields.origin}: {fields['x'].shape[0]} feature rows for {n} nodes by y; give one "
+            "row a node in both, with -1 for labels that are not known"
+        )
     graphs = graph_channels(fields, n, data.edge_weights, data.directions)
     features = _features(fields, n)
     splits = splits_of(fields, targets, data)
@@ -72,6 +77,9 @@ def unlabelled_graph(fields: Fields, data: DataConfig, num_classes: int, task: T
         UserError: something is missing or breaks a rule.
     """
     n = _feature_rows(fields)
+    ignored = [name for name in fields.arrays if name == "y" or name.startswith(SPLITS)]
+    if ignored:
+        logger.info("%s: not read to predict: %s", fields.origin, ", ".join(sorted(ignored)))
     graphs = graph_channels(fields, n, data.edge_weights, data.directions)
     return GraphData(
         name=fields.origin.stem,

@@ -104,7 +104,8 @@ def _check_features(features: CSRMatrix | Tensor, num_nodes: int, origin: str) -
         kind = "sparse features" if sparse else "features"
         place = "" if sparse else f", column {int(bad[1])}"
         raise UserError(
-            f"{origin}: {kind} hold NaN or infinity, first in node {row}{place}; put numbers there"
+            f"{origin}: {kind} hold NaN or infinity, first in node {row}{place}; put numbers there "
+            "that float32 can hold"
         )
 
 

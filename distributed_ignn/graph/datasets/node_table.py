@@ -6,7 +6,8 @@ Columns go by their names, whatever their case. Letters: n nodes, E edges, F fea
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,7 @@ from distributed_ignn.reading.plain_files import in_one_line
 logger = logging.getLogger(__name__)
 
 _ID = ("id", "node", "node_id")
+_UNNAMED = re.compile(r"\s*|unnamed: \d+|__index_level_\d+__", re.IGNORECASE)
 _LABEL = ("y", "label", "labels", "class")
 _SPLIT = ("split",)
 _SPLIT_WORDS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
@@ -78,15 +80,7 @@ class NodeTable:
             mask = take(columns, (f"{split}_mask",))
             if mask is not None:
                 arrays[f"{split}_mask"] = numbers(mask, f"{split}_mask", path)
-        features = {
-            n: column for n, column in columns.items() if is_numeric(column) or is_list(column)
-        }
-        for name, column in columns.items():
-            if name not in features and mostly_numbers(column):
-                features[name] = words_as_numbers(column, name, path)
-        unread = sorted(set(columns) - set(features))
-        if unread:
-            logger.info("%s: not read, words: %s", path, in_one_line(some(unread)))
+        features = _features(columns, path)
         if features:
             arrays["x"] = feature_columns(features, path)
         ids = None if self.ids is None else NodeIds.of(self.ids.to_pylist())
@@ -111,6 +105,29 @@ class NodeTable:
                 "have; add a row for it"
             )
         return torch.from_numpy(rows.to_numpy().astype(np.int64))
+
+
+def _features(columns: Mapping[str, Column], path: Path) -> dict[str, Column]:
+    """The columns of numbers among those that are left; what is no feature is told."""
+    index = {name for name, column in columns.items() if _is_index(name, column)}
+    if index:
+        logger.info("%s: not read: the column without a name, which counts the rows", path)
+    rest = {name: column for name, column in columns.items() if name not in index}
+    found = {n: column for n, column in rest.items() if is_numeric(column) or is_list(column)}
+    for name, column in rest.items():
+        if name not in found and mostly_numbers(column):
+            found[name] = words_as_numbers(column, name, path)
+    unread = sorted(set(rest) - set(found))
+    if unread:
+        logger.info("%s: not read, words: %s", path, in_one_line(some(unread)))
+    return found
+
+
+def _is_index(name: str, column: Column) -> bool:
+    """Whether it is nameless 0, 1, 2 and so on, as the index that pandas writes first."""
+    if not _UNNAMED.fullmatch(name) or not pa.types.is_integer(column.type) or column.null_count:
+        return False
+    return bool((column.to_numpy() == np.arange(len(column))).all())
 
 
 def _ids(column: Column, path: Path) -> Column | None:

@@ -159,6 +159,11 @@ def _taken(
         of: the nodes that a share is a share of; ``nodes`` by default.
     """
     of = nodes if of is None else of
+    if of.numel() == 0:
+        raise UserError(
+            f"{origin}: no node has a label; give some of them labels from 0 on (-1 stands for one "
+            "that is not known)"
+        )
     size = data.split_size(split)
     order = nodes[torch.argsort(hash_ids(_STREAM + data.split_seed, nodes), stable=True)]
     taken = [

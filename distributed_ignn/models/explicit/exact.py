@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch_geometric.nn import MessagePassing
 
 from distributed_ignn.comm.communicator import Communicator
+from distributed_ignn.errors import UserError
 from distributed_ignn.models.explicit.graph_part import GraphPart
 from distributed_ignn.models.explicit.layers import bind
 from distributed_ignn.models.explicit.rehearsal import rehearse
@@ -67,8 +68,14 @@ def exact(module: M, graph: Divided, *, seed: int = 0, check: bool = True) -> M:
             first called, and refuse those that are not exact.
 
     Raises:
-        UserError: a module inside cannot be exact, such as one that reads statistics of all nodes.
+        UserError: a module inside cannot be exact, such as one that reads statistics of all nodes;
+            or ``graph`` is no DistributedGraph.
     """
+    if not hasattr(graph, "part"):
+        raise UserError(
+            f"exact(module, graph) was given a graph of type {type(graph).__name__}; give a "
+            "DistributedGraph, as DistributedGraph.divide(data) makes one"
+        )
     check_rules(module)
     _agree_on_values(module, graph.comm)
     unknown = check and needs_rehearsal(module)

@@ -273,9 +273,9 @@ DATASETS = [
     ),
     _case(
         "a label too few",
-        "edges (11 nodes by y)",
-        "id 11 is outside 0..10",
-        "ids count nodes from 0",
+        "12 feature rows",
+        "for 11 nodes by y",
+        "give one row a node in both",
         y=(np.arange(NODES) % 2)[:-1],
     ),
     _case(
