@@ -149,39 +149,9 @@ class RunConfig(Section):
     def _rules(self) -> list[_Rule]:
         """What must not be, and what to say if it is."""
         own_file = self.dataset == OWN_FILE
-        neural = self.learns_forward
         return [
             *self._kind_rules(),
-            (
-                self.gpus is not None and self.device == "cpu",
-                f"gpus = {self.gpus} and device = cpu contradict each other; use --workers N for "
-                "processes on CPUs",
-            ),
-            (
-                self.gpus is not None and self.workers is not None,
-                f"gpus = {self.gpus} and workers = {self.workers} both set the number of "
-                "processes; give one of them",
-            ),
-            (
-                self.train.offload and self.device == "cpu",
-                "train.offload = true moves states out of a GPU's memory and device = cpu; drop it",
-            ),
-            (
-                self.comm.backend == "nccl" and self.device == "cpu",
-                "comm.backend = nccl needs GPUs but device = cpu; use gloo or auto",
-            ),
-            (
-                self.deepspeed_config is not None and self.engine != "deepspeed",
-                NoEffect(
-                    *("deepspeed_config", self.deepspeed_config),
-                    f"engine = {self.engine}; add --engine deepspeed or drop it",
-                ),
-            ),
-            (
-                self.engine == "deepspeed" and self.train.dtype != "float32",
-                f"train.dtype = {self.train.dtype} but engine = deepspeed keeps its weights in "
-                "float32; use --engine torch or --train.dtype float32",
-            ),
+            *self._engine_rules(),
             (
                 own_file and self.data.path is None,
                 "dataset = file needs your graph; name it with --data.path FILE",
@@ -224,13 +194,54 @@ class RunConfig(Section):
             *self._capture_rules("adjoint", self.adjoint),
             *self._unread("forward", self.forward, self.forward.method),
             *self._unread("adjoint", self.adjoint, self.adjoint_method),
+            *self._solver_rules(),
+        ]
+
+    def _engine_rules(self) -> list[_Rule]:
+        """As ``_rules``, about processes, devices and what steps the weights."""
+        return [
+            (
+                self.gpus is not None and self.device == "cpu",
+                f"gpus = {self.gpus} and device = cpu contradict each other; use --workers N for "
+                "processes on CPUs",
+            ),
+            (
+                self.gpus is not None and self.workers is not None,
+                f"gpus = {self.gpus} and workers = {self.workers} both set the number of "
+                "processes; give one of them",
+            ),
+            (
+                self.train.offload and self.device == "cpu",
+                "train.offload = true moves states out of a GPU's memory and device = cpu; drop it",
+            ),
+            (
+                self.comm.backend == "nccl" and self.device == "cpu",
+                "comm.backend = nccl needs GPUs but device = cpu; use gloo or auto",
+            ),
+            (
+                self.deepspeed_config is not None and self.engine != "deepspeed",
+                NoEffect(
+                    *("deepspeed_config", self.deepspeed_config),
+                    f"engine = {self.engine}; add --engine deepspeed or drop it",
+                ),
+            ),
+            (
+                self.engine == "deepspeed" and self.train.dtype != "float32",
+                f"train.dtype = {self.train.dtype} but engine = deepspeed keeps its weights in "
+                "float32; use --engine torch or --train.dtype float32",
+            ),
+        ]
+
+    def _solver_rules(self) -> list[_Rule]:
+        """As ``_rules``, about the learned solver."""
+        return [
             (
                 _learns(self.adjoint.method) and not self.learns_adjoint,
                 f"adjoint.method = {self.adjoint.method} needs forward.method = neural, "
                 "solver.kind = estimator and a solver.estimator",
             ),
             (
-                neural
+                self.learns_forward
                 and self.solver.network != "none"
                 and self.solver.steps > self.forward.max_steps,
                 f"solver.steps = {self.solver.steps} exceeds forward.max_steps = "
