@@ -65,6 +65,15 @@ def test_settings_that_say_nothing_are_left_out() -> None:
     assert any("model.injection" in settings for settings in large)
 
 
+def test_cells_that_need_undirected_graphs_are_not_drawn_on_directed_ones() -> None:
+    directed = GRAPH.model_copy(update={"symmetric": (False, False), "graph_channels": 2})
+    cells = [
+        {settings.get("model.cell") for settings in _draws(Space(BASE, SPACE, graph, 0), 200)}
+        for graph in (GRAPH, directed)
+    ]
+    assert "mignn" in cells[0] - cells[1]
+
+
 def test_a_search_among_kinds_draws_what_each_of_them_reads() -> None:
     axes = restricted({"model.kind": ("implicit", "gcn", "mlp"), "explicit.layers": ("2", "3")})
     draws = _draws(Space(BASE, axes, GRAPH, 0))

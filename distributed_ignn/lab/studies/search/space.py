@@ -25,6 +25,7 @@ from distributed_ignn.config.explicit import IMPLICIT, reads
 from distributed_ignn.errors import UserError
 from distributed_ignn.graph.storage.manifest import DatasetSize
 from distributed_ignn.lab.studies.study_runs import with_settings
+from distributed_ignn.models.cells import CELLS
 from distributed_ignn.reading.strict_yaml import read_yaml
 
 Settings = Mapping[str, str]
@@ -172,10 +173,14 @@ class Space:
 
     def _allowed(self, settings: Settings) -> Settings:
         try:
-            with_settings(self._base, settings)
+            config = with_settings(self._base, settings)
         except UserError:  # other settings of the search contradict them
             return {}
-        return settings
+        return settings if self._suits(config) else {}
+
+    def _suits(self, config: RunConfig) -> bool:
+        """Whether the map can be of this graph: some cells need channels without a direction."""
+        return all(self._graph.symmetric) or CELLS[config.model.cell].directed_norm is not None
 
     @cached_property
     def known(self) -> dict[str, Settings]:
@@ -222,7 +227,7 @@ class Space:
                 config = with_settings(self._base, settings)
             except UserError:  # values that contradict each other
                 continue
-            if not taken(config):
+            if self._suits(config) and not taken(config):
                 return settings
         return None
 
