@@ -25,7 +25,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from tests.faults.victim import ray, torchrun
+from tests.faults.victim import WITHOUT_NETWORK, ray, torchrun
 from tests.jobs import Job, differences, records, remains, result, send
 
 LOSS_TOLERANCE = 1e-5
@@ -94,7 +94,7 @@ class Campaign:
         """Kill whole jobs and go on with other numbers of ranks, and under the other launcher."""
         outcome = Outcome("resize")
         ways = [way for way in _WAYS if with_ray or way[0] is torchrun]
-        extra: tuple[str, ...] = ("--train.dtype", "float64", "--solver.network", "none")
+        extra: tuple[str, ...] = ("--train.dtype", "float64", *WITHOUT_NETWORK)
         extra += ("--forward.tolerance", "1e-10", "--adjoint.tolerance", "1e-10")
         reference = self._reference(extra)
         losses = [record["loss"] for record in reference["metrics"]]

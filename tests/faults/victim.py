@@ -6,6 +6,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 
+from distributed_ignn.config import NeuralSolverConfig, ScheduleConfig
 from tests.jobs import TRAIN
 
 INJECTED = ("-m", "tests.faults.injected")
@@ -20,6 +21,14 @@ SETTINGS = shlex.split("""
     --train.checkpoint-every 2 --train.keep-checkpoints 3 --train.threads 1
     --train.log-level debug
 """)
+
+_PLAIN, _USUAL = NeuralSolverConfig(), ScheduleConfig()
+WITHOUT_NETWORK = (
+    *("--solver.network", "none"),
+    *("--solver.hidden", str(_PLAIN.hidden), "--solver.steps", str(_PLAIN.steps)),
+    *("--schedule.warmup-solver-steps", str(_USUAL.warmup_solver_steps)),
+)
+"""Takes the network, and what was said of it, away again."""
 
 
 def alone(*arguments: str) -> list[str]:
