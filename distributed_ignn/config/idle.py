@@ -19,12 +19,15 @@ from distributed_ignn.config.sections import RunConfig
 from distributed_ignn.errors import NoEffectError
 
 _SOLVERS = Choice(choices.SOLVER_KINDS)
+_CELLS = Choice(choices.CELLS)
 _PARTITIONERS = Choice(choices.PARTITIONERS)
 _PARTS = ("initialiser", "estimator", "network", "sparsifier", "graph_layer")
 _OF_A_SOLVER = ("solver.kind", *(f"solver.{part}" for part in _PARTS), "solver.lambda1")
 _NETWORK_STEPS = ("warmup_solver_steps", "solver_steps")
-_GENERATED = {"chains": "chains", "synthetic": "synthetic-products"} | {
-    "heterophilous": "heterophilous"
+_GENERATED = {
+    "chains": "chains",
+    "synthetic": "synthetic-products",
+    "heterophilous": "heterophilous",
 }
 """Who reads a section of ``data``."""
 
@@ -140,10 +143,8 @@ def _of_map(run: RunConfig) -> Iterator[_Idle]:
         yield from _changed(
             "model", model, ("kappa",), "model.constraint = none", ("model.constraint",)
         )
-    if model.cell != "mignn":
-        yield from _changed(
-            "model", model, ("skew",), f"model.cell = {model.cell}", ("model.cell",)
-        )
+    unread = tuple(sorted(_CELLS.entry(model.cell).unread))
+    yield from _changed("model", model, unread, f"model.cell = {model.cell}", ("model.cell",))
 
 
 def _of_consistency(run: RunConfig) -> Iterator[_Idle]:

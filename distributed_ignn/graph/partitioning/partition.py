@@ -213,7 +213,7 @@ class Partitioner:
 
     decide: Callable[[Division], tuple[str, Objective, Tensor]]
     summary: str = ""
-    reads: frozenset[str] = frozenset()
+    reads: frozenset[str] = frozenset({"provider", "objective", "imbalance", "seed"})
     leaves_empty: bool = False
 
 
@@ -265,16 +265,14 @@ def _metis(division: Division) -> tuple[str, Objective, Tensor]:
 
 
 PARTITIONERS = {
-    "metis": Partitioner(
-        _metis, "few halo rows", frozenset({"provider", "objective", "imbalance", "seed"})
-    ),
+    "metis": Partitioner(_metis, "few halo rows"),
     "fennel": Partitioner(
         _fennel,
         "streaming, for graphs that METIS has no memory for",
         frozenset({"imbalance", "seed"}),
     ),
     "random": Partitioner(_random, reads=frozenset({"seed"}), leaves_empty=True),
-    "contiguous": Partitioner(_contiguous, leaves_empty=True),
+    "contiguous": Partitioner(_contiguous, reads=frozenset(), leaves_empty=True),
 }
 """The ways to divide a graph, by name; a new one is entered here."""
 

@@ -78,6 +78,7 @@ class CellWeights(nn.Module, ABC):
         directed_norm: the same where one is not, because the graph is directed or normalised by
             row; None where the cell needs symmetric ones.
         projects: whether ``project`` keeps the bound, so that the weights can do without it.
+        unread: keys of the section ``model`` for other cells, which have no effect on this one.
         fixed_form: whether the map's form is the same whatever the weights.
         form: activation, step and residual of the map.
         growth: rho of the graph that the weights are used on, 1 where the norm is Frobenius's.
@@ -90,6 +91,7 @@ class CellWeights(nn.Module, ABC):
     norm: Norm = "frobenius"
     directed_norm: ClassVar[Norm | None] = "rows"
     projects: ClassVar[bool] = False
+    unread: ClassVar[frozenset[str]] = frozenset()
     fixed_form: ClassVar[bool] = True
 
     def __init__(

@@ -33,6 +33,7 @@ class EignnWeights(CellWeights):
     """
 
     summary = "a linear equilibrium with positive W"
+    unread = frozenset({"skew"})
     activation = IDENTITY
 
     def __init__(

@@ -28,6 +28,7 @@ class IgnnWeights(CellWeights):
     """
 
     summary = "bounded column sums"
+    unread = frozenset({"skew"})
     norm = "max"
     directed_norm = "max"
     projects = True
