@@ -64,7 +64,7 @@ def test_killed_at_chosen_steps_it_ends_as_if_nothing_had_happened(
     report = json.loads(reports[-1].read_bytes())
     assert report["ranks"]["1"]["error"] == "no report"
     # who waits for the others in a checkpoint, or trains on meanwhile
-    where = {"false": "runs/checkpoints/checkpoint.py", "true": "training/trainer.py"}[
+    where = {"false": "runs/checkpoints/checkpoint_store.py", "true": "training/trainer.py"}[
         in_background
     ]
     assert where in " ".join(report["ranks"]["0"]["stack"])
