@@ -27,6 +27,7 @@ from distributed_ignn.config import (
     parse_options_and_run,
 )
 from distributed_ignn.config.choices import choice_at
+from distributed_ignn.config.dotted import dotted
 from distributed_ignn.config.options import Options
 from distributed_ignn.errors import NoEffectError, UserError
 from distributed_ignn.models.kinds import KINDS
@@ -411,7 +412,12 @@ def test_dead_settings_of_the_solver_are_refused(argv: str, message: str) -> Non
     ],
 )
 def test_settings_of_the_solver_that_are_read_pass(argv: str) -> None:
-    parse_args(["--dataset", "chains", "--forward.method", "neural", *argv.split()])
+    words = argv.split()
+    run = parse_args(["--dataset", "chains", "--forward.method", "neural", *words])
+    found = {name: str(value) for name, value in dotted(run.model_dump())}
+    for flag, value in zip(words[::2], words[1::2], strict=True):
+        kept = found[flag.removeprefix("--").replace("-", "_")]
+        assert kept in (value, f"{value}.0")  # nothing of it was put back to its default
 
 
 @pytest.mark.parametrize(

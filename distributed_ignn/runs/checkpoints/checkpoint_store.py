@@ -220,7 +220,7 @@ def _remove(path: Path) -> None:
 def keep_newest(folder: Path) -> None:
     """Remove all checkpoints but the newest, which holds the best weights besides the last.
 
-    That is enough to predict with a finished run, and a third of the space.
+    That is enough to predict with a finished run.
 
     Raises:
         OSError: one cannot be removed.
