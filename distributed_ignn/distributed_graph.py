@@ -22,6 +22,7 @@ from distributed_ignn.comm.collectives import sum_of_shares
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import DataConfig, PartitionConfig
 from distributed_ignn.config.dataset import Directions
+from distributed_ignn.config.keywords import told_in_python
 from distributed_ignn.errors import UserError
 from distributed_ignn.graph.data import CSRMatrix, GraphData
 from distributed_ignn.graph.datasets import graph_in_memory
@@ -137,6 +138,7 @@ class DistributedGraph:
         return cls._joining(cut, device, dtype)
 
     @classmethod
+    @told_in_python()
     def _joining(
         cls, shard: Callable[[Communicator], GraphShard], device: str, dtype: torch.dtype | None
     ) -> Self:

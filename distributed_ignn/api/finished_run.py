@@ -14,6 +14,7 @@ from distributed_ignn.api.convergence_plot import draw
 from distributed_ignn.api.guest import as_guest
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import RunConfig, load_yaml
+from distributed_ignn.config.keywords import told_in_python
 from distributed_ignn.errors import UserError
 from distributed_ignn.launchers.precision import full_precision, refuse_override
 from distributed_ignn.launchers.this_rank import choose_device, on_this_rank
@@ -82,6 +83,7 @@ class Run:
         """One record per epoch, as in metrics.jsonl; ``pandas.DataFrame(run.history)`` takes it."""
         return read_metrics(self.path / METRICS)
 
+    @told_in_python("nodes", "require_converged", "steps", "tolerance")
     def predict(
         self,
         data: Any = None,

@@ -31,7 +31,7 @@ from distributed_ignn.config import (
     run_from_settings,
 )
 from distributed_ignn.config.dataset import FILE_KINDS, FILE_SUFFIXES, IN_MEMORY
-from distributed_ignn.config.keywords import spelled_out
+from distributed_ignn.config.keywords import spelled_out, told_in_python
 from distributed_ignn.config.suggest import suggest
 from distributed_ignn.errors import UserError
 from distributed_ignn.graph.data import GraphData
@@ -49,6 +49,7 @@ _Graph = Callable[[], GraphData] | None
 _given: set[Path] = set()  # folders that runs of this process have been given, besides named ones
 
 
+@told_in_python()
 def fit(
     data: Any,
     settings: Mapping[str, Any] | None = None,

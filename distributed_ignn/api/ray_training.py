@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from distributed_ignn.api.fitting import fresh_folder
 from distributed_ignn.config import RunConfig, absolute_paths
-from distributed_ignn.config.keywords import run_from, spelled_out
+from distributed_ignn.config.keywords import run_from, spelled_out, told_in_python
 from distributed_ignn.config.paths import absolute
 from distributed_ignn.errors import UserError
 from distributed_ignn.launchers import ray_cluster as cluster
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _UNNAMED = "ray_train_run-"  # what Ray calls a run to which nobody has given a name
 
 
+@told_in_python()
 def make_trainer(
     config: RunConfig | Mapping[str, Any] | str | Path,
     settings: Mapping[str, Any] | None = None,

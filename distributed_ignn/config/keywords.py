@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,13 @@ from pydantic import BaseModel
 from distributed_ignn.config.parse import resolve_read_run, validate_run
 from distributed_ignn.config.sections import RunConfig
 from distributed_ignn.config.suggest import suggest
-from distributed_ignn.errors import UserError
+from distributed_ignn.errors import JobError, UserError
 
 _FIRST = ("model", "train")
 _FROM_DATA = ("dataset", "data.path")
+_COMMAND = r"\b(?:ignn|pip|python|tensorboard|torchrun) [^;,)]*"  # its flags are to be typed
+_FLAG = r"--([a-z][a-z.-]*[a-z])(?: (?!(?:and|decides|goes|is|of|on|or|takes|to)\b)([\w./-]+))?"
+_WORDS = re.compile(f"{_COMMAND}|{_FLAG}")
 
 
 def run_from_settings(
@@ -131,6 +136,33 @@ def _full_name(key: str, section: str) -> str:
 def setting_names() -> tuple[str, ...]:
     """Full names of all settings."""
     return tuple(name for name, is_leaf in _walk(RunConfig, "") if is_leaf)
+
+
+@contextmanager
+def told_in_python(*arguments: str) -> Iterator[None]:
+    """Let errors name settings as Python has them; also a decorator.
+
+    Args:
+        arguments: of the function, which its command has as flags.
+    """
+    try:
+        yield
+    except (UserError, JobError) as error:
+        error.args = (in_python(str(error), arguments),)
+        raise
+
+
+def in_python(message: str, arguments: Iterable[str] = ()) -> str:
+    """``message`` with ``model.cell = mignn`` for ``--model.cell mignn``, but within a command."""
+    known = {*setting_names(), *arguments}
+
+    def put(found: re.Match[str]) -> str:
+        name = (found[1] or "").replace("-", "_")
+        if name not in known:
+            return found[0]
+        return name if found[2] is None else f"{name} = {found[2]}"
+
+    return _WORDS.sub(put, message)
 
 
 @functools.cache

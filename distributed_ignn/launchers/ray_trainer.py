@@ -25,6 +25,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from distributed_ignn.comm.backends import nccl_environment
 from distributed_ignn.config import RunConfig
+from distributed_ignn.config.keywords import told_in_python
 from distributed_ignn.errors import UserError
 from distributed_ignn.launchers import ray_cluster as cluster
 from distributed_ignn.launchers import ray_messages as messages
@@ -104,6 +105,7 @@ class RankTrainer(TorchTrainer):
             ),
         )
 
+    @told_in_python()
     def fit(self) -> Any:
         """Train, and wait for the end of it.
 
