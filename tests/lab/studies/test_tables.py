@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -255,9 +256,12 @@ def test_cells_are_trained_once_and_what_is_missing_ends_nothing(
     assert "mean and standard deviation over seeds 0, 1; the best in bold" in markdown
     # a finished run keeps one checkpoint, from which the figure below reads it
     assert {len(list(found.iterdir())) for found in out.glob("runs/chains/*/checkpoints")} == {1}
-    # one run is lost: it alone is trained again
+    # one run is lost: it alone is trained again; of another, stopped at its end, more is left
     (out / "runs" / "chains" / "gcn-seed1" / "summary.json").unlink()
+    kept = out / "runs" / "chains" / "gcn-seed0" / "checkpoints" / "epoch-000002"
+    shutil.copytree(kept, kept.with_name("epoch-000001"))
     assert main(["table3", *common]) == 3
+    assert list(kept.parent.iterdir()) == [kept]
     shown = [line for line in capsys.readouterr().out.splitlines() if line.startswith("run ")]
     assert [line.partition(";")[0] for line in shown] == ["run 10 of 12: chains, GCN, seed 1"]
     assert _same_figures(_read(out / "table3.csv"), rows)

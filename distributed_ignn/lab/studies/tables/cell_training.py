@@ -86,6 +86,7 @@ class CellTrainer:
         """
         for cell in self.cells:
             if _is_finished_for_all(cell, comm):
+                _tidy(cell.run.output / CHECKPOINTS, comm)  # it may have been stopped at its end
                 continue
             run = self.sharded(cell, comm)
             if run is None:
