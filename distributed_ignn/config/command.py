@@ -26,6 +26,9 @@ _ALSO = {
     "max-iter": "max-steps",
     "output-dir": "output",
     "data-dir": "data-root",
+    "max-grad-norm": "clip-norm",
+    "gradient-clip-val": "clip-norm",
+    "gradient-clipping": "clip-norm",
     "num-workers": "workers",
     "num-gpus": "gpus",
 }

@@ -37,7 +37,7 @@ _REASONS = {
     "gradient_allreduce_op": _SUM,
     "prescale_gradients": _SUM,
     "gradient_predivide_factor": _SUM,
-    "gradient_clipping": "gradients are used as they are",
+    "gradient_clipping": "train.clip_norm is the largest norm of gradients",
 }
 
 

@@ -38,6 +38,13 @@ class TrainConfig(Section):
         description="Adam's weight decay (auto: by the labels there are, as for graphs of "
         "your own)",
     )
+    clip_norm: float = Field(
+        0.0,
+        ge=0,
+        description="largest norm of the gradient of all parameters and ranks; longer ones, those "
+        "of local steps too, are scaled down to it (0: none); for maps that hardly contract, whose "
+        "first gradients are a thousand times the later ones and stay in Adam's memory",
+    )
     jacobian_weight: float = Field(
         0.0, ge=0, description="weight of the squared Jacobian of the map at Z*, per entry"
     )

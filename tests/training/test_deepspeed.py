@@ -141,6 +141,7 @@ def assert_equal(actual: TensorDict, expected: TensorDict) -> None:
 def all_cases(comm: Communicator, folder: Path) -> TensorDict:
     """Everything that these ranks can show, in one start; the plain weights after all steps."""
     weights = check_same_weights(comm, run_config())
+    check_clipping(comm, weights)
     with mock.patch.object(deepspeed_engine, "check_device"):
         # what steps on the host is a GPU's in life; the numbers are the same here
         check_resume(comm, graph_data(features=False), run_config(folder / "offload.json"))
@@ -180,6 +181,22 @@ def check_same_weights(comm: Communicator, config: RunConfig) -> TensorDict:
     learned = dict(run.model.named_parameters())
     assert all(not torch.allclose(actual[k], start[k], rtol=0.01) for k in learned)
     return expected
+
+
+def check_clipping(comm: Communicator, without: TensorDict) -> None:
+    config = run_config(clip_norm=0.1)
+    clipped = check_same_weights(comm, config)
+    name = "head.weight"
+    assert not torch.allclose(clipped[name], without[name], rtol=1e-3)
+    norms = []
+    for make in (plain, DeepSpeedEngine):
+        run = Run(comm, make, graph_data(), config)
+        run.train(1)
+        norms.append(run.engine.gradient_norm())
+    assert norms[1] == pytest.approx(norms[0], rel=1e-5)
+    assert norms[0] > 0.2
+    with pytest.raises(UserError, match=r"clip_norm = 0\.1 .*use --engine torch"):
+        Run(comm, DeepSpeedEngine, graph_data(features=False), config)
 
 
 def check_missing_gradients(comm: Communicator) -> None:
@@ -328,7 +345,7 @@ def test_stage_defaults_to_1_and_disabled_precisions_pass(tmp_path: Path) -> Non
             "offload_optimizer.ratio .*allowed: device, pin_memory",
         ),
         ({"zero_optimization": {"allgather_bucket_size": 7}}, "= 7 .*must be even; use 8"),
-        ({"gradient_clipping": 1.0}, "gradient_clipping = 1.0 .*used as they are"),
+        ({"gradient_clipping": 1.0}, "gradient_clipping = 1.0 .*train.clip_norm"),
         ({"zero_optimization": 1}, "zero_optimization = 1 .*must be an object"),
         ({"train_batch_size": 8}, "train_batch_size = 8 .*one batch; drop train_batch_size"),
         ({"train_micro_batch_size_per_gpu": 1}, "train_micro_batch_size_per_gpu = 1 .*one batch"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from distributed_ignn.comm.communicator import Communicator
@@ -65,6 +66,22 @@ def test_a_step_is_adam_and_then_the_projection() -> None:
             twins["cell_weights.weight"].copy_(projected)
         for name, parameter in model.named_parameters():
             assert torch.equal(parameter, twins[name]), name
+
+
+def test_gradients_are_scaled_down_to_the_largest_norm() -> None:
+    trainer = small_trainer(Communicator(), small_config({"train": {"clip_norm": 0.5}}))
+    engine, bias = trainer.engine, trainer.implicit.head.bias
+    shape = torch.arange(1.0, bias.numel() + 1.0, dtype=bias.dtype)
+    for size, is_long in ((3.0, True), (0.01, False), (3.0, True)):
+        engine.step((size * shape * bias).sum())
+        assert bias.grad is not None
+        expected = (size * shape).clone().requires_grad_()
+        expected.grad = size * shape
+        torch.nn.utils.clip_grad_norm_([expected], 0.5)
+        torch.testing.assert_close(bias.grad, expected.grad, rtol=1e-5, atol=0.0)
+        assert bool(torch.equal(bias.grad, size * shape)) is not is_long
+        # what is told is how long it was
+        assert engine.gradient_norm() == pytest.approx(float((size * shape).norm()))
 
 
 def test_gradients_do_not_pile_up() -> None:

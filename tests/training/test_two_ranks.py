@@ -50,6 +50,7 @@ from tests.training.small_trainers import (
 CASES = ("plain", "embedding")
 SPLITS = ("train", "val", "test")
 CUT = 3
+CLIP_NORM = 1e-3
 # the number format's own rounding, amplified by Adam, and tight solves
 TIGHT = {
     "forward": {"tolerance": 1e-11, "max_steps": 300},
@@ -75,6 +76,7 @@ def _all_checks(comm: Communicator, folder: Path) -> dict[str, Any]:
     for case in CASES:
         found[case] = _resume(comm, case, folder / case)
     found["float32"] = _float32_losses(comm)
+    found["clipped"] = _clipped(comm)
     found["not finite"] = _not_finite(comm)
     found |= _store_errors(comm, folder)
     found |= _run_errors(comm, folder / "run")
@@ -160,6 +162,17 @@ def _float32_losses(comm: Communicator) -> list[float]:
     solves = {"tolerance": 1e-6, "max_steps": 200}
     config = small_config({"forward": solves, "adjoint": solves}, dtype="float32")
     return [record.loss for record in train(small_trainer(comm, config), EPOCHS)]
+
+
+def _clipped(comm: Communicator, clip_norm: float = CLIP_NORM) -> list[list[float]]:
+    """Losses, and norms of gradients before they are clipped; embedding rows differ by rank."""
+    config = small_config({**TIGHT, "train": {"clip_norm": clip_norm}})
+    trainer = small_trainer(comm, config, "embedding")
+    losses, norms = [], []
+    for _ in range(EPOCHS):
+        losses.append(trainer.train_epoch().loss)
+        norms.append(trainer.engine.gradient_norm())
+    return [losses, norms]
 
 
 def _not_finite(comm: Communicator) -> str:
@@ -287,6 +300,15 @@ def test_losses_in_float32_are_those_of_one_rank(reports: list[dict[str, Any]]) 
     expected = _float32_losses(Communicator())
     assert reports[0]["float32"] == pytest.approx(expected, rel=1e-5)
     assert expected[-1] < expected[0]
+
+
+def test_gradients_are_clipped_by_the_norm_over_all_ranks(reports: list[dict[str, Any]]) -> None:
+    assert reports[0]["clipped"] == reports[1]["clipped"]
+    losses, norms = _clipped(Communicator())
+    assert reports[0]["clipped"][0] == pytest.approx(losses, rel=1e-8)
+    assert reports[0]["clipped"][1] == pytest.approx(norms, rel=1e-7)
+    assert min(norms) > 2 * CLIP_NORM
+    assert losses != pytest.approx(_clipped(Communicator(), 0.0)[0], rel=1e-4)
 
 
 @pytest.mark.parametrize(

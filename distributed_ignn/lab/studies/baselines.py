@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from distributed_ignn.comm.communicator import Communicator
@@ -145,6 +145,8 @@ def train_baseline(
             return Trained(best.val, best.predictions, epoch)
         optimizer.zero_grad()
         loss.backward()
+        if train.clip_norm:
+            nn.utils.clip_grad_norm_(network.parameters(), train.clip_norm)
         optimizer.step()
         epoch += 1
 

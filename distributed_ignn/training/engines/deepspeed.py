@@ -40,17 +40,24 @@ class DeepSpeedEngine:
 
     Args:
         model: whose parameters are stepped, float32.
-        config: ``train.lr``, ``train.weight_decay`` and ``deepspeed_config`` are read.
+        config: ``train.lr``, ``train.weight_decay``, ``train.clip_norm`` and ``deepspeed_config``
+            are read.
         comm: this rank's communicator; every rank builds the engine together.
 
     Raises:
-        UserError: DeepSpeed is not installed, or its JSON holds what this engine cannot do (on
-            every rank).
+        UserError: DeepSpeed is not installed, or its JSON holds what this engine cannot do, or
+            gradients are to be clipped of which ZeRO knows a part (on every rank).
     """
 
     def __init__(self, model: NodeModel, config: RunConfig, comm: Communicator) -> None:
         sharded = model.sharded_names()
         named = dict(model.named_parameters())
+        if config.train.clip_norm and sharded:
+            raise UserError(
+                f"train.clip_norm = {config.train.clip_norm:g} and engine = deepspeed: ZeRO does "
+                "not see the embeddings of nodes, and so not the norm of all gradients; use "
+                "--engine torch"
+            )
         self._model = model
         self._comm = comm
         self._replicated = {k: v for k, v in named.items() if k not in sharded}
@@ -76,7 +83,8 @@ class DeepSpeedEngine:
 
         self._adams: list[torch.optim.Adam] = []
         common, own = self._replicated, self._sharded
-        self._common = ZeroAdam(common, adam(common), settings, comm, alone=False)
+        limit = config.train.clip_norm
+        self._common = ZeroAdam(common, adam(common), settings, comm, clip_norm=limit, alone=False)
         self._rows: _RowAdam | None = None
         if own and offloads(settings):
             self._rows = ZeroAdam(own, adam(own), settings, comm, alone=True)

@@ -53,8 +53,9 @@ def is_usable(tensor: Tensor) -> bool:
 
 
 def square_sum(tensors: Iterable[Tensor]) -> float:
-    """Sum of the squares of all entries."""
-    return sum(float(tensor.double().square().sum()) for tensor in tensors)
+    """Sum of the squares of all entries; one wait for the device."""
+    squares = [tensor.double().square().sum() for tensor in tensors]
+    return float(torch.stack(squares).sum()) if squares else 0.0
 
 
 def square_over_ranks(

@@ -52,7 +52,7 @@ class Engine(Protocol):
     def gradient_norm(self) -> float:
         """Return the Euclidean norm of the gradient of the last step, over all ranks.
 
-        Every rank calls it right after that step.
+        Every rank calls it right after that step. It is the norm before ``train.clip_norm``.
         """
         ...
 
@@ -74,7 +74,7 @@ class TorchEngine:
 
     Args:
         model: whose parameters are stepped.
-        config: learning rate and weight decay.
+        config: learning rate, weight decay and largest norm of gradients.
         comm: sums gradients.
     """
 
@@ -82,6 +82,8 @@ class TorchEngine:
         self._model = model
         self._comm = comm
         self._lr = config.lr
+        self._limit = config.clip_norm
+        self._before_clipping: float | None = None
         self._sharded = model.sharded_names()
         self._named = dict(model.named_parameters())
         self.optimizer = Adam(
@@ -99,8 +101,19 @@ class TorchEngine:
         common = (p for name, p in self._named.items() if name not in self._sharded)
         rows = (p for name, p in self._named.items() if name in self._sharded)
         check(sum_gradients(common, self._comm, rows))
+        if self._limit:
+            self._clip()
         self.optimizer.step()
         self._model.project()
+
+    def _clip(self) -> None:
+        """Scale gradients down to the largest norm, by the same factor on every rank."""
+        self._before_clipping = None
+        norm = self._before_clipping = self.gradient_norm()
+        factor = self._limit / (norm + 1e-6)  # as torch and DeepSpeed have it
+        if factor < 1.0:
+            for grad in self.gradients().values():
+                grad.mul_(factor)
 
     def gradients(self) -> TensorDict:
         """See ``Engine``."""
@@ -108,6 +121,8 @@ class TorchEngine:
 
     def gradient_norm(self) -> float:
         """See ``Engine``."""
+        if self._before_clipping is not None:
+            return self._before_clipping
         found = self.gradients()
         own = [grad for name, grad in found.items() if name in self._sharded]
         common = [grad for name, grad in found.items() if name not in self._sharded]

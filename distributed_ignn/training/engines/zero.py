@@ -30,7 +30,6 @@ _FIXED: dict[str, Any] = {
     "train_micro_batch_size_per_gpu": 1,
     "gradient_accumulation_steps": 1,
     "gradient_allreduce_op": "sum",
-    "gradient_clipping": 0.0,
     "zero_force_ds_cpu_optimizer": False,
 }
 
@@ -43,6 +42,7 @@ class ZeroAdam:
         adam: steps them; DeepSpeed puts its own copies of the weights in their place.
         settings: DeepSpeed's, as ``config.deepspeed.read_settings`` returns them.
         comm: this rank's communicator; every rank starts the engine together.
+        clip_norm: largest norm of the gradient of these parameters; 0 for none.
         alone: whether each rank has parameters of its own, of which nothing is reduced.
     """
 
@@ -53,11 +53,13 @@ class ZeroAdam:
         settings: Mapping[str, Any],
         comm: Communicator,
         *,
+        clip_norm: float = 0.0,
         alone: bool,
     ) -> None:
         self._named = dict(named)
         self._adam = adam
-        self._engine = _start(self._named.values(), adam, dict(settings) | _FIXED, comm, alone)
+        fixed = _FIXED | {"gradient_clipping": clip_norm}
+        self._engine = _start(self._named.values(), adam, dict(settings) | fixed, comm, alone)
         # Releases without gradient_allreduce_op always take the mean over ranks.
         averages = self._engine.gradient_average and not alone
         self._factor = comm.world_size if averages else 1
