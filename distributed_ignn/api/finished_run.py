@@ -27,6 +27,7 @@ from distributed_ignn.runs.predict import load_run, load_run_config, load_run_fo
 from distributed_ignn.runs.prediction import Prediction, SolveRequest, solved
 
 
+@told_in_python()
 def load(path: str | Path) -> Run:
     """Open the run in an output folder, whoever trained it: ``fit`` or the training command.
 

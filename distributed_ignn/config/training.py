@@ -43,7 +43,7 @@ class TrainConfig(Section):
         ge=0,
         description="largest norm of the gradient of all parameters and ranks; longer ones, those "
         "of local steps too, are scaled down to it (0: none); for maps that hardly contract, whose "
-        "first gradients are a thousand times the later ones and stay in Adam's memory",
+        "first gradients may be 100,000 times the later ones and stay in Adam's memory",
     )
     jacobian_weight: float = Field(
         0.0, ge=0, description="weight of the squared Jacobian of the map at Z*, per entry"

@@ -108,9 +108,8 @@ class TorchEngine:
 
     def _clip(self) -> None:
         """Scale gradients down to the largest norm, by the same factor on every rank."""
-        self._before_clipping = None
-        norm = self._before_clipping = self.gradient_norm()
-        factor = self._limit / (norm + 1e-6)  # as torch and DeepSpeed have it
+        self._before_clipping = self._norm()
+        factor = self._limit / (self._before_clipping + 1e-6)  # as torch and DeepSpeed have it
         if factor < 1.0:
             for grad in self.gradients().values():
                 grad.mul_(factor)
@@ -121,8 +120,10 @@ class TorchEngine:
 
     def gradient_norm(self) -> float:
         """See ``Engine``."""
-        if self._before_clipping is not None:
-            return self._before_clipping
+        return self._norm() if self._before_clipping is None else self._before_clipping
+
+    def _norm(self) -> float:
+        """The norm of the gradients as they are, over all ranks."""
         found = self.gradients()
         own = [grad for name, grad in found.items() if name in self._sharded]
         common = [grad for name, grad in found.items() if name not in self._sharded]
