@@ -68,7 +68,7 @@ tables, of every model beside the paper's figures, and the same models over time
 
 studies:
   figure3     parameters and training time of the learned solver beside the model's
-  figure4     convergence past the K steps that the solver was trained for
+  figure4     convergence past the K steps that a solver was trained for
   figure5     each term of the solver's loss switched off
   figure7     every variant of the learned solver, with its safeguard and without
   figure8     training with the learned solver, Anderson and Picard, epoch by epoch

@@ -96,7 +96,9 @@ class NeuralSolverConfig(Section):
         "global", description="mixing weights for the whole graph, or for each node"
     )
     memory: int = Field(5, ge=1, description="past residuals that it sees (M)")
-    steps: int = Field(10, ge=1, description="steps in which the network has a say (K)")
+    steps: int = Field(
+        10, ge=1, description="steps that the network is trained for, and ours has a say in (K)"
+    )
     compress: int = Field(16, ge=1, description="width p that a row is compressed to")
     hidden: int = Field(16, ge=1, description="inner width of the network")
     sparsifier: Annotated[str, Choice(choices.SPARSIFIERS, ("none",))] = Field(

@@ -4,8 +4,8 @@
     Z_{k+1} = sum_i alpha_i (Z_i + beta G_i)
 
 No least squares are solved: alpha takes the place of Anderson's weights. s compresses each residual
-row by two layers D -> H -> p (equation 6), one graph layer on A_s reads the compressed history of
-every node (equation 7), and two heads read the mean over all nodes. Line 5 of the printed algorithm
+row by two layers D -> H -> p, one graph layer on A_s reads the compressed history (equation 6) of
+every node (equation 7), and two heads read the mean over all nodes. Step 3 of the printed algorithm
 adds up the residuals without alpha; its Algorithm 2 and the authors' code weigh them, and so do we.
 
 Where the paper is silent: a residual is divided by the root mean square of the one before it, which

@@ -129,9 +129,8 @@ def _trained(problem: Problem, steps: int) -> Iterator[tuple[str, LearnedSolver]
             with _told(problem, variant.name):
                 learned = train_from_initialiser(problem, variant, steps)
             yield variant.name, learned
-    section = problem.trainer.config.solver.model_copy(update=dict(PAPER.changes))
     with _told(problem, PAPER_ALONE):
-        learned = train_solver(problem, section, steps)
+        learned = train_paper_alone(problem, steps)
     yield PAPER_ALONE, learned
 
 
@@ -186,6 +185,13 @@ def train_from_initialiser(problem: Problem, variant: Variant, steps: int) -> Le
     """A variant from the run's own initialiser, which stays as it is; every rank calls it."""
     ensure_thinned(problem)
     return train_variant(problem, variant, convergence.own_solver(problem).initialiser, steps)
+
+
+def train_paper_alone(problem: Problem, steps: int) -> LearnedSolver:
+    """The paper's own solver with the initialiser that it is trained with; every rank calls it."""
+    ensure_thinned(problem)
+    section = problem.trainer.config.solver.model_copy(update=dict(PAPER.changes))
+    return train_solver(problem, section, steps)
 
 
 def network_steps(config: RunConfig) -> int:

@@ -166,8 +166,12 @@ def test_figure4_goes_on_past_k_to_a_distance_of_1e_6(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = _reproduce("figure4", tmp_path, capsys, *TINY, "--seeds", "0,1")
-    # the closed form is fitted for one step, the network for solver.steps = 3
-    horizons = {"learned, initialiser": 1, "graph network, initialiser": 3}
+    # the closed form is fitted for one step, the networks for solver.steps = 3
+    horizons = {
+        "learned, initialiser": 1,
+        "graph network, initialiser": 3,
+        "paper with its own, initialiser": 3,
+    }
     _check_curves(found, CLASSICAL | set(horizons), {"0", "1"})
     for row in found.rows:
         steps = horizons.get(row["method"])

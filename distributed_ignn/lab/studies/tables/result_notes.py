@@ -12,9 +12,10 @@ from distributed_ignn.errors import IncompleteError
 from distributed_ignn.lab.studies.tables.table_cells import TableRequest
 
 _ALIKE = (
-    "IGNN, IGNN w. AA, IGNN w. NN and IGNN-Solver have one map and one training, and every solver "
-    "finds the fixed point of the map, so that they differ in accuracy by the noise of training "
-    "alone; what a solver changes is the time."
+    "IGNN, IGNN w. AA, IGNN w. NN and IGNN-Solver have one map and one training, and every solve "
+    "that converges finds the fixed point of the map, so that they differ in accuracy by the noise "
+    "of training, and by epochs in which a solver does not converge; what a solver changes is the "
+    "time."
 )
 _TUNED = (
     "All rows but ours have published settings, which were not tuned here; ours were chosen on "
