@@ -159,7 +159,7 @@ def main(argv: Sequence[str]) -> int:
 def _run(argv: Sequence[str]) -> None:
     options, flags, path = parse_options_and_settings(
         _Options,
-        [*argv, *_defaults(argv)],
+        argv,
         name="ignn reproduce",
         about=__doc__,
         more=_EXAMPLES,
@@ -169,7 +169,7 @@ def _run(argv: Sequence[str]) -> None:
         _reproduce_result(options, flags, path)
         return
     _refuse(options.study, flags, _OWN)
-    config = resolve_run(flags, path)
+    config = resolve_run(*_with_defaults(options, flags, path))
     out = options.out or Path("runs") / f"{options.study}-{Path(config.dataset).stem}"
     request = Request(config, options.seeds, out.absolute())
     study = STUDIES[options.study]
@@ -235,18 +235,14 @@ def _conduct(name: str, study: Study, request: Request, comm: Communicator) -> N
         show_outcome(name, request, outcome, Console(highlight=False))
 
 
-def _defaults(argv: Sequence[str]) -> list[str]:
-    """The settings file or the dataset that a study takes if none is named."""
-    if _holds(argv, "--config"):
-        if "--hard" in argv:
+def _with_defaults(
+    options: _Options, flags: dict[str, Any], path: Path | None
+) -> tuple[dict[str, Any], Path | None]:
+    """The settings, with the file or the dataset that a study takes if none is named."""
+    if path is not None:
+        if options.hard:
             raise UserError("--hard and --config both name a settings file; give one of them")
-        return []
-    if LONG_RANGE in argv:
-        name = "long-range-hard.yaml" if "--hard" in argv else "long-range.yaml"
-        return ["--config", str(CONFIG_FOLDER / name)]
-    named = _holds(argv, "--dataset") or not {*RESULTS}.isdisjoint(argv)
-    return [] if named else ["--dataset", "citeseer"]
-
-
-def _holds(argv: Sequence[str], flag: str) -> bool:
-    return any(argument.partition("=")[0] == flag for argument in argv)
+        return flags, path
+    if options.study == LONG_RANGE:
+        return flags, CONFIG_FOLDER / f"long-range{'-hard' * options.hard}.yaml"
+    return {"dataset": "citeseer", **flags}, None

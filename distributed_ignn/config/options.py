@@ -119,6 +119,8 @@ def whole_numbers(least: int) -> Callable[[Any], Any]:
 def distinct_names(value: Any) -> Any:
     """The members of a list of names with commas between them, none of them twice."""
     names = _split(value)
+    if isinstance(names, list) and "" in names:
+        raise ValueError("has a comma without a name beside it; drop it")
     if isinstance(names, list) and len(set(names)) < len(names):
         raise ValueError("names one twice; leave one out")
     return names

@@ -196,10 +196,10 @@ def _find(
         logger.warning(
             "%s; it goes on, and may have trained on what are test nodes now", difference
         )
-    return ShardRecord.of(folder, manifest, config.output, places, _source(config))
+    return ShardRecord.of(folder, manifest, config.output, places, source_of(config))
 
 
-def _source(config: RunConfig) -> str:
+def source_of(config: RunConfig) -> str:
     """Sizes and times of change of the user's own files; empty where there are none (any more).
 
     Of a URL's nothing is known: what was fetched is new every time.
@@ -306,7 +306,7 @@ def _own_shards(
         manifest = read_manifest(folder, parts=parts, fingerprint=record.fingerprint)
     except UserError:  # looked for in the usual way, which reports what is wrong with them
         return None
-    source = _source(config)
+    source = source_of(config)
     if record.source and source and record.source != source:
         return None  # read again: the fingerprint tells whether the graph is another
     same = manifest.request == partition_request(config.partition)

@@ -35,7 +35,7 @@ def run(request: Request, comm: Communicator) -> Outcome:
         changes = {"seed": seed, "forward.method": "neural"}
         found = train_run(request.config, request.out, f"neural-seed{seed}", changes, comm)
         rows.append({"seed": seed, **_costs(found)})
-    mean = {key: spread([float(row[key]) for row in rows])[0] for key in rows[0] if key != "seed"}
+    mean = {key: spread([row[key] for row in rows])[0] for key in rows[0] if key != "seed"}
     return Outcome(
         rows, mean, "means over seeds", _PAPER, _DIFFERS, _draw(rows, request.config.dataset)
     )

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from distributed_ignn.config import RunConfig
@@ -23,6 +24,9 @@ PROTOCOL = (
     "Validation nodes choose the epoch and every setting; test nodes are read once, at the end. "
     "The paper's authors choose on the test nodes in their released code, which favours theirs."
 )
+
+
+_WIDEST = 1000  # characters
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,17 +126,23 @@ def _summary(outcome: Outcome) -> tuple[list[str], list[list[str]]]:
 def show_outcome(study: str, request: Request, outcome: Outcome, console: Console) -> None:
     """Print the summary as a table, then the paper's statement, protocol and folder."""
     names, rows = _summary(outcome)
-    table = Table(title=_title(study, request), caption=outcome.caption)
+    table = Table(title=escape(_title(study, request)), caption=escape(outcome.caption))
     table.add_column("")
     for name in names:
-        table.add_column(name, justify="right")
+        table.add_column(escape(name), justify="right", no_wrap=True)
     for row in rows:
-        table.add_row(*row)
-    console.print(table)
-    console.print(f"Paper: {outcome.paper}")
-    console.print(f"Here: {outcome.differs} {PROTOCOL}")
+        table.add_row(*map(escape, row))
+    print_whole(table, console)
+    console.print(f"Paper: {outcome.paper}", markup=False)
+    console.print(f"Here: {outcome.differs} {PROTOCOL}", markup=False)
     endings = ", ".join((".csv", ".md", ".tex", *ENDINGS, ".json"))
-    console.print(f"files: {request.out}/{study}{endings}", soft_wrap=True)
+    console.print(f"files: {request.out}/{study}{endings}", soft_wrap=True, markup=False)
+
+
+def print_whole(table: Table, console: Console) -> None:
+    """Print a table as wide as it is: cells that are cut tell nothing."""
+    wide = console.measure(table, options=console.options.update(max_width=_WIDEST)).maximum
+    Console(file=console.file, width=max(wide, console.width), highlight=False).print(table)
 
 
 def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -144,9 +154,12 @@ def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     return buffer.getvalue()
 
 
-def spread(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and sample standard deviation (0 for a single value)."""
-    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+def spread(values: Sequence[float | None]) -> tuple[float, float]:
+    """Mean and sample standard deviation (0 of a single value) of what is there; NaN of nothing."""
+    found = [value for value in values if value is not None]
+    if not found:
+        return math.nan, 0.0
+    return statistics.fmean(found), statistics.stdev(found) if len(found) > 1 else 0.0
 
 
 def _finite(value: Any) -> Any:

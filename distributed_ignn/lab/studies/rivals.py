@@ -106,7 +106,9 @@ def _row(model: str, seed: int, summary: Mapping[str, Any]) -> dict[str, Any]:
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, str]]:
     def cell(model: str, key: str, scale: float) -> str:
-        found = [scale * float(row[key]) for row in rows if row["model"] == model]
+        found = [scale * row[key] for row in rows if row["model"] == model and row[key] is not None]
+        if not found:
+            return "-"
         mean, deviation = spread(found)
         return f"{mean:.1f} ± {deviation:.1f}" if len(found) > 1 else f"{mean:.1f}"
 
@@ -124,7 +126,10 @@ def _draw(rows: Sequence[Mapping[str, Any]], dataset: str, metric: str) -> Pictu
     axes = picture.subplots()
     models = (*RIVALS, IMPLICIT)
     for place, model in enumerate(models):
-        mean, deviation = spread([100 * row["test"] for row in rows if row["model"] == model])
+        found = [row["test"] for row in rows if row["model"] == model and row["test"] is not None]
+        if not found:
+            continue
+        mean, deviation = spread([100 * test for test in found])
         colour, marker = _POINT[model == IMPLICIT]
         axes.errorbar(place, mean, deviation or None, color=colour, marker=marker, markersize=6)
         axes.annotate(

@@ -9,13 +9,15 @@ from distributed_ignn.comm.apart import apart
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import RunConfig, absolute_paths
 from distributed_ignn.errors import UserError
+from distributed_ignn.files import atomic_write_text
 from distributed_ignn.graph.datasets import load_dataset
 from distributed_ignn.graph.storage.request import data_settings, partition_request
 from distributed_ignn.graph.storage.shard_store import MANIFEST, prepare_shards, read_manifest
 from distributed_ignn.runs.layout import SHARDS
+from distributed_ignn.runs.shards import source_of
 from distributed_ignn.urls.url import Url
 
-"""Their folder, in that of a study."""
+_SOURCE = "source.txt"
 
 
 def shard_folder(config: RunConfig, parts: int, cache: Path) -> Path:
@@ -39,16 +41,26 @@ def shard_folder(config: RunConfig, parts: int, cache: Path) -> Path:
     if config.partition.dir is not None:
         return config.partition.dir
     settings = data_settings(config.dataset, config.data)
-    wanted = parts, settings, partition_request(config.partition)
+    wanted, source = (parts, settings, partition_request(config.partition)), source_of(config)
     for path in sorted(cache.glob(f"*/{MANIFEST}")):
         try:
             found = read_manifest(path.parent)
         except UserError:  # of another version, or damaged: left alone
             continue
-        if (found.parts, found.settings, found.request) == wanted:
+        alike = (found.parts, found.settings, found.request) == wanted
+        if alike and (not source or _source_of_shards(path.parent) == source):
             return path.parent
     load = partial(load_dataset, config.dataset, config.data_root, config.data)
-    return prepare_shards(load, cache, parts, config.partition, settings)[0]
+    folder = prepare_shards(load, cache, parts, config.partition, settings)[0]
+    if source:
+        atomic_write_text(folder / _SOURCE, source)
+    return folder
+
+
+def _source_of_shards(folder: Path) -> str:
+    """What ``source_of`` said when the shards were written or last found to be of that graph."""
+    path = folder / _SOURCE
+    return path.read_text() if path.is_file() else ""
 
 
 def shards_for_all(config: RunConfig, out: Path, comm: Communicator) -> Path:

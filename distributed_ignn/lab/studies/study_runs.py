@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from distributed_ignn.comm.apart import apart
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import RunConfig, absolute_paths, load_yaml
 from distributed_ignn.config.check import validate_run
 from distributed_ignn.config.dotted import dotted
 from distributed_ignn.errors import UserError
+from distributed_ignn.graph.datasets import load_dataset
 from distributed_ignn.reading.plain_files import in_one_line
 from distributed_ignn.reading.strict_json import read_json
 from distributed_ignn.runs.epochs import EpochHook
 from distributed_ignn.runs.layout import SETTINGS
 from distributed_ignn.runs.output.records import METRICS, SUMMARY, read_metrics
 from distributed_ignn.runs.run import Conduct, run_training
+from distributed_ignn.runs.shard_record import read_record
+from distributed_ignn.runs.shards import source_of
 
 _TOLD = 3
+_OF_A_START = ("resume", "quiet", "device", "train.log_level")  # no figure depends on them
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +84,7 @@ def train_run(
     run = absolute_paths(with_settings(config, {**changes, "output": folder}))
     if comm.is_main:
         Console(highlight=False).print(f"[bold]run {name}[/bold]", soft_wrap=True)
+    refuse_other_data(run, comm)
     complete_run(run, comm)
     comm.barrier()  # rank 0 has written the files that every rank reads now
     return comm.together(lambda: read_finished(run), doing=f"read {run.output}")
@@ -99,12 +106,72 @@ def complete_run(
     Raises:
         UserError: see ``train_run``.
     """
-    found = comm.together(lambda: (is_same_run(run), is_finished(run)) if comm.is_main else None)
+    found = comm.together(lambda: _look(run, comm.world_size) if comm.is_main else None)
     begun, finished = comm.gather_json(found)[0]  # other machines may not see the folder
     if begun and finished:
         return
     resumed = with_settings(run, {"resume": "auto"}) if begun else run
     run_training(resumed, comm, hook, conduct=replace(conduct or Conduct(), more_follows=True))
+
+
+def _look(run: RunConfig, ranks: int) -> tuple[bool, bool]:
+    """Whether a run is begun, and whether it is finished; one goes on with as many ranks alone."""
+    finished = is_finished(run)
+    parts = ranks
+    with suppress(UserError):  # not begun, or damaged: reported where it is read
+        parts = read_record(run.output).parts
+    if not finished and parts != ranks:
+        raise UserError(
+            f"{run.output} was begun with ranks = {parts}, and this job has {ranks}; start as many "
+            "as then, choose another --out, or remove it"
+        )
+    return is_same_run(run), finished
+
+
+def refuse_other_data(run: RunConfig, comm: Communicator) -> None:
+    """Refuse a folder whose run had another graph in the same file; every rank calls it.
+
+    A file is read again where its size or time of change is not what it was.
+
+    Args:
+        run: with absolute paths, and a folder of shards only where the user has named one.
+        comm: this rank's communicator.
+
+    Raises:
+        UserError: the graph was another, or cannot be read.
+    """
+
+    def is_new() -> bool | None:
+        if not comm.is_main or run.partition.dir is not None:
+            return None
+        with suppress(UserError):
+            before, now = read_record(run.output).source, source_of(run)
+            return bool(before and now and before != now)
+        return None
+
+    if not comm.gather_json(is_new())[0]:
+        return
+
+    def compare() -> None:
+        if _fingerprint(run, source_of(run)) != read_record(run.output).fingerprint:
+            raise UserError(
+                f"{run.output} holds a run on what {run.data.path or run.dataset} was before it "
+                "changed; choose another --out, or remove it"
+            )
+
+    apart(comm, compare, works=comm.is_main, doing=f"read {run.dataset}")
+
+
+_FINGERPRINTS: dict[str, str] = {}
+
+
+def _fingerprint(run: RunConfig, source: str) -> str:
+    """Of a run's graph; the runs of a study share it."""
+    key = f"{source} {run.dataset} {run.data_root} {run.data.model_dump_json()}"
+    if key not in _FINGERPRINTS:
+        graph = load_dataset(run.dataset, run.data_root, run.data)
+        _FINGERPRINTS[key] = graph.fingerprint()
+    return _FINGERPRINTS[key]
 
 
 def is_finished(run: RunConfig) -> bool:
@@ -121,23 +188,23 @@ def is_same_run(run: RunConfig) -> bool:
     path = run.output / SETTINGS
     if not path.is_file():
         return False
-    found = with_settings(load_yaml(path), {"resume": None})
-    if found != run:
+    different = _what_differs(load_yaml(path), run)
+    if different:
         raise UserError(
-            f"{run.output} holds a run with other settings ({_what_differs(found, run)}); choose "
+            f"{run.output} holds a run with other settings ({different}); give those, choose "
             "another --out, or remove it"
         )
     return True
 
 
 def _what_differs(found: RunConfig, asked: RunConfig) -> str:
-    """Name the first settings in which a run that was found is not the one asked for."""
+    """Name the first settings in which a run that was found is not the one asked for, if any."""
     there = dict(dotted(found.model_dump(mode="json")))
     here = dotted(asked.model_dump(mode="json"))
     told = [
         f"{name} {there.get(name)} there, {value} here"
         for name, value in here
-        if there.get(name) != value
+        if there.get(name) != value and name not in _OF_A_START
     ]
     more = [f"and {len(told) - _TOLD} more"] if len(told) > _TOLD else []
     return "; ".join(told[:_TOLD] + more)

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-_ESCAPED = {**{ord(c): f"\\{c}" for c in "&%$#_{}"}, ord("±"): "$\\pm$"}
+_ESCAPED = {
+    **{ord(c): f"\\{c}" for c in "&%$#_{}"},
+    **{ord(c): f"\\text{name}{{}}" for c, name in {"^": "asciicircum", "~": "asciitilde"}.items()},
+    ord("\\"): "\\textbackslash{}",
+    ord("±"): "$\\pm$",
+}
 
 NEEDS = "% needs \\usepackage{booktabs}\n"
 """The first line of a LaTeX file."""
@@ -18,7 +23,8 @@ def escaped(text: str) -> str:
 def pipes(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table: names of rows to the left, figures to the right."""
     rule = ["---", *["---:"] * (len(header) - 1)]
-    return "".join(f"| {' | '.join(row)} |\n" for row in (header, rule, *rows))
+    lines = ([cell.replace("|", "\\|") for cell in row] for row in (header, rule, *rows))
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def floating(columns: str, content: Iterable[str], caption: str, label: str) -> str:

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from rich.console import Console
 
 from distributed_ignn.comm.communicator import Communicator
+from distributed_ignn.commands import reproduce
 from distributed_ignn.commands.reproduce import NAMES, main
-from distributed_ignn.config import parse_args
+from distributed_ignn.config import RunConfig, parse_args
 from distributed_ignn.errors import UserError
 from distributed_ignn.lab.benchmarks.variants import all_variants
 from distributed_ignn.lab.studies import (
@@ -24,9 +26,12 @@ from distributed_ignn.lab.studies import (
     epochs_in_turn,
     long_range,
     outcome,
+    rivals,
 )
+from distributed_ignn.lab.studies.outcome import Outcome, Request, show_outcome, spread
 from distributed_ignn.lab.studies.solver_variants import paper_steps
 from distributed_ignn.lab.studies.text_tables import escaped
+from distributed_ignn.plots import Picture
 from distributed_ignn.training.epoch_record import EpochRecord
 from distributed_ignn.training.learned.paper_training import PaperTrainer
 from distributed_ignn.training.trainer import Trainer
@@ -490,7 +495,10 @@ def test_runs_with_other_settings_are_not_taken(
 ) -> None:
     _reproduce("figure3", tmp_path, capsys, *TINY)
     line = _refused(capsys, "figure3", *TINY, "--train.lr", "0.5", "--out", tmp_path)
-    assert "holds a run with other settings (train.lr 0.01 there, 0.5 here); choose" in line
+    assert (
+        "holds a run with other settings (train.lr 0.01 there, 0.5 here); give those, choose"
+        in line
+    )
 
 
 def test_every_study_has_its_line_of_help(capsys: pytest.CaptureFixture[str]) -> None:
@@ -541,3 +549,40 @@ def test_csv_leaves_cells_without_a_number_empty() -> None:
 def test_spread_is_mean_and_sample_deviation() -> None:
     assert outcome.spread([1.0, 3.0]) == (2.0, math.sqrt(2.0))
     assert outcome.spread([5.0]) == (5.0, 0.0)
+
+
+def test_a_value_that_is_called_like_a_study_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[tuple[str, str]] = []
+
+    def take(name: str, study: object, request: Request, comm: Communicator) -> None:
+        taken.append((name, request.config.dataset))
+
+    monkeypatch.setattr(reproduce, "_conduct", take)
+    monkeypatch.chdir(tmp_path)
+    for out in ("table1", "long-range"):
+        assert main(["figure8", "--out", out, "--device", "cpu"]) == 0
+    assert main(["--out", "figure8", "long-range", "--device", "cpu"]) == 0
+    assert taken == [("figure8", "citeseer")] * 2 + [("long-range", "chains")]
+
+
+def test_a_figure_without_a_test_metric_is_a_dash() -> None:
+    assert math.isnan(spread([None])[0])
+    assert spread([None, 2.0]) == (2.0, 0.0)
+    summary = dict.fromkeys(("best_val", "best_epoch", "epochs", "seconds_total"), 1.0)
+    rows = [
+        rivals._row(model, 0, {**summary, "test_at_best_val": None})
+        for model in (*rivals.RIVALS, rivals.IMPLICIT)
+    ]
+    assert rivals._table(rows)["GCN"] == {"val": "100.0", "test": "-", "seconds": "1.0"}
+    rivals._draw(rows, "chains", "roc_auc")
+
+
+def test_a_table_is_shown_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    names = [f"a figure of a long name {k}" for k in range(6)]
+    found = Outcome([], {"[all]": dict.fromkeys(names, 1.0)}, "", "", "", Picture(1, 1))
+    request = Request(RunConfig(dataset="chains"), (0,), Path("out"))
+    show_outcome("figure8", request, found, Console(width=80))
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in [*names, "[all]"])

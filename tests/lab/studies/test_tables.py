@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import importlib.util
+import io
 import json
 import os
 import re
@@ -15,18 +16,22 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from rich.console import Console
 
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.commands.reproduce import main
 from distributed_ignn.config import parse_args
 from distributed_ignn.errors import IncompleteError, Stopped, UserError
 from distributed_ignn.graph.datasets import download
-from distributed_ignn.lab.studies.tables import ray_cells
+from distributed_ignn.lab.studies.tables import cell_training, ray_cells
 from distributed_ignn.lab.studies.tables import standings as places
 from distributed_ignn.lab.studies.tables.cell_training import CellTrainer
 from distributed_ignn.lab.studies.tables.inference import mean_curve
 from distributed_ignn.lab.studies.tables.paper_figures import COLUMNS, PRINTED, printed
+from distributed_ignn.lab.studies.tables.result_notes import differences, gaps
 from distributed_ignn.lab.studies.tables.standings import Standing, standings
 from distributed_ignn.lab.studies.tables.table_cells import TableRequest, plan_cells
 from distributed_ignn.lab.studies.tables.table_files import TableText
@@ -228,7 +233,9 @@ def test_cells_are_trained_once_and_what_is_missing_ends_nothing(
     common = [*ARGUMENTS, *datasets, "--data-root", str(tmp_path), "--out", str(out)]
     common += ["--seeds", "0,1"]
     assert main(["table3", *common, "--finished"]) == 3
-    assert "12 of 12 runs are missing" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "12 of 12 runs are missing" in told
+    assert "the same command without --finished tries them again" in told
     assert main(["table3", *common]) == 3
     captured = capsys.readouterr()
     last = captured.err.splitlines()[-1]
@@ -393,4 +400,132 @@ def test_a_table_on_a_cluster_is_stopped_in_one_line(
 
 @pytest.mark.cheap
 def test_a_standing_of_one_run_shows_no_deviation() -> None:
-    assert Standing(81.234, 0.0, 1, 1.0, 2).text == "81.23"
+    assert Standing(81.234, 0.0, 1, 1, 1.0, 2).text == "81.23"
+
+
+@pytest.mark.cheap
+def test_a_cell_whose_seeds_are_not_all_there_says_so() -> None:
+    gone = {"missing": "lost", "test": None, "model": "gcn", "dataset": "acm"}
+    rows = [
+        *_rows("acm", gcn=(0.8, 0.9), mlp=(0.7,)),
+        gone | {"seed": 2},
+        gone | {"model": "mlp", "seed": 1},
+        gone | {"model": "mlp", "seed": 2},
+    ]
+    found = standings(rows)["acm"]
+    assert found["gcn"].text == "85.00 ± 7.07 (2 of 3)"
+    assert found["mlp"].text == "70.00 (1 of 3)"
+    assert list(gaps(rows)) == ["acm: 3 runs are missing (gcn seed 2, mlp seeds 1 2): lost"]
+    assert standings([gone]) == {}
+
+
+@pytest.mark.cheap
+def test_models_are_compared_as_they_are_printed() -> None:
+    alike = standings(_rows("acm", gcn=(0.764549,), ours=(0.764451,)))
+    assert [each.text for each in alike["acm"].values()] == ["76.45", "76.45"]
+    assert [each.place for each in alike["acm"].values()] == [1, 1]
+    assert places.rivals_ahead(alike) == ["acm: nothing is ahead of ours, 76.45."]
+    (line,) = places.rivals_ahead(standings(_rows("acm", gcn=(0.764451,), ours=(0.764449,))))
+    assert "GCN 76.45 is ahead of ours, 76.44, by 0.01" in line
+
+
+@pytest.mark.cheap
+def test_names_that_a_table_prints_are_escaped() -> None:
+    name = "a|b^c~[x].npz"
+    text = TableText("table3", (name,), ("gcn",), {}, "of [all]", [])
+    assert "| model | a\\|b^c~[x] | paper |" in text.markdown()
+    assert "{a|b\\textasciicircum{}c\\textasciitilde{}[x]}" in text.latex()
+    shown = io.StringIO()
+    text.show(Console(file=shown, width=80))
+    assert "a|b^c~[x]" in shown.getvalue()
+    assert "[all]" in shown.getvalue()
+
+
+@pytest.mark.cheap
+def test_files_of_one_name_are_refused() -> None:
+    """Their runs would be one, and the second graph would get the figures of the first."""
+    for datasets in (("a/graph.npz", "b/graph.npz"), ("citeseer", "own/citeseer.npz")):
+        request = TableRequest("table3", "small", datasets, ("gcn",), (0,), {}, Path("out"))
+        with pytest.raises(UserError, match=r"both are called (graph|citeseer), as are"):
+            plan_cells(request)
+
+
+@pytest.mark.cheap
+def test_notes_name_what_the_command_line_set() -> None:
+    request = TableRequest(
+        "table1", "large", ("reddit",), ("gcn",), (0,), {"train.epochs": 2}, Path("out")
+    )
+    told = differences(request)
+    assert "Set for all runs on which it has an effect: train.epochs = 2." in told
+    assert any(note.startswith("Reddit is the whole graph") for note in told)
+
+
+def test_memory_that_runs_out_in_one_cell_ends_no_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run_out(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB")
+
+    monkeypatch.setattr(cell_training, "complete_run", run_out)
+    (cell,) = plan_cells(TableRequest(**_fields(_request(tmp_path)) | {"models": ("gcn",)}))
+    reason = cell_training.train_cell(Communicator(), cell.run)
+    assert reason == "out of memory: CUDA out of memory. Tried to allocate 2 GiB"
+
+
+def _write_own(path: Path, labels: int) -> None:
+    path.parent.mkdir(exist_ok=True)
+    ring = np.arange(24)
+    edges = np.stack([ring, np.roll(ring, 1)])
+    np.savez(path, edge_index=edges, x=np.eye(24, dtype=np.float32), y=ring % labels)
+
+
+def test_a_file_that_has_changed_is_no_more_the_graph_of_its_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    graph = tmp_path / "graph.npz"
+    asked = ["table3", "--datasets", str(graph), "--models", "mlp", "--device", "cpu"]
+    asked += ["--train.epochs", "2", "--data.split", "random", "--out", str(tmp_path / "out")]
+    _write_own(graph, labels=2)
+    assert main(asked) == 0
+    first = _read(tmp_path / "out" / "table3.csv")
+    # written once more with the same content: nothing is trained again
+    os.utime(graph, ns=(1, 1))
+    assert main([*asked, "--seeds", "0,1"]) == 0
+    printed = capsys.readouterr().out
+    assert "run 2 of 2: graph, MLP, seed 1" in printed
+    assert "run 1 of 2" not in printed
+    assert _read(tmp_path / "out" / "table3.csv")[0] == first[0]
+    assert len(list((tmp_path / "out" / "shards").iterdir())) == 1
+    _write_own(graph, labels=3)
+    for more in ([], ["--finished"]):
+        assert main([*asked, *more]) == 2
+        told = capsys.readouterr().err
+        assert f"holds a run on what {graph} was before it changed; choose another --out" in told
+    shutil.rmtree(tmp_path / "out" / "runs")
+    assert main(asked) == 0  # with shards of its own
+    assert len(list((tmp_path / "out" / "shards").iterdir())) == 2
+
+
+def test_a_run_is_taken_whatever_device_and_log_level_it_had(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["table3", "--datasets", "chains", "--models", "gcn", "--out", str(tmp_path / "out")]
+    assert main([*asked, *ARGUMENTS]) == 0
+    others = [*asked, *ARGUMENTS[2:], "--train.log-level", "debug"]
+    assert main(others) == 0
+    assert "run 1 of 1" in capsys.readouterr().out
+    assert main([*others, "--train.lr", "0.5"]) == 2
+    assert "give those, choose another --out, or remove it" in capsys.readouterr().err
+
+
+def test_a_stopped_run_goes_on_with_its_ranks_alone(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    (cell,) = plan_cells(TableRequest(**_fields(_request(out)) | {"models": ("gcn",)}))
+    CellTrainer([cell], out, shows=False).train(Communicator())
+    (cell.run.output / "summary.json").unlink()
+    record = json.loads((cell.run.output / "shards.json").read_text())
+    (cell.run.output / "shards.json").write_text(json.dumps(record | {"parts": 3}))
+    trainer = CellTrainer([cell], out, shows=False)
+    trainer.train(Communicator())
+    (reason,) = trainer.missing.values()
+    assert "was begun with ranks = 3, and this job has 1; start as many as then" in reason

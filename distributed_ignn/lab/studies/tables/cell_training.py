@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from rich.console import Console
 
 from distributed_ignn.comm.communicator import Communicator
@@ -17,6 +18,7 @@ from distributed_ignn.lab.studies.shared_shards import shards_for_all
 from distributed_ignn.lab.studies.study_runs import complete_run, is_finished
 from distributed_ignn.lab.studies.tables.table_cells import TableCell, on_shards
 from distributed_ignn.lab.studies.tables.table_models import MODELS
+from distributed_ignn.reading.plain_files import in_one_line
 from distributed_ignn.runs.checkpoints.checkpoint_store import keep_newest
 from distributed_ignn.runs.layout import CHECKPOINTS
 from distributed_ignn.runs.run import Conduct
@@ -131,11 +133,16 @@ def train_cell(
         _tidy(run.output / CHECKPOINTS, comm)
     except UserError as error:
         return str(error)
+    except torch.OutOfMemoryError as error:
+        if comm.world_size > 1:
+            raise  # the other ranks wait for this one
+        return f"out of memory: {in_one_line(error)}"
     except Stopped as stopped:
         told = f"stopped by {Stopped.name(stopped.signum)}; the same command goes on from here"
         raise Stopped(stopped.signum, told) from stopped
     finally:
         gc.collect()  # a model and its hooks refer to each other
+        torch.cuda.empty_cache()  # nothing where CUDA has not been used
     return None
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from distributed_ignn.comm.communicator import Communicator
-from distributed_ignn.lab.studies.study_runs import with_settings
+from distributed_ignn.lab.studies.study_runs import refuse_other_data, with_settings
 from distributed_ignn.lab.studies.tables.cell_training import CellTrainer
 from distributed_ignn.lab.studies.tables.ray_cells import train_on_ray
 from distributed_ignn.lab.studies.tables.table_cells import (
@@ -80,4 +80,6 @@ def _trainer(request: TableRequest, cells: Sequence[TableCell], comm: Communicat
             check_folders(cells)
 
     comm.together(prepare, doing=f"write to --out {request.out}", way_out="choose another --out")
+    for cell in cells:
+        refuse_other_data(cell.run, comm)
     return CellTrainer(cells, request.out, comm.is_main)

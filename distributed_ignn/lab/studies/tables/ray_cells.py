@@ -90,7 +90,11 @@ def _reason(reference: Any) -> str | None:
 
     try:
         found: str | None = ray.get(reference)
-    except (ray.exceptions.WorkerCrashedError, ray.exceptions.NodeDiedError) as error:
+    except (
+        ray.exceptions.WorkerCrashedError,
+        ray.exceptions.NodeDiedError,
+        ray.exceptions.OutOfMemoryError,
+    ) as error:
         return f"its process was lost more often than restarts allows ({type(error).__name__})"
     return found
 

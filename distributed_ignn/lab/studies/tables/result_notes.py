@@ -9,6 +9,7 @@ from typing import Any
 from distributed_ignn import __version__
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.errors import IncompleteError
+from distributed_ignn.lab.studies.tables.standings import NO_TEST
 from distributed_ignn.lab.studies.tables.table_cells import TableRequest
 
 _ALIKE = (
@@ -26,7 +27,14 @@ _PROTOCOL = (
     "Validation nodes choose the epoch; test nodes are read once, at the end. The paper's authors "
     "choose on the test nodes in their released code, which favours theirs."
 )
+_LOSS = (
+    "The paper's implicit rows are trained by its binary cross-entropy, and start their readout at "
+    "the log-odds of the labels where there are nine classes or more; explicit ones and ours by "
+    "cross-entropy, unless nodes have several labels."
+)
+_NN = "IGNN w. NN is the paper's solver without its graph layer."
 _OTHERWISE = {
+    "reddit": "Reddit is the whole graph; the paper's counts are those of reddit2.",
     "reddit2": (
         "Reddit is PyG's Reddit2, to which the paper's counts belong, with a random split of 60, "
         "20 and 20 per cent of the nodes."
@@ -43,40 +51,55 @@ _OTHERWISE = {
 }
 
 
-def differences(datasets: Sequence[str]) -> list[str]:
-    """In what results on these datasets cannot be the paper's."""
-    own = [text for name, text in _OTHERWISE.items() if name in datasets]
-    return [_PROTOCOL, _TUNED, _ALIKE, *own]
+def differences(request: TableRequest) -> list[str]:
+    """In what the results that are asked for cannot be the paper's."""
+    own = [text for name, text in _OTHERWISE.items() if name in request.datasets]
+    told = ", ".join(f"{name} = {value}" for name, value in request.flags.items())
+    given = [f"Set for all runs on which it has an effect: {told}."] if told else []
+    return [_PROTOCOL, _TUNED, *given, _ALIKE, _NN, _LOSS, *own]
 
 
 def gaps(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """A line on each reason why runs are missing, of the rows of ``run_rows``."""
-    found: dict[tuple[str, str], list[str]] = {}
+    found: dict[tuple[str, str], dict[str, list[int]]] = {}
     for row in rows:
         if row["missing"]:
-            found.setdefault((row["dataset"], row["missing"]), []).append(row["model"])
+            models = found.setdefault((row["dataset"], row["missing"]), {})
+            models.setdefault(row["model"], []).append(row["seed"])
     for (dataset, reason), models in found.items():
-        number = "1 run is" if len(models) == 1 else f"{len(models)} runs are"
-        names = ", ".join(dict.fromkeys(models))
+        count = sum(map(len, models.values()))
+        number = "1 run is" if count == 1 else f"{count} runs are"
+        names = ", ".join(f"{model} {_seeds(seeds)}" for model, seeds in models.items())
         yield f"{Path(dataset).stem}: {number} missing ({names}): {reason}"
 
 
-def refuse_gaps(rows: Sequence[Mapping[str, Any]] | None, comm: Communicator) -> None:
+def _seeds(seeds: Sequence[int]) -> str:
+    return f"seed{'s' * (len(seeds) > 1)} {' '.join(map(str, seeds))}"
+
+
+def refuse_gaps(
+    rows: Sequence[Mapping[str, Any]] | None, comm: Communicator, *, trains: bool
+) -> None:
     """End with a line and an exit code of its own where runs are missing; every rank calls it.
 
     Args:
         rows: of ``run_rows``, on the first rank; None on the others.
         comm: this rank's communicator.
+        trains: whether this call has tried to train them.
 
     Raises:
         IncompleteError: some are (on every rank).
     """
-    own = None if rows is None else [sum(bool(row["missing"]) for row in rows), len(rows)]
-    missing, count = comm.gather_json(own)[0]
+    own = None
+    if rows is not None:
+        reasons = [row["missing"] for row in rows if row["missing"]]
+        own = [len(reasons), len(rows), any(reason != NO_TEST for reason in reasons)]
+    missing, count, again = comm.gather_json(own)[0]
     if missing:
+        command = "the same command" if trains else "the same command without --finished"
         raise IncompleteError(
-            f"{missing} of {count} runs are missing, for the reasons above; the rest is written, "
-            "and the same command tries them again"
+            f"{missing} of {count} runs are missing, for the reasons above; the rest is written"
+            + (f", and {command} tries them again" if again else "")
         )
 
 

@@ -13,8 +13,7 @@ from distributed_ignn.lab.studies.tables.table_cells import TableCell
 from distributed_ignn.lab.studies.tables.table_models import MODELS, OURS
 
 NOT_FINISHED = "not finished yet; the same command without --finished trains it"
-_NO_TEST = "its test nodes have no metric"
-_CENT = 0.005  # of a per cent: half of the last digit that is shown
+NO_TEST = "its test nodes have no metric"
 
 
 def run_rows(
@@ -29,7 +28,7 @@ def run_rows(
         found = read_finished(cell.run).summary if is_finished(cell.run) else {}
         counts = found.get("parameters", {})
         test = found.get("test_at_best_val")
-        reason = "" if test is not None else _NO_TEST if found else missing.get(cell, NOT_FINISHED)
+        reason = "" if test is not None else NO_TEST if found else missing.get(cell, NOT_FINISHED)
         yield {
             "dataset": cell.dataset,
             "model": cell.model,
@@ -56,6 +55,7 @@ class Standing:
     Args:
         mean, deviation: of the test metric, in per cent.
         runs: how many are finished.
+        asked: how many there would be with all seeds.
         seconds: of a training, their mean.
         parameters: of model and solver.
         place: 1 for the best of its dataset, 2 for the runner-up, else 0.
@@ -64,14 +64,22 @@ class Standing:
     mean: float
     deviation: float
     runs: int
+    asked: int
     seconds: float
     parameters: int
     place: int = 0
 
     @property
     def text(self) -> str:
-        """``76.50 ± 0.30``; the mean alone for a single run."""
-        return f"{self.mean:.2f}" + (f" ± {self.deviation:.2f}" if self.runs > 1 else "")
+        """``76.50 ± 0.30``; the mean alone for a single run; how many runs if some are missing."""
+        spread = f" ± {self.deviation:.2f}" if self.runs > 1 else ""
+        part = f" ({self.runs} of {self.asked})" if self.runs < self.asked else ""
+        return f"{self.mean:.2f}{spread}{part}"
+
+    @property
+    def shown(self) -> float:
+        """The mean as it is printed, by which models are compared."""
+        return round(self.mean, 2)
 
 
 Standings = Mapping[str, Mapping[str, Standing]]
@@ -83,24 +91,23 @@ def standings(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Standing
     found: dict[str, dict[str, Standing]] = {}
     groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for row in rows:
-        if not row["missing"]:
-            groups.setdefault((row["dataset"], row["model"]), []).append(row)
-    for (dataset, model), runs in groups.items():
+        groups.setdefault((row["dataset"], row["model"]), []).append(row)
+    for (dataset, model), asked in groups.items():
+        runs = [row for row in asked if not row["missing"]]
+        if not runs:
+            continue
         mean, deviation = spread([100.0 * run["test"] for run in runs])
         seconds, _ = spread([run["seconds"] for run in runs])
-        figures = mean, deviation, len(runs), seconds, int(runs[0]["parameters"])
-        found.setdefault(dataset, {})[model] = Standing(*figures)
+        figures = mean, deviation, len(runs), len(asked), seconds
+        found.setdefault(dataset, {})[model] = Standing(*figures, int(runs[0]["parameters"]))
     return {dataset: _placed(column) for dataset, column in found.items()}
 
 
 def _placed(column: Mapping[str, Standing]) -> dict[str, Standing]:
     """The same with places; those that are shown alike share one."""
-    shown = sorted({round(each.mean, 2) for each in column.values()}, reverse=True)
+    shown = sorted({each.shown for each in column.values()}, reverse=True)
     places = {mean: place for place, mean in enumerate(shown[:2], 1)}
-    return {
-        model: replace(each, place=places.get(round(each.mean, 2), 0))
-        for model, each in column.items()
-    }
+    return {model: replace(each, place=places.get(each.shown, 0)) for model, each in column.items()}
 
 
 def rivals_ahead(found: Standings) -> list[str]:
@@ -111,8 +118,8 @@ def rivals_ahead(found: Standings) -> list[str]:
         if ours is None:
             continue
         name = Path(dataset).stem
-        ahead = [m for m, each in column.items() if each.mean > ours.mean + _CENT]
-        for model in sorted(ahead, key=lambda m: -column[m].mean):
+        ahead = [m for m, each in column.items() if each.shown > ours.shown]
+        for model in sorted(ahead, key=lambda m: -column[m].shown):
             lines.append(f"{name}: {MODELS[model].label} {_comparison(column[model], ours)}")
         if not ahead and len(column) > 1:
             lines.append(f"{name}: nothing is ahead of ours, {ours.text}.")
@@ -120,7 +127,7 @@ def rivals_ahead(found: Standings) -> list[str]:
 
 
 def _comparison(rival: Standing, ours: Standing) -> str:
-    gap = rival.mean - ours.mean
+    gap = rival.shown - ours.shown
     told = f"{rival.text} is ahead of ours, {ours.text}, by {gap:.2f}"
     if min(rival.runs, ours.runs) < 2:
         return f"{told}; one seed has no deviation."

@@ -67,8 +67,10 @@ def plan_cells(request: TableRequest) -> list[TableCell]:
     """All runs of a table, dataset by dataset and model by model.
 
     Raises:
-        UserError: settings are wrong, or one of the command line has an effect on no run.
+        UserError: settings are wrong, one of the command line has an effect on no run, or two
+            datasets have one name.
     """
+    _refuse_clashes(request.datasets)
     cells: list[TableCell] = []
     effective: set[str] = set()
     for dataset in request.datasets:
@@ -83,6 +85,19 @@ def plan_cells(request: TableRequest) -> list[TableCell]:
                 f"{name} = {value} has no effect on any of {', '.join(request.models)}; drop it"
             )
     return cells
+
+
+def _refuse_clashes(datasets: Sequence[str]) -> None:
+    """Two files of one name would share their runs, and a column's head would not tell them."""
+    known: dict[str, str] = {}
+    for dataset in datasets:
+        stem = Path(dataset).stem
+        other = known.setdefault(stem, dataset)
+        if other != dataset:
+            raise UserError(
+                f"datasets = {other},{dataset}: both are called {stem}, as are the folders of "
+                "their runs; rename one of them"
+            )
 
 
 def _cell(out: Path, dataset: str, model: str, seed: int, config: RunConfig) -> TableCell:
@@ -100,7 +115,8 @@ def check_folders(cells: Sequence[TableCell]) -> None:
     for cell in cells:
         path = cell.run.output / SETTINGS
         if path.is_file():
-            is_same_run(on_shards(cell.run, load_yaml(path).partition.dir))
+            shared = cell.run.partition.dir or load_yaml(path).partition.dir
+            is_same_run(on_shards(cell.run, shared))
 
 
 def on_shards(run: RunConfig, folder: Path | None) -> RunConfig:

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
+from distributed_ignn.lab.studies.outcome import print_whole
 from distributed_ignn.lab.studies.tables.paper_figures import Printed, printed
 from distributed_ignn.lab.studies.tables.standings import Standing, Standings
 from distributed_ignn.lab.studies.tables.table_models import MODELS
@@ -21,7 +23,6 @@ _LATEX = {0: "%s", 1: "\\textbf{%s}", 2: "\\underline{%s}"}
 _SCREEN = {0: "%s", 1: "[bold]%s[/bold]", 2: "[underline]%s[/underline]"}
 """How the best (1) and the runner-up (2) of a dataset are set."""
 
-_WIDEST = 1000  # characters
 _COSTS = "What a training takes, and the parameters of model and solver."
 
 _Entry = tuple[Standing | None, Printed | None]
@@ -105,14 +106,12 @@ class TableText:
 
     def show(self, console: Console) -> None:
         """Print the metrics and the notes."""
-        table = Table(title=self.study, caption=self.caption)
+        table = Table(title=self.study, caption=escape(self.caption))
         for place, head in enumerate(self._heads("paper")):
-            table.add_column(head, justify="right" if place else "left", no_wrap=True)
+            table.add_column(escape(head), justify="right" if place else "left", no_wrap=True)
         for row in self._rows(_metrics(_SCREEN)):
             table.add_row(*row)
-        # as wide as it is: cells that are cut or broken tell nothing
-        wide = console.measure(table, options=console.options.update(max_width=_WIDEST))
-        Console(file=console.file, width=wide.maximum, highlight=False).print(table)
+        print_whole(table, console)
         for note in self.notes:
             console.print(note, soft_wrap=True, markup=False)
 

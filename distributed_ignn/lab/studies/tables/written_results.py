@@ -47,13 +47,15 @@ def write_table(request: TableRequest, trainer: CellTrainer, comm: Communicator)
     def write() -> Rows | None:
         return _write_table(request, trainer) if comm.is_main else None
 
-    refuse_gaps(comm.together(write, doing=f"write to --out {request.out}"), comm)
+    refuse_gaps(
+        comm.together(write, doing=f"write to --out {request.out}"), comm, trains=request.train
+    )
 
 
 def _write_table(request: TableRequest, trainer: CellTrainer) -> Rows:
     rows = list(run_rows(trainer.cells, trainer.missing))
     found = standings(rows)
-    notes = [*differences(request.datasets), *rivals_ahead(found), *gaps(rows)]
+    notes = [*differences(request), *rivals_ahead(found), *gaps(rows)]
     metrics = sorted({row["metric"] for row in rows if row["metric"]}) or ["metric"]
     figures = request.averaged("mean and standard deviation")
     caption = (
@@ -83,7 +85,7 @@ def write_figure(request: TableRequest, trainer: CellTrainer, comm: Communicator
         lambda: _write_figure(request, rows, measured) if rows is not None else None,
         doing=f"write to --out {request.out}",
     )
-    refuse_gaps(rows, comm)
+    refuse_gaps(rows, comm, trains=request.train)
 
 
 def _finished_rows(trainer: CellTrainer) -> Rows:
@@ -107,7 +109,7 @@ def _measure(trainer: CellTrainer, comm: Communicator) -> Rows:
 
 def _write_figure(request: TableRequest, runs: Rows, measured: Rows) -> None:
     curves = _curves(measured)
-    notes = [*differences(request.datasets), _TIMES, *gaps(runs)]
+    notes = [*differences(request), _TIMES, *gaps(runs)]
     console = Console(highlight=False)
     start = request.out / request.study
     if curves:
