@@ -22,6 +22,8 @@ from distributed_ignn.config import DataConfig, RunConfig
 from distributed_ignn.errors import UserError
 from distributed_ignn.graph.data import GraphData
 from distributed_ignn.graph.datasets import graph_in_memory, load_dataset
+from distributed_ignn.reading import tables
+from distributed_ignn.reading.archives import Limits
 from distributed_ignn.reading.matrices import read_matrix_market
 
 N = 6
@@ -304,3 +306,73 @@ def test_a_table_of_nodes_beside_what_needs_none(tmp_path: Path) -> None:
         _load(tmp_path, "edges.mtx", nodes)
     with pytest.raises(ValueError, match=r"data\.nodes = .* holds edges alone; drop it"):
         RunConfig.model_validate({"dataset": "acm", "data": {"nodes": "nodes.csv"}})
+
+
+def _by_ids(folder: Path, ids: list[str], edges: str) -> GraphData:
+    (folder / "edges.csv").write_text(edges)
+    rows = [f"{word},{i % 2},{['train', 'val', 'test'][i % 3]}" for i, word in enumerate(ids)]
+    return _load(folder, "edges.csv", "\n".join(["id,y,split", *rows]) + "\n")
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        ["1e4", "10000", "3e2", "300"],
+        ["007", "7", "07", "word"],
+        ["7", "7.0", "7.00", "word"],
+        ["7", "07", "0x7", "-0"],
+        ["9223372036854775807", "9223372036854775808", "9223372036854775809", "1"],
+        [str(2**63 + i) for i in range(4)],
+        ["NA", "true", "2024-01-01", "1"],
+    ],
+    ids=["hash", "zeros", "points", "hexadecimal", "one large", "all large", "words"],
+)
+def test_ids_are_those_that_are_written(tmp_path: Path, ids: list[str]) -> None:
+    """However the edges at hand alone look."""
+    for a, b in ((0, 1), (1, 2), (2, 3)):
+        found = _by_ids(tmp_path, ids, f"weight,Source,target\n1,{ids[a]},{ids[b]}\n")
+        assert found.node_ids is not None
+        assert found.node_ids.some(0, 4) == ids
+        assert found.graphs[0].col.tolist() in ([a], [b])
+        assert found.graphs[0].rows().tolist() in ([a], [b])
+
+
+def test_ids_are_numbers_where_that_loses_nothing(tmp_path: Path) -> None:
+    ids = ["10", " 7", '"-3"', "9223372036854775807"]
+    found = _by_ids(tmp_path, ids, "10, 7\n-3,9223372036854775807\n")
+    assert found.node_ids is not None
+    assert found.node_ids.some(0, 4) == [10, 7, -3, 2**63 - 1]
+    floating = _by_ids(tmp_path, ids, "10.0,7.0\n-3.0,9223372036854775807.0\n")
+    assert floating.fingerprint() == found.fingerprint()
+    with pytest.raises(UserError, match="an edge names node 010, which"):
+        _by_ids(tmp_path, ids, "010,7\n")
+    with pytest.raises(UserError, match="a node has no id"):
+        _by_ids(tmp_path, ["a", "", "b"], "a,b\n")
+
+
+def _refusal(folder: Path) -> str:
+    with pytest.raises(UserError) as caught:
+        _load(folder, next(folder.glob("edges.*")).name, None)
+    assert str(caught.value).isprintable()
+    return str(caught.value)
+
+
+def test_words_that_a_small_file_repeats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parquet stores a word once, however many rows have it."""
+    words = ["a" * 100_000] * 100
+    pa.parquet.write_table(pa.table({"source": words, "target": words}), tmp_path / "edges.parquet")
+    monkeypatch.setattr(tables, "Limits", lambda: Limits(free=2**20))
+    assert "its words take 20,000,000 bytes and the file" in _refusal(tmp_path)
+
+
+def test_more_columns_than_anybody_has(tmp_path: Path) -> None:
+    (tmp_path / "edges.csv").write_text("1," * 2**16 + "1\n")
+    assert "it has more than 65,536 columns; leave some out" in _refusal(tmp_path)
+
+
+def test_a_packed_table_of_more_than_its_size_justifies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "edges.csv.gz").write_bytes(gzip.compress(b"0,1\n" * 2**20))
+    monkeypatch.setattr(tables, "Limits", lambda: Limits(free=2**20))
+    assert "it unpacks to more than the 1,048,576 bytes allowed" in _refusal(tmp_path)

@@ -39,13 +39,13 @@ def edge_table(path: Path, nodes: NodeTable | None) -> dict[str, Tensor]:
     Raises:
         UserError: it cannot be read, or breaks a rule.
     """
-    columns, named = table_columns(path)
+    columns, named = table_columns(path, _ends)
     if len(columns) < 2:
         raise UserError(f"{path} has {len(columns)} column; two that name the ends are needed")
     source, target = take(columns, _SOURCE), take(columns, _TARGET)
     weight = take(columns, _WEIGHT)
     if source is None and target is None:
-        ends = list(columns)[:2]
+        ends = _ends(list(columns))
         if named:
             _check_names(ends, nodes, path)
         source, target = (columns.pop(name) for name in ends)
@@ -63,6 +63,12 @@ def edge_table(path: Path, nodes: NodeTable | None) -> dict[str, Tensor]:
     ]
     found = {"edge_index": torch.stack(both)}
     return found if weight is None else found | {"edge_weight": numbers(weight, "weight", path)}
+
+
+def _ends(names: Sequence[str]) -> Sequence[str]:
+    """The columns that name the nodes of an edge: by what they are called, else the first two."""
+    called = (next((n for n in usual if n in names), None) for usual in (_SOURCE, _TARGET))
+    return [name for name in called if name is not None] or names[:2]
 
 
 def _check_names(ends: Sequence[str], nodes: NodeTable | None, path: Path) -> None:

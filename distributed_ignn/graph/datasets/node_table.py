@@ -59,7 +59,7 @@ class NodeTable:
     """
 
     def __init__(self, path: Path, label: str | None = None) -> None:
-        columns, named = table_columns(path)
+        columns, named = table_columns(path, lambda names: [n for n in _ID if n in names][:1])
         present = tuple(columns)
         words = _LABEL if label is None else (label.lower(),)
         taken = {kind: take(columns, kind) for kind in (words, _ID, _SPLIT)}
@@ -94,7 +94,9 @@ class NodeTable:
         """
         if self.ids is None:
             return row_numbers(named, path)
-        named, ids = ids_of(named), self.ids
+        ids = self.ids
+        if not pa.types.is_string(ids.type) or not pa.types.is_string(named.type):
+            named = ids_of(named)  # words among words are as they are written
         if named.type != ids.type:
             named, ids = named.cast(pa.string()), ids.cast(pa.string())
         rows = pc.index_in(named, value_set=ids.combine_chunks())

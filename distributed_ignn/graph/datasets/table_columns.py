@@ -6,7 +6,7 @@ Letters: n nodes, F features.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +19,30 @@ from torch import Tensor
 from distributed_ignn.errors import UserError
 from distributed_ignn.graph.datasets.checks import brief
 from distributed_ignn.reading.plain_files import in_one_line
-from distributed_ignn.reading.tables import read_table
+from distributed_ignn.reading.tables import Choice, read_table
 
 Column = Any
 """A ``pyarrow.ChunkedArray``; the library has no types."""
 
+_FLOATING = r"^(0|-?[1-9]\d*)\.0$"
 _NUMBER = r"^\s*[-+]?(\d+[.,]?\d*|[.,]\d+)([eE][-+]?\d+)?\s*$"
 
 
-def table_columns(path: Path) -> tuple[dict[str, Column], bool]:
-    """The columns of a table by name in lower case, and whether they have names of their own."""
+def table_columns(path: Path, ids: Choice) -> tuple[dict[str, Column], bool]:
+    """The columns of a table by name in lower case, and whether they have names of their own.
+
+    Args:
+        path: of the table.
+        ids: the columns of ids among these names, see ``read_table``.
+    """
+
+    def as_written(names: Sequence[str]) -> Collection[str]:
+        plain = [name.strip().lower() for name in names]
+        chosen = set(ids(plain))
+        return {name for name, low in zip(names, plain, strict=True) if low in chosen}
+
     try:
-        table, named = read_table(path)
+        table, named = read_table(path, as_written)
     except (OSError, ValueError) as error:
         raise UserError(
             f"{path} is not a table of nodes or edges ({brief(error)}); write it as CSV with a row "
@@ -100,17 +112,22 @@ def row_numbers(column: Column, path: Path) -> Tensor:
 
 def ids_of(column: Column) -> Column:
     """Names of nodes as int64 or as words, whatever kind of numbers they were written as."""
+    words = column if pa.types.is_string(column.type) else column.cast(pa.string())
+    # pandas makes a column that has had gaps floating
     if (
-        pa.types.is_floating(column.type)
-        and not pc.any(pc.not_equal(column, pc.round(column))).as_py()
+        pa.types.is_string(column.type)
+        and pc.all(pc.match_substring_regex(words, _FLOATING)).as_py()
     ):
-        column = column.cast(pa.int64(), safe=False)  # pandas makes a column with gaps floating
-    if pa.types.is_integer(column.type):
-        try:
-            return column.cast(pa.int64())
-        except pa.ArrowInvalid:  # above 2**63
-            pass
-    return column if pa.types.is_string(column.type) else column.cast(pa.string())
+        column = pc.replace_substring(words, ".0", "")
+    elif pa.types.is_floating(column.type):
+        if not pc.all(pc.equal(column, pc.round(column))).as_py():
+            return words
+    elif not pa.types.is_integer(column.type):
+        return words
+    try:
+        return column.cast(pa.int64())
+    except pa.ArrowInvalid:  # beyond 64 bits
+        return words
 
 
 def is_list(column: Column) -> bool:
