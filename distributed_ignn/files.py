@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 import uuid
@@ -126,16 +127,42 @@ def write_tensors(
 def temporary_sibling(path: Path) -> Path:
     """An unused hidden name in the folder of ``path``, from which a rename is atomic.
 
-    What processes of this machine have left under such names, because they were killed while they
-    wrote ``path``, is removed.
+    What processes that this one could see have left under such names, because they were killed
+    while they wrote ``path``, is removed.
     """
-    mine = f".{path.name}.{socket.gethostname()}-"
+    mine = f".{path.name}.{_hashed(f'{socket.gethostname()} {place()}')}"
+    left = re.compile(rf"{re.escape(mine)}-(\d+)-[0-9a-f]{{12}}\.tmp")
     with suppress(OSError):  # the folder may be missing still
-        for found in [p for p in path.parent.iterdir() if p.name.startswith(mine)]:
-            owner = found.name.removeprefix(mine).partition("-")[0]
-            if owner.isdecimal() and not Path(f"/proc/{owner}").exists():
+        for found in list(path.parent.iterdir()):
+            name = left.fullmatch(found.name)
+            if name is not None and _is_gone(int(name[1])):
                 _remove(found)
-    return path.parent / f"{mine}{os.getpid()}-{uuid.uuid4().hex[:12]}.tmp"
+    return path.parent / f"{mine}-{os.getpid()}-{uuid.uuid4().hex[:12]}.tmp"
+
+
+def place() -> str:
+    """The same for processes that see each other in ``/proc``: machine and space of process ids.
+
+    Where that cannot be told it is another every time.
+    """
+    with suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.stat('/proc/self/ns/pid').st_ino}"
+    return uuid.uuid4().hex
+
+
+def _hashed(words: str) -> str:
+    return hashlib.sha256(words.encode()).hexdigest()[:12]
+
+
+def _is_gone(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)  # /proc may hide the processes of others
+    except (ProcessLookupError, OverflowError):
+        return True
+    except OSError:
+        pass
+    return False
 
 
 def _remove(path: Path) -> None:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
-import uuid
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
+
+from distributed_ignn.files import place
 
 
 class Process(NamedTuple):
     """A process.
 
     Args:
-        place: see ``place``.
+        place: see ``files.place``.
         pid: its id there.
         born: when it was started, in ticks since the machine was.
     """
@@ -30,14 +31,6 @@ class Process(NamedTuple):
     def has_ended(self) -> bool:
         """Whether it is gone, as far as this process can see: not from another machine."""
         return self.place == place() and born(self.pid) != self.born
-
-
-def place() -> str:
-    """The same for processes that see each other in ``/proc``: machine and space of process ids."""
-    with suppress(OSError):
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {os.stat('/proc/self/ns/pid').st_ino}"
-    return uuid.uuid4().hex
 
 
 def born(pid: int) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import subprocess
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -454,6 +455,25 @@ def test_atomic_files_hold_what_was_given(tmp_path: Path) -> None:
     files.atomic_write_bytes(path, b"abc")
     expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     assert files.sha256_file(path) == expected
+
+
+@pytest.mark.parametrize("whose", ["mine", "another container's", "another name's"])
+def test_what_a_killed_writer_left_is_removed_by_who_can_tell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whose: str
+) -> None:
+    with subprocess.Popen(["true"]) as process:  # whose id nobody has once it was waited for
+        pass
+    path = tmp_path / "shards"
+    target = path.with_name("shards.new") if whose == "another name's" else path
+    with monkeypatch.context() as patch:
+        if whose == "another container's":
+            patch.setattr(files, "place", lambda: "elsewhere")
+        names = [files.temporary_sibling(target).name for _ in range(2)]
+    ended = names[0].replace(f"-{os.getpid()}-", f"-{process.pid}-")
+    for name in (ended, names[1]):  # that of this process is in use
+        (tmp_path / name).mkdir()
+    files.temporary_sibling(path)
+    assert set(os.listdir(tmp_path)) == {names[1], ended} - ({ended} if whose == "mine" else set())
 
 
 # What training calls
