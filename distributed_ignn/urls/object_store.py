@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import re
 import time
 import uuid
 from collections.abc import Callable, Iterable
@@ -31,6 +32,7 @@ T = TypeVar("T")
 #: Seconds between two tries.
 PAUSES = (0.5, 2.0, 5.0)
 _LONGEST = 200
+_HALF = re.compile(r"\..+\.tmp")
 #: What fsspec reads a kind of URL with, besides what the environment says.
 _OPTIONS: dict[str, dict[str, Any]] = {
     "s3": {
@@ -90,7 +92,10 @@ class ObjectStore:
         return f"{self.url.key}/{name}" if name else self.url.key
 
     def listing(self, below: str = "") -> dict[str, str]:
-        """The objects below a name, each with what changes when it is written anew."""
+        """The objects below a name, each with what changes when it is written anew.
+
+        What a writer that was killed has left of one is none.
+        """
 
         def found() -> dict[str, Any]:
             items: dict[str, Any] = self.file_system.find(self._path(below), detail=True)
@@ -102,7 +107,9 @@ class ObjectStore:
         return {
             path.removeprefix(start): f"{item.get('ETag')} {item['size']} {_time_of(item)}"
             for path, item in items.items()
-            if path.startswith(start) and not path.endswith("/")  # some tools make such
+            if path.startswith(start)
+            and not path.endswith("/")  # some tools make such
+            and not _HALF.fullmatch(path.rpartition("/")[2])
         }
 
     def probe(self) -> None:
@@ -181,10 +188,12 @@ class ObjectStore:
                 put(path)
                 return True
             # a file grows in the sight of all who read it
-            above, _, last = path.rpartition("/")
-            hidden = f"{above}/.{last}.{os.getpid()}.tmp"
-            put(hidden)
-            self.file_system.mv(hidden, path)
+            hidden = temporary_sibling(Path(path))
+            try:
+                put(str(hidden))
+                self.file_system.mv(str(hidden), path)
+            finally:
+                hidden.unlink(missing_ok=True)
             return True
 
         if not self._try(whole, f"write {self.url / name}", False):

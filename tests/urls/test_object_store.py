@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 import pytest
 
 from distributed_ignn.errors import UserError
+from distributed_ignn.files import temporary_sibling
 from distributed_ignn.urls import object_store
 from distributed_ignn.urls.object_store import PAUSES, ObjectStore, UnreachableError
 from distributed_ignn.urls.url import Url, as_path
@@ -185,3 +188,17 @@ def test_a_file_in_the_place_of_a_folder_is_said_at_once(tmp_path: Path) -> None
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(UserError, match=r"cannot write file:///.*name another place"):
         _store(f"file://{tmp_path}/file/run").write("a", b"")
+
+
+def test_what_a_killed_writer_left_is_no_object(tmp_path: Path) -> None:
+    store = _store(f"file://{tmp_path}/run")
+    store.write("a", b"1")
+    with subprocess.Popen(["true"]) as process:
+        pass
+    name = temporary_sibling(tmp_path / "run" / "a").name
+    (tmp_path / "run" / name.replace(f"-{os.getpid()}-", f"-{process.pid}-")).touch()
+    (tmp_path / "run" / name).touch()  # of a writer that is alive
+    assert set(store.listing()) == {"a"}
+    store.write("a", b"2")
+    assert store.read("a") == b"2"
+    assert set(os.listdir(tmp_path / "run")) == {"a", name}
