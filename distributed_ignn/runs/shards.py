@@ -20,6 +20,7 @@ from distributed_ignn.config import RunConfig
 from distributed_ignn.config.dataset import FILE_SUFFIXES
 from distributed_ignn.errors import UserError
 from distributed_ignn.graph.data import GraphData
+from distributed_ignn.graph.datasets.ogb_folder import ogb_tables
 from distributed_ignn.graph.shard import GraphShard
 from distributed_ignn.graph.storage.manifest import NODE_IDS
 from distributed_ignn.graph.storage.request import data_settings, partition_request
@@ -202,11 +203,14 @@ def _find(
 def source_of(config: RunConfig) -> str:
     """Sizes and times of change of the user's own files; empty where there are none (any more).
 
+    Of a folder of OGB's form they are those of its tables.
+
     Of a URL's nothing is known: what was fetched is new every time.
     """
     own = Path(config.dataset) if config.dataset.endswith(FILE_SUFFIXES) else config.data.path
     paths = [path for path in (own, config.data.nodes) if path is not None]
-    found = [path.stat() for path in paths if not isinstance(path, Url) and path.is_file()]
+    here = [path for path in paths if not isinstance(path, Url)]
+    found = [file.stat() for path in here for file in (path, *ogb_tables(path)) if file.is_file()]
     return " ".join(f"{file.st_size}:{file.st_mtime_ns}" for file in found)
 
 

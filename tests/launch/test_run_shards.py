@@ -23,7 +23,7 @@ from distributed_ignn.runs.checkpoints.checkpoint import list_checkpoints, seale
 from distributed_ignn.runs.predict import PredictOptions, predict
 from distributed_ignn.runs.run import run_training
 from distributed_ignn.runs.shard_record import ShardRecord, read_record
-from distributed_ignn.runs.shards import find_shards
+from distributed_ignn.runs.shards import find_shards, source_of
 from tests.ranks import run_ranks
 
 CHAINS = ["--dataset", "chains", "--data.chains.chains-per-class", "8", "--data.chains.length", "5"]
@@ -192,6 +192,19 @@ def test_a_file_that_has_changed_is_read_again_and_told(
     train(1)
     assert len(loads) == 3
     assert "holds a run on another graph" in caplog.text
+
+
+def test_a_change_in_a_folder_of_ogb_is_seen(tmp_path: Path) -> None:
+    config = parse_args([*METHOD, "--dataset", "file", "--data.path", str(tmp_path)])
+    assert source_of(config) == ""
+    files = ("raw/edge.csv.gz", "raw/node-label.csv.gz", "split/time/train.csv.gz")
+    seen = set()
+    for name in files * 2:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        with (tmp_path / name).open("ab") as file:
+            file.write(b"1")
+        seen.add(source_of(config))
+    assert len(seen) == 6
 
 
 def test_a_refused_resume_leaves_the_record(run: Path) -> None:

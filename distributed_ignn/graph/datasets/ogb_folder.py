@@ -34,13 +34,12 @@ def ogb_folder(path: Path) -> dict[str, Tensor]:
     Raises:
         UserError: a table cannot be read, or there are several splits.
     """
-    raw = path / "raw"
+    raw, schemes = path / "raw", _schemes(path)
     arrays = {"edge_index": _table(raw / _EDGES).T}
     if (raw / _LABELS).is_file():
         arrays["y"] = _table(raw / _LABELS)
     if (raw / _FEATURES).is_file():
         arrays["x"] = _table(raw / _FEATURES)
-    schemes = sorted(found.parent for found in path.glob("split/*/train.csv.gz"))
     if len(schemes) > 1:
         names = ", ".join(scheme.name for scheme in schemes)
         raise UserError(f"{path} has several splits ({names}); leave one of them in split/")
@@ -48,6 +47,17 @@ def ogb_folder(path: Path) -> dict[str, Tensor]:
         for split, name in _SPLITS.items():
             arrays[f"{split}_idx"] = _table(scheme / f"{name}.csv.gz").flatten()
     return arrays
+
+
+def ogb_tables(path: Path) -> list[Path]:
+    """The tables that ``ogb_folder`` reads, as far as they are there."""
+    tables = [path / "raw" / name for name in (_EDGES, _FEATURES, _LABELS)]
+    tables += [scheme / f"{name}.csv.gz" for scheme in _schemes(path) for name in _SPLITS.values()]
+    return [table for table in tables if table.is_file()]
+
+
+def _schemes(path: Path) -> list[Path]:
+    return sorted(found.parent for found in path.glob("split/*/train.csv.gz"))
 
 
 def _table(path: Path) -> Tensor:
