@@ -148,7 +148,8 @@ def _read_header(
             OverflowError, tokenize.TokenError) as error:  # fmt: skip
         # the header is a Python literal, and the errors are those of its parser
         raise ValueError(f"{what} has no valid header ({in_one_line(error)})") from error
-    if dtype.kind not in kinds or dtype.hasobject:
+    # numpy takes memory for words of no letters as for those of one
+    if dtype.kind not in kinds or dtype.hasobject or dtype.itemsize == 0:
         raise ValueError(f"{what} holds values of type {in_one_line(dtype)}")
     if any(type(length) is not int or length < 0 for length in shape) or len(shape) > 32:
         raise ValueError(f"{what} has no valid shape")

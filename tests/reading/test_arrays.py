@@ -137,3 +137,10 @@ def test_objects_are_not_unpickled(tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
     np.load(io.BytesIO(stream.getvalue()), allow_pickle=True)["y"]
     assert (tmp_path / "ran").exists()  # the trap itself works
+
+
+def test_words_of_no_letters(tmp_path: Path) -> None:
+    """They take no byte of the file, and numpy takes four for each."""
+    path = _npz(tmp_path / "a.npz", _npy(_header(descr="'<U0'", shape="(10000000000,)")))
+    with pytest.raises(ValueError, match="holds values of type <U0"):
+        read_npz(path, kinds="biufU")
