@@ -7,6 +7,7 @@ before anything is unpacked, is a limit on what comes out.
 
 from __future__ import annotations
 
+import errno
 import gzip
 import lzma
 import shutil
@@ -49,6 +50,26 @@ class Limits:
     members: int = 100_000
     ratio: int = 100
     free: int = 2**30
+
+
+class NoRoomError(ValueError):
+    """What is to be written does not fit the disk."""
+
+    errno = errno.ENOSPC
+
+
+def check_room(folder: Path, size: int) -> None:
+    """Refuse to unpack what the disk of ``folder`` has no room for.
+
+    Raises:
+        OSError: the folder is not there.
+        NoRoomError: so many bytes are missing.
+    """
+    free = shutil.disk_usage(folder).free
+    if size > free:
+        raise NoRoomError(
+            f"it unpacks to {size:,} bytes and the disk has {free:,} left, {size - free:,} too few"
+        )
 
 
 @contextmanager
@@ -114,9 +135,7 @@ def unpack(path: Path, folder: Path, limits: Limits | None = None) -> None:
         targets = [(info, folder / _safe_name(info)) for info in archive.infolist()]
         total = sum(info.file_size for info, _ in targets)
         folder.mkdir(parents=True)
-        free = shutil.disk_usage(folder).free
-        if total > free:
-            raise ValueError(f"it unpacks to {total:,} bytes and the disk has {free:,} left")
+        check_room(folder, total)
         with long_step(f"unpacking {path.name}", total) as told:
             for info, target in targets:
                 if info.is_dir():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import zipfile
@@ -365,3 +366,15 @@ def test_release_features_agree_with_the_text(
     assert isinstance(data.features, CSRMatrix)
     head = data.features.select_rows(torch.arange(50)).to_dense().numpy()
     assert np.array_equal(head, np.array(rows))
+
+
+def test_a_zip_that_may_not_be_read_is_not_to_be_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path) -> str:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    _write_zip(tmp_path, _contents())
+    monkeypatch.setattr(amgcn, "sha256_file", refuse)
+    with pytest.raises(UserError, match=r"coraml\.zip cannot be read .*give yourself the right"):
+        load_dataset("corafull", tmp_path, DataConfig())

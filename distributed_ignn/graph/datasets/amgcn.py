@@ -24,7 +24,7 @@ from torch import Tensor
 from distributed_ignn.errors import UserError
 from distributed_ignn.files import git_blob_id, sha256_file
 from distributed_ignn.graph.data import CSRMatrix, GraphData, csr_from_edges
-from distributed_ignn.graph.datasets.checks import brief, check_ids
+from distributed_ignn.graph.datasets.checks import brief, check_ids, way_out
 from distributed_ignn.graph.datasets.download import cache_folder, fetch, read_member
 from distributed_ignn.graph.datasets.feature_text import cached_features
 from distributed_ignn.reading.archives import Limits, open_zip
@@ -104,17 +104,16 @@ def load_amgcn(name: str, data_root: Path, *, label_rate: int = 60, knn: int = 0
     path = data_root / "am-gcn" / published.file
     url, sha256, blob = _URL + published.file, published.sha256, published.blob
     fetch(url, path, source=REPOSITORY, sha256=sha256, blob=blob)
-    digest = sha256_file(path)
-    problem = published.problem(path, digest)
-    if problem is not None:
-        logger.warning("%s is not the published file (%s): results may differ", path, problem)
     try:
+        digest = sha256_file(path)
+        problem = published.problem(path, digest)
+        if problem is not None:
+            logger.warning("%s is not the published file (%s): results may differ", path, problem)
         with open_zip(path, _LIMITS) as archive:
             return _read(_Release(archive, path), name, digest, label_rate, knn)
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path} cannot be read ({brief(error)}); delete it to have it fetched again"
-        ) from error
+        advice = way_out(error, "delete it to have it fetched again")
+        raise UserError(f"{path} cannot be read ({brief(error)}); {advice}") from error
 
 
 class _Release:

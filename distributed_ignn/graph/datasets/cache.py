@@ -11,7 +11,7 @@ import numpy as np
 
 from distributed_ignn.graph.datasets.download import atomic_path
 from distributed_ignn.long_steps import long_step
-from distributed_ignn.reading.archives import copy_told, open_zip
+from distributed_ignn.reading.archives import check_room, copy_told, open_zip
 from distributed_ignn.reading.arrays import map_npy, read_npz
 
 logger = logging.getLogger(__name__)
@@ -74,6 +74,7 @@ def mapped_members(archive: Path, names: Sequence[str], folder: Path) -> Arrays:
             if not target.exists():
                 logger.info("unpacking %s of %s", name, archive)
                 size = opened.getinfo(f"{name}.npy").file_size
+                check_room(folder, size)
                 with (
                     long_step(f"unpacking {name} of {archive.name}", size) as told,
                     opened.open(f"{name}.npy") as member,

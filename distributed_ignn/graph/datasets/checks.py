@@ -5,6 +5,8 @@ Letters: n nodes, F features, C classes, E stored entries.
 
 from __future__ import annotations
 
+import errno
+
 import torch
 from torch import Tensor
 
@@ -47,6 +49,24 @@ def validate_graph(data: GraphData, origin: str) -> GraphData:
 def brief(error: BaseException) -> str:
     """An exception in one line, for use inside a message."""
     return in_one_line((str(error).strip().splitlines() or [type(error).__name__])[0])
+
+
+def way_out(error: BaseException, damaged: str) -> str:
+    """What to do about a file that could not be read or unpacked.
+
+    Args:
+        error: what happened.
+        damaged: what to do where the file itself may be to blame, and not the disk or a right.
+    """
+    number = getattr(error, "errno", None)
+    elsewhere = (
+        "name another folder with --data-root, or with XDG_CACHE_HOME where the data are read-only"
+    )
+    if number in (errno.ENOSPC, errno.EDQUOT):
+        return f"make room on the disk, or {elsewhere}"
+    if number in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return f"give yourself the right to read and write there, or {elsewhere}"
+    return damaged
 
 
 def check_ids(ids: Tensor, bound: int, what: str) -> None:

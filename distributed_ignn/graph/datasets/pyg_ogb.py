@@ -24,7 +24,7 @@ from distributed_ignn.errors import UserError
 from distributed_ignn.files import temporary_sibling
 from distributed_ignn.graph.data import GraphData, csr_from_edges
 from distributed_ignn.graph.datasets.cache import Arrays, cached_arrays, mapped_members
-from distributed_ignn.graph.datasets.checks import brief, check_ids
+from distributed_ignn.graph.datasets.checks import brief, check_ids, way_out
 from distributed_ignn.graph.datasets.download import cache_folder, exclusive, fetch
 from distributed_ignn.reading.archives import Limits, check_gzip, unpack
 from distributed_ignn.reading.arrays import check_npz, read_npz
@@ -72,9 +72,8 @@ def load_reddit(data_root: Path) -> GraphData:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError,
             IndexError) as error:  # fmt: skip
         # the last four: of PyG, torch and scipy, where arrays have other shapes than they expect
-        raise UserError(
-            f"{folder / 'raw'} cannot be read ({brief(error)}); delete the folder"
-        ) from error
+        advice = way_out(error, "delete the folder")
+        raise UserError(f"{folder / 'raw'} cannot be read ({brief(error)}); {advice}") from error
     n = data.num_nodes
     check_ids(data.edge_index, n, f"{folder}: edges")
     return GraphData(
@@ -213,9 +212,8 @@ def _read_ogb(name: str, folder: Path) -> tuple[Arrays, np.ndarray, dict[str, An
     except (OSError, ValueError, KeyError, IndexError, RuntimeError, TypeError, OverflowError,
             AssertionError) as error:  # fmt: skip
         # pandas and OGB raise any of these for tables of other shapes than they expect
-        raise UserError(
-            f"{folder} cannot be read ({brief(error)}); delete it to have {name} fetched again"
-        ) from error
+        advice = way_out(error, f"delete it to have {name} fetched again")
+        raise UserError(f"{folder} cannot be read ({brief(error)}); {advice}") from error
 
 
 def _check_ogb(graph: dict[str, Any]) -> None:
@@ -318,6 +316,7 @@ def _unpacked(url: str, folder: Path, inner: str | None) -> None:
         (partial / inner if inner else partial).replace(folder)
         archive.unlink()
     except (OSError, ValueError) as error:
-        raise UserError(f"{archive} cannot be unpacked ({brief(error)}); delete it") from error
+        advice = way_out(error, "delete it")
+        raise UserError(f"{archive} cannot be unpacked ({brief(error)}); {advice}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
