@@ -40,7 +40,7 @@ class Publisher:
 
     Args:
         content: of the file.
-        etag, modified: headers; empty for none.
+        etag, modified, kind: headers; empty for none.
         ranges: whether parts are served.
         cuts: bytes after which a connection ends, by request; None, or no entry, for never.
         answers: other status codes, by request; 200 for the file.
@@ -53,6 +53,7 @@ class Publisher:
     content: bytes
     etag: str = '"first"'
     modified: str = ""
+    kind: str = ""
     ranges: bool = True
     cuts: list[int | None] = field(default_factory=list)
     answers: list[int] = field(default_factory=list)
@@ -98,7 +99,9 @@ class _Handler(BaseHTTPRequestHandler):
         if start:
             span = f"bytes {start}-{len(content) - 1}/{len(content)}"
             self.send_header("Content-Range", span)
-        for name, value in (("ETag", publisher.etag), ("Last-Modified", publisher.modified)):
+        headers = ("ETag", "Last-Modified", "Content-Type")
+        values = (publisher.etag, publisher.modified, publisher.kind)
+        for name, value in zip(headers, values, strict=True):
             if value:
                 self.send_header(name, value)
         self.end_headers()

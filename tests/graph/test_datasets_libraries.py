@@ -432,3 +432,30 @@ def test_amazon_malformed_files(tmp_path: Path) -> None:
     (folder / amazon.GRAPH_FILE).write_bytes(content[: len(content) // 2])
     with pytest.raises(UserError, match="is not an edge list"):
         load_amazon(tmp_path, min_community=2)
+
+
+@pytest.mark.parametrize("name", ["ogbn-arxiv", "ogbn-papers100M"])
+def test_a_full_disk_is_no_reason_to_delete_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    root = tmp_path / "root"
+    if name == "ogbn-arxiv":
+        with zipfile.ZipFile(tmp_path / "arxiv.zip", "w") as archive:
+            archive.writestr("arxiv/raw/edge.csv.gz", bytes(100))
+        info = pyg_ogb._ogb_info(name) | {"url": (tmp_path / "arxiv.zip").as_uri()}
+        monkeypatch.setattr(pyg_ogb, "_ogb_info", lambda name: info)
+    else:
+        _write_papers(root / "ogbn_papers100M", LABELS.astype(np.float32)[:, None])
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 3})())
+    message = r"the disk has 3 left, \d+ too few\); make room on the disk, or .*--data-root"
+    with pytest.raises(UserError, match=message) as caught:
+        load_dataset(name, root, DataConfig())
+    assert "delete" not in str(caught.value)
+
+
+def test_reddit2_names_the_one_file_that_is_damaged(tmp_path: Path) -> None:
+    _write_reddit2(tmp_path / "reddit2")
+    (tmp_path / "reddit2" / "raw" / "class_map.json").write_text("<html>")
+    message = r"class_map\.json cannot be read .*; delete that file to have it fetched again"
+    with pytest.raises(UserError, match=message):
+        load_dataset("reddit2", tmp_path, DataConfig())

@@ -352,3 +352,25 @@ def test_ogb_is_fetched_over_https(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(UserError, match="no network"):
         pyg_ogb._fetch_unpacked(url, tmp_path / "new" / "ogbn_arxiv", "arxiv", ())
     assert asked == ["https://snap.stanford.edu/ogb/data/nodeproppred/arxiv.zip"]
+
+
+def test_nothing_is_kept_where_no_later_attempt_would_find_it(
+    tmp_path: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def take(lock: FileLock) -> bool:
+        lock.keeps_out = False
+        return True
+
+    monkeypatch.setattr(FileLock, "take", take)
+    publisher = serve(Publisher(CONTENT, cuts=[CUT, 0, 0]))
+    line = _refused(f"{publisher.address}/x", tmp_path / "new" / "x")
+    assert "after 3 attempts" in line
+    assert "are kept" not in line
+
+
+def test_a_web_page_is_not_the_file(tmp_path: Path, serve: Serve) -> None:
+    publisher = serve(Publisher(b"<html>Quota exceeded", kind="text/html; charset=utf-8"))
+    line = _refused(f"{publisher.address}/x", tmp_path / "new" / "x")
+    assert line.startswith("x is neither in")
+    assert "the server answers with a web page in the place of the file" in line
+    assert len(publisher.asked) == 1

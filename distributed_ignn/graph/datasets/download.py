@@ -88,7 +88,10 @@ def fetch(
                 part.drop()
                 raise
             finally:
-                kept = part.kept()
+                if resumable:
+                    kept = part.kept()
+                else:  # under a name that no later attempt looks for
+                    part.drop()
     except OSError as error:
         rest = f"; {kept:,} bytes are kept, the same command goes on from there" if kept else ""
         raise UserError(

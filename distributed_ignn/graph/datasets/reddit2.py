@@ -10,6 +10,8 @@ Letters: n nodes, F features.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,7 @@ from torch import Tensor
 
 from distributed_ignn.errors import UserError
 from distributed_ignn.graph.data import GraphData, csr_from_edges
-from distributed_ignn.graph.datasets.checks import brief, check_ids
+from distributed_ignn.graph.datasets.checks import brief, check_ids, way_out
 from distributed_ignn.graph.datasets.download import fetch
 from distributed_ignn.reading.archives import Limits
 from distributed_ignn.reading.arrays import map_npy, read_npz
@@ -45,16 +47,14 @@ def load_reddit2(data_root: Path, seed: int = 0) -> GraphData:
     """
     folder = data_root / "reddit2" / "raw"
     _fetch(folder)
-    try:
-        features = np.asarray(map_npy(folder / FEATURE_FILE), np.float32)
+    with _told(folder / FEATURE_FILE) as path:
+        features = np.asarray(map_npy(path), np.float32)
         if features.ndim != 2 or features.shape[0] == 0:
             raise ValueError(f"its features have shape {features.shape}, one row a node is needed")
-        source, target = _edges(folder / GRAPH_FILE, features.shape[0])
-        labels = _labels(folder / CLASS_FILE, features.shape[0])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{folder} cannot be read ({brief(error)}); delete the folder to have it fetched again"
-        ) from error
+    with _told(folder / GRAPH_FILE) as path:
+        source, target = _edges(path, features.shape[0])
+    with _told(folder / CLASS_FILE) as path:
+        labels = _labels(path, features.shape[0])
     n = labels.numel()
     check_ids(target, n, f"{folder}: edges")
     train, val, test = _split(n, seed)
@@ -85,6 +85,16 @@ def _fetch(folder: Path) -> None:
     }
     for name in missing:
         fetch(_URL + ids[name], folder / name, source=_SOURCE)
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[Path]:
+    """Name the file that cannot be read: the others may be good."""
+    try:
+        yield path
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        advice = way_out(error, "delete that file to have it fetched again")
+        raise UserError(f"{path} cannot be read ({brief(error)}); {advice}") from error
 
 
 def _edges(path: Path, num_nodes: int) -> tuple[Tensor, Tensor]:

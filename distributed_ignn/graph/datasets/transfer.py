@@ -274,6 +274,9 @@ def _attempt(session: _HttpsOnly, part: Part, limit: int, told: LongStep) -> Non
             raise _BusyError("the server has another file than the one that was cut")
         if response.status_code != (206 if start else 200):
             raise OSError(f"the server answers {_status(response)}")
+        if response.headers.get("Content-Type", "").strip().lower().startswith("text/html"):
+            # of a quota, or of a network that wants a password first
+            raise OSError("the server answers with a web page in the place of the file")
         length = _length(response, start)
         if length is not None and length > limit:
             raise ValueError(f"it has {length:,} bytes, more than the {limit:,} bytes allowed")
