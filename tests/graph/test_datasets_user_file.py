@@ -201,11 +201,21 @@ def test_multilabel_targets(tmp_path: Path) -> None:
         ({"train_mask": _mask()}, "the train split is empty"),
         ({"test_mask": _mask()}, "the test split is empty"),
         ({"val_mask": np.array([0, 0, 7, 0, 0])}, "true or false"),
+        ({"val_mask": np.array([0, 0, 7, 0, 0])}, "val_mask of node 2 is 7; true or false"),
+        ({"val_mask": np.array([0, 0, np.nan, 0, 0])}, "val_mask of node 2 is empty or nan; true"),
+        ({"val_mask": _mask(1)[:4]}, r"val_mask has shape \(4,\); 5 values, true or false"),
+        ({"y": np.array([0, 1, 2, np.inf, 1])}, "are no class, first inf of node 3; use whole"),
+        ({"y": np.array([0, 1, 2, 1, 1e30])}, r"are no class, first 1e\+30 of node 4; use whole"),
+        ({"y": np.array([b"a", b"b"])}, r"type \|S1\); .*bytes or complex.*y\.astype\(str\)"),
         ({"val_idx": np.array([9])}, "val_idx: id 9 is outside"),
         ({"x_indptr": np.array([0, 1])}, "both x_indptr and x_indices"),
         (
             {"x_indptr": np.array([0, 2, 1, 1, 1, 2]), "x_indices": np.array([0, 1])},
             "x_indptr decreases",
+        ),
+        (
+            {"x_indptr": np.array([0, 1, 1, 1, 1, 1]), "x_indices": np.array([0, 1])},
+            "x_indptr must lead from 0 to 2, the number of entries, and leads from 0 to 1",
         ),
         (
             {"x_indptr": np.array([0, 2]), "x_indices": np.array([0, 1])},

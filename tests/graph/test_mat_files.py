@@ -130,6 +130,11 @@ def test_what_is_not_read_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixtu
         ({"A": BOTH, "y": Y}, {"label": "z"}, "label = z is not in .*, which holds A, y; name one"),
         ({"A": BOTH, "x": X}, {"label": "z"}, "label = z is not in .*, which holds A, x; name one"),
         ({"A": np.ones((3, 4)), "y": Y}, {}, r"the edges have shape \(3, 4\); a square matrix"),
+        (
+            {"edge_index": np.ones((9, 2)), "y": Y},
+            {},
+            r"mine\.mat: the edges have shape \(9, 2\); .*\[2, E\] of nodes from 0 .*\(list - 1\)'",
+        ),
         ({"A": BOTH, "y": np.array([1, "a"], object)}, {}, "y is a cell array; a matrix"),
         ({"A": {"b": 1}, "y": Y}, {}, "A is a structure; a matrix of numbers is needed"),
         ({"A": BOTH * 1j, "y": Y}, {}, "A holds complex numbers"),

@@ -118,10 +118,16 @@ class Fields:
             UserError: it does not fit them.
         """
         pointer = self.integers(name)
-        if pointer.numel() != n + 1 or int(pointer[0]) != 0 or int(pointer[-1]) != entries:
+        if pointer.numel() != n + 1:
             raise UserError(
                 f"{self.origin}: {name} must have {n + 1} entries (one per node of y, and one) "
                 f"from 0 to {entries}, it has {pointer.numel()}"
+            )
+        first, last = int(pointer[0]), int(pointer[-1])
+        if (first, last) != (0, entries):
+            raise UserError(
+                f"{self.origin}: {name} must lead from 0 to {entries}, the number of entries, and "
+                f"leads from {first} to {last}; correct it"
             )
         if bool((pointer[1:] < pointer[:-1]).any()):
             raise UserError(

@@ -122,10 +122,11 @@ def _read_npz(path: Path, data: DataConfig, _: NodeTable | None) -> Fields:
             path,
             data,
         )
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, MemoryError) as error:
         raise UserError(
             f"{path} is not a .npz file of plain number arrays ({brief(error)}); write it with "
-            "numpy.savez and without object arrays"
+            "numpy.savez and without object arrays, bytes or complex numbers (labels may be words, "
+            "as of y.astype(str))"
         ) from error
 
 

@@ -73,10 +73,12 @@ def targets_of(fields: Fields) -> Targets:
         raise UserError(
             f"{fields.origin}: y has shape {tuple(y.shape)}; [nodes] or [nodes, classes] is needed"
         )
-    if y.is_floating_point() and not torch.equal(y, y.round()):
+    strange = ((y != y.round()) | (y.abs() >= 2**53)).nonzero() if y.is_floating_point() else y[:0]
+    if strange.numel():
+        node = int(strange[0])
         raise UserError(
-            f"{fields.origin}: y holds numbers that are no class; use whole numbers from 0, and -1 "
-            "or NaN where a node has no label"
+            f"{fields.origin}: y holds numbers that are no class, first {y[node].item():g} of node "
+            f"{node}; use whole numbers from 0, and -1 or NaN where a node has no label"
         )
     labels = y.to(torch.int64)
     found = max(int(labels.max()) + 1, len(fields.class_names))

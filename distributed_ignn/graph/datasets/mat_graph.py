@@ -77,7 +77,7 @@ def _by_names(variables: Mapping[str, MatVariable], path: Path, data: DataConfig
                 f"{path}: {in_one_line(place)} is {variables[place].kind}; a matrix of numbers is "
                 "needed, save it as one"
             )
-        arrays |= _arrays(name, variables[place].read())
+        arrays |= _arrays(name, variables[place].read(), path)
     unread = sorted(set(variables) - set(places.values()))
     if unread:
         logger.info("%s: not read: %s", path, in_one_line(some(unread)))
@@ -106,10 +106,10 @@ def _shown(variable: MatVariable) -> str:
     return f"{variable.name} [{size}]"
 
 
-def _arrays(name: str, value: np.ndarray | sp.coo_array) -> dict[str, Any]:
+def _arrays(name: str, value: np.ndarray | sp.coo_array, path: Path) -> dict[str, Any]:
     """A variable as one array, or as several; vectors of MATLAB's have two dimensions."""
     if name == "edge_index":
-        return _edges(value)
+        return _edges(value, path)
     if isinstance(value, sp.coo_array):
         if name == "x":
             ends = torch.from_numpy(np.stack([value.row, value.col]).astype(np.int64))
@@ -135,12 +135,15 @@ def _whole(value: np.ndarray, name: str) -> np.ndarray:
     return value.astype(np.int64)
 
 
-def _edges(value: np.ndarray | sp.coo_array) -> dict[str, Any]:
+def _edges(value: np.ndarray | sp.coo_array, path: Path) -> dict[str, Any]:
     """``edge_index``, and the values of a matrix unless all are 1."""
     if value.ndim == 2 and value.shape[0] == 2 != value.shape[1] and isinstance(value, np.ndarray):
         return {"edge_index": _whole(value, "edge_index")}
     if value.ndim != 2 or value.shape[0] != value.shape[1] or value.shape[0] > LARGEST_GRAPH:
-        raise ValueError(f"the edges have shape {value.shape}; a square matrix is needed")
+        raise UserError(
+            f"{path}: the edges have shape {value.shape}; a square matrix is needed, or a list "
+            "[2, E] of nodes from 0 (of MATLAB's own [E, 2] from 1 it is (list - 1)')"
+        )
     matrix = sp.coo_array(value)
     return matrix_arrays(matrix)
 
@@ -180,7 +183,7 @@ def _facebook(variables: Mapping[str, MatVariable], path: Path, data: DataConfig
     known, labels = np.unique(values[:, FACEBOOK.index(label)], return_inverse=True)
     missing = int(known.size > 0 and known[0] == 0)
     rest = np.delete(values, FACEBOOK.index(label), axis=1)
-    arrays = _edges(edges) | {"y": labels - missing} | _indicators(rest)
+    arrays = _edges(edges, path) | {"y": labels - missing} | _indicators(rest)
     logger.info(
         "%s: a file of Facebook100; %s is predicted, the other columns are features (--data.label "
         "takes another)",

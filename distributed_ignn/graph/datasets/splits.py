@@ -86,10 +86,18 @@ def _given(fields: Fields, split: str, n: int, column: int | None) -> Tensor:
             nodes = nodes[nodes >= 0]  # shorter lists of a table are filled up
         check_ids(nodes, n, f"{fields.origin}: {name}")
         return torch.sort(nodes).values
-    if value.shape != (n,) or not bool(((value == 0) | (value == 1)).all()):
+    if value.shape != (n,):
         raise UserError(
             f"{fields.origin}: {name} has shape {tuple(fields[name].shape)}; {n} values, true or "
             "false, are needed"
+        )
+    bad = ((value != 0) & (value != 1)).nonzero()
+    if bad.numel():
+        node = int(bad[0])
+        found = value[node].item()
+        raise UserError(
+            f"{fields.origin}: {name} of node {node} is {'empty or ' * (found != found)}{found:g}; "
+            "true or false (1 or 0) is needed"
         )
     return value.nonzero().flatten()
 
