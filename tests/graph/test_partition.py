@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import errno
+import os
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -367,6 +370,46 @@ def test_a_failing_metis_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     graphs = (csr_from_edges(source, source + 1, 10),)
     with pytest.raises(UserError, match=r"METIS of pymetis failed with exit code 1 \(no memory\)"):
         assign_parts(graphs, 2, PartitionConfig())
+
+
+@needs_pymetis
+@pytest.mark.parametrize(
+    ("ends", "message"),
+    [
+        ("SIGBUS", r"could not read its files in /\S+, whose disk may be full; .* TMPDIR"),
+        ("SIGKILL", r"exit code -9 \(ended by the system, .* memory was full\); try .*fennel"),
+    ],
+)
+def test_what_ends_metis_is_explained(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ends: str, message: str
+) -> None:
+    script = tmp_path / "ends.py"
+    script.write_text(f"import os, signal; os.kill(os.getpid(), signal.{ends})")
+    monkeypatch.setattr(metis, "_SCRIPT", script)
+    with pytest.raises(UserError, match=message):
+        assign_parts((path_graph(10),), 2, PartitionConfig())
+
+
+@needs_pymetis
+def test_a_full_disk_is_said_before_metis_starts(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    graphs = (path_graph(10),)  # 11 offsets, 18 entries of 32 bits, weights and parts of 10 nodes
+    with monkeypatch.context() as patch:
+        usage = type("Usage", (), {"free": 463})()
+        patch.setattr(metis.shutil, "disk_usage", lambda _: usage)
+        message = f"METIS needs 464 bytes in {tmp_path} for a while, and 463 are left; .* TMPDIR"
+        with pytest.raises(UserError, match=message):
+            assign_parts(graphs, 2, PartitionConfig())
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(metis.np, "save", full)
+    with pytest.raises(UserError, match=rf"in {tmp_path} \(No space left on device\); .* TMPDIR"):
+        assign_parts(graphs, 2, PartitionConfig())
+    assert os.listdir(tmp_path) == []
 
 
 def path_graph(nodes: int, *, symmetric: bool = True) -> CSRMatrix:

@@ -9,9 +9,11 @@ import importlib.util
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +24,7 @@ from distributed_ignn.config import PartitionConfig
 from distributed_ignn.errors import UserError
 from distributed_ignn.files import temporary_sibling
 from distributed_ignn.graph.data import CSRMatrix
+from distributed_ignn.reading.plain_files import in_one_line
 
 PROVIDERS = {"pyg-lib": "pyg_lib", "pymetis": "pymetis"}
 """METIS libraries that can be asked for, and the module of each."""
@@ -30,6 +33,8 @@ _WAYS_OUT = {
     "pyg-lib": "--partition.provider pymetis, or --partition.method contiguous",
     "pymetis": "--partition.method fennel, which needs less memory, or contiguous",
 }
+
+_ELSEWHERE = "make room there, or name another folder with TMPDIR"
 
 _SCRIPT = Path(__file__).with_name("metis_process.py")
 
@@ -103,7 +108,7 @@ def run_metis(
         links: integers [E] from 1 on, what cutting each entry costs; None: the same for all.
 
     Raises:
-        UserError: METIS failed.
+        UserError: METIS failed, or has no room for its files.
     """
     request = {
         "provider": provider,
@@ -114,24 +119,68 @@ def run_metis(
         "seed": config.seed % (2**31 - 1) + 1,
     }
     arrays = {"rowptr": graph.rowptr, "col": graph.col, "weights": weights}
-    # under a name that the next run finds if this one is killed
-    folder = temporary_sibling(Path(tempfile.gettempdir()) / "ignn-metis")
-    folder.mkdir(mode=0o700)
+    if links is not None:
+        arrays["links"] = links
+    place = Path(tempfile.gettempdir())
     try:
-        (folder / "request.json").write_text(json.dumps(request))
-        if links is not None:
-            arrays["links"] = links
-        for key, value in arrays.items():
-            np.save(folder / f"{key}.npy", value.numpy())
+        _check_room(place, arrays)
+        # under a name that the next run finds if this one is killed
+        folder = temporary_sibling(place / "ignn-metis")
+        folder.mkdir(mode=0o700)
+    except OSError as error:
+        raise _unusable(place, error) from error
+    try:
+        try:
+            (folder / "request.json").write_text(json.dumps(request))
+            for key, value in arrays.items():
+                np.save(folder / f"{key}.npy", value.numpy())
+        except OSError as error:
+            raise _unusable(place, error) from error
         # -P: the modules beside the script must not hide others of the same name
         command = [sys.executable, "-P", str(_SCRIPT), str(folder), str(os.getpid())]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
-            reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
-            raise UserError(
-                f"METIS of {provider} failed with exit code {done.returncode} ({reason}); try "
-                f"{_WAYS_OUT[provider]}"
-            )
+            raise _failure(provider, place, done)
         return torch.from_numpy(np.load(folder / "part.npy", allow_pickle=False))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _check_room(place: Path, arrays: Mapping[str, Tensor]) -> None:
+    """Refuse a disk that is too small: what is mapped from a full one ends the process.
+
+    Raises:
+        OSError: there is no such folder.
+        UserError: it has not the room.
+    """
+    need = 8 * arrays["weights"].numel()  # the part of every node
+    for array in arrays.values():
+        # what is not 64 bits wide is rewritten beside
+        need += array.nbytes + (array.element_size() != 8) * 8 * array.numel()
+    free = shutil.disk_usage(place).free
+    if need > free:
+        raise UserError(
+            f"METIS needs {need:,} bytes in {place} for a while, and {free:,} are left; "
+            f"{_ELSEWHERE}"
+        )
+
+
+def _unusable(place: Path, error: OSError) -> UserError:
+    reason = error.strerror or in_one_line(error)
+    return UserError(f"METIS cannot have its files in {place} ({reason}); {_ELSEWHERE}")
+
+
+def _failure(provider: str, place: Path, done: subprocess.CompletedProcess[str]) -> UserError:
+    """What to say of a process that ended without a result."""
+    if done.returncode == -signal.SIGBUS:
+        return UserError(
+            f"METIS of {provider} could not read its files in {place}, whose disk may be full; "
+            f"{_ELSEWHERE}"
+        )
+    reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+    if done.returncode == -signal.SIGKILL:
+        reason = "ended by the system, most likely because the memory was full"
+    return UserError(
+        f"METIS of {provider} failed with exit code {done.returncode} ({reason}); try "
+        f"{_WAYS_OUT[provider]}"
+    )
