@@ -95,8 +95,8 @@ def _none(_: Sequence[str]) -> Collection[str]:
 def read_table(path: Path, ids: Choice = _none) -> tuple[pa.Table, bool]:
     """A table, and whether its columns have names of their own; else they are f0, f1 and so on.
 
-    In text, remarks (# or %) may stand before the first row. What separates the columns, and
-    whether the first row names them, the first row tells.
+    In text, remarks (# or %) and empty lines may stand before the first row. What separates the
+    columns, and whether the first row names them, the first row tells.
 
     Args:
         path: of the file.
@@ -188,7 +188,7 @@ def _read_text(path: Path, head: bytes, ids: Choice) -> tuple[pa.Table, bool]:
         raise ValueError("it is written in UTF-16; save it as UTF-8")
     lines = head.decode("utf-8-sig", "replace").splitlines()
     remarks = 0
-    while remarks < len(lines) and lines[remarks].startswith(_REMARKS):
+    while remarks < len(lines) and (not lines[remarks] or lines[remarks].startswith(_REMARKS)):
         remarks += 1
     first = lines[remarks] if remarks < len(lines) else ""
     separator = next((s for s in _SEPARATORS if s in first), ",")

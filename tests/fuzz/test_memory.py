@@ -81,6 +81,16 @@ def _parquet_of_zeros() -> bytes:
     return stream.getvalue()
 
 
+def _parquet_of_a_word() -> bytes:
+    """Four gigabytes of a word that is stored 400 times."""
+    stream = io.BytesIO()
+    table = pa.table({"source": ["a" * 100_000] * 100})
+    with pa.parquet.ParquetWriter(stream, table.schema) as writer:
+        for _ in range(400):
+            writer.write_table(table)
+    return stream.getvalue()
+
+
 BOMBS: dict[str, tuple[str, Callable[[], bytes]]] = {
     "npz that claims 8 TB": (
         "npz",
@@ -90,6 +100,8 @@ BOMBS: dict[str, tuple[str, Callable[[], bytes]]] = {
     "pt that repeats a number": ("pt", lambda: _torch(torch.zeros(1).expand(6, 2**40))),
     "pt of vast sparse rows": ("sparse pt", _vast_rows),
     "parquet of zeros": ("parquet", _parquet_of_zeros),
+    "parquet of a long word": ("parquet", _parquet_of_a_word),
+    "table of 100,000 columns": ("edge table", lambda: b"1," * 100_000 + b"1\n"),
     "gzip of one line": ("amazon", lambda: gzip.compress(b"1 " * 2**27, 1)),
     "gzip of 300 MB": ("amazon", lambda: gzip.compress((b"1" * 2**20 + b"\n") * 300, 1)),
     "yaml of a billion words": ("config", lambda: BILLION.encode()),

@@ -54,9 +54,10 @@ def _parquet(folder: Path, **columns: Any) -> GraphData:
         ("".join(f'"{a}","{b}"\n' for a, b in RING.T), NODES),
         (f"u,v\n{EDGES}".replace("\n", "\r\n"), NODES.replace("\n", "\r\n")),
         (EDGES.replace(",", ";"), NODES.replace(",", ";")),
+        (f"\n# a remark\n\n\n{EDGES}", f"\n\n{NODES}"),
         ("source,target\n" + "".join(f"{a}.0,{b}.0\n" for a, b in RING.T), NODES),
     ],
-    ids=["mark", "mark and names", "quoted", "crlf", "semicolons", "floating ids"],
+    ids=["mark", "mark and names", "quoted", "crlf", "semicolons", "empty lines", "floating ids"],
 )
 def test_all_edges_are_read(tmp_path: Path, edges: str | bytes, nodes: str | bytes) -> None:
     found = _load(tmp_path, edges, nodes)
