@@ -287,6 +287,23 @@ def check_infinite_gradient_on_one_rank(comm: Communicator) -> None:
     assert_close(run.train(2), other.train(2))
 
 
+@pytest.mark.parametrize(
+    ("solves", "message"),
+    [
+        (True, "lower train.lr or model.kappa, and keep model.constraint projection"),
+        (False, "lower train.lr"),
+    ],
+)
+def test_a_sum_that_is_not_finite_names_settings_that_the_model_has(
+    solves: bool, message: str
+) -> None:
+    engine = mock.Mock(_model=mock.Mock(solves=solves))
+    engine._common.step.return_value = False
+    with pytest.raises(UserError) as caught:
+        DeepSpeedEngine._step_replicated(engine, [])
+    assert str(caught.value) == f"the gradients are not finite; {message}"
+
+
 def check_broken_on_one_rank(comm: Communicator, folder: Path) -> None:
     """All ranks report the mistake of one, instead of waiting for it."""
     path = folder / ("stage3.json" if comm.rank else "zero2.json")

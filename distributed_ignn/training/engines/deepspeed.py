@@ -114,10 +114,9 @@ class DeepSpeedEngine:
 
     def _step_replicated(self, grads: Iterable[Tensor | None]) -> None:
         if not self._common.step(grads):
-            raise UserError(
-                "the gradients are not finite; lower train.lr or model.kappa, and keep "
-                "model.constraint projection"
-            )
+            bound = " or model.kappa, and keep model.constraint projection"
+            ways = f"lower train.lr{bound if self._model.solves else ''}"
+            raise UserError(f"the gradients are not finite; {ways}")
         traffic = self._comm.traffic
         traffic.reductions += 1
         # the sum of all gradients, then this rank's part of the new weights to the others
