@@ -18,6 +18,7 @@ from torch_geometric.utils import degree
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.errors import UserError
 from distributed_ignn.models.explicit.exact import exact
+from distributed_ignn.models.explicit.graph_part import GraphPart
 from tests.parity.explicit_cases import OUT, WIDTH, attributes, built, divided, rows
 
 
@@ -152,6 +153,34 @@ class Counting(MessagePassing):
     def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
         self._calls[0].append(1)
         return self.propagate(edge_index, x=x)
+
+
+class WritesOver(MessagePassing):
+    """Goes on with the memory of the rows that it has sent."""
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        sent = x + 1.0
+        return self.propagate(edge_index, x=sent) + sent.mul_(2.0)
+
+
+def test_rows_of_one_tensor_are_sent_as_they_are() -> None:
+    """Without a copy, also where a layer writes over them afterwards."""
+    graph = divided("plain", Communicator())
+    seen: list[Tensor] = []
+
+    def fetch(sent: Tensor) -> Tensor:
+        seen.append(sent)
+        return sent[:2]
+
+    part = GraphPart(torch.arange(3), 2, (), (), fetch, lambda total: total)
+    one, two = torch.rand(3, 4), torch.rand(3)
+    assert torch.equal(part.with_halo([one], 0, "test")[0], torch.cat([one, one[:2]]))
+    part.with_halo([one, two], 0, "test")
+    assert seen[0].data_ptr() == one.data_ptr()
+    assert torch.equal(seen[1], torch.cat([one, two[:, None]], dim=1))
+    layer, x = exact(built(WritesOver), graph), graph.rows(rows(1))
+    plain = built(WritesOver)(x, graph.edge_index)
+    torch.testing.assert_close(layer(x, graph.edge_index), plain, rtol=1e-13, atol=1e-13)
 
 
 def test_a_layer_stays_what_it_was() -> None:

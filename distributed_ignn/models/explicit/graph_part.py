@@ -91,7 +91,8 @@ class GraphPart:
         for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
             chosen = [i for i, tensor in enumerate(tensors) if tensor.dtype == dtype]
             columns = [_as_columns(moved[i]) for i in chosen]
-            arrived = self.fetch(torch.cat(columns, dim=1)).split([c.shape[1] for c in columns], 1)
+            sent = torch.cat(columns, dim=1) if columns[1:] else columns[0]
+            arrived = self.fetch(sent).split([c.shape[1] for c in columns], 1)
             halos |= dict(zip(chosen, arrived, strict=True))
         return [
             torch.cat([rows, halos[i].reshape(self.num_halo, *rows.shape[1:])]).movedim(0, dim)

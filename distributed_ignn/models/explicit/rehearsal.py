@@ -205,7 +205,7 @@ class _Record:
         self._place = 0
 
     def add(self, tensor: Tensor) -> Tensor:
-        self._tensors.append(tensor)
+        self._tensors.append(tensor.clone())  # a layer may go on to write over its own rows
         return tensor
 
     def next(self) -> Tensor:
