@@ -47,6 +47,12 @@ class NodeDropout:
             return rows
         return rows * self.mask(seed, step, nodes, rows.shape[1]) * self.scale
 
+    def of_nodes(self, rows: Tensor, seed: int, step: int | None, nodes: Tensor) -> Tensor:
+        """As a call, with all entries of a node dropped together."""
+        if step is None or self.probability == 0.0:
+            return rows
+        return rows * self.mask(seed, step, nodes, 1) * self.scale
+
     def mask(self, seed: int, step: int, nodes: Tensor, width: int) -> Tensor:
         """Boolean [len(nodes), width] for global node ids."""
         key = self._key(seed, step)

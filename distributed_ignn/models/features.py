@@ -142,7 +142,4 @@ class FeatureStore:
 
     def _dropped_dense(self, features: Tensor, step: int | None) -> Tensor:
         features = self._dropout(features, self._seed, step, self._nodes)
-        nodes = self._node_dropout
-        if step is not None and nodes.probability > 0.0:
-            features = features * self._kept_nodes(step)[:, None] * nodes.scale
-        return features
+        return self._node_dropout.of_nodes(features, self._seed, step, self._nodes)

@@ -30,13 +30,16 @@ _SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
+_DROPOUT = {"input_dropout": 0.2, "node_dropout": 0.1, "dropout": 0.4}
+
+
 def kind_config(kind: str, dtype: str = "float64", **train: Any) -> RunConfig:
-    """A few epochs of a kind with both dropouts, for the graphs of ``cases.py``."""
+    """A few epochs of a kind with all dropouts, for the graphs of ``cases.py``."""
     return RunConfig.model_validate(
         {
             "dataset": "chains",
             "data": {"knn": 2} if kind == "amgcn" else {},
-            "model": {"kind": kind, "hidden": WIDTH, "input_dropout": 0.2, "dropout": 0.4},
+            "model": {"kind": kind, "hidden": WIDTH, **_DROPOUT},
             "explicit": _SETTINGS.get(kind, {}),
             "train": {"epochs": 6, "lr": 0.02, "dtype": dtype} | train,
         }

@@ -105,7 +105,9 @@ class InputRows(nn.Module):
         super().__init__()
         shard, model, device = site.shard, site.model, site.comm.device
         self._seed, self._nodes = site.seed, shard.owned_nodes.to(device)
-        self._dropout = NodeDropout(model.input_dropout, Stream.KIND)
+        # as of features, and so in no stream of the model's other dropouts
+        self._dropout = NodeDropout(model.input_dropout, Stream.FEATURES)
+        self._node_dropout = NodeDropout(model.node_dropout, Stream.NODES)
         self._store: FeatureStore | None = None
         self.embedding: NodeEmbedding | None = None
         if shard.features is None:
@@ -122,7 +124,9 @@ class InputRows(nn.Module):
             return self._store.linear(weight, step)
         if self.embedding is None:
             raise RuntimeError("rows are features or an embedding")
-        return self._dropout(self.embedding.rows, self._seed, step, self._nodes) @ weight
+        key = self._seed, step, self._nodes
+        rows = self._dropout(self.embedding.rows, *key)
+        return self._node_dropout.of_nodes(rows, *key) @ weight
 
     def constants(self) -> list[tuple[str, Tensor]]:
         """What is not learned, by name."""
