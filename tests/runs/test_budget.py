@@ -154,6 +154,18 @@ def test_items_follow_the_settings() -> None:
     assert weighted["graph"] - plain["graph"] == 4 * (20_000 + 500 + 500 + 90)
 
 
+def test_items_of_an_explicit_model() -> None:
+    """Parameters five times, and rows as wide as they are sent: of ACM-GCN two channels."""
+    sizes = replace(SIZES, classes=7)
+    found = budget(sizes, _run(model={"kind": "acmgcn"}, explicit={"layers": 1}))
+    mixing = 3 * 128 + 9
+    weights = 10 * 3 * 128 + mixing + 128 * 7 + 7
+    assert found["weights and their optimiser"] == 5 * 4 * weights
+    assert found["halo buffers"] == 190 * 2 * 128 * 4
+    assert budget(sizes, _run(model={"kind": "sgc"}))["halo buffers"] == 190 * 7 * 4
+    assert "halo buffers" not in budget(sizes, _run(model={"kind": "mlp"}))
+
+
 def test_items_of_a_gpu() -> None:
     """Copies of ids, the array that csr adds to, and libraries; no mapped file."""
     state = 1000 * 128 * 4

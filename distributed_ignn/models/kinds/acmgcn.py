@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from distributed_ignn.config import ExplicitConfig, ModelConfig
-from distributed_ignn.models.kinds.base import Columns, ExplicitModel, Site, without_map
+from distributed_ignn.models.kinds.base import Columns, ExplicitModel, Site, affine, without_map
 
 _CHANNELS = 3  # low-pass, high-pass, identity; also the temperature of their mixture
 
@@ -72,4 +72,11 @@ class ACMGCN(ExplicitModel):
         """See ``ExplicitModel``."""
         # of each layer its channels after relu, their sum and what is dropped of it are kept; the
         # mapped, spread, stacked and weighted channels of one layer are there at a time
-        return Columns(rows=(8 * explicit.layers + 16) * model.hidden)
+        width, layers = model.hidden, explicit.layers
+        mixing = _CHANNELS * (width + _CHANNELS)
+        return Columns(
+            rows=(8 * layers + 16) * width,
+            first=_CHANNELS * width,
+            weights=(layers - 1) * _CHANNELS * width**2 + layers * mixing + affine(width, classes),
+            sent=2 * width,
+        )

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from distributed_ignn.config import ExplicitConfig, ModelConfig
 from distributed_ignn.errors import UserError
-from distributed_ignn.models.kinds.base import Columns, ExplicitModel, Site, without_map
+from distributed_ignn.models.kinds.base import Columns, ExplicitModel, Site, affine, without_map
 
 _ATTENTION = 16  # width of the attention, as in the AM-GCN paper
 _EMBEDDINGS = 5  # that make up the state: the mixture, topology, common twice, features
@@ -152,5 +152,13 @@ class AMGCN(ExplicitModel):
     def columns(cls, model: ModelConfig, explicit: ExplicitConfig, classes: int) -> Columns:
         """See ``ExplicitModel``."""
         # four embeddings in every layer, and what attention and constraints make of them
-        rows = model.hidden * (4 * 4 * explicit.layers + 4 * _EMBEDDINGS)
-        return Columns(rows=rows)
+        width, layers = model.hidden, explicit.layers
+        attention = 3 * affine(width, _ATTENTION) + _ATTENTION
+        return Columns(
+            rows=width * (4 * 4 * layers + 4 * _EMBEDDINGS),
+            first=3 * width,
+            weights=3 * ((layers - 1) * width + layers) * width
+            + attention
+            + affine(width, classes),
+            sent=2 * width,
+        )

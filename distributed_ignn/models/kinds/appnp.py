@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from distributed_ignn.config import ExplicitConfig, ModelConfig
-from distributed_ignn.models.kinds.base import Columns, ExplicitModel, Site
+from distributed_ignn.models.kinds.base import Columns, ExplicitModel, Site, affine
 
 
 class APPNP(ExplicitModel):
@@ -32,5 +32,10 @@ class APPNP(ExplicitModel):
     @classmethod
     def columns(cls, model: ModelConfig, explicit: ExplicitConfig, classes: int) -> Columns:
         """See ``ExplicitModel``."""
-        sums = Columns.of_sums([classes])
-        return Columns(rows=sums.rows + 4 * model.hidden)
+        width = model.hidden
+        return Columns(
+            rows=4 * (width + classes),
+            first=width,
+            weights=width + affine(width, classes),
+            sent=classes,
+        )

@@ -10,6 +10,7 @@ W width of the state, R rows that are asked for, C classes.
 
 from __future__ import annotations
 
+import itertools
 from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -69,12 +70,20 @@ class Site:
         return self.explicit.layers
 
 
+def affine(*widths: int) -> int:
+    """Parameters of linear maps with biases, from each of these widths to the next."""
+    return sum(before * after + after for before, after in itertools.pairwise(widths))
+
+
 @dataclass(frozen=True, slots=True)
 class Columns:
     """Numbers that a training step of a kind holds, for the memory budget.
 
     Args:
         rows: of every owned and halo node, kept for the backward pass.
+        first: columns that X is mapped to, for F weights each.
+        weights: all other parameters, those of an embedding left out.
+        sent: columns of the widest rows that ranks exchange.
         edges: of every edge, kept for it.
         passing: of every edge while messages are summed, in the widest layer.
         sums: whether neighbours' rows are summed by a product, which holds the edges twice more.
@@ -82,6 +91,9 @@ class Columns:
     """
 
     rows: int
+    first: int = 0
+    weights: int = 0
+    sent: int = 0
     edges: int = 0
     passing: int = 0
     sums: bool = True
@@ -89,9 +101,17 @@ class Columns:
 
     @classmethod
     def of_sums(cls, widths: list[int]) -> Columns:
-        """Of layers that sum their neighbours' rows with fixed weights, of these widths."""
-        # what enters the linear map, the sum, the activation and what is dropped of it
-        return cls(rows=4 * sum(widths))
+        """Of layers that sum their neighbours' rows with fixed weights, of these widths.
+
+        Each maps its rows and then sums them, and adds a bias.
+        """
+        return cls(
+            # what enters the linear map, the sum, the activation and what is dropped of it
+            rows=4 * sum(widths),
+            first=widths[0],
+            weights=widths[0] + affine(*widths),
+            sent=max(widths),
+        )
 
 
 class InputRows(nn.Module):
@@ -206,7 +226,7 @@ class ExplicitModel(NodeModel):
     @classmethod
     @abstractmethod
     def columns(cls, model: ModelConfig, explicit: ExplicitConfig, classes: int) -> Columns:
-        """What a training step holds."""
+        """What a training step holds, learns and sends."""
 
     def _join(self, site: Site) -> None:
         """Tie the layers of PyTorch Geometric to this rank's part of the graph."""
@@ -313,7 +333,7 @@ class ExplicitModel(NodeModel):
         nodes = sizes.owned + sizes.halo
         at_once = min(edges, _edges_of_block(nodes)) if columns.blocks else edges
         features = FeatureStore.held_bytes(sizes, item, device.type == "cuda")
-        weights = (sizes.features or model.hidden) * model.hidden * item
+        weights = (sizes.features or model.hidden) * columns.first + columns.weights
         return {
             # as they are, once more with self-loops and their weights, in products, in order
             "edges": edges
@@ -323,7 +343,7 @@ class ExplicitModel(NodeModel):
             if sizes.features
             else 6 * sizes.owned * model.hidden * item,
             # values, gradient, Adam's moments and the best so far
-            "first linear map": 5 * weights,
+            "weights and their optimiser": 5 * weights * item,
             "states of layers": columns.rows * nodes * item,
             "kept of messages": columns.edges * edges * item,
             "messages": columns.passing * at_once * item,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from distributed_ignn.config import ExplicitConfig, ModelConfig
 from distributed_ignn.graph.hashing import hash_uniform
-from distributed_ignn.models.kinds.base import Columns, ExplicitModel, Site
+from distributed_ignn.models.kinds.base import Columns, ExplicitModel, Site, affine
 
 _BUCKET, _SIGN = 101, 102  # seeds of the hash functions, which belong to the model and to no run
 _COMMON = -1  # the degree whose task all nodes share

@@ -6,6 +6,8 @@ inside the layer. That of nodes' rows is there.
 
 from __future__ import annotations
 
+import itertools
+
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -52,9 +54,14 @@ class GAT(ExplicitModel):
         """See ``ExplicitModel``."""
         width, heads = head_width(model, explicit), explicit.heads
         widths = [width * heads] * (explicit.layers - 1) + [classes * heads]
+        maps = sum(before * after for before, after in itertools.pairwise(widths))
         # messages, which are made again for their gradients: rows of sources, and products
         return Columns(
             rows=5 * sum(widths),
+            first=widths[0],
+            # with scores of both ends, and biases
+            weights=maps + 2 * sum(widths) + sum(widths[:-1]) + classes,
+            sent=max(widths),
             edges=_KEPT_PER_HEAD * heads * len(widths),
             passing=4 * max(widths),
             sums=False,

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from distributed_ignn.config import ExplicitConfig, ModelConfig
-from distributed_ignn.models.kinds.base import Columns, ExplicitModel, Site
+from distributed_ignn.models.kinds.base import Columns, ExplicitModel, Site, affine
 
 
 class GCNII(ExplicitModel):
@@ -41,4 +41,10 @@ class GCNII(ExplicitModel):
     @classmethod
     def columns(cls, model: ModelConfig, explicit: ExplicitConfig, classes: int) -> Columns:
         """See ``ExplicitModel``."""
-        return Columns.of_sums([model.hidden] * (explicit.layers + 1))
+        width, layers = model.hidden, explicit.layers
+        return Columns(
+            rows=4 * width * (layers + 1),
+            first=width,
+            weights=width + layers * width**2 + affine(width, classes),
+            sent=width,
+        )

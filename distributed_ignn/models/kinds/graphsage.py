@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from distributed_ignn.config import ExplicitConfig, ModelConfig
-from distributed_ignn.models.kinds.base import Columns, ExplicitModel, Site, without_map
+from distributed_ignn.models.kinds.base import Columns, ExplicitModel, Site, affine, without_map
 
 
 class GraphSAGE(ExplicitModel):
@@ -42,5 +42,11 @@ class GraphSAGE(ExplicitModel):
     @classmethod
     def columns(cls, model: ModelConfig, explicit: ExplicitConfig, classes: int) -> Columns:
         """See ``ExplicitModel``."""
-        sums = Columns.of_sums([model.hidden] * (explicit.layers - 1) + [classes])
-        return Columns(rows=sums.rows + 2 * model.hidden)
+        widths = [model.hidden] * (explicit.layers - 1) + [classes]
+        own = sum(before * after for before, after in itertools.pairwise(widths))
+        return Columns(
+            rows=4 * sum(widths) + 2 * model.hidden,
+            first=2 * widths[0],
+            weights=widths[0] + own + affine(*widths),
+            sent=widths[0],
+        )

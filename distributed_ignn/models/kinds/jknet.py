@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
 from distributed_ignn.config import ExplicitConfig, ModelConfig
-from distributed_ignn.models.kinds.base import Columns, ExplicitModel, Site, without_map
+from distributed_ignn.models.kinds.base import Columns, ExplicitModel, Site, affine, without_map
 
 
 class JKNet(ExplicitModel):
@@ -37,5 +39,11 @@ class JKNet(ExplicitModel):
     @classmethod
     def columns(cls, model: ModelConfig, explicit: ExplicitConfig, classes: int) -> Columns:
         """See ``ExplicitModel``."""
-        sums = Columns.of_sums([model.hidden] * explicit.layers)
-        return Columns(rows=sums.rows + 2 * model.hidden * explicit.layers)
+        width, layers = model.hidden, explicit.layers
+        sums = Columns.of_sums([width] * layers)
+        read = width * (layers if explicit.jump == "cat" else 1)
+        return replace(
+            sums,
+            rows=sums.rows + 2 * width * layers,
+            weights=sums.weights + affine(read, classes),
+        )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from distributed_ignn.config import ExplicitConfig, ModelConfig
-from distributed_ignn.models.kinds.base import Columns, ExplicitModel, Site
+from distributed_ignn.models.kinds.base import Columns, ExplicitModel, Site, affine
 
 
 class MLP(ExplicitModel):
@@ -34,4 +34,5 @@ class MLP(ExplicitModel):
     @classmethod
     def columns(cls, model: ModelConfig, explicit: ExplicitConfig, classes: int) -> Columns:
         """See ``ExplicitModel``."""
-        return Columns(rows=4 * (model.hidden * (explicit.layers - 1) + classes))
+        widths = [model.hidden] * (explicit.layers - 1) + [classes]
+        return Columns(rows=4 * sum(widths), first=widths[0], weights=widths[0] + affine(*widths))

@@ -161,7 +161,8 @@ class _Run:
         masks = train.consistency_samples if float(train.consistency) > 0.0 else 1
         for name in ("states of layers", "kept of messages"):
             held[name] *= masks
-        halo = HaloExchange.held_bytes(sizes, self.row, coded=False, shared=shares_memory)
+        row = kind.columns(*sections, sizes.classes).sent * self.dtype.itemsize
+        halo = HaloExchange.held_bytes(sizes, row, coded=False, shared=shares_memory)
         return held | (halo if kind.reads_edges else {})
 
     def moments(self, forward: int | None, adjoint: int | None) -> dict[str, dict[str, int]]:
