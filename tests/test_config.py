@@ -442,10 +442,41 @@ def test_settings_of_the_solver_that_are_read_pass(argv: str) -> None:
         ("--data.heterophilous.nodes 100", "data.heterophilous.nodes = 100 has no effect with"),
         ("--partition.method random --partition.objective volume", "objective = volume has no eff"),
         ("--model.kind sgc --model.dropout 0.3", "model.dropout = 0.3 has no effect with model.k"),
+        (
+            "--model.kind gcn --explicit.layers 1 --model.dropout 0.3",
+            "model.dropout = 0.3 has no effect with model.kind = gcn, explicit.layers = 1; drop",
+        ),
+        (
+            "--model.kind jknet --explicit.jump cat --explicit.layers 1",
+            "explicit.jump = cat has no effect with explicit.layers = 1; drop it",
+        ),
+        *(
+            (
+                f"--model.kind {kind} --data.edge-weights use",
+                f"data.edge_weights = use has no effect with model.kind = {kind}, for which every "
+                "edge counts 1 (set ignore, or model.kind gcn); drop it",
+            )
+            for kind in ("gat", "graphsage", "mlp")
+        ),
     ],
 )
 def test_settings_that_nothing_reads_are_refused(argv: str, message: str) -> None:
     assert message in _error(f"--dataset chains {argv}")
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        "--model.kind gcn --data.edge-weights use",
+        "--model.kind gat --data.edge-weights ignore",
+        "--model.kind gat --data.edge-weights use --partition.edge-weights true",  # METIS does
+        "--model.kind acmgcn --explicit.layers 1 --model.dropout 0.3",  # before its head
+        "--model.kind jknet --explicit.jump cat --explicit.layers 2",
+        "--model.kind gat --explicit.layers 1",  # whose own file says dropout
+    ],
+)
+def test_settings_that_a_kind_reads_pass(argv: str) -> None:
+    assert parse_args(f"--dataset chains {argv}".split())
 
 
 def test_what_a_file_says_may_be_taken_away(tmp_path: Path) -> None:

@@ -92,9 +92,8 @@ def _idle(run: RunConfig) -> Iterator[_Idle]:
     if not is_explicit(run.model.kind):
         yield from _of_solver(run)
         yield from _of_map(run)
-    elif not KINDS.entry(run.model.kind).drops:
-        because = f"model.kind = {run.model.kind}"
-        yield from _changed("model", run.model, ("dropout",), because, ("model.kind",))
+    else:
+        yield from _of_kind(run)
 
 
 def _changed(
@@ -145,6 +144,24 @@ def _of_map(run: RunConfig) -> Iterator[_Idle]:
         )
     unread = tuple(sorted(_CELLS.entry(model.cell).unread))
     yield from _changed("model", model, unread, f"model.cell = {model.cell}", ("model.cell",))
+
+
+def _of_kind(run: RunConfig) -> Iterator[_Idle]:
+    """What an explicit model does not read; ``model.hidden`` may be the width of an embedding."""
+    kind, layers = KINDS.entry(run.model.kind), run.explicit.layers
+    named, by = f"model.kind = {run.model.kind}", ("model.kind",)
+    if kind.drops_from is None:
+        yield from _changed("model", run.model, ("dropout",), named, by)
+    elif layers < kind.drops_from:
+        because = f"{named}, explicit.layers = {layers}"
+        yield from _changed("model", run.model, ("dropout",), because, (*by, "explicit.layers"))
+    if layers == 1:
+        because, by_layers = "explicit.layers = 1", ("explicit.layers",)
+        yield from _changed("explicit", run.explicit, ("jump",), because, by_layers)
+    # "ignore" is what such a kind does; and METIS may read weights all the same
+    if run.data.edge_weights == "use" and not (kind.reads_weights or run.partition.edge_weights):
+        because = f"{named}, for which every edge counts 1 (set ignore, or model.kind gcn)"
+        yield _Idle(NoEffect("data.edge_weights", "use", because), by)
 
 
 def _of_consistency(run: RunConfig) -> Iterator[_Idle]:

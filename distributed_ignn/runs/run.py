@@ -24,6 +24,7 @@ from distributed_ignn.config.dataset import IN_MEMORY
 from distributed_ignn.errors import Stopped, UserError
 from distributed_ignn.graph.data import GraphData
 from distributed_ignn.graph.datasets import load_dataset
+from distributed_ignn.models.kinds import KINDS, ExplicitModel
 from distributed_ignn.propagation.kernels import choose_kernel
 from distributed_ignn.runs.checkpoints.checkpoint import Snapshot, load_checkpoint, load_newest
 from distributed_ignn.runs.checkpoints.snapshot import restore
@@ -173,6 +174,7 @@ def _prepare(
     with phase("building the model"):
         trainer = Trainer(config, shard, comm, started)
     _log_choices(config, trainer)
+    _warn_of_weights(trainer)
     memory.return_freed_memory()
     with phase("reading a checkpoint"):
         _resume(config, trainer, progress, places)
@@ -190,6 +192,19 @@ def _log_choices(config: RunConfig, trainer: Trainer) -> None:
     if plan.automatic:
         line = "local steps: auto is %d an epoch, at learning rate %g"
         logger.info(line, plan.steps, plan.lr, extra=LOG_ONLY)
+
+
+def _warn_of_weights(trainer: Trainer) -> None:
+    """Say so where edges have weights and the model reads none."""
+    model, weighted = trainer.model, any(c.weighted for c in trainer.shard.channels)
+    if weighted and isinstance(model, ExplicitModel) and not model.reads_weights:
+        logger.warning(
+            "the edges have weights and model.kind = %s reads none: every edge counts 1; set "
+            "data.edge_weights = ignore, or take one of %s",
+            trainer.config.model.kind,
+            ", ".join(name for name, kind in KINDS.items() if kind.reads_weights),
+            extra=None if trainer.comm.is_main else LOG_ONLY,
+        )
 
 
 def _say_untrained(trainer: Trainer) -> None:

@@ -119,6 +119,24 @@ def test_another_graph_gets_the_channels_that_were_trained(tmp_path: Path) -> No
     assert run.predict(Data(x=DATA.x, edge_index=DATA.edge_index)).converged
 
 
+@pytest.mark.parametrize(
+    ("kind", "how", "lines"),
+    [("graphsage", "auto", 1), ("graphsage", "ignore", 0), ("gcn", "auto", 0)],
+)
+def test_weights_that_a_kind_does_not_read_are_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str, how: str, lines: int
+) -> None:
+    weighted = DATA.clone()
+    weighted.edge_weight = torch.rand(weighted.edge_index.shape[1]) + 0.5
+    settings = {"kind": kind, "data": {"edge_weights": how}, "epochs": 1}
+    di.fit(weighted, settings, output=tmp_path / "run")
+    told = [r.getMessage() for r in caplog.records if "model.kind" in r.getMessage()]
+    assert len(told) == lines
+    for line in told:
+        assert line.startswith("the edges have weights and model.kind = graphsage reads none: ")
+        assert "set data.edge_weights = ignore, or take one of gcn, sgc, " in line
+
+
 def test_the_same_cell_twice(elsewhere: Path, capfd: pytest.CaptureFixture[str]) -> None:
     runs = [di.fit(DATA, QUICK) for _ in range(2)]
     assert [run.path for run in runs] == [

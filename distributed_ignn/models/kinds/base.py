@@ -186,8 +186,10 @@ class ExplicitModel(NodeModel):
     Attributes:
         summary: one line for the help.
         reads: the keys of the section ``explicit`` that have an effect.
-        drops: whether it drops entries of its states (``model.dropout``).
+        drops_from: of how many layers on it drops entries of its states (``model.dropout``); None
+            where it never does.
         reads_edges: whether it looks at the graph at all.
+        reads_weights: whether weights of edges count; without, every edge counts 1.
         normalises: whether its layers read A_hat, whose degrees are fetched once, when it is built.
         head: a linear map, or None.
     """
@@ -196,8 +198,9 @@ class ExplicitModel(NodeModel):
     state_name: ClassVar[str] = "the last state"
     summary: ClassVar[str] = ""
     reads: ClassVar[frozenset[str]] = frozenset()
-    drops: ClassVar[bool] = True
+    drops_from: ClassVar[int | None] = 1
     reads_edges: ClassVar[bool] = True
+    reads_weights: ClassVar[bool] = True
     normalises: ClassVar[bool] = True
 
     def __init__(self, site: Site) -> None:

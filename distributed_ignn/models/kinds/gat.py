@@ -26,6 +26,8 @@ class GAT(ExplicitModel):
 
     summary = "graph attention (Velickovic et al. 2018)"
     reads = frozenset({"layers", "heads"})
+    drops_from = 2
+    reads_weights = False
     normalises = False
 
     def build(self, site: Site) -> None:

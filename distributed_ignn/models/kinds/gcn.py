@@ -16,6 +16,7 @@ class GCN(ExplicitModel):
 
     summary = "graph convolutions (Kipf & Welling 2017)"
     reads = frozenset({"layers"})
+    drops_from = 2
 
     def build(self, site: Site) -> None:
         """See ``ExplicitModel``."""

@@ -19,6 +19,8 @@ class GraphSAGE(ExplicitModel):
 
     summary = "mean over neighbours beside the node itself (Hamilton et al. 2017)"
     reads = frozenset({"layers"})
+    drops_from = 2
+    reads_weights = False
     normalises = False
 
     def build(self, site: Site) -> None:

@@ -16,7 +16,9 @@ class MLP(ExplicitModel):
 
     summary = "linear layers, without the graph"
     reads = frozenset({"layers"})
+    drops_from = 2
     reads_edges = False
+    reads_weights = False
 
     def build(self, site: Site) -> None:
         """See ``ExplicitModel``."""

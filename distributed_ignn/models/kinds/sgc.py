@@ -14,7 +14,7 @@ class SGC(ExplicitModel):
 
     summary = "a linear model of propagated features (Wu et al. 2019)"
     reads = frozenset({"layers"})
-    drops = False
+    drops_from = None
 
     def build(self, site: Site) -> None:
         """See ``ExplicitModel``."""
