@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,11 +14,14 @@ from torch_geometric import nn as pyg
 
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.errors import UserError
-from distributed_ignn.graph.data import CSRMatrix
+from distributed_ignn.graph.data import CSRMatrix, GraphData
+from distributed_ignn.graph.partitioning.sharding import build_shards
+from distributed_ignn.models.explicit.graph_part import GraphPart
+from distributed_ignn.models.kinds import KINDS, ExplicitModel
 from distributed_ignn.models.kinds.demonet import DegreeHash
 from distributed_ignn.training.trainer import Trainer
-from tests.parity.cases import NODES, make_data
-from tests.parity.kind_cases import kind_trainer
+from tests.parity.cases import CLASSES, FEATURES, NODES, make_data
+from tests.parity.kind_cases import kind_config, kind_trainer
 
 GRAPH = "channels"
 
@@ -190,6 +194,97 @@ def test_logits_are_those_of_plain_layers_on_the_whole_graph(kind: str) -> None:
         expected = _BY_HAND[kind](weights, *_whole())
     torch.testing.assert_close(logits, expected, rtol=0, atol=1e-12)
     assert float(logits.detach().std()) > 1e-3
+
+
+def _on(data: GraphData, kind: str, **explicit: Any) -> ExplicitModel:
+    """A model of a graph in one process."""
+    config = kind_config(kind)
+    config = config.model_copy(update={"explicit": config.explicit.model_copy(update=explicit)})
+    (shard,) = build_shards(data, torch.zeros(NODES, dtype=torch.int64), 1)
+    model = Trainer(config, shard, Communicator()).model
+    assert isinstance(model, ExplicitModel)
+    return model
+
+
+def _times(data: GraphData, change: Callable[[Tensor], Tensor | None]) -> GraphData:
+    """The graph with other weights of its edges."""
+    graph, *others = data.graphs
+    assert graph.value is not None
+    return replace(data, graphs=(replace(graph, value=change(graph.value)), *others))
+
+
+@torch.no_grad()
+def _logits(model: ExplicitModel) -> Tensor:
+    return model.read_out(model(None))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_kind_reads_the_weights_that_it_says_it_reads(kind: str) -> None:
+    weighted = make_data("weights")
+    found = _logits(_on(weighted, kind))
+    without = _logits(_on(_times(weighted, lambda _: None), kind))
+    assert torch.equal(found, without) is not KINDS[kind].reads_weights
+    ones = _logits(_on(_times(weighted, torch.ones_like), kind))
+    torch.testing.assert_close(ones, without, rtol=0, atol=1e-12)
+
+
+def test_the_mean_of_demonet_is_one_whatever_the_scale_of_the_weights() -> None:
+    weighted = make_data("weights")
+    model = _on(weighted, "demonet")
+    large = _on(_times(weighted, lambda weight: 100.0 * weight), "demonet")
+    torch.testing.assert_close(_logits(large), _logits(model), rtol=1e-12, atol=1e-12)
+    ones = _on(_times(weighted, torch.ones_like), "demonet")
+    assert torch.equal(_logits(ones), _logits(_on(_times(weighted, lambda _: None), "demonet")))
+    assert not torch.allclose(_logits(model), _logits(ones))
+
+
+def test_what_all_nodes_share_of_the_hash_is_held_once() -> None:
+    hashed = DegreeHash(torch.arange(50), 8, 7)
+    assert [rho.shape[0] for rho, _ in hashed._tasks] == [50, 1]
+
+
+@torch.no_grad()
+def test_an_embedding_is_dropped_by_masks_of_its_own() -> None:
+    """Those of the first layer would drop the same entries again."""
+    trainer = kind_trainer(Communicator(), "embedding/mlp")
+    model, identity = trainer.model, torch.eye(8, dtype=torch.float64)
+    assert isinstance(model, ExplicitModel)
+    kept = model.rows.linear(identity, 3) != 0.0
+    other = model.drop(torch.ones(NODES, 8, dtype=torch.float64), 3, 0) != 0.0
+    whole = ~kept.any(dim=1)
+    assert 0 < int(whole.sum()) < NODES // 2  # node_dropout takes rows, and is asked for 0.1
+    # of the same mask the rarer dropout would take no entry that the other leaves
+    assert bool((~kept & other)[~whole].any())
+    assert bool((model.rows.linear(identity, None) != 0.0).all())
+
+
+_SHAPES = [
+    (kind, {"layers": layers} | ({"jump": "cat"} if kind == "jknet" else {}))
+    for kind in KINDS
+    for layers in (1, 3)
+]
+
+
+@pytest.mark.parametrize(("kind", "explicit"), _SHAPES)
+def test_parameters_and_rows_that_are_sent_are_counted(
+    kind: str, explicit: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of what the memory budget is made, to the number."""
+    model = _on(make_data(GRAPH), kind, **explicit)
+    config = kind_config(kind)
+    settings = config.explicit.model_copy(update=explicit)
+    columns = KINDS[kind].columns(config.model, settings, CLASSES)
+    held = sum(parameter.numel() for parameter in model.parameters())
+    assert FEATURES * columns.first + columns.weights == held
+    sent, with_halo = [0], GraphPart.with_halo
+
+    def watched(part: GraphPart, tensors: Any, *rest: Any) -> list[Tensor]:
+        sent.append(sum(tensor[0].numel() for tensor in tensors))
+        return with_halo(part, tensors, *rest)
+
+    monkeypatch.setattr(GraphPart, "with_halo", watched)
+    model(None)
+    assert max(sent) == columns.sent
 
 
 def test_constraints_of_amgcn_are_those_of_all_pairs() -> None:

@@ -31,24 +31,31 @@ class DegreeHash:
 
     def __init__(self, degrees: Tensor, width: int, buckets: int) -> None:
         self._buckets = buckets
-        task = torch.stack([degrees, torch.full_like(degrees, _COMMON)], dim=1)[:, :, None]
-        columns = torch.arange(width, device=degrees.device)[None, None, :]
-        rho = (hash_uniform(_BUCKET, task, columns) * buckets).long().clamp_(max=buckets - 1)
-        self._rho = rho.flatten(1)
-        self._negative = (hash_uniform(_SIGN, task, columns) < 0.5).flatten(1)
+        common = degrees.new_full((1,), _COMMON)
+        # one row for each node, and one for all of them
+        self._tasks = [_hashed(task, width, buckets) for task in (degrees, common)]
 
     def __call__(self, rows: Tensor) -> Tensor:
-        """[O, M] of rows [O, D]: the task that all share, and the degree's own, added."""
-        twice = torch.cat([rows, rows], dim=1)
-        signed = torch.where(self._negative, -twice, twice)
-        return rows.new_zeros(rows.shape[0], self._buckets).scatter_add(1, self._rho, signed)
+        """[O, M] of rows [O, D]: the degree's own task, and the one that all share, added."""
+        found = rows.new_zeros(rows.shape[0], self._buckets)
+        for rho, negative in self._tasks:
+            found = found.scatter_add(1, rho.expand_as(rows), torch.where(negative, -rows, rows))
+        return found
+
+
+def _hashed(task: Tensor, width: int, buckets: int) -> tuple[Tensor, Tensor]:
+    """Of tasks [T]: the bucket of every column [T, D], and whether it is negated."""
+    task, columns = task[:, None], torch.arange(width, device=task.device)[None, :]
+    rho = (hash_uniform(_BUCKET, task, columns) * buckets).long().clamp_(max=buckets - 1)
+    return rho, hash_uniform(_SIGN, task, columns) < 0.5
 
 
 class DemoNet(ExplicitModel):
     """H_l = relu([own H_l-1 W_l + b_l, phi_degree(mean of neighbours' H_l-1) U_l]), and a head.
 
     Half of the columns speak of the node itself (seed-oriented, in their words), half of its
-    neighbours (degree-aware and order-free). H_0 = relu(X Theta + b).
+    neighbours (degree-aware and order-free). H_0 = relu(X Theta + b). Where edges have weights the
+    mean is theirs, and the degree is the number of edges.
     """
 
     summary = "weights for each degree, by hashing (Wu et al. 2019)"
@@ -72,13 +79,17 @@ class DemoNet(ExplicitModel):
         targets = self.part.edge_indices[0][1]
         degrees = torch.bincount(targets, minlength=self.part.num_owned)
         self._hash = DegreeHash(degrees, site.hidden, site.explicit.hash_width)
+        # PyG divides sums by the number of edges, whatever they weigh
+        weights = self.part.edge_weights[0]
+        self._scale = None if weights is None else _over_weights(degrees, targets, weights)
 
     def forward(self, step: int | None) -> Tensor:
         """See ``ExplicitModel``; [O, D]."""
         x = torch.relu(self.first(step))
         for place, (own, near) in enumerate(zip(self.own, self.near, strict=True)):
             x = self.drop(x, step, place)
-            x = torch.relu(torch.cat([own(x), near(self._hash(self.mean(x)))], dim=1))
+            mean = self.mean(x) if self._scale is None else self.mean(x) * self._scale
+            x = torch.relu(torch.cat([own(x), near(self._hash(mean))], dim=1))
         return x
 
     @classmethod
@@ -87,4 +98,18 @@ class DemoNet(ExplicitModel):
         width, layers = model.hidden, explicit.layers
         hashed = explicit.hash_width + 2 * width  # what is hashed, and the rows before that
         constants = 5 * width  # buckets and signs
-        return Columns(rows=(4 * width + hashed) * layers + 2 * constants)
+        near = width // 2
+        return Columns(
+            rows=(4 * width + hashed) * layers + constants,
+            first=width,
+            weights=width
+            + layers * (affine(width, width - near) + affine(explicit.hash_width, near))
+            + affine(width, classes),
+            sent=width,
+        )
+
+
+def _over_weights(degrees: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    """[O, 1], edges of each node over the sum of their weights; 1 where that is 0."""
+    total = weights.new_zeros(degrees.numel()).index_add_(0, targets, weights)
+    return torch.where(total > 0.0, degrees / total, 1.0)[:, None]
