@@ -33,7 +33,11 @@ class ChannelMixing(nn.Module):
 
 
 class ACMGCN(ExplicitModel):
-    """Each layer mixes relu(A_hat H W_1), relu((I - A_hat) H W_2) and relu(H W_3) node by node."""
+    """Each layer mixes relu(A_hat H W_1), relu((I - A_hat) H W_2) and relu(H W_3) node by node.
+
+    A head follows. In the authors' code the last of these layers has the classes as its columns,
+    and X is dropped as states are, which is ``model.input_dropout`` here and is off by default.
+    """
 
     summary = "low-pass, high-pass and identity, mixed by each node (Luan et al. 2022)"
     reads = frozenset({"layers"})

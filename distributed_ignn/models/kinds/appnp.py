@@ -10,7 +10,11 @@ from distributed_ignn.models.kinds.base import Columns, ExplicitModel, Site, aff
 
 
 class APPNP(ExplicitModel):
-    """H = MLP(X) of two layers; Z_k = (1 - teleport) A_hat Z_k-1 + teleport H, for all layers k."""
+    """H = MLP(X) of two layers; Z_k = (1 - teleport) A_hat Z_k-1 + teleport H, for all layers k.
+
+    The authors also drop entries of A_hat, anew for every k; none are dropped here. They decay the
+    first map alone; ``train.weight_decay`` is one for all.
+    """
 
     summary = "an MLP, then personalised PageRank (Gasteiger et al. 2019)"
     reads = frozenset({"layers", "teleport"})

@@ -1,7 +1,7 @@
 """GAT: Velickovic et al. 2018, "Graph Attention Networks".
 
 Its second dropout, on attention coefficients, is left out: a mask of edges would have to be drawn
-inside the layer. That of nodes' rows is there.
+inside the layer. That of nodes' rows is there. Weights of edges have no place in its attention.
 """
 
 from __future__ import annotations

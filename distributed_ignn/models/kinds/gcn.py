@@ -12,7 +12,10 @@ from distributed_ignn.models.kinds.base import Columns, ExplicitModel, Site, wit
 
 
 class GCN(ExplicitModel):
-    """H_l = relu(A_hat H_l-1 W_l + b_l) from H_0 = X; the last layer gives logits, without relu."""
+    """H_l = relu(A_hat H_l-1 W_l + b_l) from H_0 = X; the last layer gives logits, without relu.
+
+    The paper decays the weights of the first layer alone; ``train.weight_decay`` is one for all.
+    """
 
     summary = "graph convolutions (Kipf & Welling 2017)"
     reads = frozenset({"layers"})

@@ -12,7 +12,9 @@ from distributed_ignn.models.kinds.base import Columns, ExplicitModel, Site, aff
 class GCNII(ExplicitModel):
     """H_l = relu(S_l ((1 - b_l) I + b_l W_l)), S_l = (1 - teleport) A_hat H_l-1 + teleport H_0.
 
-    H_0 = relu(X Theta + b), b_l = log(1 + identity / l), and a head.
+    H_0 = relu(X Theta + b), b_l = log(1 + identity / l), and a head. The paper decays the W_l by
+    0.01 and the two dense maps by 5e-4; ``train.weight_decay`` is one for all. Its authors drop X
+    as they drop states, which is ``model.input_dropout`` here and is off by default.
     """
 
     summary = "deep graph convolutions with initial residual (Chen et al. 2020)"

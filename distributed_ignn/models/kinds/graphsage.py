@@ -1,6 +1,7 @@
 """GraphSAGE: Hamilton et al. 2017, "Inductive Representation Learning on Large Graphs".
 
-On the full graph, with the mean over all neighbours: nothing is sampled.
+On the full graph, with the mean over all neighbours: nothing is sampled. Edges count alike,
+whatever they weigh, as in the paper and in PyG; a mean by weights would be natural.
 """
 
 from __future__ import annotations
