@@ -22,6 +22,7 @@ TRAIN = str(ROOT / "launch" / "train.py")
 
 # how Ray names a worker, and how torchrun calls a script or module
 _RANK = re.compile(r"^ray::.*TrainWorker|^\S+ -u .*(launch/train\.py|tests\.faults\.injected)")
+_MAPPING_SECONDS = 10.0
 # what differs between two runs that are the same
 _TIMES = ("seconds", "solver_seconds", "seconds_total", "seconds_solver_training")
 _MEMORY = ("peak_memory_bytes", "memory_budget_bytes", "memory_bound_bytes")
@@ -210,6 +211,14 @@ def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
 
 
 def remains(output: Path) -> list[str]:
-    """What a job should not leave behind, in its folder and in shared memory."""
+    """What a job should not leave behind, in its folder and in shared memory.
+
+    A job of another test has such files too, for as long as it takes two ranks to map them.
+    """
     hidden = [str(path) for path in output.rglob(".*") if path.name.endswith(".tmp")]
-    return hidden + [str(path) for path in Path("/dev/shm").glob("ignn-*")]
+    shared = set(Path("/dev/shm").glob("ignn-*"))
+    deadline = time.monotonic() + _MAPPING_SECONDS
+    while shared and time.monotonic() < deadline:
+        time.sleep(0.1)
+        shared &= set(Path("/dev/shm").glob("ignn-*"))
+    return hidden + sorted(map(str, shared))
