@@ -82,7 +82,7 @@ class TrainConfig(Section):
     )
     consistency_samples: int = Field(2, ge=1, description="dropout masks a step, a solve for each")
     consistency_temperature: float = Field(
-        0.5, gt=0, le=1, description="of the sharpening of the mean prediction"
+        0.5, ge=0.1, le=1, description="of the sharpening of the mean prediction"
     )
     consistency_warmup: int = Field(
         0, ge=0, description="epochs in which the weight of the consistency rises to its value"

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from distributed_ignn.models.activations import Activation
 from distributed_ignn.models.maps import (
@@ -165,6 +166,7 @@ class _Equilibrium(torch.autograd.Function):
         return solution.image.detach()
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         layer: ImplicitLayer = ctx.layer
         slope, *rest = ctx.saved_tensors

@@ -26,7 +26,14 @@ from torch_geometric.nn import MessagePassing
 from distributed_ignn.errors import UserError
 from distributed_ignn.nn.bounding import bound_weights, linear_weights
 from distributed_ignn.nn.remembered import version_of
-from distributed_ignn.nn.solving import Failure, SolveInfo, WarmStart, Watcher, both_directions
+from distributed_ignn.nn.solving import (
+    Failure,
+    SolveInfo,
+    WarmStart,
+    Watcher,
+    both_directions,
+    refuse_float16,
+)
 from distributed_ignn.solvers.base import AnySolver, Evaluation
 
 Inject = Literal["auto", "argument", "add", "pair"]
@@ -85,8 +92,8 @@ class FixedPoint(nn.Module):
         - **output:** as z
 
     Raises:
-        UserError: a setting outside its limits; at a call, a map whose output has another shape
-            than z or that cannot be called so, or a solve that fails.
+        UserError: a setting outside its limits; at a call, a z of float16, a map whose output has
+            another shape than z or that cannot be called so, or a solve that fails.
 
     Example::
 
@@ -168,7 +175,8 @@ class FixedPoint(nn.Module):
         recorded = None
         if torch.is_grad_enabled():
             recorded = self._attach(call, solution.point, info)
-        return solution.image.view(start.shape) if recorded is None else recorded
+        # the user may write into it; the image may be what warm start keeps, or x itself
+        return solution.image.view(start.shape).clone() if recorded is None else recorded
 
     def _attach(self, call: _Call, point: Tensor, info: SolveInfo) -> Tensor | None:
         """One recorded evaluation with the implicit gradient; None if nothing asks for one."""
@@ -209,13 +217,16 @@ def _resolve(inject: Inject, f: Callable[..., Tensor]) -> Inject:
 
 def _start(x: Any, z0: Tensor | None) -> Tensor:
     """Where a solve starts; it is not differentiated."""
+    way_out = "give z0 in float32 or bfloat16 (f may compute in float16)"
     if z0 is not None:
+        refuse_float16(z0.dtype, "z0", way_out)
         return z0.detach()
     if not isinstance(x, Tensor) or not x.is_floating_point() or x.layout is not torch.strided:
         found = f"a {x.dtype} tensor" if isinstance(x, Tensor) else type(x).__name__
         raise UserError(
             f"x is {found}, from which the shape of z cannot be told; give z0, zeros of that shape"
         )
+    refuse_float16(x.dtype, "x", way_out)
     return torch.zeros_like(x, memory_format=torch.contiguous_format).detach()
 
 
@@ -262,7 +273,9 @@ class _Call:
         """f of z, of its shape and number format."""
         if self.random is not None:
             self.random.replay()
-        given, version = self._given(z), version_of(z)
+        version = version_of(z)
+        # in inference mode torch does not count, and f may write into what nobody needs
+        given = self._given(z.clone() if version is None else z)
         try:
             image = self.f(*given, *self.args, **self.kwargs)
         except TypeError as error:

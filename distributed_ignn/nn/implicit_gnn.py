@@ -30,6 +30,7 @@ from distributed_ignn.nn.solving import (
     both_directions,
     checked,
     local_sum,
+    refuse_float16,
 )
 from distributed_ignn.solvers.base import AnySolver, Solution
 
@@ -68,7 +69,8 @@ class ImplicitGNN(nn.Module):
     "Implicit Graph Neural Networks", NeurIPS 2020). The weights are kept where the equilibrium
     exists and is unique: where a cell needs it, every call first projects them back, in place, so a
     plain loop with any optimiser is enough. Parameters have the names that a training run gives
-    them: its weights can be loaded here and the other way round.
+    them: its weights can be loaded here and the other way round. The gradient can be taken once, as
+    that of ``FixedPoint``.
 
     It computes in the number format of its parameters (``model.double()`` for float64), also under
     autocast. The graph is normalised once and kept while ``edge_index`` is the same, unchanged
@@ -195,6 +197,7 @@ class ImplicitGNN(nn.Module):
         Raises:
             UserError: see the class.
         """
+        refuse_float16(self.head.weight.dtype, "the model", "use model.float() or model.bfloat16()")
         with torch.inference_mode(False):  # what is remembered may be needed for recording
             graph = self._graph(x, edge_index, edge_weight)
         self._hold(graph.fit.growth)
@@ -271,7 +274,9 @@ class ImplicitGNN(nn.Module):
     def _source(self, x: Any, graph: LocalGraph) -> Source:
         """What b(X) is computed from, made or remembered."""
         objects = (x, graph)
-        key = (self.head.weight.device, self.head.weight.dtype)
+        # x may have come to ask for a gradient, which does not count as writing into it
+        asks = isinstance(x, Tensor) and x.requires_grad
+        key = (self.head.weight.device, self.head.weight.dtype, asks)
         found = self._sources.find(key, objects)
         if found is not None:
             return found

@@ -31,6 +31,22 @@ class NotConvergedWarning(UserWarning):
     """A fixed point was not found to its tolerance; what was found last is used."""
 
 
+def refuse_float16(dtype: torch.dtype, what: str, way_out: str) -> None:
+    """Refuse a number format in which no norm of a residual can be had.
+
+    The square of 256 is infinite in it, and that of 1e-4 is 0: a solve would end at its start, or
+    diverge.
+
+    Raises:
+        UserError: the format is float16.
+    """
+    if dtype is torch.float16:
+        raise UserError(
+            f"{what} is float16, in which the squares that tell how far a solve has come overflow "
+            f"and vanish; {way_out}"
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class Solve:
     """The record of one solve.

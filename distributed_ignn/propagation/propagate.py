@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from distributed_ignn.comm.codecs import quantiser
 from distributed_ignn.comm.communicator import Communicator, PendingRows
@@ -375,5 +376,6 @@ class _Propagate(torch.autograd.Function):
         return propagation._each([x.contiguous() for x in xs])
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         return None, *ctx.propagation._each_transpose([g.contiguous() for g in grads])

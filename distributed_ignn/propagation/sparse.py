@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from distributed_ignn.errors import UserError
 from distributed_ignn.graph.data import CSRMatrix, turned
@@ -237,6 +238,7 @@ class _SparseLinear(torch.autograd.Function):
         return matrix @ weight
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         return ctx.flipped @ grad.contiguous(), None, None
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 def affine(
@@ -54,6 +55,7 @@ class _TimesConstant(torch.autograd.Function):
         return matmul(rows.contiguous(), matrix)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return matmul(grad.contiguous(), ctx.matrix.T), None
 

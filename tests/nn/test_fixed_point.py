@@ -224,6 +224,31 @@ def test_a_map_that_writes_into_z_is_found_out() -> None:
         layer(torch.randn(NODES, WIDTH), z0=-torch.ones(NODES, WIDTH))
 
 
+def test_a_map_that_writes_into_z_is_right_in_inference_mode() -> None:
+    """There torch does not count what is written, so the map is given a copy."""
+    layer = FixedPoint(lambda z, x: z.mul_(0.5).add_(x), on_failure="raise")
+    with torch.inference_mode():
+        z = layer(torch.ones(NODES, WIDTH))
+    assert torch.allclose(z, torch.full_like(z, 2.0), atol=1e-4)
+
+
+def test_a_result_without_gradients_is_not_the_users_own_tensor() -> None:
+    x = torch.randn(NODES, WIDTH)
+    with torch.no_grad():
+        FixedPoint(lambda z, x: x)(x).zero_()
+    assert bool((x != 0.0).all())
+
+
+def test_float16_is_refused_and_f_may_compute_in_it() -> None:
+    x = torch.randn(NODES, WIDTH).half()
+    layer = FixedPoint(lambda z, x: 0.5 * torch.tanh(z.half()) + x, on_failure="raise")
+    for z0 in (None, torch.zeros_like(x)):
+        with pytest.raises(UserError, match=r"(x|z0) is float16, .* give z0 in float32 or bfloat"):
+            layer(x, z0=z0)
+    layer = FixedPoint(layer.f, tolerance=1e-2, on_failure="raise")
+    assert layer(x, z0=torch.zeros(NODES, WIDTH, dtype=torch.float32)).dtype is torch.float32
+
+
 def test_inference_mode_and_checkpointing() -> None:
     f, x = Mixed(), torch.randn(NODES, WIDTH)
     layer = _tight(f, warm_start=True)

@@ -223,6 +223,36 @@ def test_graphs_are_made_once_for_the_same_unchanged_objects(
     assert len(made) == 5
 
 
+def test_features_that_ask_for_a_gradient_later_get_one() -> None:
+    pairs, x = both_ways(edges()), torch.randn(30, 4)
+    model = _model().eval()
+    model(x, pairs)
+    x.requires_grad_()
+    model(x, pairs).logits.sum().backward()
+    fresh = x.detach().clone().requires_grad_()
+    model(fresh, pairs).logits.sum().backward()
+    assert fresh.grad is not None
+    assert float(fresh.grad.abs().max()) > 0.0
+    assert x.grad is not None
+    assert torch.equal(x.grad, fresh.grad)
+
+
+def test_a_gradient_of_the_gradient_is_refused() -> None:
+    pairs, x = both_ways(edges()), torch.randn(30, 4, requires_grad=True)
+    model = _model().eval()
+    (slope,) = torch.autograd.grad(model(x, pairs).logits.sin().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        slope.square().sum().backward()
+
+
+def test_a_model_in_float16_is_refused() -> None:
+    pairs, x = both_ways(edges()), torch.randn(30, 4)
+    with pytest.raises(UserError, match=r"the model is float16, .* use model\.float\(\) or model"):
+        _model().half()(x.half(), pairs)
+    with pytest.warns(NotConvergedWarning, match="bfloat16 cannot reach the tolerance"):
+        assert bool(_model().bfloat16()(x.bfloat16(), pairs).z.isfinite().all())
+
+
 def test_features_that_change_in_place_are_seen() -> None:
     pairs, x = both_ways(edges()), torch.randn(30, 4)
     model = _model()
