@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from distributed_ignn.config.section import Section
@@ -21,10 +21,15 @@ def dotted(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
 
 def differences(run: Section, before: Section) -> list[str]:
     """``name = value (was value)`` of settings that differ, but for those of one start alone."""
-    old = dict(dotted(before.model_dump(mode="json")))
-    new = dotted(run.model_dump(mode="json"))
+    found = unlike(run, before, _OF_A_START)
+    return [f"{name} = {value} (was {old})" for name, value, old in found]
+
+
+def unlike(run: Section, other: Section, may_differ: Collection[str]) -> list[tuple[str, Any, Any]]:
+    """Name and both values of the settings that differ, but for those that may."""
+    there = dict(dotted(other.model_dump(mode="json")))
     return [
-        f"{name} = {value} (was {old.get(name)})"
-        for name, value in new
-        if value != old.get(name) and name not in _OF_A_START
+        (name, value, there.get(name))
+        for name, value in dotted(run.model_dump(mode="json"))
+        if value != there.get(name) and name not in may_differ
     ]

@@ -36,10 +36,12 @@ class NodeModel(nn.Module, ABC):
     Attributes:
         solves: whether states are equilibria: solved for, confirmed, and certain to a tolerance.
         state_name: what a person calls the state.
+        reads_weights: whether weights of edges count; without, every edge counts 1.
     """
 
     solves: ClassVar[bool]
     state_name: ClassVar[str]
+    reads_weights: ClassVar[bool] = True
 
     @abstractmethod
     def state(self, step: int, plans: Plans) -> Tensor:

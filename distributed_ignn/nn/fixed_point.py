@@ -175,7 +175,7 @@ class FixedPoint(nn.Module):
         recorded = None
         if torch.is_grad_enabled():
             recorded = self._attach(call, solution.point, info)
-        # the user may write into it; the image may be what warm start keeps, or x itself
+        # the user may write into it, and f may have returned x itself
         return solution.image.view(start.shape).clone() if recorded is None else recorded
 
     def _attach(self, call: _Call, point: Tensor, info: SolveInfo) -> Tensor | None:

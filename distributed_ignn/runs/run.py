@@ -24,7 +24,7 @@ from distributed_ignn.config.dataset import IN_MEMORY
 from distributed_ignn.errors import Stopped, UserError
 from distributed_ignn.graph.data import GraphData
 from distributed_ignn.graph.datasets import load_dataset
-from distributed_ignn.models.kinds import KINDS, ExplicitModel
+from distributed_ignn.models.kinds import KINDS
 from distributed_ignn.propagation.kernels import choose_kernel
 from distributed_ignn.runs.checkpoints.checkpoint import Snapshot, load_checkpoint, load_newest
 from distributed_ignn.runs.checkpoints.snapshot import restore
@@ -196,8 +196,8 @@ def _log_choices(config: RunConfig, trainer: Trainer) -> None:
 
 def _warn_of_weights(trainer: Trainer) -> None:
     """Say so where edges have weights and the model reads none."""
-    model, weighted = trainer.model, any(c.weighted for c in trainer.shard.channels)
-    if weighted and isinstance(model, ExplicitModel) and not model.reads_weights:
+    weighted = any(channel.weighted for channel in trainer.shard.channels)
+    if weighted and not trainer.model.reads_weights:
         logger.warning(
             "the edges have weights and model.kind = %s reads none: every edge counts 1; set "
             "data.edge_weights = ignore, or take one of %s",

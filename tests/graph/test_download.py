@@ -279,14 +279,20 @@ def test_two_processes_fetch_a_file_once(tmp_path: Path, serve: Serve) -> None:
     assert os.listdir(tmp_path / "new") == ["x"]
 
 
-def test_without_locks_each_has_a_part_of_its_own(
-    tmp_path: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def _without_locks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a file system that has none."""
+
     def take(lock: FileLock) -> bool:
         lock.keeps_out = False
         return True
 
     monkeypatch.setattr(FileLock, "take", take)
+
+
+def test_without_locks_each_has_a_part_of_its_own(
+    tmp_path: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _without_locks(monkeypatch)
     publisher = serve(Publisher(CONTENT, pause=0.05))
     seen: set[str] = set()
 
@@ -357,11 +363,7 @@ def test_ogb_is_fetched_over_https(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_nothing_is_kept_where_no_later_attempt_would_find_it(
     tmp_path: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def take(lock: FileLock) -> bool:
-        lock.keeps_out = False
-        return True
-
-    monkeypatch.setattr(FileLock, "take", take)
+    _without_locks(monkeypatch)
     publisher = serve(Publisher(CONTENT, cuts=[CUT, 0, 0]))
     line = _refused(f"{publisher.address}/x", tmp_path / "new" / "x")
     assert "after 3 attempts" in line

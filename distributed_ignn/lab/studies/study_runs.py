@@ -14,7 +14,7 @@ from distributed_ignn.comm.apart import apart
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import RunConfig, absolute_paths, load_yaml
 from distributed_ignn.config.check import validate_run
-from distributed_ignn.config.dotted import dotted
+from distributed_ignn.config.dotted import unlike
 from distributed_ignn.errors import UserError
 from distributed_ignn.graph.datasets import load_dataset
 from distributed_ignn.reading.plain_files import in_one_line
@@ -27,7 +27,7 @@ from distributed_ignn.runs.shard_record import read_record
 from distributed_ignn.runs.shards import source_of
 
 _TOLD = 3
-_OF_A_START = ("resume", "quiet", "device", "train.log_level")  # no figure depends on them
+_FREE = ("resume", "quiet", "device", "train.log_level")  # no figure depends on them
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,12 +199,8 @@ def is_same_run(run: RunConfig) -> bool:
 
 def _what_differs(found: RunConfig, asked: RunConfig) -> str:
     """Name the first settings in which a run that was found is not the one asked for, if any."""
-    there = dict(dotted(found.model_dump(mode="json")))
-    here = dotted(asked.model_dump(mode="json"))
     told = [
-        f"{name} {there.get(name)} there, {value} here"
-        for name, value in here
-        if there.get(name) != value and name not in _OF_A_START
+        f"{name} {there} there, {here} here" for name, here, there in unlike(asked, found, _FREE)
     ]
     more = [f"and {len(told) - _TOLD} more"] if len(told) > _TOLD else []
     return "; ".join(told[:_TOLD] + more)

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 
 _ESCAPED = {
     **{ord(c): f"\\{c}" for c in "&%$#_{}"},
-    **{ord(c): f"\\text{name}{{}}" for c, name in {"^": "asciicircum", "~": "asciitilde"}.items()},
+    ord("^"): "\\textasciicircum{}",
+    ord("~"): "\\textasciitilde{}",
     ord("\\"): "\\textbackslash{}",
     ord("±"): "$\\pm$",
 }

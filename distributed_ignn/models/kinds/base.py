@@ -70,9 +70,14 @@ class Site:
         return self.explicit.layers
 
 
+def linear(*widths: int) -> int:
+    """Parameters of linear maps without biases, from each of these widths to the next."""
+    return sum(before * after for before, after in itertools.pairwise(widths))
+
+
 def affine(*widths: int) -> int:
-    """Parameters of linear maps with biases, from each of these widths to the next."""
-    return sum(before * after + after for before, after in itertools.pairwise(widths))
+    """The same with biases."""
+    return linear(*widths) + sum(widths[1:])
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +194,6 @@ class ExplicitModel(NodeModel):
         drops_from: of how many layers on it drops entries of its states (``model.dropout``); None
             where it never does.
         reads_edges: whether it looks at the graph at all.
-        reads_weights: whether weights of edges count; without, every edge counts 1.
         normalises: whether its layers read A_hat, whose degrees are fetched once, when it is built.
         head: a linear map, or None.
     """
@@ -200,7 +204,6 @@ class ExplicitModel(NodeModel):
     reads: ClassVar[frozenset[str]] = frozenset()
     drops_from: ClassVar[int | None] = 1
     reads_edges: ClassVar[bool] = True
-    reads_weights: ClassVar[bool] = True
     normalises: ClassVar[bool] = True
 
     def __init__(self, site: Site) -> None:

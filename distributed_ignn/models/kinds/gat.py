@@ -6,13 +6,11 @@ inside the layer. That of nodes' rows is there. Weights of edges have no place i
 
 from __future__ import annotations
 
-import itertools
-
 from torch import Tensor, nn
 from torch.nn import functional
 
 from distributed_ignn.config import ExplicitConfig, ModelConfig
-from distributed_ignn.models.kinds.base import Columns, ExplicitModel, Site, without_map
+from distributed_ignn.models.kinds.base import Columns, ExplicitModel, Site, linear, without_map
 
 # of an edge: scores of its ends, their sum, what makes a softmax of it, and that in another order
 _KEPT_PER_HEAD = 10
@@ -56,13 +54,12 @@ class GAT(ExplicitModel):
         """See ``ExplicitModel``."""
         width, heads = head_width(model, explicit), explicit.heads
         widths = [width * heads] * (explicit.layers - 1) + [classes * heads]
-        maps = sum(before * after for before, after in itertools.pairwise(widths))
         # messages, which are made again for their gradients: rows of sources, and products
         return Columns(
             rows=5 * sum(widths),
             first=widths[0],
             # with scores of both ends, and biases
-            weights=maps + 2 * sum(widths) + sum(widths[:-1]) + classes,
+            weights=linear(*widths) + 2 * sum(widths) + sum(widths[:-1]) + classes,
             sent=max(widths),
             edges=_KEPT_PER_HEAD * heads * len(widths),
             passing=4 * max(widths),

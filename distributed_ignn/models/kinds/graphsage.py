@@ -12,7 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from distributed_ignn.config import ExplicitConfig, ModelConfig
-from distributed_ignn.models.kinds.base import Columns, ExplicitModel, Site, affine, without_map
+from distributed_ignn.models.kinds.base import (
+    Columns,
+    ExplicitModel,
+    Site,
+    affine,
+    linear,
+    without_map,
+)
 
 
 class GraphSAGE(ExplicitModel):
@@ -46,10 +53,9 @@ class GraphSAGE(ExplicitModel):
     def columns(cls, model: ModelConfig, explicit: ExplicitConfig, classes: int) -> Columns:
         """See ``ExplicitModel``."""
         widths = [model.hidden] * (explicit.layers - 1) + [classes]
-        own = sum(before * after for before, after in itertools.pairwise(widths))
         return Columns(
             rows=4 * sum(widths) + 2 * model.hidden,
             first=2 * widths[0],
-            weights=widths[0] + own + affine(*widths),
+            weights=widths[0] + linear(*widths) + affine(*widths),
             sent=widths[0],
         )
