@@ -248,6 +248,7 @@ def _changed(section: type[BaseModel]) -> dict[str, Any]:
             "--adjoint.method broyden --adjoint.history-dtype bfloat16",
             "adjoint.history_dtype = bfloat16 has no effect with adjoint.method = broyden; drop it",
         ),
+        ("--device cuda --train.keep-freed false", "no effect with device = cuda; drop it"),
         ("--forward.method newton", "'picard', 'anderson', 'broyden' or 'neural'"),
     ],
 )

@@ -89,6 +89,8 @@ def _idle(run: RunConfig) -> Iterator[_Idle]:
     yield from _of_generators(run)
     yield from _of_partition(run)
     yield from _of_consistency(run)
+    if run.device == "cuda":
+        yield from _changed("train", run.train, ("keep_freed",), "device = cuda", ("device",))
     if not is_explicit(run.model.kind):
         yield from _of_solver(run)
         yield from _of_map(run)

@@ -152,6 +152,11 @@ class TrainConfig(Section):
     max_bad_steps: int = Field(
         5, ge=1, description="rollbacks in all, or skipped epochs in a row, before the run stops"
     )
+    keep_freed: bool = Field(
+        True,
+        description="on CPUs: keep freed memory for the next array where the machine has twice "
+        "what its ranks need with it, which makes epochs shorter; false: give it back at once",
+    )
     memory_limit: float = Field(
         0.0,
         ge=0,

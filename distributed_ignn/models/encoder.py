@@ -215,10 +215,22 @@ def held_bytes(
     return {
         "features": FeatureStore.held_bytes(sizes, item, device.type == "cuda"),
         "propagated features": injected * sizes.features * item * rows if kept else 0,
-        # values, gradient, Adam's moments, the best so far, what is confirmed, and once more
-        # while that is done
+        # values, gradient, Adam's moments and the best so far
+        "weights of b(X) and their optimiser": 5 * parameter_count(sizes, config) * item,
+        # the same, what is confirmed, and once more while that is done
         "embedding and its optimiser": 0 if sizes.features else 7 * rows * config.hidden * item,
     }
+
+
+def parameter_count(sizes: PartSizes, config: ModelConfig) -> int:
+    """How many weights ``Injection`` has, known before it is built; 0 without features."""
+    if not sizes.features:
+        return 0
+    width, deep = config.hidden, config.injection_layers == 2
+    rows = width if deep else sizes.features
+    terms = injected_count(config, sizes) + int(config.injection != "propagated")
+    biases = int(config.bias) * (1 + int(deep)) + 2 * int(config.injection_norm == "layer")
+    return width * (terms * rows + int(deep) * sizes.features + biases)
 
 
 def injected_count(config: ModelConfig, sizes: PartSizes) -> int:

@@ -107,9 +107,6 @@ def run_training(
     choose_kernel(config.train.kernel, getattr(torch, config.train.dtype), comm.device)
     check_loggers(config.train.loggers)
     _set_threads(config, conduct)
-    memory.return_freed_memory()
-    if conduct.owns_process:
-        memory.forget_peak(comm.device)  # of a run before, as studies have them
     request = StopRequest(
         config.train.grace_seconds,
         comm.activity,
@@ -117,6 +114,7 @@ def run_training(
         may_exit=conduct.owns_process,
     )
     with (
+        memory.returning_freed_memory(),
         request.listening(),
         hushed(config.quiet),
         attempted(config, comm) as attempt,
@@ -125,6 +123,8 @@ def run_training(
         renamed_log(attempt.places),
         crash_reports(config, comm, attempt.output),
     ):
+        if conduct.owns_process:
+            memory.forget_peak(comm.device)  # of a run before, as studies have them
         shows = conduct.shows and comm.is_main
         progress = Progress(config.train.epochs, enabled=shows, quiet=config.quiet)
         try:
@@ -175,7 +175,10 @@ def _prepare(
         trainer = Trainer(config, shard, comm, started)
     _log_choices(config, trainer)
     _warn_of_weights(trainer)
-    memory.return_freed_memory()
+    if budget.keeps_freed:
+        memory.keep_freed_memory()
+    else:
+        memory.return_freed_memory()
     with phase("reading a checkpoint"):
         _resume(config, trainer, progress, places)
     _say_untrained(trainer)

@@ -12,10 +12,11 @@ from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import ModelConfig
 from distributed_ignn.errors import UserError
 from distributed_ignn.graph.data import CSRMatrix, GraphData
+from distributed_ignn.graph.part_sizes import PartSizes
 from distributed_ignn.graph.partitioning.sharding import build_shards
 from distributed_ignn.graph.shard import GraphShard
 from distributed_ignn.models.dropout import NodeDropout, Stream
-from distributed_ignn.models.encoder import FeatureEncoder, NodeEmbedding
+from distributed_ignn.models.encoder import FeatureEncoder, NodeEmbedding, parameter_count
 from distributed_ignn.models.features import FeatureStore
 from distributed_ignn.propagation.propagate import Propagation
 from tests.parity.cases import FEATURES, NODES, assign, make_data
@@ -220,6 +221,27 @@ def test_sparse_and_dense_features_drop_the_same_entries() -> None:
     without, first, second = outputs[0]
     assert not torch.allclose(first, without)
     assert not torch.allclose(first, second)
+
+
+@pytest.mark.parametrize("case", ["plain", "channels"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"injection": "features"},
+        {"injection": "propagated", "bias": False},
+        {"injection_layers": 2, "injection_norm": "layer"},
+        {"injection_layers": 2, "bias": False},
+    ],
+)
+def test_parameters_are_counted_before_they_are_there(
+    case: str, settings: dict[str, object]
+) -> None:
+    encoder = _encoder(make_data(case), 0.0, None, **settings)
+    config = ModelConfig.model_validate({"hidden": 5, **settings})
+    (shard,) = _shards(make_data(case))
+    known = parameter_count(PartSizes.from_shard(shard), config)
+    assert known == sum(parameter.numel() for parameter in encoder.parameters())
 
 
 def test_no_bias_and_no_dropout_when_they_are_off() -> None:

@@ -24,7 +24,7 @@ EPOCHS, PATIENCE = 300, 100
 
 _PAPER = "No figure of its own: its Tables 1 and 3 have settings of each graph; see table1, table3."
 _POINT = {False: (COLOURS[0], "o"), True: (COLOURS[1], "D")}
-_TRAINING = ("loss", "metric", "threads", "dtype", "memory_limit", "log_level")
+_TRAINING = ("loss", "metric", "threads", "dtype", "keep_freed", "memory_limit", "log_level")
 
 RIVALS: Mapping[str, Mapping[str, Any]] = {
     "GCN": {"kind": "gcn"},

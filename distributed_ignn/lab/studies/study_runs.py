@@ -27,7 +27,13 @@ from distributed_ignn.runs.shard_record import read_record
 from distributed_ignn.runs.shards import source_of
 
 _TOLD = 3
-_FREE = ("resume", "quiet", "device", "train.log_level")  # no figure depends on them
+_FREE = (
+    "resume",
+    "quiet",
+    "device",
+    "train.log_level",
+    "train.keep_freed",
+)  # no figure depends on them
 
 
 @dataclass(frozen=True, slots=True)

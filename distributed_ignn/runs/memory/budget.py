@@ -59,6 +59,24 @@ _GPU_WORKSPACE_BYTES = 2 * 32 * 2**20
 _NCCL_BYTES = 512 * 2**20
 
 
+_OF_PROCESS = ("process", "DeepSpeed", "PyTorch Geometric", "shard file", "libraries")
+
+KEPT = "freed, kept for the next array"
+
+_KEPT_SHARE = 0.6
+"""Of what a run holds in arrays; the most that was measured, see docs/memory.md."""
+
+
+def kept_bytes(items: dict[str, int]) -> int:
+    """What a process holds besides, at most, where freed memory is kept.
+
+    Args:
+        items: what ``budget`` has found.
+    """
+    arrays = sum(value for name, value in items.items() if name not in _OF_PROCESS)
+    return int(_KEPT_SHARE * arrays)
+
+
 def budget(
     sizes: PartSizes,
     config: RunConfig,

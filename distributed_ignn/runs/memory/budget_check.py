@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -16,11 +16,14 @@ from distributed_ignn.graph.part_sizes import PartSizes
 from distributed_ignn.graph.shard import GraphShard
 from distributed_ignn.propagation.propagate import choose_codec
 from distributed_ignn.runs.memory import machine as memory
-from distributed_ignn.runs.memory.budget import TYPICAL_EVALUATIONS, budget
+from distributed_ignn.runs.memory.budget import KEPT, TYPICAL_EVALUATIONS, budget, kept_bytes
 from distributed_ignn.training.plans import chosen_method
 
 _GIB = 2**30
 _SOLVES = ("forward", "adjoint")
+
+_PLENTY = 2
+"""Times what the ranks need: less, and freed memory is given back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,13 +32,15 @@ class BudgetReport:
 
     Args:
         items: bytes by name of the rank that needs most, with solves of
-            ``TYPICAL_EVALUATIONS``.
+            ``TYPICAL_EVALUATIONS``; with freed memory where that is kept.
         total: their sum.
         bound: that sum with solves that fill their history.
         needed, available: of the machine or GPU with the least to spare: what its ranks need
             together if solves fill their history, and what they may have (None where that is not
             known).
         ranks: that share it.
+        keeps_freed: whether freed memory is kept for the next array: on CPUs, if every machine has
+            twice what its ranks need then.
     """
 
     items: dict[str, int]
@@ -44,6 +49,7 @@ class BudgetReport:
     needed: int
     available: int | None
     ranks: int
+    keeps_freed: bool = False
 
     def as_json(self) -> dict[str, Any]:
         """For a file, in bytes."""
@@ -54,6 +60,7 @@ class BudgetReport:
             "needed_together": self.needed,
             "available_together": self.available,
             "ranks_together": self.ranks,
+            "keeps_freed_memory": self.keeps_freed,
         }
 
     def line(self) -> str:
@@ -104,22 +111,40 @@ def check_budget(
         shares_memory=comm.shares_memory,
     )
     items = hold(config, evaluations=steps)
-    total = sum(hold(config).values())
+    full = hold(config)
+    total = sum(full.values())
+    keeps = config.train.keep_freed and comm.device.type == "cpu" and memory.can_keep_freed_memory()
     own = {
         "place": memory.place(comm),
         "items": items,
         "bound": total,
+        "kept": kept_bytes(full) if keeps else 0,
         "resident": resident,
         "available": memory.available(comm.device),
     }
     ranks = comm.gather_json(own)
-    report = _report(ranks, config.train.memory_limit)
+    report = _roomy(ranks, config.train.memory_limit) or _report(ranks, config.train.memory_limit)
     if report.available is not None and report.needed > report.available:
         rounded, smaller = _with_rounded_history(config)
         saved = total - sum(hold(smaller).values())
         solves = config.model.kind == IMPLICIT
         comm.agree(_refusal(report, saved / max(total, 1), rounded, solves))
     return report
+
+
+def _roomy(ranks: list[dict[str, Any]], limit: float) -> BudgetReport | None:
+    """The report where freed memory is kept, if all ranks can and there is plenty."""
+    if not all(rank["kept"] for rank in ranks):
+        return None
+    keeping = [
+        rank
+        | {"bound": rank["bound"] + rank["kept"], "items": rank["items"] | {KEPT: rank["kept"]}}
+        for rank in ranks
+    ]
+    report = _report(keeping, limit)
+    if report.available is None or report.available < _PLENTY * report.needed:
+        return None
+    return replace(report, keeps_freed=True)
 
 
 def _report(ranks: list[dict[str, Any]], limit: float) -> BudgetReport:

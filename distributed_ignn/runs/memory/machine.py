@@ -9,14 +9,18 @@ import ctypes
 import resource
 import socket
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
 
 from distributed_ignn.comm.communicator import Communicator
 
-_M_MMAP_THRESHOLD = -3  # of malloc.h
+# of malloc.h
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_THRESHOLD = -3
+_M_MMAP_MAX = -4
+_MAPPED = 4 << 20  # bytes of a block from which on it is a mapping of its own
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
 _MEMINFO = Path("/proc/meminfo")
@@ -72,16 +76,55 @@ def place(comm: Communicator) -> str:
     return f"GPU {torch.cuda.get_device_properties(comm.device).uuid} of {host}"
 
 
+def can_keep_freed_memory() -> bool:
+    """Whether ``keep_freed_memory`` has an effect: the C library is asked for it as glibc is."""
+    return _library("mallopt", "malloc_trim") is not None
+
+
 def return_freed_memory() -> None:
     """Have the C library give freed blocks of 4 MiB and more back at once, where it is glibc.
 
     It would keep blocks of up to 32 MiB for later once it has seen one of them freed, which leaves
     a process of many short-lived arrays with holes. Calling it again also returns what is free now.
     """
-    with suppress(OSError, AttributeError):
-        library = ctypes.CDLL(None)
-        library.mallopt(_M_MMAP_THRESHOLD, 4 << 20)
+    settings = (_M_MMAP_MAX, 65536), (_M_MMAP_THRESHOLD, _MAPPED), (_M_TRIM_THRESHOLD, 2 * _MAPPED)
+    _set_allocator(*settings)
+
+
+def keep_freed_memory() -> None:
+    """Have the C library keep what is freed from now on for the next array, where it is glibc.
+
+    A block that has just been given back comes as pages that the kernel has to fill with zeros
+    first. What is free now is returned; ``return_freed_memory`` undoes it.
+    """
+    _set_allocator((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1))  # no mappings; never trimmed
+
+
+@contextmanager
+def returning_freed_memory() -> Iterator[None]:
+    """``return_freed_memory``, and again at the end of the block, whatever was set inside."""
+    return_freed_memory()
+    try:
+        yield
+    finally:
+        return_freed_memory()
+
+
+def _set_allocator(*settings: tuple[int, int]) -> None:
+    library = _library("mallopt", "malloc_trim")
+    if library is not None:
+        for parameter, value in settings:
+            library.mallopt(parameter, value)
         library.malloc_trim(0)
+
+
+def _library(*functions: str) -> ctypes.CDLL | None:
+    """The C library, where it has those functions."""
+    with suppress(OSError):
+        library = ctypes.CDLL(None)
+        if all(hasattr(library, name) for name in functions):
+            return library
+    return None
 
 
 def _control_groups() -> Iterator[tuple[Path, tuple[str, str]]]:
