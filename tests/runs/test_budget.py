@@ -98,9 +98,17 @@ def test_the_budget_is_near_the_measured_peak(method: str, settings: dict[str, A
 
 @pytest.mark.slow
 @pytest.mark.timeout(200)
-def test_kept_memory_stays_within_what_is_counted_for_it() -> None:
-    """Freed arrays that are kept, and arrays of other sizes between them, take some room."""
-    config = _run(data={"synthetic": {"scale": 0.008}}, model={"hidden": 256})
+@pytest.mark.parametrize("history", ["float32", "bfloat16"])
+def test_kept_memory_stays_within_what_is_counted_for_it(history: str) -> None:
+    """Freed arrays that are kept take room, more where arrays have two sizes."""
+    solve = {"history_dtype": history}
+    config = _run(
+        data={"synthetic": {"scale": 0.008}},
+        model={"hidden": 256},
+        forward={"method": "neural", **solve},
+        adjoint=solve,
+        schedule={"warmup_epochs": 1},
+    )
     found = _measured(config, keep=True)
     total = sum(found["items"].values())
     assert 0.8 * total < found["peak"] < total + kept_bytes(found["items"])
@@ -463,13 +471,13 @@ def test_freed_memory_is_kept_where_there_is_plenty(
     keeps: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Twice what is needed then: six tenths of the arrays besides, and none of the process."""
+    """Twice what is needed then: nine tenths of the arrays besides, and none of the process."""
     shard, process = own_shard(Communicator(), make_data("plain")), 1 << 28
     least = check_budget(small_config({"train": {"keep_freed": False}}), shard, Communicator())
     arrays = least.bound - sum(least.items[name] for name in ("process", "shard file"))
     monkeypatch.setattr(memory, "resident", lambda device: process)
     plain = check_budget(small_config({"train": {"keep_freed": False}}), shard, Communicator())
-    needed = plain.bound + int(0.6 * arrays)
+    needed = plain.bound + int(0.9 * arrays)
     free = None if times is None else int(times * needed) - process
     monkeypatch.setattr(memory, "available", lambda device: free)
     report = check_budget(small_config({"train": settings}), shard, Communicator())
@@ -477,9 +485,24 @@ def test_freed_memory_is_kept_where_there_is_plenty(
     assert report.as_json()["keeps_freed_memory"] is keeps
     if keeps:
         assert report.bound == report.needed == needed
-        assert report.items == plain.items | {KEPT: int(0.6 * arrays)}
+        assert report.items == plain.items | {KEPT: int(0.9 * arrays)}
     else:
         assert (report.bound, report.items) == (plain.bound, plain.items)
+
+
+@pytest.mark.parametrize("other", [190, None])
+def test_freed_memory_is_kept_if_every_machine_has_plenty(
+    other: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one with the least to spare is not always the one with the least for what it needs."""
+    shard = own_shard(Communicator(), make_data("plain"))
+    here = {"items": {}, "bound": 10, "kept": 1, "resident": 0, "available": 25, "place": "a"}
+    there = here | {"bound": 100, "available": other, "place": "b"}
+    ranks = [here, here | {"place": "c"}]
+    monkeypatch.setattr(Communicator, "gather_json", lambda self, own: ranks)
+    assert check_budget(small_config(), shard, Communicator()).keeps_freed
+    ranks.append(there)
+    assert not check_budget(small_config(), shard, Communicator()).keeps_freed
 
 
 def test_freed_memory_is_kept_and_returned() -> None:
@@ -490,25 +513,26 @@ from distributed_ignn.runs.memory import machine as memory
 
 device = torch.device("cpu")
 
-def left():
+def left(mebibytes):
     before = memory.resident(device)
-    block = torch.ones(16 << 20)
+    block = torch.ones(mebibytes << 18)
     del block
-    return memory.resident(device) - before > 32 << 20
+    return memory.resident(device) - before > mebibytes << 19
 
 memory.return_freed_memory()
-found = [left()]
+found = [left(64), left(6)]
 memory.keep_freed_memory()
-found.append(left())
+found.append(left(64))
 memory.return_freed_memory()
-found.append(left())
+found += [left(64), left(6)]
 try:
     with memory.returning_freed_memory():
         memory.keep_freed_memory()
-        found.append(left())
+        found.append(left(128))
+        held = memory.resident(device)
         raise ValueError
 except ValueError:
-    found.append(left())
+    found += [held - memory.resident(device) < 64 << 20, left(6)]
 assert memory.can_keep_freed_memory()
 print(found)
 """
@@ -521,7 +545,9 @@ print(found)
         timeout=60,
         check=False,
     )
-    assert done.stdout.strip() == "[False, True, False, True, False]", done.stderr
+    assert done.stdout.strip() == str([False, False, True, False, False, True, False, True]), (
+        done.stderr
+    )
 
 
 def test_a_rounded_history_is_advised_where_it_helps(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,8 +63,8 @@ _OF_PROCESS = ("process", "DeepSpeed", "PyTorch Geometric", "shard file", "libra
 
 KEPT = "freed, kept for the next array"
 
-_KEPT_SHARE = 0.6
-"""Of what a run holds in arrays; the most that was measured, see docs/memory.md."""
+_KEPT_SHARE = 0.9
+"""Of what a run holds in arrays; .25 to .8 were measured, see docs/memory.md."""
 
 
 def kept_bytes(items: dict[str, int]) -> int:

@@ -141,33 +141,38 @@ def _roomy(ranks: list[dict[str, Any]], limit: float) -> BudgetReport | None:
         | {"bound": rank["bound"] + rank["kept"], "items": rank["items"] | {KEPT: rank["kept"]}}
         for rank in ranks
     ]
-    report = _report(keeping, limit)
-    if report.available is None or report.available < _PLENTY * report.needed:
-        return None
-    return replace(report, keeps_freed=True)
+    for needed, available, _ in _places(keeping, limit):
+        if available is None or available < _PLENTY * needed:
+            return None
+    return replace(_report(keeping, limit), keeps_freed=True)
 
 
 def _report(ranks: list[dict[str, Any]], limit: float) -> BudgetReport:
     totals = [rank["bound"] for rank in ranks]
     largest = max(range(len(ranks)), key=totals.__getitem__)
-    tightest: tuple[float, int, int | None, int] | None = None
+    needed, available, count = min(_places(ranks, limit), key=_spare)
+    items = ranks[largest]["items"]
+    return BudgetReport(items, sum(items.values()), totals[largest], needed, available, count)
+
+
+def _places(ranks: list[dict[str, Any]], limit: float) -> list[tuple[int, int | None, int]]:
+    """What the ranks of each machine or GPU need together, what they may have, and their number."""
+    found = []
     for place in sorted({rank["place"] for rank in ranks}):
-        members = [index for index, rank in enumerate(ranks) if rank["place"] == place]
-        needed = sum(totals[index] for index in members)
-        free = [ranks[index]["available"] for index in members]
-        held = sum(ranks[index]["resident"] for index in members)
+        members = [rank for rank in ranks if rank["place"] == place]
+        free = [rank["available"] for rank in members]
+        held = sum(rank["resident"] for rank in members)
         known = None if None in free else min(free) + held
         if limit > 0.0:
             bound = int(limit * _GIB)
             known = bound if known is None else min(known, bound)
-        spare = float("inf") if known is None else float(known - needed)
-        if tightest is None or spare < tightest[0]:
-            tightest = spare, needed, known, len(members)
-    if tightest is None:
-        raise ValueError("a job has ranks")
-    _, needed, known, count = tightest
-    items = ranks[largest]["items"]
-    return BudgetReport(items, sum(items.values()), totals[largest], needed, known, count)
+        found.append((sum(rank["bound"] for rank in members), known, len(members)))
+    return found
+
+
+def _spare(place: tuple[int, int | None, int]) -> float:
+    needed, available, _ = place
+    return float("inf") if available is None else float(available - needed)
 
 
 def _with_rounded_history(config: RunConfig) -> tuple[list[str], RunConfig]:

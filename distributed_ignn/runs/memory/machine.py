@@ -21,6 +21,7 @@ _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 _M_MMAP_MAX = -4
 _MAPPED = 4 << 20  # bytes of a block from which on it is a mapping of its own
+_MOST_MAPPED = 32 << 20  # the largest that glibc comes to by itself
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
 _MEMINFO = Path("/proc/meminfo")
@@ -87,8 +88,7 @@ def return_freed_memory() -> None:
     It would keep blocks of up to 32 MiB for later once it has seen one of them freed, which leaves
     a process of many short-lived arrays with holes. Calling it again also returns what is free now.
     """
-    settings = (_M_MMAP_MAX, 65536), (_M_MMAP_THRESHOLD, _MAPPED), (_M_TRIM_THRESHOLD, 2 * _MAPPED)
-    _set_allocator(*settings)
+    _map_blocks(_MAPPED)
 
 
 def keep_freed_memory() -> None:
@@ -102,12 +102,23 @@ def keep_freed_memory() -> None:
 
 @contextmanager
 def returning_freed_memory() -> Iterator[None]:
-    """``return_freed_memory``, and again at the end of the block, whatever was set inside."""
+    """``return_freed_memory``, until the end of the block; whatever was set inside is undone.
+
+    glibc raises its thresholds by itself only until one has been set. So that a process goes on as
+    fast as before, they then stay where it would have raised them to.
+    """
     return_freed_memory()
     try:
         yield
     finally:
-        return_freed_memory()
+        _map_blocks(_MOST_MAPPED)
+
+
+def _map_blocks(smallest: int) -> None:
+    """Give blocks of so many bytes and more mappings of their own, which go back when freed."""
+    _set_allocator(
+        (_M_MMAP_MAX, 65536), (_M_MMAP_THRESHOLD, smallest), (_M_TRIM_THRESHOLD, 2 * smallest)
+    )
 
 
 def _set_allocator(*settings: tuple[int, int]) -> None:
