@@ -111,8 +111,10 @@ class Run:
                 it must, or the data do not fit; one line.
         """
         request = SolveRequest(tolerance, steps, require_converged)
-        if nodes is not None and data is None:
-            raise UserError(f"nodes = {nodes} has no effect without data; give the edges as data")
+        if nodes is not None and not isinstance(data, str | Path):
+            raise UserError(
+                f"nodes = {nodes} has no effect unless data is a file of edges; drop it"
+            )
 
         def found(comm: Communicator) -> Prediction:
             if data is None:
@@ -129,6 +131,7 @@ class Run:
         self,
         data: Any = None,
         *,
+        nodes: str | Path | None = None,
         tolerance: float | None = None,
         steps: int | None = None,
         require_converged: bool = False,
@@ -138,7 +141,11 @@ class Run:
         ``predict(...).embeddings`` is the same beside its residual; for arguments see there.
         """
         found = self.predict(
-            data, tolerance=tolerance, steps=steps, require_converged=require_converged
+            data,
+            nodes=nodes,
+            tolerance=tolerance,
+            steps=steps,
+            require_converged=require_converged,
         )
         if found.embeddings is None:
             raise RuntimeError("the embeddings were not kept")

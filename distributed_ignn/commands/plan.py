@@ -66,8 +66,10 @@ class _Graph(Options):
 
     @model_validator(mode="after")
     def _check_graph(self) -> Self:
-        if self.shards and (self.nodes or self.edges):
-            raise ValueError("--shards say how large the graph is; drop --nodes and --edges")
+        if self.shards and (self.nodes or self.edges or self.directed):
+            raise ValueError(
+                "--shards say how large the graph is; drop --nodes, --edges and --directed"
+            )
         return self
 
 

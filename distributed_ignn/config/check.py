@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic_core import ErrorDetails, PydanticUndefined
 
 from distributed_ignn.config.options import Options, OptionsT, example, fields, label
 from distributed_ignn.config.section import NoEffect
@@ -181,7 +181,7 @@ def _way_out(section: type[BaseModel], location: str) -> str:
     if field.is_required():
         return "; --help shows examples" if issubclass(section, Options) else ""
     default = field.get_default()
-    if default in (None, ()):
+    if default in (None, (), PydanticUndefined):
         return "; leave it out for the default"
     text = str(default).lower() if isinstance(default, bool) else _plain(default)
     return f"; the default is {text}"

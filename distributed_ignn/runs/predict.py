@@ -8,6 +8,7 @@ equilibrium is found from the initialiser. ``prediction_file.py`` writes what co
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -28,6 +29,7 @@ from distributed_ignn.graph.node_ids import NodeIds
 from distributed_ignn.graph.partitioning.partition import assign_clusters
 from distributed_ignn.graph.partitioning.sharding import build_shard, plan_shards
 from distributed_ignn.graph.shard import GraphShard
+from distributed_ignn.graph.storage.manifest import DatasetSize
 from distributed_ignn.graph.storage.shard_store import read_node_ids, read_part, read_shard
 from distributed_ignn.long_steps import long_step
 from distributed_ignn.propagation.kernels import KERNELS
@@ -46,6 +48,8 @@ from distributed_ignn.runs.shards import fetch_node_ids, fetch_part
 from distributed_ignn.runs.spool.places import Places, expect, opened
 from distributed_ignn.runs.spool.run_place import fetch_run
 from distributed_ignn.training.trainer import Trainer
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,10 +219,22 @@ def _graph_for(
             f"{data.name} has {data.num_features} feature columns and {run} was trained on "
             f"{shape.num_features}; give the same features in the same order"
         )
+    _warn_of_weights(run, shape, data)
     data = replace(data, class_names=shape.class_names)
     if config.partition.clusters > 0:
         data = replace(data, clusters=assign_clusters(data.graphs, config.partition))
     return data
+
+
+def _warn_of_weights(run: Path, shape: DatasetSize, data: GraphData) -> None:
+    """Say so where the graph has weights of edges and the one that was trained on had none."""
+    then, now = any(shape.weighted), any(graph.value is not None for graph in data.graphs)
+    if now and not then:
+        text = "%s was trained without weights of edges, and those of %s count; leave them out"
+        logger.warning(text, run, data.name)
+    elif then and not now:
+        text = "%s was trained with weights of edges, and %s has none: every edge counts 1"
+        logger.warning(text, run, data.name)
 
 
 def _scaling(config: RunConfig, folder: Path, places: Places) -> FeatureScaling | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -128,10 +129,16 @@ class SolveRequest:
     def __post_init__(self) -> None:
         if self.tolerance is not None and self.steps is not None:
             raise UserError("tolerance and steps both say when to stop; give one of them")
-        if self.tolerance is not None and not 0 < self.tolerance < 1:
-            raise UserError(f"tolerance = {self.tolerance} must lie between 0 and 1, as in 1e-6")
-        if self.steps is not None and self.steps < 1:
-            raise UserError(f"steps = {self.steps} must be at least 1")
+        tolerance, steps = self.tolerance, self.steps
+        if tolerance is not None and not (_is_a(Real, tolerance) and 0 < tolerance < 1):
+            raise UserError(f"tolerance = {tolerance} must lie between 0 and 1, as in 1e-6")
+        if steps is not None and not (_is_a(Integral, steps) and steps >= 1):
+            raise UserError(f"steps = {steps} must be a whole number, at least 1")
+
+
+def _is_a(kind: type, value: object) -> bool:
+    """Asked although the types say so: programs give what they like."""
+    return isinstance(value, kind)
 
 
 def solved(trainer: Trainer, run: Path, request: SolveRequest, *, embeddings: bool) -> Prediction:

@@ -76,6 +76,9 @@ def test_a_prediction_is_whole_and_says_how_far_it_has_come(one: di.Run) -> None
     loose = one.predict(tolerance=1e-2)
     assert loose.evaluations < out.evaluations
     assert 1e-10 < loose.residual <= 1e-2
+    for wrong in ({"steps": 2.5}, {"tolerance": "a"}, {"nodes": "nodes.csv", "data": DATA}):
+        with pytest.raises(di.UserError, match=rf"^{next(iter(wrong))} = "):
+            one.predict(**wrong)
     short = one.predict(steps=2)
     assert (short.evaluations, short.converged) == (2, False)
     assert "NOT CONVERGED" in repr(short)

@@ -86,6 +86,36 @@ def test_words_for_labels_come_back(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "p.csv.json").read_text())["class_names"] == ["no", "yes"]
 
 
+def test_words_in_the_forms_that_tables_give() -> None:
+    """Objects, with None or NaN where a label is not known, and numpy's strings."""
+    words = ["yes" if y else "no" for y in DATA.y.tolist()]
+    expected = _print(_with(y=words))
+    for y in (np.array(words, dtype=object), list(np.array(words)), np.array(words)):
+        assert _print(_with(y=y)) == expected
+    gaps = _with(y=["", "", *words[2:]])
+    for mask in ("train_mask", "val_mask", "test_mask"):
+        gaps[mask] = DATA[mask].clone().index_fill_(0, torch.tensor([0, 1]), value=False)
+    several = gaps.clone()
+    several.y = np.array([None, float("nan"), *words[2:]], dtype=object)
+    assert _print(several) == _print(gaps)
+    with pytest.raises(di.UserError, match=r"tensor is needed of numbers, or words as y\.astype"):
+        _print(_with(y=np.array([1, "no", *words[2:]], dtype=object)))
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_weights_that_the_model_has_not_seen_are_told(
+    trained: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    weighted = _with(edge_weight=torch.rand(DATA.edge_index.shape[1]))
+    first, other = (weighted, DATA) if trained else (DATA, weighted)
+    run = di.fit(first, QUICK, epochs=1)
+    with caplog.at_level("WARNING"):
+        run.predict(first)
+        assert "weights" not in caplog.text
+        run.predict(other)
+    assert f"was trained with{'' if trained else 'out'} weights of edges" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("data", "settings"),
     [

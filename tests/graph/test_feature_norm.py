@@ -173,6 +173,9 @@ def test_another_graph_is_scaled_by_the_numbers_of_the_first(asked: str, tmp_pat
     exact = first.double()
     expected = (other.double() - exact.mean(dim=0)) / exact.std(dim=0, correction=0)
     assert torch.allclose(_dense(found.features).double(), expected, rtol=1e-5, atol=1e-5)
+    # stored with or without its zeros, and means have to be subtracted
+    sparse = graph_to_predict(_graph(other.to_sparse()), data, 2, "multiclass", scaling=scaling)
+    assert torch.allclose(_dense(sparse.features).double(), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_scaling_of_other_columns_is_refused() -> None:

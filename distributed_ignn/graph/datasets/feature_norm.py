@@ -96,6 +96,8 @@ def apply_scaling(features: Features | None, scaling: FeatureScaling, origin: st
         )
     if columns is None:
         return _by_rows(features, scaling.norm, origin)
+    if isinstance(features, CSRMatrix) and bool(columns[0].any()):
+        features = features.to_dense(torch.float32)  # a mean is subtracted from zeros, too
     return _standardised(features, *columns)
 
 

@@ -7,6 +7,7 @@ so that all share every check. Letters: n nodes, E edges, F features, C classes,
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,9 +101,11 @@ class Fields:
         """
         value = self[name]
         if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
+            mask = value.dtype == torch.bool and name.endswith("_idx")
+            way = f"call a mask {name[:-4]}_mask" if mask else "convert it to int64"
             raise UserError(
                 f"{self.origin}: {name} has type {str(value.dtype).removeprefix('torch.')}; whole "
-                "numbers are needed, convert it to int64"
+                f"numbers are needed, {way}"
             )
         if value.dim() != dim:
             raise UserError(
@@ -238,17 +241,31 @@ def some(names: Sequence[str]) -> str:
 
 
 def _are_words(value: Any) -> bool:
+    """Whether these are strings; in an array of objects, as pandas has them, with gaps between."""
     if isinstance(value, np.ndarray):
-        return value.dtype.kind == "U"
-    return type(value) is list and bool(value) and all(type(word) is str for word in value)
+        if value.dtype != object:
+            return value.dtype.kind == "U"
+        words = [word for word in value.flat if not _is_gap(word)]
+    elif type(value) is list:
+        words = value
+    else:
+        return False
+    return bool(words) and all(isinstance(word, str) for word in words)
+
+
+def _is_gap(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def _numbered(value: Any) -> tuple[np.ndarray, tuple[str, ...]]:
     """Words [n] or [n, 1] as numbers of the different ones, in the order of the alphabet.
 
-    An empty word is no label.
+    An empty word, None and NaN are no label.
     """
     words = np.asarray(value)
+    if words.dtype == object:
+        filled = ["" if _is_gap(word) else str(word) for word in words.flat]
+        words = np.array(filled).reshape(words.shape)
     shown = words.reshape(-1) if words.shape[1:] == (1,) else words
     names, numbers = np.unique(shown, return_inverse=True)
     numbers = numbers.reshape(shown.shape).astype(np.int64)
@@ -278,7 +295,10 @@ def plain_tensor(value: Any, name: str, origin: Path) -> Tensor:
         return _from_numpy(value)
     if not isinstance(value, Tensor):
         kind = f"array of {value.dtype}" if isinstance(value, np.ndarray) else type(value).__name__
-        raise UserError(f"{origin}: {name} is a {in_one_line(kind)}, a tensor is needed")
+        needed = "a tensor is needed"
+        if name == "y":
+            needed += " of numbers, or words as y.astype(str)"
+        raise UserError(f"{origin}: {name} is a {in_one_line(kind)}, {needed}")
     try:
         check_tensor(value)
     except ValueError as error:

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 _FEW = 0.05
 """Share of edges without a way back up to which ``directions = auto`` adds what is missing."""
 
-_WITHOUT = "go without them: --data.edge-weights ignore"
+_WITHOUT = "leave them out (for training, --data.edge-weights ignore does that)"
 
 
 def graph_channels(

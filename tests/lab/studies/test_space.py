@@ -97,6 +97,16 @@ def test_the_fast_solver_is_not_forced_on_a_search_that_has_one() -> None:
     assert all("forward.method" not in s for s in _draws(Space(other, SPACE, GRAPH, 0)))
 
 
+def test_what_was_given_is_not_made_faster() -> None:
+    """Neither by the method nor by one of its settings."""
+    space = Space(BASE, SPACE, GRAPH, 0, ("forward.method",))
+    for settings in [*_draws(space), *space.known.values()]:
+        assert not any(name.startswith(("forward.", "adjoint.")) for name in settings)
+    for settings in _draws(Space(BASE, SPACE, GRAPH, 0, ("forward.tolerance",))):
+        assert settings["forward.method"] == "neural"
+        assert "forward.tolerance" not in settings
+
+
 def test_settings_of_shipped_datasets_are_known_good() -> None:
     space = Space(BASE, SPACE, GRAPH, 0)
     known = space.known

@@ -119,7 +119,7 @@ class Search:
         axes = restricted(request.grid, request.pinned)
         exhaustive = request.is_exhaustive
         self._configs: dict[tuple[tuple[str, str], ...], RunConfig] = {}
-        self._space = Space(request.config, axes, graph, request.seeds[0])
+        self._space = Space(request.config, axes, graph, request.seeds[0], request.pinned)
         epochs = request.config.train.epochs
         rungs = (epochs,) if exhaustive else rungs_of(epochs)
         record = read_record(request.out, search_identity(request.config, rungs))

@@ -136,12 +136,12 @@ def restricted(grid: Mapping[str, tuple[str, ...]], pinned: Sequence[str] = ()) 
         grid: values by name; a name that is not in the space is added to it.
         pinned: settings that stay as the search was given them; a name of a section is all in it.
     """
-    rest = [
-        axis
-        for axis in SPACE
-        if axis.name not in grid and not any(_is_in(axis.name, name) for name in pinned)
-    ]
+    rest = [axis for axis in SPACE if axis.name not in grid and not _is_any(axis.name, pinned)]
     return (*(Axis(name, values, binding="all") for name, values in grid.items()), *rest)
+
+
+def _is_any(name: str, pinned: Sequence[str]) -> bool:
+    return any(_is_in(name, section) for section in pinned)
 
 
 def _is_in(name: str, section: str) -> bool:
@@ -162,14 +162,22 @@ class Space:
         axes: what may change.
         graph: what is trained on.
         seed: of the draws.
+        pinned: names of settings and sections that stay as they are given.
     """
 
     def __init__(
-        self, base: RunConfig, axes: Sequence[Axis], graph: DatasetSize, seed: int
+        self,
+        base: RunConfig,
+        axes: Sequence[Axis],
+        graph: DatasetSize,
+        seed: int,
+        pinned: Sequence[str] = (),
     ) -> None:
         self._base, self._axes, self._graph, self._seed = base, axes, graph, seed
         self._given = {name: str(value) for name, value in dotted(base.model_dump(mode="json"))}
-        self._fast = self._allowed(FAST) if base.forward.method == "anderson" else {}
+        free = {name: value for name, value in FAST.items() if not _is_any(name, pinned)}
+        faster = base.forward.method == "anderson" and "forward.method" in free
+        self._fast = self._allowed(free) if faster else {}
 
     def _allowed(self, settings: Settings) -> Settings:
         try:
