@@ -258,6 +258,21 @@ def test_what_a_method_does_not_read_is_refused(argv: str, message: str) -> None
     assert message in str(caught.value)
 
 
+def test_a_run_that_was_moved_goes_on_where_it_is_told_to(tmp_path: Path) -> None:
+    before, now = tmp_path / "before", tmp_path / "now"
+    (now / "checkpoints").mkdir(parents=True)
+    config = parse_args(["--dataset", "chains", "--output", str(before)])
+    (now / "config.yaml").write_text(dump_yaml(config))
+    command = ["--config", str(now / "config.yaml")]
+    assert parse_args(command).output == before  # another run with the same settings
+    with pytest.raises(UserError, match=rf"was in output = {before}; .* as in --output {now}$"):
+        parse_args([*command, "--resume", "auto"])
+    assert parse_args([*command, "--resume", "auto", "--output", str(now)]).output == now
+    now.rename(before)
+    command = ["--config", str(before / "config.yaml"), "--resume", "auto"]
+    assert parse_args(command).output == before
+
+
 @pytest.mark.parametrize(
     ("argv", "setting"),
     [

@@ -49,8 +49,8 @@ def targets_of(fields: Fields) -> Targets:
     if "y" not in fields:
         held = some(sorted(fields.present))
         raise UserError(
-            f"{fields.origin}: labels are missing; give y, one row a node, or of a file say which it "
-            f"is, as in --data.label NAME (there are: {in_one_line(held)})"
+            f"{fields.origin}: labels are missing; give y, one row a node, or of a file say which "
+            f"it is, as in --data.label NAME (there are: {in_one_line(held)})"
         )
     y = fields["y"]
     if y.dim() == 2 and y.shape[1] == 1:

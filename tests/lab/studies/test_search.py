@@ -291,6 +291,12 @@ def test_a_folder_with_another_search_is_refused(
     assert main(command) == 0
     assert main([*command, "--model.hidden", "16"]) == 2
     assert "holds a search with other settings; choose another --out" in capfd.readouterr().err
+    before, arrays = (out / "search.json").read_bytes(), dict(np.load(graph))
+    arrays["x"][0, 0] += 1
+    np.savez(graph, **arrays)
+    assert main(command) == 2
+    assert "holds a search on a graph that has changed since" in capfd.readouterr().err
+    assert (out / "search.json").read_bytes() == before
     (out / "search.json").write_text("{")
     assert main(command) == 2
     assert "cannot be read" in capfd.readouterr().err

@@ -38,6 +38,7 @@ class Record(BaseModel):
     Args:
         identity: see ``search_identity``.
         metric: by which the trials were validated.
+        graph: fingerprint of what is trained on; empty where an earlier version wrote none.
         seconds: that all calls before have taken.
         trials: in the order in which they began.
     """
@@ -46,6 +47,7 @@ class Record(BaseModel):
 
     identity: str
     metric: str = "metric"
+    graph: str = ""
     seconds: float = Field(0.0, ge=0)
     trials: list[Trial] = Field(default_factory=list)
 
@@ -56,19 +58,20 @@ def search_identity(base: RunConfig, rungs: Sequence[int]) -> str:
     return f"{identity(base.model_copy(update=own))}-{'-'.join(map(str, rungs))}"
 
 
-def read_record(out: Path, name: str) -> Record:
+def read_record(out: Path, name: str, graph: str) -> Record:
     """What an earlier call has left in a folder; an empty record if nothing.
 
     Args:
         out: the folder.
         name: see ``search_identity``.
+        graph: see ``Record``.
 
     Raises:
-        UserError: the file is damaged, or it is that of another search.
+        UserError: the file is damaged, or it is that of another search or of another graph.
     """
     path = out / RECORD
     if not path.is_file():
-        return Record(identity=name)
+        return Record(identity=name, graph=graph)
     try:
         found = Record.model_validate_json(read_plain(path, _LIMIT))
     except (OSError, ValidationError) as error:
@@ -81,7 +84,12 @@ def read_record(out: Path, name: str) -> Record:
         raise UserError(
             f"--out {out} holds a search with other settings; choose another --out, or remove it"
         )
-    return found
+    if found.graph not in ("", graph):
+        raise UserError(
+            f"--out {out} holds a search on a graph that has changed since, whose figures cannot "
+            "be compared; choose another --out, or remove it"
+        )
+    return found.model_copy(update={"graph": graph})
 
 
 class Ledger:
@@ -92,14 +100,14 @@ class Ledger:
         base: settings as the search was given them.
         axes: what it may change.
         halving: the search.
-        metric: by which trials are validated, as far as it is known.
+        record: what is known of it already; ``metric`` may be set as soon as it is.
     """
 
     def __init__(
-        self, out: Path, base: RunConfig, axes: Sequence[Axis], halving: Halving, metric: str
+        self, out: Path, base: RunConfig, axes: Sequence[Axis], halving: Halving, record: Record
     ) -> None:
         self._out, self._base, self._axes, self._halving = out, base, axes, halving
-        self.metric = metric
+        self._graph, self.metric = record.graph, record.metric
 
     def write(self) -> None:
         """Write down how the search stands.
@@ -112,6 +120,7 @@ class Ledger:
             "identity": search_identity(self._base, plan.rungs),
             "dataset": self._base.dataset,
             "metric": self.metric,
+            "graph": self._graph,
             "protocol": PROTOCOL,
             "seeds": list(plan.seeds),
             "rungs": list(plan.rungs),

@@ -24,7 +24,7 @@ from typing import Any
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import RunConfig, absolute_paths
 from distributed_ignn.errors import JobError, Stopped, UserError
-from distributed_ignn.graph.storage.manifest import DatasetSize
+from distributed_ignn.graph.storage.manifest import Manifest
 from distributed_ignn.graph.storage.shard_store import read_manifest
 from distributed_ignn.lab.studies.search.board import Board
 from distributed_ignn.lab.studies.search.halving import (
@@ -104,7 +104,7 @@ class Search:
 
     Args:
         request: what to search.
-        graph: what is trained on.
+        manifest: of what is trained on.
         budget: of time; it may have begun earlier.
         enabled: whether to show anything.
 
@@ -113,16 +113,17 @@ class Search:
     """
 
     def __init__(
-        self, request: Request, graph: DatasetSize, budget: Budget, *, enabled: bool = True
+        self, request: Request, manifest: Manifest, budget: Budget, *, enabled: bool = True
     ) -> None:
         self.request = request
         axes = restricted(request.grid, request.pinned)
         exhaustive = request.is_exhaustive
         self._configs: dict[tuple[tuple[str, str], ...], RunConfig] = {}
-        self._space = Space(request.config, axes, graph, request.seeds[0], request.pinned)
+        self._space = Space(request.config, axes, manifest.whole, request.seeds[0], request.pinned)
         epochs = request.config.train.epochs
         rungs = (epochs,) if exhaustive else rungs_of(epochs)
-        record = read_record(request.out, search_identity(request.config, rungs))
+        name = search_identity(request.config, rungs)
+        record = read_record(request.out, name, manifest.fingerprint)
         budget.before = record.seconds
         trials = self._begun(record.trials)
         limit = request.trials
@@ -132,7 +133,7 @@ class Search:
         plan = Plan(rungs, request.seeds, limit, finalists, request.slots)
         self.halving = Halving(plan, trials, budget, self._draw)
         used = axes[: len(request.grid)] if exhaustive else axes
-        self.ledger = Ledger(request.out, request.config, used, self.halving, record.metric)
+        self.ledger = Ledger(request.out, request.config, used, self.halving, record)
         self.board = Board(self.halving, enabled=enabled)
 
     def _begun(self, trials: list[Trial]) -> list[Trial]:
@@ -254,10 +255,10 @@ def search_here(
         Stopped: some rank was asked to stop; the same call goes on.
     """
     budget, request = Budget(request.budget), replace(request, ranks=comm.world_size)
-    whole = read_manifest(shards_for_all(request.config, request.out, comm)).whole
+    manifest = read_manifest(shards_for_all(request.config, request.out, comm))
 
     def begin() -> Search | None:
-        return Search(request, whole, budget, enabled=shows) if comm.is_main else None
+        return Search(request, manifest, budget, enabled=shows) if comm.is_main else None
 
     search = comm.together(begin)
     with search.board.shown() if search else nullcontext(), _told_how_to_go_on():
@@ -318,7 +319,7 @@ class Driver:
         budget = Budget(request.budget)
         self._request = request
         shards = self._shards(absolute_paths(request.config))
-        self.search = Search(request, read_manifest(shards).whole, budget)
+        self.search = Search(request, read_manifest(shards), budget)
 
     def _shards(self, config: RunConfig) -> Path:
         with writing_to(self._request.out):
