@@ -274,8 +274,12 @@ def test_a_worker_lost_while_starting_makes_the_driver_join_anew(
     for name in ("shutdown", "available_resources"):
         monkeypatch.setattr(f"ray.{name}", lambda name=name: calls.append(name))
 
+    resumed: list[object] = []
+
     def fit(run: RunConfig, each: dict[str, float]) -> None:
         calls.append("fit")
+        resumed.append(run.resume)
+        (run.output / "config.yaml").touch()  # the run has begun
         if calls.count("fit") <= lost:
             raise ray_launch._LostWhileStartingError("a worker was lost while starting")
 
@@ -284,3 +288,4 @@ def test_a_worker_lost_while_starting_makes_the_driver_join_anew(
     with nullcontext() if ends is None else pytest.raises(JobError, match=ends):
         ray_launch.train_on_ray(config)
     assert calls.count("fit") == calls.count("shutdown") == 3
+    assert resumed == [None, "auto", "auto"]
