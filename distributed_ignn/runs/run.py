@@ -104,8 +104,7 @@ def run_training(
         JobError: another rank was lost.
     """
     started = time.perf_counter()
-    choose_kernel(config.train.kernel, getattr(torch, config.train.dtype), comm.device)
-    check_loggers(config.train.loggers)
+    comm.together(lambda: _check_machine(config, comm))
     _set_threads(config, conduct)
     request = StopRequest(
         config.train.grace_seconds,
@@ -149,6 +148,13 @@ def run_training(
                 return result
         finally:
             session.close()
+
+
+def _check_machine(config: RunConfig, comm: Communicator) -> None:
+    """Refuse what this rank's machine has not got, before data is read."""
+    choose_kernel(config.train.kernel, getattr(torch, config.train.dtype), comm.device)
+    if comm.is_main:  # the others tell no logger anything
+        check_loggers(config.train.loggers)
 
 
 def _store(config: RunConfig, comm: Communicator, graph: Callable[[], GraphData]) -> None:
