@@ -85,7 +85,6 @@ class RunSession:
             run.attempt.output,
         )
         self._newest: EpochRecord | None = None  # whose checkpoint is being written
-        self.signum = 0  # by which some rank was asked to stop
         asked = self._config.train.async_checkpoints
         # a checkpoint that the run goes on from, which its first own one takes the place of
         self._from_named = isinstance(self._config.resume, Path)
@@ -118,21 +117,21 @@ class RunSession:
         figures = (record.loss, record.val_metric, record.residual, record.seconds)
         line = "loss %s, validation %s, residual %s, %.2f s"
         logger.info(line, *figures, extra=LOG_ONLY)
-        self.signum, written = self._agree(polls)
+        signum, written = self._agree(polls)
         if written:
             self._publish()
         finished = self._trainer.finished
-        last = finished or bool(self.signum) or record.epoch == self._until
+        last = finished or bool(signum) or record.epoch == self._until
         saves = last or record.epoch % self._config.train.checkpoint_every == 0
         waits = last or not self._in_background
         if self._hook is not None and not (saves and waits):
             self._hook(record, None)
         if saves:
             self._save(record, wait=waits)
-        if self.signum and not finished:
+        if signum and not finished:
             raise Stopped(
-                self.signum,
-                f"stopped by {Stopped.name(self.signum)} after epoch {record.epoch} with a "
+                signum,
+                f"stopped by {Stopped.name(signum)} after epoch {record.epoch} with a "
                 "checkpoint; go on with --resume auto",
             )
 
