@@ -133,7 +133,8 @@ def run_training(
         except (UserError, Stopped):
             leave(config, comm)
             raise
-        recorder = open_records(config, comm, run.shards, run.trainer.epoch, run.budget, attempt)
+        of_run = run.shards, run.trainer.epoch, run.budget, attempt
+        recorder = open_records(config, comm, *of_run, to_come=not run.trainer.finished)
         session = RunSession(run, recorder, progress, hook, until)
         try:
             with request.deferred():

@@ -25,7 +25,7 @@ from distributed_ignn.reading.strict_json import read_json
 from distributed_ignn.runs.layout import LOGS, SETTINGS
 from distributed_ignn.runs.memory.budget_check import BudgetReport
 from distributed_ignn.runs.output.lock import OutputLock
-from distributed_ignn.runs.output.records import RunRecorder
+from distributed_ignn.runs.output.records import SUMMARY, RunRecorder
 from distributed_ignn.runs.shard_record import ShardRecord, write_record
 from distributed_ignn.runs.spool.attempt import Attempt, stated
 from distributed_ignn.runs.spool.places import Places
@@ -233,8 +233,13 @@ def open_records(
     epoch: int,
     budget: BudgetReport,
     attempt: Attempt | None = None,
+    *,
+    to_come: bool = True,
 ) -> RunRecorder | None:
     """From here on the folder holds a run; a resumed one with the settings that now apply.
+
+    The summary of the course before goes, if epochs are to come: it would pass for that of the new
+    one, which may never come to its end.
 
     Args:
         config: the run.
@@ -243,6 +248,7 @@ def open_records(
         epoch: at which it begins.
         budget: what it is expected to hold in memory.
         attempt: that this is, where the settings name URLs.
+        to_come: whether there are epochs to train.
 
     Returns:
         The recorder of rank 0; None on the others.
@@ -256,6 +262,8 @@ def open_records(
     def write() -> RunRecorder | None:
         if not comm.is_main:
             return None
+        if to_come:
+            (config.output / SUMMARY).unlink(missing_ok=True)
         write_record(config.output, shards)
         atomic_write_json(config.output / BUDGET, budget.as_json())
         atomic_write_text(config.output / SETTINGS, dump_yaml(as_given))
@@ -265,6 +273,13 @@ def open_records(
     doing = f"write to output = {config.output}"
     recorder = comm.together(write, doing=doing)
     attempt.begin()
-    if attempt.output is not None:
-        attempt.places.wait(attempt.output.push_records, doing=doing)
+    place = attempt.output
+    if place is not None:
+
+        def send() -> None:
+            if to_come and comm.is_main:
+                place.withdraw(SUMMARY)
+            place.push_records()
+
+        attempt.places.wait(send, doing=doing)
     return recorder
