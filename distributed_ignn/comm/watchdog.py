@@ -307,7 +307,7 @@ class Watchdog:
 
 WAY_OUT = (
     "a process was stopped or lost, or a machine or the network is down; if nobody starts the "
-    "ranks again, go on from the last checkpoint with --resume auto"
+    "ranks again, do so, a training with --resume auto"
 )
 
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
+from itertools import count
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -22,14 +23,14 @@ from distributed_ignn.config import CommConfig, RunConfig, absolute_paths
 from distributed_ignn.errors import JobError, Stopped, UserError
 from distributed_ignn.launchers import ray_cluster as cluster
 from distributed_ignn.launchers import ray_messages as messages
-from distributed_ignn.runs.output.folder import check_output
+from distributed_ignn.runs.output.folder import check_output, holds_run
 from distributed_ignn.runs.predict import PredictOptions, load_run_config
 from distributed_ignn.runs.stopping import StopRequest
 from distributed_ignn.urls.url import Url
 
 _TURN_SECONDS = 0.2
 _LOOK_SECONDS = 10.0
-_GO_ON = "go on from the last checkpoint with --resume auto"
+_GO_ON = "start again, a training with --resume auto"
 
 
 def train_on_ray(config: RunConfig) -> None:
@@ -47,7 +48,14 @@ def train_on_ray(config: RunConfig) -> None:
     cluster.prepare(config)
     run = absolute_paths(config)
     check_output(run)
-    _start(config, ("output", config.output), partial(_fit, run))
+    starts = count()
+
+    def fit(each: dict[str, float]) -> None:
+        # what lies in the output after a start is of this very run
+        again = next(starts) and run.resume is None and holds_run(run.output)
+        _fit(run.model_copy(update={"resume": "auto"}) if again else run, each)
+
+    _start(config, ("output", config.output), fit)
 
 
 def predict_on_ray(options: PredictOptions, asked: dict[str, Any]) -> None:

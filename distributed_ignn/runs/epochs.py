@@ -18,6 +18,7 @@ from distributed_ignn.runs.checkpoints.recovery import Recovery
 from distributed_ignn.runs.checkpoints.snapshot import take_snapshot
 from distributed_ignn.runs.layout import CHECKPOINTS
 from distributed_ignn.runs.memory.budget_check import BudgetReport
+from distributed_ignn.runs.output.folder import forget_named_checkpoint
 from distributed_ignn.runs.output.progress import Progress
 from distributed_ignn.runs.output.records import RunRecorder
 from distributed_ignn.runs.shard_record import ShardRecord
@@ -84,8 +85,9 @@ class RunSession:
             run.attempt.output,
         )
         self._newest: EpochRecord | None = None  # whose checkpoint is being written
-        self.signum = 0  # by which some rank was asked to stop
         asked = self._config.train.async_checkpoints
+        # a checkpoint that the run goes on from, which its first own one takes the place of
+        self._from_named = isinstance(self._config.resume, Path)
         on_gpu = self._comm.device.type == "cuda"
         self._in_background = on_gpu if asked == "auto" else asked == "true"
 
@@ -115,21 +117,21 @@ class RunSession:
         figures = (record.loss, record.val_metric, record.residual, record.seconds)
         line = "loss %s, validation %s, residual %s, %.2f s"
         logger.info(line, *figures, extra=LOG_ONLY)
-        self.signum, written = self._agree(polls)
+        signum, written = self._agree(polls)
         if written:
             self._publish()
         finished = self._trainer.finished
-        last = finished or bool(self.signum) or record.epoch == self._until
+        last = finished or bool(signum) or record.epoch == self._until
         saves = last or record.epoch % self._config.train.checkpoint_every == 0
         waits = last or not self._in_background
         if self._hook is not None and not (saves and waits):
             self._hook(record, None)
         if saves:
             self._save(record, wait=waits)
-        if self.signum and not finished:
+        if signum and not finished:
             raise Stopped(
-                self.signum,
-                f"stopped by {Stopped.name(self.signum)} after epoch {record.epoch} with a "
+                signum,
+                f"stopped by {Stopped.name(signum)} after epoch {record.epoch} with a "
                 "checkpoint; go on with --resume auto",
             )
 
@@ -187,9 +189,24 @@ class RunSession:
         """Finish the checkpoint that is being written."""
         with self._comm.activity.phase("writing a checkpoint"):
             path = self._places.origin(self._store.finish())
+            if self._from_named:
+                self._take_own_course()
         logger.info("wrote %s", path, extra=LOG_ONLY)
         if self._hook is not None and self._newest is not None:
             self._hook(self._newest, path)
+
+    def _take_own_course(self) -> None:
+        """Let an attempt after this one go on from what this one has written."""
+        output = self._config.output
+        place = self._run.attempt.output
+
+        def forget() -> None:
+            forget_named_checkpoint(output)
+            if place is not None:
+                place.push_records()
+
+        self._places.wait(forget, works=self._comm.is_main, doing=f"write to output = {output}")
+        self._from_named = False
 
     def finish(self) -> dict[str, Any]:
         """Evaluate on the test nodes, and write the summary."""

@@ -287,7 +287,8 @@ def predict(options: PredictOptions, comm: Communicator) -> Prediction:
         UserError: see ``load_run``, ``solved_here`` and ``write_predictions``.
     """
     started = time.perf_counter()
-    urls = expect(options.run, options.out, options.embeddings, url_of_shards(options.run, comm))
+    named = (options.run, options.out, options.embeddings, url_of_shards(options.run, comm))
+    urls = comm.together(lambda: expect(*named))
     with opened(comm, urls) as places:
         here = _here(options, places)
         with long_step(f"reading {options.run}"):

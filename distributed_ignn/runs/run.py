@@ -57,8 +57,8 @@ class Conduct:
         owns_process: whether the process is there for the run alone. The run then sets its number
             of threads, its peak of memory counts from the start of the run, and a second signal
             ends it; in a user's own process none of that is done.
-        more_follows: whether other runs come after it in the process. A signal in the last epoch,
-            which has nothing of this run to stop, then ends those.
+        more_follows: whether other runs come after it in the process. A signal in the last epoch or
+            after it, which has nothing of this run to stop, then ends those.
     """
 
     shows: bool = True
@@ -104,8 +104,7 @@ def run_training(
         JobError: another rank was lost.
     """
     started = time.perf_counter()
-    choose_kernel(config.train.kernel, getattr(torch, config.train.dtype), comm.device)
-    check_loggers(config.train.loggers)
+    comm.together(lambda: _check_machine(config, comm))
     _set_threads(config, conduct)
     request = StopRequest(
         config.train.grace_seconds,
@@ -134,21 +133,34 @@ def run_training(
         except (UserError, Stopped):
             leave(config, comm)
             raise
-        recorder = open_records(config, comm, run.shards, run.trainer.epoch, run.budget, attempt)
+        of_run = run.shards, run.trainer.epoch, run.budget, attempt
+        recorder = open_records(config, comm, *of_run, to_come=not run.trainer.finished)
         session = RunSession(run, recorder, progress, hook, until)
         try:
             with request.deferred():
                 with comm.activity.phase("between epochs"):
                     session.fit([request, *([stop] if stop else [])])
                     result = session.finish() if until is None else standing(run.trainer)
+                    late = _signal(request, comm) if conduct.more_follows else 0
                 if until is None:  # in no phase: the other ranks may have left by now
                     session.show(result)
-                if conduct.more_follows and session.signum:
-                    name = Stopped.name(session.signum)
-                    raise Stopped(session.signum, f"stopped by {name}; this run has ended")
+                if late:
+                    raise Stopped(late, f"stopped by {Stopped.name(late)}; this run has ended")
                 return result
         finally:
             session.close()
+
+
+def _signal(request: StopRequest, comm: Communicator) -> int:
+    """The signal that some rank has got by now, or 0."""
+    return int(comm.max(torch.tensor([request() or 0])).item())
+
+
+def _check_machine(config: RunConfig, comm: Communicator) -> None:
+    """Refuse what this rank's machine has not got, before data is read."""
+    choose_kernel(config.train.kernel, getattr(torch, config.train.dtype), comm.device)
+    if comm.is_main:  # the others tell no logger anything
+        check_loggers(config.train.loggers)
 
 
 def _store(config: RunConfig, comm: Communicator, graph: Callable[[], GraphData]) -> None:

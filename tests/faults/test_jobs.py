@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -294,3 +294,20 @@ def test_no_thread_handle_or_byte_is_lost_from_epoch_to_epoch(tmp_path: Path) ->
         timeout=120,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_run_from_a_named_checkpoint_starts_again_from_its_own_newest(tmp_path: Path) -> None:
+    first = Job(alone("--train.epochs", "4", "--output", str(tmp_path / "old")), tmp_path)
+    assert first.wait(90) == 0, first.text
+    named, output = tmp_path / "old" / "checkpoints" / "epoch-000002", tmp_path / "new"
+    long = [*LONG, "--resume", str(named), "--output", str(output)]
+    with closing(Job(torchrun(1, *long, restarts=1), tmp_path)) as job:
+        job.until(lambda: (output / "checkpoints" / "epoch-000008").exists(), 90)
+        (rank,) = job.ranks()
+        send(rank, signal.SIGKILL)
+        log = log_path(output, 0)
+        job.until(lambda: log.read_text().count("resumed after epoch") == 2)
+        messages = [json.loads(line)["message"] for line in log.read_text().splitlines()]
+    resumed = [int(line.split()[-1]) for line in messages if line.startswith("resumed after epoch")]
+    assert resumed[0] == 2
+    assert resumed[1] >= 8

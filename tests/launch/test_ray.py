@@ -259,7 +259,10 @@ def test_a_folder_with_too_long_a_name_is_refused_in_one_line(
 
 
 @needs_ray
-@pytest.mark.parametrize(("lost", "restarts", "ends"), [(2, 2, None), (3, 2, "after 2 restarts")])
+@pytest.mark.parametrize(
+    ("lost", "restarts", "ends"),
+    [(2, 2, None), (3, 2, "after 2 restarts .*; start again, a training with --resume auto$")],
+)
 def test_a_worker_lost_while_starting_makes_the_driver_join_anew(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, lost: int, restarts: int, ends: str | None
 ) -> None:
@@ -274,8 +277,12 @@ def test_a_worker_lost_while_starting_makes_the_driver_join_anew(
     for name in ("shutdown", "available_resources"):
         monkeypatch.setattr(f"ray.{name}", lambda name=name: calls.append(name))
 
+    resumed: list[object] = []
+
     def fit(run: RunConfig, each: dict[str, float]) -> None:
         calls.append("fit")
+        resumed.append(run.resume)
+        (run.output / "config.yaml").touch()  # the run has begun
         if calls.count("fit") <= lost:
             raise ray_launch._LostWhileStartingError("a worker was lost while starting")
 
@@ -284,3 +291,4 @@ def test_a_worker_lost_while_starting_makes_the_driver_join_anew(
     with nullcontext() if ends is None else pytest.raises(JobError, match=ends):
         ray_launch.train_on_ray(config)
     assert calls.count("fit") == calls.count("shutdown") == 3
+    assert resumed == [None, "auto", "auto"]

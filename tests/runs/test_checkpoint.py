@@ -170,6 +170,23 @@ def test_remains_of_a_killed_run_are_removed(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["epoch-000005", "epoch-000006"]
 
 
+def test_one_of_the_same_epoch_goes_once_the_new_one_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = _store(tmp_path).save(5, _snapshot(), NODES)
+    remove, there = shutil.rmtree, []
+
+    def noted(folder: Path, **options: Any) -> None:
+        there.append((path / "state.json").exists())
+        remove(folder, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", noted)
+    _store(tmp_path).save(5, _snapshot(2.0), NODES)
+    assert there == [True]
+    assert float(_load(path).common["model/weight"][0, 0]) == 2.0
+    assert [p.name for p in tmp_path.iterdir()] == ["epoch-000005"]
+
+
 def test_a_run_that_went_back_forgets_what_came_later(tmp_path: Path) -> None:
     """Else the next ``--resume auto`` would go on with the abandoned course."""
     for epoch in (10, 20, 30):

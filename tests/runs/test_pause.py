@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+from distributed_ignn.api.finished_run import load
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import RunConfig
+from distributed_ignn.errors import UserError
 from distributed_ignn.runs.run import Conduct, run_training
 from distributed_ignn.training.trainer import Trainer
 
@@ -77,3 +79,18 @@ def test_a_run_may_pause_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert "test" in read
     same = ("best_val", "test_at_best_val", "test_last", "epochs", "local_steps")
     assert {k: ended[k] for k in same} == {k: summary[k] for k in same}
+
+
+def test_a_finished_run_that_goes_on_has_no_summary_until_its_new_end(tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    _train(_run(output))
+    ended = (output / "summary.json").read_bytes()
+    again = _run(output, resume="auto")
+    _train(again, until=EPOCHS)  # nothing to do, nothing lost
+    assert (output / "summary.json").read_bytes() == ended
+    longer = again.model_copy(update={"train": again.train.model_copy(update={"epochs": 9})})
+    _train(longer, until=EPOCHS + 1)
+    with pytest.raises(UserError, match="the run has not come to its end"):
+        assert load(output).summary
+    _train(longer)
+    assert load(output).summary["epochs"] == 9

@@ -24,6 +24,7 @@ from distributed_ignn.errors import JobError, UserError
 from distributed_ignn.files import FileLock
 from distributed_ignn.runs.checkpoints.checkpoint import Snapshot, load_newest
 from distributed_ignn.runs.checkpoints.checkpoint_store import CheckpointStore
+from distributed_ignn.runs.output import folder
 from distributed_ignn.runs.run import run_training
 from distributed_ignn.runs.spool import remote_lock
 from distributed_ignn.runs.spool.mirror import Mirror
@@ -43,12 +44,14 @@ BRIEF = [*SMALL, "--train.epochs", "3"]
 @pytest.fixture(autouse=True)
 def spool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The temporary folder of this machine, in which nothing may be left."""
-    folder = tmp_path / "machine"
-    folder.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    of_machine = tmp_path / "machine"
+    of_machine.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(of_machine))
     monkeypatch.setattr(object_store, "PAUSES", ())
-    yield folder
-    assert [path for path in folder.rglob("*") if "kept-" not in str(path) and path.is_file()] == []
+    yield of_machine
+    assert [
+        path for path in of_machine.rglob("*") if "kept-" not in str(path) and path.is_file()
+    ] == []
 
 
 @pytest.fixture
@@ -323,6 +326,26 @@ def test_a_run_leaves_at_a_url_what_it_leaves_in_a_folder(place: Url, tmp_path: 
     named = _train(other, "--resume", f"{place}/checkpoints/epoch-000003", *later)
     assert named["best_val"] == longer["best_val"]
     assert named["residual_last"] == longer["residual_last"]
+
+
+def test_what_a_run_has_left_behind_is_gone_from_its_url(
+    place: Url, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folder, "job_starter", lambda: "one")
+    _train(place)
+    there = Path(place.key)
+    assert (there / "summary.json").exists()
+    other = place.with_name("other")
+    named = ["--resume", f"{place}/checkpoints/epoch-000003", "--train.epochs", "5"]
+    config = parse_args([*BRIEF, *named, "--output", str(other)])
+    run_training(config, Communicator(), until=4)
+    # a second attempt goes on from the checkpoint that the first one has written
+    assert json.loads((there.with_name("other") / "starter.json").read_text()) == {
+        "starters": ["one"]
+    }
+    config = parse_args([*BRIEF, "--resume", "auto", "--train.epochs", "5", "--output", str(place)])
+    run_training(config, Communicator(), until=4)
+    assert not (there / "summary.json").exists()
 
 
 def test_a_run_that_never_begins_leaves_shards_alone(place: Url) -> None:

@@ -184,9 +184,11 @@ class CheckpointStore:
         atomic_write_json(one.temporary / STATE, sealed(state))
         if self._sent_to is not None:
             self._sent_to.publish(one.temporary / STATE, one.final)
-        _remove(one.final)
+        before = _hide(one.final)  # of the same epoch, which a run came to again
         one.temporary.rename(one.final)
         sync(self._folder)
+        if before is not None:  # removing takes its time, in which there is one of that name
+            shutil.rmtree(before)
         self._retain(one.final)
 
     def _retain(self, newest: Path) -> None:
@@ -211,10 +213,18 @@ class CheckpointStore:
 
 def _remove(path: Path) -> None:
     """Remove a checkpoint so that no part of one is ever seen under its name."""
-    if path.exists():
-        hidden = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.tmp"
-        path.rename(hidden)
+    hidden = _hide(path)
+    if hidden is not None:
         shutil.rmtree(hidden)
+
+
+def _hide(path: Path) -> Path | None:
+    """Take the name from a checkpoint, if there is one; where it is then."""
+    if not path.exists():
+        return None
+    hidden = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.tmp"
+    path.rename(hidden)
+    return hidden
 
 
 def keep_newest(folder: Path) -> None:

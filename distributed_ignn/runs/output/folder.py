@@ -2,7 +2,8 @@
 
 A folder that holds a run is refused, unless the run is to go on: because the user says so, or
 because whoever started the ranks has started them again after a failure. The folder remembers who
-that was, so that a second run with the same output is not mistaken for a second attempt.
+that was on every machine, any of which may be lost, so that a second run with the same output is
+not mistaken for a second attempt.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ from __future__ import annotations
 import os
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import RunConfig, dump_yaml, load_yaml
@@ -23,7 +25,7 @@ from distributed_ignn.reading.strict_json import read_json
 from distributed_ignn.runs.layout import LOGS, SETTINGS
 from distributed_ignn.runs.memory.budget_check import BudgetReport
 from distributed_ignn.runs.output.lock import OutputLock
-from distributed_ignn.runs.output.records import RunRecorder
+from distributed_ignn.runs.output.records import SUMMARY, RunRecorder
 from distributed_ignn.runs.shard_record import ShardRecord, write_record
 from distributed_ignn.runs.spool.attempt import Attempt, stated
 from distributed_ignn.runs.spool.places import Places
@@ -33,7 +35,11 @@ from distributed_ignn.urls.url import Url
 
 BUDGET = "memory.json"
 STARTER = "starter.json"
+_STARTERS, _FROM = "starters", "from"
 _PATIENCE_SECONDS, _LEAVING_SECONDS = 120.0, 10.0
+_claimed: set[Path] = (
+    set()
+)  # outputs of this process, whose ranks have not been started again since
 
 
 @contextmanager
@@ -57,10 +63,11 @@ def claimed(
             rank).
     """
     attempt = attempt or Attempt(config, Places(comm))
+    starters = sorted({starter for starter in comm.gather_json(job_starter()) if starter})
     lock: OutputLock | RunPlace = attempt.output or OutputLock(config.output)
     try:
         again = attempt.places.wait(
-            lambda: _claim(config, lock),
+            lambda: _claim(config, lock, starters),
             works=comm.is_main,
             doing=f"write to output = {config.output}",
             way_out="choose another --output",
@@ -75,22 +82,28 @@ def claimed(
                 config.output.rmdir()
 
 
-def _claim(config: RunConfig, lock: OutputLock | RunPlace) -> bool:
+def _claim(config: RunConfig, lock: OutputLock | RunPlace, starters: Sequence[str]) -> bool:
     """Whether it is an earlier attempt of this job."""
-    goes_on = make_output(config) or config.resume is not None
+    goes_on = make_output(config, starters) or config.resume is not None
     # ranks of an attempt that was given up may be on a machine that lost its network: they end when
     # they notice that
     patience = (config.comm.hang_seconds or _PATIENCE_SECONDS) + _LEAVING_SECONDS
     lock.take(patience if goes_on else 0.0)
-    again = make_output(config)  # once more, now that nobody else changes it
-    starter = job_starter()
-    if starter is not None and not again:
-        atomic_write_json(config.output / STARTER, {"starter": starter})
+    again = make_output(config, starters)  # once more, now that nobody else changes it
+    if starters:
+        named = isinstance(config.resume, Path) and not again
+        begins = {_FROM: str(config.resume)} if named else {}
+        atomic_write_json(config.output / STARTER, {_STARTERS: list(starters), **begins})
+    _claimed.add(config.output.absolute())
     return again
 
 
-def make_output(config: RunConfig) -> bool:
+def make_output(config: RunConfig, starters: Sequence[str] | None = None) -> bool:
     """Create the output folder, or refuse one that holds another run; so of a URL.
+
+    Args:
+        config: the run.
+        starters: see ``is_earlier_attempt``.
 
     Returns:
         Whether it holds an earlier attempt of this job.
@@ -100,9 +113,9 @@ def make_output(config: RunConfig) -> bool:
         OSError: it cannot be created.
     """
     url = config.output if isinstance(config.output, Url) else None
+    if config.resume != "auto" and url is None and is_earlier_attempt(config.output, starters):
+        return True
     if config.resume is None and holds_run(config.output):
-        if url is None and is_earlier_attempt(config.output):
-            return True
         raise UserError(
             f"output = {config.output} already holds a run; choose another --output, or continue "
             "it with --resume auto"
@@ -139,11 +152,23 @@ def holds_run(output: Path) -> bool:
     return (output / SETTINGS).exists()
 
 
-def is_earlier_attempt(output: Path) -> bool:
-    """Whether a folder holds a run of this very job, whose ranks have been started again."""
-    starter = job_starter()
-    known = starter is not None and starter == _recorded_starter(output)
-    return known and (output / SETTINGS).exists()
+def is_earlier_attempt(output: Path, starters: Sequence[str] | None = None) -> bool:
+    """Whether a folder holds a run of this very job, whose ranks have been started again.
+
+    A run that began from a named checkpoint is none before it has one of its own: until then, the
+    newest in the folder may be of the course that it left.
+
+    Args:
+        output: the folder.
+        starters: of all ranks (``job_starter``), one of which has to be known there; that of this
+            process by default.
+    """
+    if output.absolute() in _claimed or not (output / SETTINGS).exists():
+        return False
+    own = {job_starter()} if starters is None else set(starters)
+    record = _starter_record(output)
+    known = record.get(_STARTERS)
+    return isinstance(known, list) and not own.isdisjoint(known) and _FROM not in record
 
 
 def job_starter() -> str | None:
@@ -163,12 +188,23 @@ def job_starter() -> str | None:
     return f"{socket.gethostname()}:{parent}:{status[19]}"
 
 
-def _recorded_starter(output: Path) -> str | None:
+def _starter_record(output: Path) -> dict[str, Any]:
     try:
         found = read_json(output / STARTER)
     except (OSError, ValueError):
-        return None
-    return found.get("starter") if isinstance(found, dict) else None
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def forget_named_checkpoint(output: Path) -> None:
+    """From here on a later attempt of this job goes on from the newest checkpoint.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    record = _starter_record(output)
+    if record.pop(_FROM, None) is not None:
+        atomic_write_json(output / STARTER, record)
 
 
 def leave(config: RunConfig, comm: Communicator) -> None:
@@ -197,8 +233,13 @@ def open_records(
     epoch: int,
     budget: BudgetReport,
     attempt: Attempt | None = None,
+    *,
+    to_come: bool = True,
 ) -> RunRecorder | None:
     """From here on the folder holds a run; a resumed one with the settings that now apply.
+
+    The summary of the course before goes, if epochs are to come: it would pass for that of the new
+    one, which may never come to its end.
 
     Args:
         config: the run.
@@ -207,6 +248,7 @@ def open_records(
         epoch: at which it begins.
         budget: what it is expected to hold in memory.
         attempt: that this is, where the settings name URLs.
+        to_come: whether there are epochs to train.
 
     Returns:
         The recorder of rank 0; None on the others.
@@ -220,6 +262,8 @@ def open_records(
     def write() -> RunRecorder | None:
         if not comm.is_main:
             return None
+        if to_come:
+            (config.output / SUMMARY).unlink(missing_ok=True)
         write_record(config.output, shards)
         atomic_write_json(config.output / BUDGET, budget.as_json())
         atomic_write_text(config.output / SETTINGS, dump_yaml(as_given))
@@ -229,6 +273,13 @@ def open_records(
     doing = f"write to output = {config.output}"
     recorder = comm.together(write, doing=doing)
     attempt.begin()
-    if attempt.output is not None:
-        attempt.places.wait(attempt.output.push_records, doing=doing)
+    place = attempt.output
+    if place is not None:
+
+        def send() -> None:
+            if to_come and comm.is_main:
+                place.withdraw(SUMMARY)
+            place.push_records()
+
+        attempt.places.wait(send, doing=doing)
     return recorder

@@ -66,17 +66,23 @@ def log_path(output: Path, rank: int) -> Path:
 def rank_log(output: Path, comm: Communicator, level: str) -> Iterator[None]:
     """Log what this library says on this rank, appended to what earlier attempts have said.
 
+    Every rank enters it.
+
     Args:
         output: folder of the run.
         comm: this rank's communicator.
         level: debug, info, warning or error; lower ones are left out.
 
     Raises:
-        OSError: the file cannot be opened.
+        UserError: the file of some rank cannot be opened (on every rank).
     """
     path = log_path(output, comm.rank)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handler = _File(path, encoding="utf-8")
+
+    def opened() -> _File:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return _File(path, encoding="utf-8")
+
+    handler = comm.together(opened, doing=f"write to {path}")
     handler.setFormatter(_Lines(comm.rank, comm.activity))
     handler.setLevel(level.upper())
     before, propagates = _LIBRARY.level, _LIBRARY.propagate

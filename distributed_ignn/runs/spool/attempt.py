@@ -47,7 +47,8 @@ def attempted(config: RunConfig, comm: Communicator) -> Iterator[Attempt]:
         UserError, JobError: a place refuses, or does not answer (on every rank).
     """
     data = config.data
-    urls = expect(config.output, config.resume, config.partition.dir, data.path, data.nodes)
+    named = (config.output, config.resume, config.partition.dir, data.path, data.nodes)
+    urls = comm.together(lambda: expect(*named))
     with opened(comm, urls) as places:
         output = None
         if isinstance(config.output, Url):

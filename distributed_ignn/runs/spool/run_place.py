@@ -129,6 +129,10 @@ class RunPlace:
         self._mirror.store.remove([f"{name}/{STATE}"])
         self._mirror.store.remove(self._mirror.store.listing(name))
 
+    def withdraw(self, name: str) -> None:
+        """Remove a record that this machine has removed."""
+        self._mirror.store.remove([name])
+
     def push_records(self) -> None:
         """Send what is new of all that this machine says of the run; its first rank does."""
         if self.first:

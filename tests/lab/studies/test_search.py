@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -192,6 +194,22 @@ def test_a_trial_without_time_is_given_up_with_a_checkpoint(tmp_path: Path) -> N
     assert re.fullmatch(r"given up after \d+ s, no time was left for it", found["failure"])
     assert (run.output / "checkpoints" / "epoch-000001").is_dir()
     assert train_rung(Communicator(), Rung(run, 4))["epochs"] == 4
+
+
+def test_a_signal_in_the_last_epoch_of_a_rung_ends_the_search(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_epoch = Trainer.train_epoch
+
+    def asked(self: Trainer) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return train_epoch(self)
+
+    monkeypatch.setattr(Trainer, "train_epoch", asked)
+    run = parse_args([*CHAINS, "--train.epochs", "1", "--output", str(tmp_path / "run")])
+    with pytest.raises(Stopped, match="stopped by SIGTERM; this run has ended"):
+        train_rung(Communicator(), Rung(run, 1))
+    assert train_rung(Communicator(), Rung(run, 1))["epochs"] == 1
 
 
 def test_a_grid_alone_is_trained_whole_and_finished_runs_are_not_repeated(

@@ -31,12 +31,13 @@ def test_the_peak_of_a_run_does_not_include_what_its_process_held_before(tmp_pat
     assert read_finished(run).summary["peak_memory_bytes"] < before + MUCH // 2
 
 
-def test_a_signal_in_the_last_epoch_of_a_run_ends_the_study(tmp_path: Path) -> None:
+@pytest.mark.parametrize("left", [1, 0], ids=["in it", "with its checkpoint"])
+def test_a_signal_in_the_last_epoch_of_a_run_ends_the_study(tmp_path: Path, left: int) -> None:
     """The run itself has nothing left to stop, and is finished."""
     run = absolute_paths(tiny_run(tmp_path / "run"))
 
     def ask(record: EpochRecord, checkpoint: Path | None) -> None:
-        if record.epoch == run.train.epochs - 1:
+        if record.epoch == run.train.epochs - left:
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(Stopped, match="stopped by SIGTERM; this run has ended"):

@@ -63,7 +63,7 @@ def train_rung(comm: Communicator, rung: Rung, owns_process: bool = False) -> di
         JobError: another rank was lost.
     """
     late = _Late(rung.limit)
-    conduct = Conduct(shows=False, owns_process=owns_process)
+    conduct = Conduct(shows=False, owns_process=owns_process, more_follows=True)
     try:
         begun = comm.together(lambda: is_same_run(rung.run))
         run = with_settings(rung.run, {"resume": "auto"}) if begun else rung.run
