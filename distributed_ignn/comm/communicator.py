@@ -23,6 +23,7 @@ from distributed_ignn.comm.activity import Activity
 from distributed_ignn.comm.clock import Clock
 from distributed_ignn.comm.traffic import Traffic
 from distributed_ignn.comm.watchdog import Watchdog
+from distributed_ignn.device.triton_seam import kernels_obstacle
 from distributed_ignn.errors import UserError
 
 T = TypeVar("T")
@@ -296,7 +297,7 @@ def start_communicator(
             timeout=timedelta(seconds=timeout_seconds),
             **backends.group_arguments(name, device),
         )
-    return Communicator(
+    comm = Communicator(
         rank,
         world_size,
         local_rank,
@@ -306,6 +307,9 @@ def start_communicator(
         shares_memory=shares_memory,
         timeout_seconds=timeout_seconds,
     )
+    if not own:
+        backends.settle_kernels(comm.gather_json(kernels_obstacle(device)), rank)
+    return comm
 
 
 def joined() -> tuple[int, int] | None:
