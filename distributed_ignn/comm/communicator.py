@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -92,6 +93,7 @@ class Communicator:
         self.traffic = Traffic()
         self.activity = Activity()
         self.watchdog: Watchdog | None = None
+        self._before_close: list[weakref.WeakMethod[Callable[[], None]]] = []
         self.clock = Clock(self.device)
         self.spans_machines = spans_machines
         self._owns_group = owns_group
@@ -216,6 +218,15 @@ class Communicator:
         """A new process group of this rank alone, for a library that asks for one."""
         return dist.new_group([self.rank], use_local_synchronization=True)
 
+    def before_close(self, let_go: Callable[[], None]) -> None:
+        """Have ``close`` call a method before it ends the process group.
+
+        Args:
+            let_go: a bound method; its object is not kept alive, and none is called that is gone.
+        """
+        self._before_close = [known for known in self._before_close if known() is not None]
+        self._before_close.append(weakref.WeakMethod(let_go))
+
     def close(self, *, failed: bool = False) -> None:
         """Stop watching the others, and end the process group if this communicator started it.
 
@@ -227,8 +238,14 @@ class Communicator:
             self.watchdog.end(failed=failed)
             self.watchdog.close()
             self.watchdog = None
-        left = failed and self.backend == "nccl"
-        if self._owns_group and dist.is_initialized() and not left:
+        if failed and self.backend == "nccl":
+            return
+        for known in self._before_close:
+            let_go = known()
+            if let_go is not None:
+                let_go()
+        self._before_close.clear()
+        if self._owns_group and dist.is_initialized():
             dist.destroy_process_group()
 
 

@@ -90,6 +90,15 @@ class Recorder:
         else:
             self._record(key, function)
 
+    def forget(self) -> None:
+        """Let go of what was recorded, whoever still holds this object.
+
+        NCCL's group does not end while a graph holds one of its calls.
+        """
+        for graph, _ in self._graphs.values():
+            graph.reset()
+        self._graphs.clear()
+
     def _record(self, key: Hashable, function: Callable[[], None]) -> None:
         meter = self._meter
         before = None if meter is None else meter.snapshot()
@@ -134,6 +143,10 @@ class _Loop:
         self._state = method.allocate(z0)
         self._progress: Progress | None = None
         self._clean = False
+
+    def forget(self) -> None:
+        """Let go of its recordings."""
+        self._recorder.forget()
 
     def solve(self, arrays: tuple[Tensor, ...], z0: Tensor, goal: Goal) -> Solution:
         """See ``Captures.solve``."""
@@ -222,6 +235,12 @@ class Captures:
         self.size = size
         self._meter = meter
         self._loops: OrderedDict[Hashable, _Loop] = OrderedDict()
+
+    def forget(self) -> None:
+        """Let go of all recordings."""
+        for loop in self._loops.values():
+            loop.forget()
+        self._loops.clear()
 
     @staticmethod
     def held_bytes(sizes: SolveSizes, channels: int) -> int:
