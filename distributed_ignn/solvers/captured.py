@@ -62,8 +62,9 @@ class Meter(Protocol):
 class Recorder:
     """Runs functions on arrays that stay where they are; on a GPU from a recording.
 
-    The first call of all runs as it is: libraries make their handles and ranks connect then, which
-    cannot be recorded.
+    The first call under each key runs as it is: libraries make their handles, ranks connect and
+    Triton compiles then, which cannot be recorded. What is compiled depends on the key, too: on
+    whether the arrays of its places begin at multiples of 16 bytes.
 
     Args:
         device: of the arrays.
@@ -72,15 +73,15 @@ class Recorder:
 
     def __init__(self, device: torch.device, meter: Meter | None = None) -> None:
         self._records = device.type == "cuda"
-        self._warm = False
+        self._warm: set[Hashable] = set()
         self._meter = meter
         self._pool: Any = None
         self._graphs: dict[Hashable, tuple[torch.cuda.CUDAGraph, Any]] = {}  # and what it counts
 
     def run(self, key: Hashable, function: Callable[[], None]) -> None:
         """Call ``function``, or replay what it launched when it was recorded under this key."""
-        if not self._records or not self._warm:
-            self._warm = True
+        if not self._records or key not in self._warm:
+            self._warm.add(key)
             function()
         elif key in self._graphs:
             graph, counted = self._graphs[key]
