@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from distributed_ignn.comm.communicator import Communicator
+from tests.device.marks import needs_triton
 from tests.device.step_cases import judged_first, small_steps, whole_solves
 from tests.device.triton_runs import (
     Resources,
-    needs_triton,
     resources,
     run_compiling,
     run_interpreted,

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -14,6 +18,7 @@ import torch
 
 from distributed_ignn.config.shipped import CONFIG_FOLDER
 from distributed_ignn.errors import UserError
+from tests.gpu.__main__ import NEEDED
 from tests.gpu.acceptance import SECONDS, SECTIONS, Options, run
 from tests.gpu.sections.agreement import worst
 from tests.gpu.sections.ceilings import expected_copy
@@ -44,6 +49,75 @@ def test_no_gpu_is_one_line_and_code_2() -> None:
     assert len(done.stderr.splitlines()) == 1
     with pytest.raises(UserError, match="no section 'speed'; there are environment, "):
         run(Options("cpu", "tiny", ("speed",), Path("report.json")))
+
+
+_BLOCKED = """
+import sys
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {blocked}:
+            raise ModuleNotFoundError(f"{{name}} is not among what make gpu needs", name=name)
+
+sys.meta_path.insert(0, Blocker())
+for name in {modules}:
+    __import__(name)
+"""
+
+
+def test_what_is_named_is_all_that_the_sections_import() -> None:
+    """Of what is installed everything else is hidden, as it is beside a plain torch."""
+    needed = _with_requirements({*NEEDED, "triton"})
+    owners = metadata.packages_distributions()
+    hidden = [name for name, held in owners.items() if not needed & set(map(_canonical, held))]
+    hidden = [name for name in hidden if name not in ("distributed_ignn", "launch", "tests")]
+    assert {"pytest", "ray", "rich"} & set(hidden) == {"pytest", "ray"} & set(owners)
+    files = [file for file in (ROOT / "tests" / "gpu").rglob("*.py") if "test_" not in file.name]
+    modules = sorted({name for file in files for name in _imported(file) if _can_import(name)})
+    assert {"tests.propagation.triton_cases", "tests.gpu.sections.leaks"} <= set(modules)
+    done = subprocess.run(
+        [sys.executable, "-c", _BLOCKED.format(blocked=set(hidden), modules=modules)],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def _with_requirements(names: set[str]) -> set[str]:
+    """Packages that come with these, themselves included."""
+    found: set[str] = set()
+    left = set(map(_canonical, names))
+    while left:
+        name = left.pop()
+        found.add(name)
+        try:
+            asked = metadata.requires(name) or []
+        except metadata.PackageNotFoundError:
+            continue
+        plain = (text for text in asked if "extra ==" not in text)
+        left |= {_canonical(re.split(r"[^\w.-]", text)[0]) for text in plain} - found
+    return found
+
+
+def _canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def _imported(file: Path) -> Iterator[str]:
+    """Modules that a file imports, in functions, too."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module is not None:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def _can_import(name: str) -> bool:
+    """Whether it is a module of this repository, not what one holds."""
+    place = ROOT.joinpath(*name.split("."))
+    return place.with_suffix(".py").exists()
 
 
 @pytest.mark.long

@@ -18,7 +18,8 @@ from distributed_ignn.propagation.triton_rows import (
     tile_columns,
     tile_rows,
 )
-from tests.device.triton_runs import needs_triton, run_interpreted
+from tests.device.marks import needs_triton
+from tests.device.triton_runs import run_interpreted
 from tests.parity.cases import sum_reports
 from tests.propagation.triton_cases import (
     cell_report,
