@@ -12,6 +12,8 @@ import sys
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -20,11 +22,13 @@ from distributed_ignn.config.shipped import CONFIG_FOLDER
 from distributed_ignn.errors import UserError
 from tests.gpu.__main__ import NEEDED
 from tests.gpu.acceptance import SECONDS, SECTIONS, Options, run
+from tests.gpu.prepared_graphs import Preparation
+from tests.gpu.sections import exchange_speed, launch_counts
 from tests.gpu.sections.agreement import worst
 from tests.gpu.sections.ceilings import expected_copy
 from tests.gpu.sections.launch_counts import _covered
 from tests.gpu.sections.product_speed import OURS, PLAIN, ProductFigure, product_checks
-from tests.gpu.setting import SIZES, Setting
+from tests.gpu.setting import SIZES, Budget, Setting, kept
 from tests.gpu.verdicts import at_most, holds, judge
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -196,6 +200,40 @@ def test_targets_are_judged_on_a_gpu() -> None:
     assert at_most("x", float("nan"), 1.0).verdict == "failed"
     assert judge("x", 3.0, "", 2.0, least=False).verdict == "failed"
     assert holds("x", False).verdict == "failed"
+
+
+class _Measured:
+    """A budget whose ranks answer what they are given."""
+
+    def __init__(self, setting: Setting, answer: dict[str, Any]) -> None:
+        self.setting, self._answer = setting, answer
+
+    def left(self) -> float:
+        return 1.0
+
+    def ranks(self, action: object, ranks: int) -> list[dict[str, Any]]:
+        return [self._answer] * ranks
+
+
+@pytest.mark.parametrize(("gpus", "counts"), [(1, False), (2, True)])
+def test_ranks_that_share_a_gpu_are_not_judged_as_nccls(
+    tmp_path: Path, gpus: int, counts: bool
+) -> None:
+    setting = Setting("gpu", gpus, SIZES["full"], str(tmp_path), 0.0)
+    graphs = cast(Preparation, SimpleNamespace(wait=lambda *which: None))
+    steps = {"launches": 10.0, "syncs": 7.0, "seconds": 1.0, "idle": 0.1, "graphs": 0.0}
+    budget = cast(Budget, _Measured(setting, {"anderson": steps}))
+    found = {check.name: check.verdict for check in launch_counts.look(budget, graphs)}
+    shared = "ok" if counts else "measured"
+    assert found["anderson, 1 ranks: launches per evaluation"] == "ok"
+    assert found["anderson, 2 ranks: launches per evaluation"] == shared
+    assert found["anderson, 1 ranks: syncs per evaluation"] == "failed"
+    assert found["anderson, 2 ranks: syncs per evaluation"] == ("failed" if counts else "measured")
+    assert (kept(setting, "asked") is not None) == counts
+
+    sent = {"rates": {}, "alone": 1.0, "added": {"fp32": 0.1, "int4": 0.0}, "chosen": "fp32"}
+    budget = cast(Budget, _Measured(setting, sent))
+    assert [check.verdict for check in exchange_speed.look(budget, graphs)][-1] == shared
 
 
 def test_what_is_compared_is_found() -> None:
