@@ -135,7 +135,7 @@ class Setting:
 
 
 def keep(setting: Setting, name: str, values: Any) -> None:
-    """Leave figures to the profile, which is written last."""
+    """Leave figures to the profile, which is written later."""
     atomic_write_json(Path(setting.folder) / f"{name}.json", values)
 
 

@@ -202,6 +202,14 @@ def test_targets_are_judged_on_a_gpu() -> None:
     assert holds("x", False).verdict == "failed"
 
 
+def test_the_profile_is_written_in_time() -> None:
+    """It needs what ceilings, products and host have measured."""
+    names = list(SECTIONS)
+    before = names[: names.index("profile") + 1]
+    assert {"ceilings", "products", "host"} < set(before)
+    assert sum(SECTIONS[name][1] for name in before) <= SECONDS
+
+
 class _Measured:
     """A budget whose ranks answer what they are given."""
 
