@@ -9,6 +9,7 @@ number that the driver knows it by, and all of them read the same list.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import socket
 import time
@@ -20,7 +21,10 @@ import torch
 import torch.distributed as dist
 
 from distributed_ignn.comm.rendezvous import join
+from distributed_ignn.device.triton_seam import SWITCH, kernels_obstacle, leave_to_torch
 from distributed_ignn.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 _NCCL_DEFAULTS = {
     # torch would end the process with SIGABRT where NCCL or the GPU reports an error, before
@@ -76,18 +80,45 @@ def agreed_backend(
 ) -> str:
     """Choose the transport of a job, see ``choose_backend``; every rank calls it.
 
+    Whether kernels are used is settled on the way, see ``settle_kernels``.
+
     Raises:
         UserError: the same on every rank.
     """
-    store.set(f"{_GPUS}{rank}", json.dumps(_own_gpu(device)))
-    found = store.multi_get([f"{_GPUS}{other}" for other in range(world_size)])
-    gpus = [None if (one := json.loads(text)) is None else Gpu(*one) for text in found]
+    own = {"gpu": _own_gpu(device), "kernels": kernels_obstacle(device)}
+    store.set(f"{_GPUS}{rank}", json.dumps(own))
+    texts = store.multi_get([f"{_GPUS}{other}" for other in range(world_size)])
+    found = [json.loads(text) for text in texts]
+    settle_kernels([one["kernels"] for one in found], rank)
+    gpus = [None if one["gpu"] is None else Gpu(*one["gpu"]) for one in found]
     try:
         return choose_backend(backend, gpus)
     except UserError as error:
         error.teller = "job"
         _let_all_read(store, rank, world_size)
         raise
+
+
+def settle_kernels(obstacles: Sequence[str | None], rank: int) -> None:
+    """Leave to torch on every rank what some rank leaves to it; every rank calls it.
+
+    Ranks with and without kernels would reduce different numbers.
+
+    Args:
+        obstacles: of every rank, see ``kernels_obstacle``.
+        rank: this one; rank 0 says so.
+    """
+    without = [other for other, obstacle in enumerate(obstacles) if obstacle is not None]
+    uneven = 0 < len(without) < len(obstacles)
+    leave_to_torch(uneven)
+    if uneven and rank == 0:
+        first = without[0]
+        logger.warning(
+            "rank %d has no GPU kernels: %s; all ranks use torch's operations, as with %s=0",
+            first,
+            obstacles[first],
+            SWITCH,
+        )
 
 
 def _own_gpu(device: torch.device) -> Gpu | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -23,6 +24,7 @@ from distributed_ignn.comm.activity import Activity
 from distributed_ignn.comm.clock import Clock
 from distributed_ignn.comm.traffic import Traffic
 from distributed_ignn.comm.watchdog import Watchdog
+from distributed_ignn.device.triton_seam import kernels_obstacle
 from distributed_ignn.errors import UserError
 
 T = TypeVar("T")
@@ -91,6 +93,7 @@ class Communicator:
         self.traffic = Traffic()
         self.activity = Activity()
         self.watchdog: Watchdog | None = None
+        self._before_close: list[weakref.WeakMethod[Callable[[], None]]] = []
         self.clock = Clock(self.device)
         self.spans_machines = spans_machines
         self._owns_group = owns_group
@@ -215,6 +218,15 @@ class Communicator:
         """A new process group of this rank alone, for a library that asks for one."""
         return dist.new_group([self.rank], use_local_synchronization=True)
 
+    def before_close(self, let_go: Callable[[], None]) -> None:
+        """Have ``close`` call a method before it ends the process group.
+
+        Args:
+            let_go: a bound method; its object is not kept alive, and none is called that is gone.
+        """
+        self._before_close = [known for known in self._before_close if known() is not None]
+        self._before_close.append(weakref.WeakMethod(let_go))
+
     def close(self, *, failed: bool = False) -> None:
         """Stop watching the others, and end the process group if this communicator started it.
 
@@ -226,8 +238,14 @@ class Communicator:
             self.watchdog.end(failed=failed)
             self.watchdog.close()
             self.watchdog = None
-        left = failed and self.backend == "nccl"
-        if self._owns_group and dist.is_initialized() and not left:
+        if failed and self.backend == "nccl":
+            return
+        for known in self._before_close:
+            let_go = known()
+            if let_go is not None:
+                let_go()
+        self._before_close.clear()
+        if self._owns_group and dist.is_initialized():
             dist.destroy_process_group()
 
 
@@ -296,7 +314,7 @@ def start_communicator(
             timeout=timedelta(seconds=timeout_seconds),
             **backends.group_arguments(name, device),
         )
-    return Communicator(
+    comm = Communicator(
         rank,
         world_size,
         local_rank,
@@ -306,6 +324,9 @@ def start_communicator(
         shares_memory=shares_memory,
         timeout_seconds=timeout_seconds,
     )
+    if not own:
+        backends.settle_kernels(comm.gather_json(kernels_obstacle(device)), rank)
+    return comm
 
 
 def joined() -> tuple[int, int] | None:

@@ -32,6 +32,7 @@ def judge_kernel(
     divisor = tl.where(image_square == 0.0, 1.0, image_square)
     residual = tl.where(image_square == 0.0, vanished, tl.sqrt(square / divisor))
     residual = tl.where(square == 0.0, 0.0, residual)
+    residual = tl.where(image_square == float("inf"), float("inf"), residual)
     better = ((residual < best) | (best == float("inf"))) & going
     above = (residual > tl.load(tolerance_ptr)) & (residual < float("inf"))
     tl.store(residual_ptr, residual)

@@ -62,8 +62,9 @@ class Meter(Protocol):
 class Recorder:
     """Runs functions on arrays that stay where they are; on a GPU from a recording.
 
-    The first call of all runs as it is: libraries make their handles and ranks connect then, which
-    cannot be recorded.
+    The first call under each key runs as it is: libraries make their handles, ranks connect and
+    Triton compiles then, which cannot be recorded. What is compiled depends on the key, too: on
+    whether the arrays of its places begin at multiples of 16 bytes.
 
     Args:
         device: of the arrays.
@@ -72,15 +73,15 @@ class Recorder:
 
     def __init__(self, device: torch.device, meter: Meter | None = None) -> None:
         self._records = device.type == "cuda"
-        self._warm = False
+        self._warm: set[Hashable] = set()
         self._meter = meter
         self._pool: Any = None
         self._graphs: dict[Hashable, tuple[torch.cuda.CUDAGraph, Any]] = {}  # and what it counts
 
     def run(self, key: Hashable, function: Callable[[], None]) -> None:
         """Call ``function``, or replay what it launched when it was recorded under this key."""
-        if not self._records or not self._warm:
-            self._warm = True
+        if not self._records or key not in self._warm:
+            self._warm.add(key)
             function()
         elif key in self._graphs:
             graph, counted = self._graphs[key]
@@ -89,6 +90,15 @@ class Recorder:
                 self._meter.add(counted)
         else:
             self._record(key, function)
+
+    def forget(self) -> None:
+        """Let go of what was recorded, whoever still holds this object.
+
+        NCCL's group does not end while a graph holds one of its calls.
+        """
+        for graph, _ in self._graphs.values():
+            graph.reset()
+        self._graphs.clear()
 
     def _record(self, key: Hashable, function: Callable[[], None]) -> None:
         meter = self._meter
@@ -134,6 +144,10 @@ class _Loop:
         self._state = method.allocate(z0)
         self._progress: Progress | None = None
         self._clean = False
+
+    def forget(self) -> None:
+        """Let go of its recordings."""
+        self._recorder.forget()
 
     def solve(self, arrays: tuple[Tensor, ...], z0: Tensor, goal: Goal) -> Solution:
         """See ``Captures.solve``."""
@@ -222,6 +236,12 @@ class Captures:
         self.size = size
         self._meter = meter
         self._loops: OrderedDict[Hashable, _Loop] = OrderedDict()
+
+    def forget(self) -> None:
+        """Let go of all recordings."""
+        for loop in self._loops.values():
+            loop.forget()
+        self._loops.clear()
 
     @staticmethod
     def held_bytes(sizes: SolveSizes, channels: int) -> int:

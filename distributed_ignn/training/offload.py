@@ -64,7 +64,7 @@ class HostRoom:
         """Begin to copy rows [O, ...] to the host.
 
         The device's memory is free once the copy is over and nobody else holds the rows. The host's
-        copy is for ``back`` alone until then.
+        copy is for ``back`` alone until then; torch rounds its size up to a power of two.
         """
         self._sweep()
         there = torch.empty(rows.shape, dtype=rows.dtype, pin_memory=self._on_gpu)

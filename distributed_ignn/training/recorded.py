@@ -19,7 +19,10 @@ def captures(config: RunConfig, comm: Communicator) -> dict[str, Captures]:
     if any(_obstacles(config, comm)):
         return {}
     sizes = {"forward": config.forward.capture, "adjoint": config.adjoint.capture}
-    return {name: Captures(size, comm.traffic) for name, size in sizes.items() if size}
+    found = {name: Captures(size, comm.traffic) for name, size in sizes.items() if size}
+    for each in found.values():
+        comm.before_close(each.forget)
+    return found
 
 
 def refuse_captures(config: RunConfig, comm: Communicator) -> None:

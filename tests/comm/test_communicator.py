@@ -99,10 +99,10 @@ class _Machine:
         self.folder = folder
         self.groups: list[dict[str, Any]] = []
         self.made_current: list[torch.device] = []
-        self._here = threading.local()
+        self.here = threading.local()
 
     def properties(self, device: torch.device) -> SimpleNamespace:
-        return SimpleNamespace(uuid=f"00-{self.gpus[self._here.rank]}")
+        return SimpleNamespace(uuid=f"00-{self.gpus[self.here.rank]}")
 
     def init(self, name: str, **rest: Any) -> None:
         self.groups.append({"name": name, **rest})
@@ -119,7 +119,7 @@ class _Machine:
             return list(pool.map(start, range(len(self.gpus))))
 
     def _start(self, backend: str, hang_seconds: float, rank: int) -> str:
-        self._here.rank = rank
+        self.here.rank = rank
         try:
             start_communicator(
                 rank=rank,
@@ -177,6 +177,26 @@ def test_ranks_that_share_a_gpu_take_gloo(machine: _Machine) -> None:
     assert [group["name"] for group in machine.groups] == ["gloo"] * 3
     assert not any("device_id" in group for group in machine.groups)
     assert _PRIORITY not in os.environ
+
+
+@pytest.mark.parametrize("machine", [(0, 1)], indirect=True)
+def test_kernels_that_one_rank_lacks_are_switched_off_on_all(
+    machine: _Machine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A rank with kernels reduces one number more."""
+    lacking: dict[int, str | None] = {1: "no compiler"}
+    said: list[bool] = []
+    monkeypatch.setattr(backends, "kernels_obstacle", lambda device: lacking.get(machine.here.rank))
+    monkeypatch.setattr(backends, "leave_to_torch", said.append)
+    assert machine.start() == ["started"] * 2
+    assert said == [True] * 2
+    assert len([line for line in caplog.messages if "rank 1 has no GPU kernels: no c" in line]) == 1
+    for lacking[0] in ("none either", None):  # alike on both: nothing to agree on
+        lacking[1] = lacking[0]
+        said.clear()
+        caplog.clear()
+        assert machine.start() == ["started"] * 2
+        assert (said, caplog.messages) == ([False] * 2, [])
 
 
 @pytest.mark.parametrize("machine", [(5, 7, 7)], indirect=True)

@@ -50,6 +50,8 @@ COURSES = {
     "ends at the limit": ([(4.0, 1.0), (1.0, 1.0), (0.5, 1.0)], 0.0, 2),
     "not a number": ([(4.0, 1.0), (math.nan, 1.0), (1.0, 1.0)], 0.1, 9),
     "infinite": ([(math.inf, 2.0), (1.0, 1.0)], 0.1, 9),
+    "infinite image": ([(1.0, math.inf), (1.0, 1.0)], 0.1, 9),
+    "all is infinite": ([(math.inf, math.inf), (0.0, math.inf)], 0.1, 9),
     "image vanishes": ([(3.0, 0.0), (0.0, 0.0), (1.0, 1.0)], 1e-9, 9),
     "both are lost": ([(math.nan, 0.0), (1.0, 1.0)], 1e-9, 9),
 }

@@ -9,7 +9,8 @@ import torch
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.propagation.propagate import choose_codec
 from tests.device.codec_cases import differing, every_scale, nan_is_told, traffic
-from tests.device.triton_runs import needs_triton, run_interpreted
+from tests.device.marks import needs_triton
+from tests.device.triton_runs import run_interpreted
 
 
 def _checks(comm: Communicator) -> list[Any]:

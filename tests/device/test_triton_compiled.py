@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tests.device.compiled_cases import compiled
-from tests.device.triton_runs import needs_triton, run_compiling
+from tests.device.marks import needs_triton
+from tests.device.triton_runs import run_compiling
 
 CEILINGS = {
     "product, 4 in flight, 2 warps": 255,

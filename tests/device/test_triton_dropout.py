@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from tests.device.marks import needs_triton
 from tests.device.mask_cases import differing_masks, launches_of_a_mask
-from tests.device.triton_runs import needs_triton, run_interpreted
+from tests.device.triton_runs import run_interpreted
 
 
 @needs_triton

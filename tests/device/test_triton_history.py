@@ -10,7 +10,8 @@ import torch
 from distributed_ignn.comm.communicator import Communicator
 from tests.device.evaluation_cases import passes_of_an_evaluation
 from tests.device.history_cases import history_errors, passes, squares_error, sums_repeat
-from tests.device.triton_runs import needs_triton, run_interpreted
+from tests.device.marks import needs_triton
+from tests.device.triton_runs import run_interpreted
 
 # bfloat16 is cut off by the interpreter, where a GPU and torch round; in float32, a sum of one
 # number may cancel

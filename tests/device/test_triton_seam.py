@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
+from torch import Tensor
 
 from distributed_ignn.device import block_size, triton_seam
 from distributed_ignn.device.block_size import block_entries
-from distributed_ignn.device.triton_seam import SWITCH, triton_kernels_for, triton_obstacle
+from distributed_ignn.device.triton_seam import (
+    SWITCH,
+    kernels_obstacle,
+    leave_to_torch,
+    triton_kernels_for,
+    triton_obstacle,
+)
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 ROOT = Path(__file__).resolve().parents[2]
@@ -58,6 +68,60 @@ def test_kernels_can_be_switched_off_and_know_their_formats(
     assert triton_kernels_for("triton_codecs", torch.zeros(1), torch.float64) is None
     monkeypatch.setenv(SWITCH, "0")
     assert triton_kernels_for("triton_history", torch.zeros(1), torch.float32) is None
+
+
+@pytest.fixture
+def driver(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
+    """Triton's driver of a machine that seems to have a GPU; ``active`` may be changed."""
+    found = SimpleNamespace(active=SimpleNamespace(utils=object()))
+    runtime = SimpleNamespace(driver=found)
+    monkeypatch.setitem(sys.modules, "triton.runtime", cast(ModuleType, runtime))
+    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: True)
+    monkeypatch.setattr(triton_seam.shutil, "which", lambda name: name)
+    monkeypatch.setattr(triton_seam.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.delenv(SWITCH, raising=False)
+    triton_seam._against_compiling.cache_clear()
+    yield found
+    triton_seam._against_compiling.cache_clear()
+
+
+def test_where_the_driver_is_there_kernels_run(driver: SimpleNamespace) -> None:
+    assert triton_obstacle(GPU) is None
+    assert kernels_obstacle(GPU) is None
+
+
+def test_a_driver_that_does_not_build_is_said_once_and_left(
+    driver: SimpleNamespace, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As with gcc, and without Python's headers."""
+
+    class Unbuilt:
+        @property
+        def utils(self) -> object:
+            raise subprocess.CalledProcessError(1, ["gcc", "driver.c"])
+
+    driver.active = Unbuilt()
+    rows = cast(Tensor, SimpleNamespace(dtype=torch.float32, device=GPU))
+    for _ in range(2):
+        assert triton_kernels_for("triton_history", rows, torch.float32) is None
+        assert "CalledProcessError: Command '['gcc', 'driver.c']'" in str(triton_obstacle(GPU))
+    [line] = caplog.messages
+    assert "Python's headers" in line
+    assert line.endswith("; torch's operations are used instead")
+
+
+def test_ranks_that_agreed_to_do_without_do_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_seam.importlib, "import_module", lambda name: name)
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.delenv(SWITCH, raising=False)
+    leave_to_torch(True)
+    try:
+        assert triton_kernels_for("triton_history", torch.zeros(1), torch.float32) is None
+        assert triton_obstacle(CPU) is None  # a product kernel that was asked for is apart
+    finally:
+        leave_to_torch(False)
+    assert triton_kernels_for("triton_history", torch.zeros(1), torch.float32) is not None
 
 
 def test_triton_is_asked_for_by_developers_alone() -> None:

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from distributed_ignn.comm.communicator import Communicator
+from tests.device.marks import needs_triton
 from tests.device.step_cases import judged_first, small_steps, whole_solves
 from tests.device.triton_runs import (
     Resources,
-    needs_triton,
     resources,
     run_compiling,
     run_interpreted,
@@ -25,7 +25,7 @@ def _checks(comm: Communicator) -> tuple[Any, Any, Any]:
 @needs_triton
 def test_kernels_decide_as_torch_does() -> None:
     (((found, expected), solves, judged),) = run_interpreted(_checks)
-    assert len(found) == len(expected) == 22
+    assert len(found) == len(expected) == 24
     for one, other in zip(found, expected, strict=True):
         assert one == pytest.approx(other, rel=1e-12, abs=1e-300, nan_ok=True)
     for fused, plain, launches in solves:

@@ -6,7 +6,6 @@ processes of its own; they are forked from one that has not imported it.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import subprocess
@@ -18,18 +17,12 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import pytest
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.device.triton_seam import SWITCH
 from tests.ranks import run_ranks
-
-needs_triton = pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None,
-    reason="Triton is not installed; it comes with CUDA builds of torch and with the extra dev",
-)
 
 
 def run_interpreted(fn: Callable[..., Any], *args: Any, ranks: int = 1) -> list[Any]:

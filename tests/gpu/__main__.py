@@ -20,6 +20,7 @@ NEEDED = {
     "torch": "torch",
     "numpy": "numpy",
     "scipy": "scipy",
+    "pyarrow": "pyarrow",
     "pydantic": "pydantic",
     "pydantic-settings": "pydantic_settings",
     "pyyaml": "yaml",

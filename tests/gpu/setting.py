@@ -120,6 +120,13 @@ class Setting:
             return "alone"
         return "gloo" if ranks > self.gpus or self.kind == "cpu" else "nccl"
 
+    def counts(self, ranks: int) -> bool:
+        """Whether figures of so many ranks are judged, and kept for the planner.
+
+        Those that share a GPU move their rows and sums through the host, which waits for them.
+        """
+        return self.real and self.backend(ranks) != "gloo"
+
     def config(self, scale: float, *flags: str) -> RunConfig:
         """A run on synthetic-products with the shipped settings and ``flags``."""
         fixed = ("--dataset", "synthetic-products", "--data.synthetic.scale", str(scale))
@@ -128,7 +135,7 @@ class Setting:
 
 
 def keep(setting: Setting, name: str, values: Any) -> None:
-    """Leave figures to the profile, which is written last."""
+    """Leave figures to the profile, which is written later."""
     atomic_write_json(Path(setting.folder) / f"{name}.json", values)
 
 

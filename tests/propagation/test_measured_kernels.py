@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from distributed_ignn.device import triton_seam
 from distributed_ignn.errors import UserError
 from distributed_ignn.propagation import measured_kernels
 from distributed_ignn.propagation.kernels import choose_kernel
@@ -29,6 +30,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Test GPU")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    monkeypatch.setattr(triton_seam, "_against_compiling", lambda: None)
     return tmp_path
 
 

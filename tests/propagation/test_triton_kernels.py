@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+from typing import Any
+from unittest import mock
 
 import pytest
 import torch
+from torch import Tensor
 
+from distributed_ignn.comm.communicator import Communicator
+from distributed_ignn.device import triton_seam
 from distributed_ignn.errors import UserError
 from distributed_ignn.propagation.entries import Entries
 from distributed_ignn.propagation.kernels import choose_kernel
@@ -17,7 +22,10 @@ from distributed_ignn.propagation.triton_rows import (
     tile_columns,
     tile_rows,
 )
-from tests.device.triton_runs import needs_triton, run_interpreted
+from tests.device.marks import needs_triton
+from tests.device.triton_runs import run_interpreted
+from tests.gpu.sections.agreement import kernel_errors
+from tests.gpu.setting import SIZES, Setting
 from tests.parity.cases import sum_reports
 from tests.propagation.triton_cases import (
     cell_report,
@@ -40,6 +48,39 @@ def test_products_agree_with_float64() -> None:
     (errors,) = run_interpreted(product_errors)
     assert len(errors) == 16
     assert {name: error for name, error in errors.items() if error > EXACT} == {}
+
+
+def _compiled(comm: Communicator) -> tuple[int, int, dict[str, tuple[float, float]]]:
+    """Products and configurations that a GPU would compile for ``make gpu``."""
+    from distributed_ignn.propagation import triton_kernels
+    from distributed_ignn.propagation.triton_kernels import product_kernel
+
+    product_kernel.configs = [
+        triton_kernels.triton.Config({"UNROLL": unroll}, num_warps=warps)
+        for unroll, warps in triton_kernels.PRODUCT
+    ]
+    met: set[tuple[object, ...]] = set()
+    run = product_kernel.run
+
+    def watched(*args: Any, **named: Any) -> Any:
+        given = dict(zip(product_kernel.arg_names, args, strict=False)) | named
+        kinds = [str(each.dtype) for each in given.values() if isinstance(each, Tensor)]
+        key = [given[name] for name in product_kernel.keys if name in given]
+        met.update((*key, *kinds, str(config)) for config in product_kernel.configs)
+        return run(*args, **named)
+
+    with mock.patch.object(product_kernel, "run", watched):
+        errors = kernel_errors(comm, Setting("cpu", 0, SIZES["tiny"], "", 0.0))
+    return len(met), len(product_kernel.configs), errors
+
+
+@needs_triton
+def test_make_gpu_compiles_few_products() -> None:
+    """Every kind of entries and width in every configuration would be 200, a second or two each."""
+    ((compiled, configurations, errors),) = run_interpreted(_compiled)
+    assert 20 < compiled <= 50
+    assert configurations == 6
+    assert {name for name, (error, limit) in errors.items() if error > limit} == set()
 
 
 @needs_triton
@@ -139,6 +180,7 @@ def test_tiles_hold_all_columns_and_enough_rows_for_a_dense_product() -> None:
 def test_triton_is_taken_by_name_where_it_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(triton_seam, "_against_compiling", lambda: None)
     assert choose_kernel("triton", torch.float32, GPU) == "triton"
     assert choose_kernel("triton-product", torch.bfloat16, GPU) == "triton-product"
     assert choose_kernel("auto", torch.float32, CPU) == "bag"

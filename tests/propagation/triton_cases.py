@@ -101,6 +101,13 @@ def _product_error(part: Entries, dense: Tensor, operand: Tensor) -> float:
     return _error(found, dense @ operand.double(), dense.abs() @ operand.double().abs())
 
 
+def usual_product_error(comm: Communicator) -> float:
+    """Of a product of 20 columns, scaled on both sides."""
+    _use_small_limits()
+    part, dense = random_entries(comm.device)
+    return _product_error(part, dense, torch.randn(COLUMNS, 20))
+
+
 def rounded_product_error(comm: Communicator) -> float:
     """Of a product of bfloat16 rows whose result is bfloat16 too."""
     _use_small_limits()

@@ -75,6 +75,7 @@ class EmulatedGPU(TorchDispatchMode):
         self._patches: ExitStack | None = None
         self._seeds: dict[int, list[int]] = {}
         self._here = threading.local()
+        self._named_last = 0
 
     def __enter__(self) -> EmulatedGPU:
         from tests.pseudo_gpu.cuda_calls import cuda_patches
@@ -105,11 +106,13 @@ class EmulatedGPU(TorchDispatchMode):
 
     @property
     def current_device(self) -> int:
-        return getattr(self._here, "device", 0)
+        # autograd's threads, which Python has not started, are told their device by autograd
+        foreign = isinstance(threading.current_thread(), threading._DummyThread)
+        return getattr(self._here, "device", self._named_last if foreign else 0)
 
     @current_device.setter
     def current_device(self, index: int) -> None:
-        self._here.device = index
+        self._here.device = self._named_last = index
 
     def index_of(self, device: Any) -> int:
         """Number of a device however it is named; the current one by default."""

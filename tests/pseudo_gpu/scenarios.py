@@ -30,7 +30,7 @@ CODED: dict[str, dict[str, Any]] = {
     "int4": {"halo": "int4"},
     "stale, bf16": {"halo": "bf16", "stale": True},
 }
-_QUIET = Conduct(shows=False, owns_process=False)
+QUIET = Conduct(shows=False, owns_process=False)
 Numbers = dict[str, Tensor]
 Sections = dict[str, dict[str, Any]]
 
@@ -127,9 +127,9 @@ def run_config(output: Path, **changes: Any) -> RunConfig:
 
 def whole_run(comm: Communicator, output: Path) -> list[Any]:
     """The epochs' losses are in its folder; a run without a break gives the same summary."""
-    straight = run_training(run_config(output / "straight"), comm, conduct=_QUIET)
-    run_training(run_config(output / "broken"), comm, conduct=_QUIET, until=2)
-    resumed = run_training(run_config(output / "broken", resume="auto"), comm, conduct=_QUIET)
+    straight = run_training(run_config(output / "straight"), comm, conduct=QUIET)
+    run_training(run_config(output / "broken"), comm, conduct=QUIET, until=2)
+    resumed = run_training(run_config(output / "broken", resume="auto"), comm, conduct=QUIET)
     tuned = tune(TuneOptions(output / "broken"), comm)
     found = predict(PredictOptions(output / "broken", output / "predictions.npz"), comm)
     return [_lasting(straight), _lasting(resumed), tuned.after.converged, found.quality()]

@@ -109,7 +109,7 @@ def count_case(comm: Communicator, name: str) -> Ceiling:
     totals = []
     for evaluations in (_SHORT, _LONG):
         groups = Captures(case.recorded) if case.recorded else None
-        for _ in range(3 if groups else 1):  # the first two record
+        for _ in range(3 if groups else 1):  # the first two warm up and record
             before = gpu.counts.totals()
             _solve(model, case, evaluations, groups)
         after = gpu.counts.totals()

@@ -37,9 +37,9 @@ BUDGET = "memory.json"
 STARTER = "starter.json"
 _STARTERS, _FROM = "starters", "from"
 _PATIENCE_SECONDS, _LEAVING_SECONDS = 120.0, 10.0
-_claimed: set[Path] = (
-    set()
-)  # outputs of this process, whose ranks have not been started again since
+
+# outputs that this process has claimed: its ranks have not been started again since
+_claimed: set[Path] = set()
 
 
 @contextmanager

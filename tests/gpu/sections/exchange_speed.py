@@ -43,7 +43,7 @@ def look(budget: Budget, graphs: Preparation) -> Iterator[Check]:
             "",
             _SLOWEST_CHOICE,
             least=False,
-            counts=setting.real,
+            counts=setting.counts(ranks),
             note=f"auto takes {chosen}",
         )
 

@@ -57,14 +57,14 @@ def look(budget: Budget, graphs: Preparation) -> Iterator[Check]:
     for ranks in (1, 2):
         graphs.wait(setting.sizes.links, ranks, budget.left())
         found = budget.ranks(per_evaluation, ranks)[0]
-        if ranks > 1 and setting.real:  # elsewhere operations were counted
+        if ranks > 1 and setting.counts(ranks):
             keep(
                 setting,
                 "asked",
                 {_METHODS[n]: _asked(c) for n, c in found.items() if n in _METHODS},
             )
         for name, counts in found.items():
-            yield from _checks(setting, f"{name}, {ranks} ranks", name in _JUDGED, counts)
+            yield from _checks(setting, ranks, name, counts)
 
 
 def _asked(counts: Counts) -> dict[str, float]:
@@ -72,16 +72,23 @@ def _asked(counts: Counts) -> dict[str, float]:
     return {key: max(0.0, counts[key]) for key in ("launches", "syncs")}
 
 
-def _checks(setting: Setting, name: str, judged: bool, counts: Counts) -> Iterator[Check]:
+def _checks(setting: Setting, ranks: int, solver: str, counts: Counts) -> Iterator[Check]:
     stands_in = "" if setting.real else "operations of the CPU stand in"
+    name = f"{solver}, {ranks} ranks"
     for key, most in (("launches", MOST_LAUNCHES), ("syncs", MOST_SYNCS)):
         label = f"{name}: {key} per evaluation"
-        if not judged:
+        if solver not in _JUDGED:
             yield measured(label, counts[key], "", stands_in)
             continue
         # half a one more may come from what a solve does once
         yield judge(
-            label, counts[key], "", most + 0.5, least=False, counts=setting.real, note=stands_in
+            label,
+            counts[key],
+            "",
+            most + 0.5,
+            least=False,
+            counts=setting.counts(ranks),
+            note=stands_in,
         )
     note = f"{counts['seconds'] * 1e6:,.0f} us"
     if setting.real:
