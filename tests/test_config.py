@@ -31,6 +31,7 @@ from distributed_ignn.config.dotted import dotted
 from distributed_ignn.config.options import Options
 from distributed_ignn.errors import NoEffectError, UserError
 from distributed_ignn.models.kinds import KINDS
+from distributed_ignn.runs.layout import CHECKPOINTS
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
@@ -260,7 +261,7 @@ def test_what_a_method_does_not_read_is_refused(argv: str, message: str) -> None
 
 def test_a_run_that_was_moved_goes_on_where_it_is_told_to(tmp_path: Path) -> None:
     before, now = tmp_path / "before", tmp_path / "now"
-    (now / "checkpoints").mkdir(parents=True)
+    (now / CHECKPOINTS).mkdir(parents=True)
     config = parse_args(["--dataset", "chains", "--output", str(before)])
     (now / "config.yaml").write_text(dump_yaml(config))
     command = ["--config", str(now / "config.yaml")]

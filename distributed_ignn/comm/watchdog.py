@@ -306,8 +306,8 @@ class Watchdog:
 
 
 WAY_OUT = (
-    "a process was stopped or lost, or a machine or the network is down; if nobody starts the "
-    "ranks again, do so, a training with --resume auto"
+    "a process was stopped or lost, or a machine or the network is down; if nothing starts the "
+    "ranks again, start them yourself; a training goes on with --resume auto"
 )
 
 

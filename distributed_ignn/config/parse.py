@@ -229,17 +229,19 @@ def resolve_run(flags: dict[str, Any], config_file: Path | None) -> RunConfig:
             "with the package, as paper/citeseer.yaml"
         )
     file = _read_yaml(path)
-    _refuse_another_folder(path, file, flags)
     if config_file is None:
         file = _for_kind(_kind(_merge(file, flags)), file)
+    else:
+        _refuse_another_folder(path, file, flags)
     return _check_files(validate_run(_over_defaults(file, flags), path, flags))
 
 
 def _refuse_another_folder(path: Path, file: Mapping[str, Any], flags: Mapping[str, Any]) -> None:
     """Refuse to go on in the folder that a run had before it was moved or copied."""
-    folder, output = path.parent, str(file.get("output"))
+    folder, output = path.parent, str(file.get("output", ""))
     if (
         flags.get("resume") == "auto"
+        and output
         and flags.get("output") is None
         and (folder / "checkpoints").is_dir()
         and "://" not in output

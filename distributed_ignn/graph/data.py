@@ -121,7 +121,7 @@ class CSRMatrix:
         return CSRMatrix(rowptr, col, value, self.num_cols)
 
     def to_dense(self, dtype: torch.dtype = torch.float64) -> Tensor:
-        """Dense copy [rows, num_cols]; for tests and small graphs."""
+        """Dense copy [rows, num_cols], which has to fit into memory."""
         dense = torch.zeros(self.num_rows, self.num_cols, dtype=dtype)
         dense[self.rows(), self.col] = 1.0 if self.value is None else self.value.to(dtype)
         return dense

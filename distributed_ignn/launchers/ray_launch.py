@@ -30,7 +30,7 @@ from distributed_ignn.urls.url import Url
 
 _TURN_SECONDS = 0.2
 _LOOK_SECONDS = 10.0
-_GO_ON = "start again, a training with --resume auto"
+_GO_ON = "start it again with --resume auto"
 
 
 def train_on_ray(config: RunConfig) -> None:

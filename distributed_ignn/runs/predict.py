@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from distributed_ignn.comm.communicator import Communicator
-from distributed_ignn.config import RunConfig, load_yaml
+from distributed_ignn.config import ModelConfig, RunConfig, load_yaml
 from distributed_ignn.config.paths import absolute
 from distributed_ignn.errors import UserError
 from distributed_ignn.graph.data import GraphData
@@ -32,6 +32,7 @@ from distributed_ignn.graph.shard import GraphShard
 from distributed_ignn.graph.storage.manifest import DatasetSize
 from distributed_ignn.graph.storage.shard_store import read_node_ids, read_part, read_shard
 from distributed_ignn.long_steps import long_step
+from distributed_ignn.models.kinds import KINDS
 from distributed_ignn.propagation.kernels import KERNELS
 from distributed_ignn.runs.checkpoints.checkpoint import checkpoint_names, load_newest
 from distributed_ignn.runs.checkpoints.snapshot import restore, restore_best
@@ -219,15 +220,18 @@ def _graph_for(
             f"{data.name} has {data.num_features} feature columns and {run} was trained on "
             f"{shape.num_features}; give the same features in the same order"
         )
-    _warn_of_weights(run, shape, data)
+    _warn_of_weights(run, config.model, shape, data)
     data = replace(data, class_names=shape.class_names)
     if config.partition.clusters > 0:
         data = replace(data, clusters=assign_clusters(data.graphs, config.partition))
     return data
 
 
-def _warn_of_weights(run: Path, shape: DatasetSize, data: GraphData) -> None:
-    """Say so where the graph has weights of edges and the one that was trained on had none."""
+def _warn_of_weights(run: Path, model: ModelConfig, shape: DatasetSize, data: GraphData) -> None:
+    """Say so where only one of the graph and the one that was trained on has weights of edges."""
+    kind = KINDS.get(model.kind)
+    if kind is not None and not kind.reads_weights:
+        return
     then, now = any(shape.weighted), any(graph.value is not None for graph in data.graphs)
     if now and not then:
         text = "%s was trained without weights of edges, and those of %s count; leave them out"

@@ -220,7 +220,7 @@ class ObjectStore:
                 if tries == (len(PAUSES) if self._patient else 0):
                     raise UnreachableError(
                         f"cannot {doing}: no answer after {tries + 1} tries ({reason}); see to the "
-                        "network and start again, a training with --resume auto"
+                        "network and start again; a training goes on with --resume auto"
                     ) from error
                 pause = PAUSES[tries]
                 logger.warning("cannot %s (%s); trying again in %g s", doing, reason, pause)

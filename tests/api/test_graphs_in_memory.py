@@ -116,6 +116,14 @@ def test_weights_that_the_model_has_not_seen_are_told(
     assert f"was trained with{'' if trained else 'out'} weights of edges" in caplog.text
 
 
+def test_weights_count_for_no_kind_that_reads_none(caplog: pytest.LogCaptureFixture) -> None:
+    run = di.fit(DATA, epochs=1, kind="graphsage")
+    weighted = _with(edge_weight=torch.rand(DATA.edge_index.shape[1]))
+    with caplog.at_level("WARNING"):
+        assert torch.equal(run.predict(weighted).logits, run.predict(DATA).logits)
+    assert "weights" not in caplog.text
+
+
 @pytest.mark.parametrize(
     ("data", "settings"),
     [

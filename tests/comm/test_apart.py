@@ -124,7 +124,8 @@ def test_a_rank_that_ends_in_its_work_is_named_within_seconds(tmp_path: Path, ho
         }[how]
         assert line.startswith(f"{named}; rank {rank} waited for it in finding shards; ")
         assert line.endswith(
-            "; if nobody starts the ranks again, do so, a training with --resume auto"
+            "; if nothing starts the ranks again, start them yourself; "
+            "a training goes on with --resume auto"
         )
     assert sorted(told) == ["False", "True"]  # one of them tells the user
 

@@ -261,7 +261,7 @@ def test_a_folder_with_too_long_a_name_is_refused_in_one_line(
 @needs_ray
 @pytest.mark.parametrize(
     ("lost", "restarts", "ends"),
-    [(2, 2, None), (3, 2, "after 2 restarts .*; start again, a training with --resume auto$")],
+    [(2, 2, None), (3, 2, "after 2 restarts .*; start it again with --resume auto$")],
 )
 def test_a_worker_lost_while_starting_makes_the_driver_join_anew(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, lost: int, restarts: int, ends: str | None

@@ -72,7 +72,9 @@ def test_places_that_refuse_end_a_run_in_one_line(
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{_closed_port()}")
     line = refused(f"s3://{BUCKET}/other", 75)
     assert "no answer after 2 tries (" in line
-    assert line.endswith("; see to the network and start again, a training with --resume auto")
+    assert line.endswith(
+        "; see to the network and start again; a training goes on with --resume auto"
+    )
     assert server.objects() == {}
     assert set(tmp_path.iterdir()) == before
 

@@ -114,6 +114,25 @@ def test_kept_memory_stays_within_what_is_counted_for_it(history: str) -> None:
     assert 0.8 * total < found["peak"] < total + kept_bytes(found["items"])
 
 
+@pytest.mark.parametrize(
+    ("settings", "names"),
+    [
+        (
+            {"engine": "deepspeed", "model": {"kind": "gcn"}},
+            ("process", "DeepSpeed", "PyTorch Geometric", "shard file"),
+        ),
+        ({"device": "cuda"}, ("process", "libraries")),
+    ],
+)
+def test_nothing_is_kept_of_what_no_array_is(
+    settings: dict[str, Any], names: tuple[str, ...]
+) -> None:
+    items = budget(SIZES, _run(**settings))
+    of_process = {name: items[name] for name in names}
+    assert all(of_process.values())
+    assert kept_bytes(of_process) == 0 < kept_bytes(items)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(200)
 def test_the_budget_of_local_steps_is_near_the_measured_peak() -> None:

@@ -79,7 +79,7 @@ def place(comm: Communicator) -> str:
 
 def can_keep_freed_memory() -> bool:
     """Whether ``keep_freed_memory`` has an effect: the C library is asked for it as glibc is."""
-    return _library("mallopt", "malloc_trim") is not None
+    return _glibc() is not None
 
 
 def return_freed_memory() -> None:
@@ -122,18 +122,18 @@ def _map_blocks(smallest: int) -> None:
 
 
 def _set_allocator(*settings: tuple[int, int]) -> None:
-    library = _library("mallopt", "malloc_trim")
+    library = _glibc()
     if library is not None:
         for parameter, value in settings:
             library.mallopt(parameter, value)
         library.malloc_trim(0)
 
 
-def _library(*functions: str) -> ctypes.CDLL | None:
-    """The C library, where it has those functions."""
+def _glibc() -> ctypes.CDLL | None:
+    """The C library, where its allocator can be told what to do with freed blocks."""
     with suppress(OSError):
         library = ctypes.CDLL(None)
-        if all(hasattr(library, name) for name in functions):
+        if hasattr(library, "mallopt") and hasattr(library, "malloc_trim"):
             return library
     return None
 
