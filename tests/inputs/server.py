@@ -1,13 +1,14 @@
 """A process that has imported everything and forks for every command that it is asked to run.
 
 Each command is a process of its own: its session, folder, environment, standard streams and exit
-code are those of a program started by a person; only the imports are already done. Standard input
-brings one JSON object a line, standard output answers with the process id and, at its end, the
-exit code.
+code are those of a program started by a person; only the imports are already done, and what they
+made is not taken apart object by object. Standard input brings one JSON object a line, standard
+output answers with the process id and, at its end, the exit code.
 """
 
 from __future__ import annotations
 
+import atexit
 import gc
 import importlib
 import json
@@ -20,6 +21,20 @@ from typing import Any
 _LAUNCH = Path(__file__).resolve().parents[2] / "launch"
 # The memory allocator of pyarrow starts it on import, and prepares it for forks by itself.
 _HARMLESS = "jemalloc_bg_thd"
+
+
+_codes: list[object] = []  # of the program that a fork has become
+
+
+def _leave() -> None:
+    """End here and now; Python would copy half a second's worth of pages to free what is on them.
+
+    It comes after the threads of a fork and what the program has registered for its end.
+    """
+    if _codes and isinstance(_codes[0], int):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(_codes[0])
 
 
 def _import_all() -> None:
@@ -51,11 +66,16 @@ def _become(request: dict[str, Any]) -> None:
     os.environ.update(request["environment"])
     script, *arguments = request["command"]
     sys.argv = [script, *arguments]
-    runpy.run_path(script, run_name="__main__")
+    try:
+        runpy.run_path(script, run_name="__main__")
+    except SystemExit as end:
+        _codes.append(end.code)
+        raise
 
 
 def main() -> None:
     """Serve until standard input ends."""
+    atexit.register(_leave)  # the first to be registered is the last to be called
     _import_all()
     _check_threads()
     gc.freeze()  # a collection in a fork would copy every page that it looks at
