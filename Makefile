@@ -8,8 +8,10 @@ MINUTES ?= 30
 
 VENV := .venv
 BIN := $(VENV)/bin
-# Bytecode is compiled when a module is first imported: of most packages that is never.
+# Bytecode is compiled when a module is first imported: of most packages that is never. It is kept,
+# whatever the environment says: else every process compiles all that it imports.
 PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check
+export PYTHONDONTWRITEBYTECODE :=
 DECLARED := pyproject.toml distributed_ignn/__init__.py
 
 # Stamps: an installation is repeated when the declared dependencies or TORCH have changed.
