@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -63,14 +63,6 @@ class _Graph(Options):
     )
     neighbours: Count | None = Field(None, description="parts a part exchanges with (all others)")
     locality: float = Field(0.0, ge=0, le=1, description="0 scattered columns ... 1 clustered")
-
-    @model_validator(mode="after")
-    def _check_graph(self) -> Self:
-        if self.shards and (self.nodes or self.edges or self.directed):
-            raise ValueError(
-                "--shards say how large the graph is; drop --nodes, --edges and --directed"
-            )
-        return self
 
 
 class _Training(Options):
@@ -136,11 +128,42 @@ class _Validation(Options):
     epochs: Count = Field(5, description="counted in each run")
 
 
+# what these two ways to use the command read
+_CALIBRATING = {"calibrate", "device", "network_gbit", "network_us"}
+_VALIDATING = {*_Validation.model_fields, "hardware", "network", "ranks", "json_file"}
+
+
 class _Options(_Validation, _Hardware, _Training, _Graph):
     json_file: OutputFile | None = Field(
         None, alias="json", description="also write the figures here"
     )
     plot: PictureFile | None = Field(None, description="a .png, .svg or .pdf over ranks")
+
+    @model_validator(mode="after")
+    def _check_effect(self) -> Self:
+        """What a way to use the command does not read is refused."""
+        if self.calibrate is not None:
+            self._refuse(type(self).model_fields.keys() - _CALIBRATING, "with --calibrate")
+        elif self.validates:
+            self._refuse(type(self).model_fields.keys() - _VALIDATING, "with --validate")
+        else:
+            self._refuse(_CALIBRATING, "without --calibrate")
+            self._refuse(_Validation.model_fields.keys(), "without --validate")
+            if self.shards:
+                self._refuse({"nodes", "edges", "directed", "features", "classes"}, "with --shards")
+        if self.network_gbit is None:
+            self._refuse({"network_us"}, "without --network-gbit")
+        return self
+
+    def _refuse(self, without_effect: Set[str], what: str) -> None:
+        fields = type(self).model_fields
+        given = [
+            f"--{field.alias or name.replace('_', '-')}"
+            for name, field in fields.items()
+            if name in without_effect & self.model_fields_set
+        ]
+        if given:
+            raise ValueError(f"{' and '.join(given)}: no effect {what}; drop it")
 
 
 def main(argv: Sequence[str]) -> int:
