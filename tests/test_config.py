@@ -104,6 +104,31 @@ def test_null_on_the_command_line_unsets_a_value_of_the_file(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
+    ("line", "default"),
+    [
+        ("--dataset citeseer", 80),
+        ("--dataset graph.npz", 300),
+        ("--dataset chains --model.kind gcn", 200),
+        ("--config {file}", 7),
+        ("--config {file} --dataset citeseer", 7),
+        ("--config paper/citeseer.yaml", 100),
+    ],
+)
+def test_the_default_is_told_that_would_count(line: str, default: int, tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("dataset: chains\ntrain: {epochs: 7}\n")
+    line = line.format(file=file)
+    assert parse_args(line.split()).train.epochs == default
+    assert _error(f"{line} --train.epochs 0").endswith(f"; the default is {default}")
+
+
+def test_a_mistake_in_a_file_is_not_told_as_the_default(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("dataset: chains\ntrain: {epochs: 0}\n")
+    assert f"at least 1; the default is 100 (in {path})" in _error(f"--config {path}")
+
+
+@pytest.mark.parametrize(
     ("line", "parts"),
     [
         ("--dataset chains --modle.hidden=3", ["--modle.hidden", "'--model.hidden'"]),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -37,6 +38,7 @@ def validate_run(
     values: Mapping[str, Any],
     path: Path | None = None,
     flags: Mapping[str, Any] | None = None,
+    beneath: Mapping[str, Any] | None = None,
 ) -> RunConfig:
     """Check the raw settings of a run.
 
@@ -44,6 +46,7 @@ def validate_run(
         values: sections and keys; values may still be text, as the command line delivers them.
         path: file that they came from, to be named in the message.
         flags: those of them that the command line set; they are not blamed on the file.
+        beneath: what the settings are where the command line leaves them out.
 
     Raises:
         NoEffectError: the first wrong setting has no effect.
@@ -53,9 +56,10 @@ def validate_run(
         return RunConfig.model_validate(dict(values))
     except ValidationError as error:
         details = _mistakes(error)
-        message = _describe(details[0], _Spelling())
         location = details[0]["loc"]
-        if path is not None and location and not _contains(flags or {}, location):
+        of_command = _contains(flags or {}, location)
+        message = _describe(details[0], _Spelling(), (beneath or {}) if of_command else {})
+        if path is not None and location and not of_command:
             message += f" (in {path})"
         told = _told(message, len(details))
         idle = details[0].get("ctx", {}).get("error")
@@ -136,7 +140,9 @@ class _FlagSpelling(_Spelling):
         return f"{self.name(location)} {_cut(_plain(value))}"
 
 
-def _describe(detail: ErrorDetails, words: _Spelling) -> str:
+def _describe(
+    detail: ErrorDetails, words: _Spelling, beneath: Mapping[str, Any] = MappingProxyType({})
+) -> str:
     location, section = _locate(detail["loc"], words.root)
     if detail["type"] == "missing":
         return f"{words.name(location)} is missing; {_example(section, location)}"
@@ -156,7 +162,8 @@ def _describe(detail: ErrorDetails, words: _Spelling) -> str:
         return f"{words.with_value(location, detail['input'], quoted=False)} {reason}"
     reason = _reason(detail)
     found = words.with_value(location, detail["input"], quoted=True)
-    return f"{found} {reason}{_way_out(section, location)}"
+    way_out = _way_out(section, location, _at(beneath, location.split(".")))
+    return f"{found} {reason}{way_out}"
 
 
 def _reason(detail: ErrorDetails) -> str:
@@ -175,12 +182,12 @@ def _example(section: type[BaseModel], location: str) -> str:
     return f"give it with --{location.replace('_', '-')}"
 
 
-def _way_out(section: type[BaseModel], location: str) -> str:
-    """A value that is right: the default, or none."""
+def _way_out(section: type[BaseModel], location: str, default: Any = None) -> str:
+    """A value that is right: the default, which may be another one than the field's, or none."""
     field = fields(section)[location.rpartition(".")[2]]
     if field.is_required():
         return "; --help shows examples" if issubclass(section, Options) else ""
-    default = field.get_default()
+    default = field.get_default() if default is None else default
     if default in (None, (), PydanticUndefined):
         return "; leave it out for the default"
     text = str(default).lower() if isinstance(default, bool) else _plain(default)
@@ -207,6 +214,14 @@ def _locate(loc: tuple[int | str, ...], root: type[BaseModel]) -> tuple[str, typ
             break
         section = annotation
     return ".".join(names), section
+
+
+def _at(values: Mapping[str, Any], loc: Sequence[str]) -> Any:
+    """The value at ``loc``; None where there is none."""
+    level: Any = values
+    for name in loc:
+        level = level.get(name) if isinstance(level, Mapping) else None
+    return level
 
 
 def _contains(flags: Mapping[str, Any], loc: tuple[int | str, ...]) -> bool:

@@ -221,7 +221,7 @@ def resolve_run(flags: dict[str, Any], config_file: Path | None) -> RunConfig:
     """
     path = _shipped(flags.get("dataset")) if config_file is None else _named(config_file)
     if path is None:
-        return _check_files(validate_run(_over_defaults({}, flags)))
+        return _checked({}, flags)
     if not path.is_file():
         problem = "is a folder" if path.is_dir() else "does not exist"
         raise UserError(
@@ -233,7 +233,18 @@ def resolve_run(flags: dict[str, Any], config_file: Path | None) -> RunConfig:
         file = _for_kind(_kind(_merge(file, flags)), file)
     else:
         _refuse_another_folder(path, file, flags)
-    return _check_files(validate_run(_over_defaults(file, flags), path, flags))
+    return _checked(file, flags, path)
+
+
+def _checked(
+    file: Mapping[str, Any], flags: Mapping[str, Any], path: Path | None = None
+) -> RunConfig:
+    """The run of a file's settings and those of the command line over the defaults."""
+    chosen = {"dataset": flags["dataset"]} if "dataset" in flags else {}
+    if (kind := _kind(flags)) is not None:
+        chosen["model"] = {"kind": kind}
+    beneath = _over_defaults(file, chosen)
+    return _check_files(validate_run(_over_defaults(file, flags), path, flags, beneath))
 
 
 def _refuse_another_folder(path: Path, file: Mapping[str, Any], flags: Mapping[str, Any]) -> None:

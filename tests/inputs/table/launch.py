@@ -206,7 +206,7 @@ LAUNCH = [
         f"{_TRAIN} --model.hidden 0 --output out",
         value="model.hidden = '0'",
         rule="must be at least 1",
-        way_out="the default is 128",
+        way_out="the default is 32",
         ranks=2,
     ),
 ]

@@ -27,7 +27,7 @@ SETTINGS = [
         f"{_CHAINS} --model.hidden wide",
         value="model.hidden = 'wide'",
         rule="must be a whole number",
-        way_out="the default is 128",
+        way_out="the default is 32",
     ),
     Case(
         "a fraction for a whole number",
@@ -41,7 +41,7 @@ SETTINGS = [
         f"{_CHAINS} --train.lr fast",
         value="train.lr = 'fast'",
         rule="must be a number",
-        way_out="the default is 0.002",
+        way_out="the default is 0.01",
     ),
     Case(
         "text for yes or no",
@@ -55,7 +55,7 @@ SETTINGS = [
         f"{_CHAINS} --forward.method newton",
         value="forward.method = 'newton'",
         rule="must be 'picard', 'anderson', 'broyden' or 'neural'",
-        way_out="the default is anderson",
+        way_out="the default is neural",
     ),
     Case(
         "a setting that the method does not read",
@@ -69,21 +69,21 @@ SETTINGS = [
         f"{_CHAINS} --model.hidden 0",
         value="model.hidden = '0'",
         rule="must be at least 1",
-        way_out="the default is 128",
+        way_out="the default is 32",
     ),
     Case(
         "above its range",
         f"{_CHAINS} --model.kappa 1",
         value="model.kappa = '1'",
         rule="must be below 1",
-        way_out="the default is 0.95",
+        way_out="the default is 0.98",
     ),
     Case(
         "not a finite number",
         f"{_CHAINS} --train.lr nan",
         value="train.lr = 'nan'",
         rule="must be a finite number",
-        way_out="the default is 0.002",
+        way_out="the default is 0.01",
     ),
     Case(
         "more than 64 bits in a seed",
@@ -119,7 +119,7 @@ SETTINGS = [
         f"{_CHAINS} --model.hidden 99999999999999999999",
         value="model.hidden = '99999999999999999999'",
         rule="must be at most",
-        way_out="the default is 128",
+        way_out="the default is 32",
     ),
     Case(
         "a URL in the place of a folder",
