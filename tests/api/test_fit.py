@@ -269,6 +269,8 @@ def test_a_name_starts_from_its_own_settings_and_a_path_from_the_defaults(elsewh
 
 
 def test_another_kind_of_model_trains_resumes_and_predicts(folder: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
     settings = {"hidden": 8, "lr": 0.02, "dtype": "float64", "checkpoint_every": 2}
     whole = di.fit(DATA, settings, kind="gat", epochs=6, output=folder / "gat")
     di.fit(DATA, settings, kind="gat", epochs=3, output=folder / "again")
@@ -278,6 +280,9 @@ def test_another_kind_of_model_trains_resumes_and_predicts(folder: Path) -> None
     assert whole.summary["kind"] == "gat"
     assert not [key for key in whole.summary if "evaluations" in key or "residual" in key]
     assert "residual" not in whole.history[-1]
+    tags = EventAccumulator(str(folder / "gat")).Reload().Tags()["scalars"]
+    assert {"loss/training", "final/best_val"} <= {*tags}
+    assert not [tag for tag in tags if "evaluations" in tag or "residual" in tag]
     found = whole.predict()
     assert found.scores["val"] == whole.summary["best_val"]
     assert (found.residual, found.converged) == (0.0, True)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 import distributed_ignn as di
 from distributed_ignn.cli import LOST_OUTPUT
@@ -34,8 +35,7 @@ pytestmark = [
     pytest.mark.timeout(300),
     pytest.mark.filterwarnings("ignore:::ray"),  # it warns of its own code
 ]
-SMALL = {
-    "dataset": "chains",
+COMMON = {
     "data.chains.length": 5,
     "data.chains.chains_per_class": 20,
     "data.chains.features": 4,
@@ -43,8 +43,8 @@ SMALL = {
     "partition.method": "random",
     "model.hidden": 8,
     "train.dtype": "float64",
-    "forward.tolerance": 1e-10,
 }
+SMALL = COMMON | {"dataset": "chains", "forward.tolerance": 1e-10}
 
 
 @pytest.fixture(scope="module")
@@ -260,17 +260,25 @@ def test_what_ray_s_run_config_cannot_mean_here_is_refused(cluster: Any, tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_trainer_whose_storage_is_a_url(cluster: Any, tmp_path: Path) -> None:
+def test_a_trainer_of_an_explicit_kind_whose_storage_is_a_url(cluster: Any, tmp_path: Path) -> None:
+    """Two workers; its numbers are those of one process without Ray."""
     import ray.train
 
     ray_run_config: Any = ray.train.RunConfig
     where = ray_run_config(name="run", storage_path=f"file://{tmp_path}/results")
-    result = di.make_trainer(SMALL, workers=2, epochs=2, run_config=where).fit()
+    gcn = COMMON | {"model.kind": "gcn", "epochs": 2}
+    result = di.make_trainer("chains", gcn, workers=2, run_config=where).fit()
     output = tmp_path / "results" / "run"
     assert result.metrics_dataframe["loss"].tolist() == [r["loss"] for r in records(output)]
     assert Path(result.checkpoint.path) == output / "checkpoints" / "epoch-000002"
     assert (output / "summary.json").is_file()
     assert not (output / ".validate_storage_marker").exists()
+    two, one = di.load(output), di.fit("chains", gcn, output=tmp_path / "one", device="cpu")
+    assert (two.summary["world_size"], one.summary["world_size"]) == (2, 1)
+    for name in ("loss", "train_metric", "val_metric"):
+        values = [[record[name] for record in run.history] for run in (two, one)]
+        assert values[0] == pytest.approx(values[1], rel=1e-12, abs=0)
+    assert torch.allclose(two.predict().logits, one.predict().logits, rtol=0, atol=1e-12)
 
 
 @pytest.mark.long

@@ -36,6 +36,8 @@ from distributed_ignn.training.losses.objective import Objective
 from distributed_ignn.training.numbers import NumbersError
 from distributed_ignn.training.plans import SolvePlanner
 from distributed_ignn.training.state import State
+from distributed_ignn.training.trainer import Trainer
+from tests.parity.kind_cases import kind_config
 from tests.ranks import run_ranks
 
 pytestmark = pytest.mark.deepspeed
@@ -146,6 +148,7 @@ def all_cases(comm: Communicator, folder: Path) -> TensorDict:
         # what steps on the host is a GPU's in life; the numbers are the same here
         check_resume(comm, graph_data(features=False), run_config(folder / "offload.json"))
     check_rows_that_somebody_writes(comm, folder / "offload.json")
+    check_explicit_kind(comm)
     if comm.world_size == 1:
         check_resume(comm, graph_data(features=False))
         return weights
@@ -258,6 +261,26 @@ def check_rows_that_somebody_writes(comm: Communicator, path: Path) -> None:
         norms.append(run.engine.gradient_norm())
     assert_close(found[1], found[0])
     assert norms[1] == pytest.approx(norms[0], rel=1e-4)
+
+
+def check_explicit_kind(comm: Communicator) -> None:
+    """A GCN through the trainer, with features and with rows of nodes, which ZeRO does not see."""
+    for features in (True, False):
+        data = graph_data(features=features)
+        part = torch.arange(NODES) * comm.world_size // NODES
+        shard = list(build_shards(data, part, comm.world_size))[comm.rank]
+        clip = {"clip_norm": 0.1} if features else {}
+        config = kind_config("gcn", "float32", lr=0.05, weight_decay=0.02, **clip)
+        found, losses = [], []
+        for engine in ("torch", "deepspeed"):
+            trainer = Trainer(config.model_copy(update={"engine": engine}), shard, comm)
+            start = {k: v.detach().clone() for k, v in trainer.model.named_parameters()}
+            losses.append([trainer.train_epoch().loss for _ in range(STEPS)])
+            found.append(dict(trainer.model.state_dict()))
+            assert isinstance(trainer.engine, DeepSpeedEngine) == (engine == "deepspeed")
+        assert_close(found[1], found[0])
+        assert losses[1] == pytest.approx(losses[0], rel=1e-6)
+        assert all(not torch.allclose(found[1][k], v, rtol=0.01) for k, v in start.items())
 
 
 def check_traffic(comm: Communicator) -> None:
