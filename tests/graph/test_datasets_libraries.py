@@ -15,21 +15,28 @@ from typing import Any
 
 import numpy as np
 import pytest
-import scipy.sparse as sp
 import torch
 
 from distributed_ignn.config import DataConfig
 from distributed_ignn.errors import UserError
 from distributed_ignn.graph.datasets import amazon, load_dataset, pyg_ogb, reddit2
 from distributed_ignn.graph.datasets.amazon import load_amazon
+from tests.graph.raw_files import (
+    DIRECTED,
+    FEATURES,
+    LABELS,
+    SPLIT,
+    write_amazon,
+    write_arxiv,
+    write_csv,
+    write_papers,
+    write_products,
+    write_reddit,
+    write_reddit2,
+)
 
 # PyTorch Geometric compiles a class on import in a way that newer torch versions deprecate.
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
-
-DIRECTED = np.array([[0, 1, 2, 5, 3, 0], [1, 2, 0, 4, 3, 5]])
-FEATURES = np.arange(18, dtype=np.float32).reshape(6, 3) / 8
-LABELS = np.array([0, 39, 2, 0, 1, 2])
-SPLIT = {"train": [3, 0], "valid": [2, 1], "test": [5]}
 
 
 def _expected(edges: np.ndarray, n: int) -> np.ndarray:
@@ -37,44 +44,6 @@ def _expected(edges: np.ndarray, n: int) -> np.ndarray:
     dense[edges[0], edges[1]] = dense[edges[1], edges[0]] = 1
     np.fill_diagonal(dense, 0)
     return dense
-
-
-def _write_csv(path: Path, table: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    rows = np.asarray(table)
-    rows = rows[:, None] if rows.ndim == 1 else rows
-    with gzip.open(path, "wt") as file:
-        file.writelines(",".join(str(value) for value in row) + "\n" for row in rows)
-
-
-def _write_arxiv(folder: Path) -> None:
-    raw = folder / "raw"
-    _write_csv(raw / "edge.csv.gz", DIRECTED.T)
-    _write_csv(raw / "num-node-list.csv.gz", [6])
-    _write_csv(raw / "num-edge-list.csv.gz", [6])
-    _write_csv(raw / "node-feat.csv.gz", FEATURES)
-    _write_csv(raw / "node_year.csv.gz", np.full(6, 2015))
-    _write_csv(raw / "node-label.csv.gz", LABELS)
-    for name, nodes in SPLIT.items():
-        _write_csv(folder / "split" / "time" / f"{name}.csv.gz", nodes)
-    (folder / "RELEASE_v1.txt").write_text("")
-
-
-def _write_papers(folder: Path, labels: np.ndarray) -> None:
-    raw = folder / "raw"
-    raw.mkdir(parents=True)
-    np.savez(
-        raw / "data.npz",
-        edge_index=DIRECTED,
-        num_nodes_list=np.array([6]),
-        num_edges_list=np.array([6]),
-        node_feat=FEATURES.astype(np.float16),
-        node_year=np.full((6, 1), 2015),
-    )
-    np.savez(raw / "node-label.npz", node_label=labels)
-    for name, nodes in SPLIT.items():
-        _write_csv(folder / "split" / "time" / f"{name}.csv.gz", nodes)
-    (folder / "RELEASE_v1.txt").write_text("")
 
 
 @pytest.fixture(autouse=True)
@@ -98,7 +67,7 @@ def _check_ogb(data: Any, classes: int, dtype: torch.dtype = torch.float32) -> N
 def test_arxiv_raw_files_then_the_kept_arrays(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _write_arxiv(tmp_path / "ogbn_arxiv")
+    write_arxiv(tmp_path / "ogbn_arxiv")
     first = load_dataset("ogbn-arxiv", tmp_path, DataConfig())
     _check_ogb(first, 40)
     assert first.labels.tolist() == LABELS.tolist()
@@ -110,22 +79,20 @@ def test_arxiv_raw_files_then_the_kept_arrays(
     monkeypatch.setattr("ogb.io.read_graph_raw.read_csv_graph_raw", parsed)
     again = load_dataset("ogbn-arxiv", tmp_path, DataConfig())
     assert again.fingerprint() == first.fingerprint()
-    _write_csv(tmp_path / "ogbn_arxiv" / "raw" / "node-label.csv.gz", LABELS[::-1])
+    write_csv(tmp_path / "ogbn_arxiv" / "raw" / "node-label.csv.gz", LABELS[::-1])
     with pytest.raises(UserError, match="parsed again"):  # other files, other arrays
         load_dataset("ogbn-arxiv", tmp_path, DataConfig())
 
 
 def test_products_get_both_directions_and_their_own_split(tmp_path: Path) -> None:
-    folder = tmp_path / "ogbn_products"
-    _write_arxiv(folder)
-    (folder / "split" / "time").rename(folder / "split" / "sales_ranking")
+    write_products(tmp_path / "ogbn_products")
     _check_ogb(load_dataset("ogbn-products", tmp_path, DataConfig()), 47)
 
 
 def test_papers_read_npz_and_keep_unlabelled_nodes(tmp_path: Path) -> None:
     labels = LABELS.astype(np.float32)[:, None]
     labels[4] = np.nan
-    _write_papers(tmp_path / "ogbn_papers100M", labels)
+    write_papers(tmp_path / "ogbn_papers100M", labels)
     data = load_dataset("ogbn-papers100M", tmp_path, DataConfig())
     _check_ogb(data, 172, torch.float16)
     assert data.labels.tolist() == [0, 39, 2, 0, -1, 2]
@@ -136,7 +103,7 @@ def test_papers_arrays_are_mapped_and_unpacked_once(
 ) -> None:
     """The whole file would not fit the memory: nothing may load an array of it."""
     folder = tmp_path / "ogbn_papers100M"
-    _write_papers(folder, LABELS.astype(np.float32)[:, None])
+    write_papers(folder, LABELS.astype(np.float32)[:, None])
     load = np.load
 
     def only_labels(file: Any, *args: Any, **kwargs: Any) -> Any:
@@ -156,7 +123,7 @@ def test_papers_arrays_are_mapped_and_unpacked_once(
 
 def test_ogb_saved_split_is_read(tmp_path: Path) -> None:
     folder = tmp_path / "ogbn_arxiv"
-    _write_arxiv(folder)
+    write_arxiv(folder)
     shutil.rmtree(folder / "split")
     (folder / "split" / "time").mkdir(parents=True)
     split = {name: np.array(nodes) for name, nodes in SPLIT.items()}
@@ -171,7 +138,7 @@ def test_ogb_pickles_run_no_code(tmp_path: Path, place: str) -> None:
             return os.mkdir, (str(tmp_path / "ran"),)
 
     path = tmp_path / "ogbn_arxiv" / place
-    _write_arxiv(tmp_path / "ogbn_arxiv")
+    write_arxiv(tmp_path / "ogbn_arxiv")
     path.parent.mkdir(exist_ok=True)
     torch.save({"graph": Attack(), "labels": 0}, path)
     if place.startswith("processed"):
@@ -187,7 +154,7 @@ def test_ogb_pickles_run_no_code(tmp_path: Path, place: str) -> None:
 def test_ogb_read_only_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     folder = tmp_path / "data" / "ogbn_arxiv"
-    _write_arxiv(folder)
+    write_arxiv(folder)
     before = sorted(folder.rglob("*"))
     folder.chmod(0o555)
     try:
@@ -200,7 +167,7 @@ def test_ogb_read_only_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_ogb_old_or_broken_folders_are_refused_without_a_question(tmp_path: Path) -> None:
     folder = tmp_path / "ogbn_arxiv"
-    _write_arxiv(folder)
+    write_arxiv(folder)
     (folder / "RELEASE_v1.txt").rename(folder / "RELEASE_v0.txt")
     with pytest.raises(UserError, match=r"lacks RELEASE_v1\.txt or raw/edge\.csv\.gz"):
         load_dataset("ogbn-arxiv", tmp_path, DataConfig())
@@ -211,7 +178,7 @@ def test_ogb_old_or_broken_folders_are_refused_without_a_question(tmp_path: Path
 
 
 def test_ogb_is_fetched_unpacked_and_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _write_arxiv(tmp_path / "published" / "arxiv")
+    write_arxiv(tmp_path / "published" / "arxiv")
     origin = tmp_path / "arxiv.zip"
     with zipfile.ZipFile(origin, "w") as archive:
         for path in (tmp_path / "published").rglob("*"):
@@ -248,22 +215,8 @@ def test_the_loaders_import_no_optional_library() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def _write_reddit(folder: Path) -> None:
-    raw = folder / "raw"
-    raw.mkdir(parents=True)
-    np.savez(
-        raw / "reddit_data.npz",
-        feature=FEATURES.astype(np.float64),
-        label=np.array([0, 1, 2, 0, 1, 2]),
-        node_types=np.array([1, 2, 3, 1, 2, 3]),
-        node_ids=np.array(list("abcdef")),  # names, which are not read
-    )
-    both = np.concatenate([DIRECTED, DIRECTED[::-1]], axis=1)
-    sp.save_npz(raw / "reddit_graph.npz", sp.coo_matrix((np.ones(12), tuple(both)), (6, 6)))
-
-
 def test_reddit_raw_files(tmp_path: Path) -> None:
-    _write_reddit(tmp_path / "reddit")
+    write_reddit(tmp_path / "reddit")
     before = sorted(tmp_path.rglob("*"))
     data = load_dataset("reddit", tmp_path, DataConfig())
     assert np.array_equal(data.graphs[0].to_dense().numpy(), _expected(DIRECTED, 6))
@@ -276,25 +229,14 @@ def test_reddit_raw_files(tmp_path: Path) -> None:
 
 
 def test_reddit_damaged_file(tmp_path: Path) -> None:
-    _write_reddit(tmp_path / "reddit")
+    write_reddit(tmp_path / "reddit")
     (tmp_path / "reddit" / "raw" / "reddit_graph.npz").write_bytes(b"x")
     with pytest.raises(UserError, match="cannot be read"):
         load_dataset("reddit", tmp_path, DataConfig())
 
 
-def _write_reddit2(folder: Path, **changes: Any) -> None:
-    raw = folder / "raw"
-    raw.mkdir(parents=True, exist_ok=True)
-    both = np.concatenate([DIRECTED, DIRECTED[::-1]], axis=1)
-    graph = sp.csr_matrix((np.ones(both.shape[1]), tuple(both)), (6, 6))
-    names = ("data", "indices", "indptr", "shape")
-    np.savez(raw / "adj_full.npz", **{name: getattr(graph, name) for name in names} | changes)
-    np.save(raw / "feats.npy", FEATURES.astype(np.float64))
-    (raw / "class_map.json").write_text(json.dumps({str(5 - i): i % 3 for i in range(6)}))
-
-
 def test_reddit2_raw_files(tmp_path: Path) -> None:
-    _write_reddit2(tmp_path / "reddit2")
+    write_reddit2(tmp_path / "reddit2")
     data = load_dataset("reddit2", tmp_path, DataConfig())
     assert np.array_equal(data.graphs[0].to_dense().numpy(), _expected(DIRECTED, 6))
     assert torch.equal(torch.as_tensor(data.features), torch.from_numpy(FEATURES))
@@ -322,14 +264,14 @@ def test_reddit2_split_at_the_papers_size() -> None:
     ],
 )
 def test_reddit2_damaged_graph(tmp_path: Path, changes: dict[str, Any], problem: str) -> None:
-    _write_reddit2(tmp_path / "reddit2", **changes)
+    write_reddit2(tmp_path / "reddit2", **changes)
     with pytest.raises(UserError, match=f"cannot be read \\({problem}"):
         load_dataset("reddit2", tmp_path, DataConfig())
 
 
 @pytest.mark.parametrize("classes", [{"0": 1}, {str(i): -1 for i in range(6)}, list(range(6))])
 def test_reddit2_damaged_classes(tmp_path: Path, classes: Any) -> None:
-    _write_reddit2(tmp_path / "reddit2")
+    write_reddit2(tmp_path / "reddit2")
     (tmp_path / "reddit2" / "raw" / "class_map.json").write_text(json.dumps(classes))
     with pytest.raises(UserError, match=r"cannot be read \(class_map\.json"):
         load_dataset("reddit2", tmp_path, DataConfig())
@@ -350,24 +292,11 @@ def test_reddit2_is_fetched_where_the_library_says(
     assert asked == ["adj_full.npz 1sncK996BM5lpuDf75lDFqCiDZyErc1c2"]
 
 
-def _write_amazon(root: Path, communities: list[list[int]]) -> list[int]:
-    """A ring of 40 products with scattered ids, in SNAP's format."""
-    folder = root / "amazon-all"
-    folder.mkdir(parents=True)
-    ids = [7 * i + 3 for i in range(40)]
-    with gzip.open(folder / amazon.GRAPH_FILE, "wt") as file:
-        file.write("# Undirected graph: tiny\n# FromNodeId\tToNodeId\n")
-        file.writelines(f"{ids[i]}\t{ids[(i + 1) % 40]}\n" for i in range(40))
-    with gzip.open(folder / amazon.COMMUNITY_FILE, "wt") as file:
-        file.writelines("\t".join(str(ids[i]) for i in members) + "\n" for members in communities)
-    return ids
-
-
 COMMUNITIES = [list(range(0, 20)), [39, 38], list(range(10, 35)), list(range(5, 15))]
 
 
 def test_amazon_keeps_large_communities_as_classes(tmp_path: Path) -> None:
-    _write_amazon(tmp_path, COMMUNITIES)
+    write_amazon(tmp_path, COMMUNITIES)
     data = load_amazon(tmp_path, min_community=20, train_fraction=0.09)
     expected = torch.zeros(40, 2)
     expected[0:20, 0] = expected[10:35, 1] = 1
@@ -380,7 +309,7 @@ def test_amazon_keeps_large_communities_as_classes(tmp_path: Path) -> None:
 
 
 def test_amazon_split_counts_and_fixed_test_nodes(tmp_path: Path) -> None:
-    _write_amazon(tmp_path, [list(range(40))])
+    write_amazon(tmp_path, [list(range(40))])
     five, nine = (
         load_amazon(tmp_path, min_community=5, train_fraction=share) for share in (0.05, 0.09)
     )
@@ -400,7 +329,7 @@ def test_amazon_split_at_the_papers_size() -> None:
 
 
 def test_amazon_only_labelled_nodes_are_split(tmp_path: Path) -> None:
-    _write_amazon(tmp_path, COMMUNITIES)
+    write_amazon(tmp_path, COMMUNITIES)
     data = load_amazon(tmp_path, min_community=20, train_fraction=0.7)
     sizes = [x.numel() for x in (data.train_nodes, data.val_nodes, data.test_nodes)]
     used = torch.cat([data.train_nodes, data.val_nodes, data.test_nodes])
@@ -411,7 +340,7 @@ def test_amazon_only_labelled_nodes_are_split(tmp_path: Path) -> None:
 def test_amazon_products_outside_the_graph_are_left_out(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    ids = _write_amazon(tmp_path, COMMUNITIES)
+    ids = write_amazon(tmp_path, COMMUNITIES)
     with gzip.open(tmp_path / "amazon-all" / amazon.COMMUNITY_FILE, "at") as file:
         file.write("\t".join(map(str, [*ids[:22], 1, 2])) + "\n")
     data = load_amazon(tmp_path, min_community=20, train_fraction=0.09)
@@ -420,7 +349,7 @@ def test_amazon_products_outside_the_graph_are_left_out(
 
 
 def test_amazon_malformed_files(tmp_path: Path) -> None:
-    _write_amazon(tmp_path, COMMUNITIES)
+    write_amazon(tmp_path, COMMUNITIES)
     with pytest.raises(UserError, match="no community has 5,000 nodes"):
         load_dataset("amazon-all", tmp_path, DataConfig())
     folder = tmp_path / "amazon-all"
@@ -445,7 +374,7 @@ def test_a_full_disk_is_no_reason_to_delete_data(
         info = pyg_ogb._ogb_info(name) | {"url": (tmp_path / "arxiv.zip").as_uri()}
         monkeypatch.setattr(pyg_ogb, "_ogb_info", lambda name: info)
     else:
-        _write_papers(root / "ogbn_papers100M", LABELS.astype(np.float32)[:, None])
+        write_papers(root / "ogbn_papers100M", LABELS.astype(np.float32)[:, None])
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 3})())
     message = r"the disk has 3 left, \d+ too few\); make room on the disk, or .*--data-root"
     with pytest.raises(UserError, match=message) as caught:
@@ -454,7 +383,7 @@ def test_a_full_disk_is_no_reason_to_delete_data(
 
 
 def test_reddit2_names_the_one_file_that_is_damaged(tmp_path: Path) -> None:
-    _write_reddit2(tmp_path / "reddit2")
+    write_reddit2(tmp_path / "reddit2")
     (tmp_path / "reddit2" / "raw" / "class_map.json").write_text("<html>")
     message = r"class_map\.json cannot be read .*; delete that file to have it fetched again"
     with pytest.raises(UserError, match=message):

@@ -247,6 +247,20 @@ def sum_reports(reports: list[dict[str, dict[str, Tensor]]]) -> dict[str, dict[s
     }
 
 
+def worst_differences(
+    found: dict[str, dict[str, Tensor]], expected: dict[str, dict[str, Tensor]]
+) -> dict[tuple[str, str], float]:
+    """Of each tensor, the largest difference over the largest entry, by case and name."""
+    assert found.keys() == expected.keys()
+    worst = {}
+    for case, values in expected.items():
+        assert found[case].keys() == values.keys(), case
+        for name, value in values.items():
+            scale = max(float(value.abs().max()), 1e-30)
+            worst[case, name] = float((found[case][name] - value).abs().max()) / scale
+    return worst
+
+
 def spread(shard: GraphShard, rows: Tensor) -> Tensor:
     """Rows [O, ...] at their global ids, the others zero: [n, ...] on the CPU."""
     whole = torch.zeros((shard.num_nodes, *rows.shape[1:]), dtype=rows.dtype)

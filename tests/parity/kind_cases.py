@@ -12,7 +12,7 @@ from distributed_ignn.config import RunConfig
 from distributed_ignn.graph.partitioning.sharding import build_shards
 from distributed_ignn.models.kinds import KINDS
 from distributed_ignn.training.trainer import Trainer
-from tests.parity.cases import WIDTH, assign, make_data, spread
+from tests.parity.cases import WIDTH, assign, make_data, report_cells, spread
 
 _EPOCHS = 3
 # what is awkward of a graph: an empty part, edges with weights, no features
@@ -57,6 +57,11 @@ def kind_trainer(comm: Communicator, case: str, dtype: str = "float64", **train:
 def report_kinds(comm: Communicator) -> dict[str, dict[str, Tensor]]:
     """Logits, gradients of the first step, losses and weights of every case."""
     return {case: _report(comm, case) for case in CASES}
+
+
+def report_models(comm: Communicator) -> dict[str, dict[str, Tensor]]:
+    """The same of explicit kinds and of the implicit one's cells, in one start of the ranks."""
+    return report_kinds(comm) | report_cells(comm, "float64")
 
 
 def _report(comm: Communicator, case: str) -> dict[str, Tensor]:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from torch import Tensor
 
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.models.kinds import KINDS
-from tests.parity.cases import sum_reports
+from tests.docs.pages import ROOT
+from tests.parity.__main__ import LABELS
+from tests.parity.cases import sum_reports, worst_differences
 from tests.parity.kind_cases import CASES, report_kinds
 from tests.ranks import run_ranks
 
@@ -24,26 +28,14 @@ def whole() -> Reports:
     return report_kinds(Communicator())
 
 
-def _worst(found: Reports, expected: Reports) -> dict[tuple[str, str], float]:
-    """Largest differences over the largest entry, by case and name."""
-    assert found.keys() == expected.keys() == set(CASES)
-    worst = {}
-    for case, values in expected.items():
-        assert found[case].keys() == values.keys()
-        for name, value in values.items():
-            scale = max(float(value.abs().max()), 1e-3)
-            worst[case, name] = float((found[case][name] - value).abs().max()) / scale
-    return worst
-
-
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_ranks_give_what_one_process_gives(whole: Reports, ranks: int) -> None:
     """Losses with dropout, gradients, trained weights and logits; in float64."""
     reports = run_ranks(report_kinds, ranks, timeout=150)
-    for (case, name), difference in _worst(sum_reports(reports), whole).items():
+    for (case, name), difference in worst_differences(sum_reports(reports), whole).items():
         assert difference <= _TOLERANCE, (case, name, difference)
     # and a rank that is missing is noticed in every case
-    missing = _worst(sum_reports(reports[:1]), whole)
+    missing = worst_differences(sum_reports(reports[:1]), whole)
     assert all(missing[case, "logits"] > 1e-3 for case in CASES)
 
 
@@ -54,3 +46,12 @@ def test_every_kind_is_compared_and_its_dropout_and_penalty_count(whole: Reports
         assert len(set(losses)) == len(losses), case
         nonzero = [float(v.abs().max()) for k, v in values.items() if k.startswith("gradient")]
         assert min(nonzero) > 0.0, case
+
+
+@pytest.mark.cheap
+def test_the_page_shows_every_kind_within_the_tolerance() -> None:
+    page = (ROOT / "docs" / "kinds.md").read_text()
+    shown = dict(re.findall(r"^\| (.+?) \| (.+ / .+) \|$", page, re.MULTILINE))
+    assert list(shown) == list(LABELS.values())
+    for label, row in shown.items():
+        assert max(float(figure) for figure in re.split(r" [/|] ", row)) <= _TOLERANCE, label
