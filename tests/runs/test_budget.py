@@ -18,7 +18,7 @@ from distributed_ignn.config import RunConfig
 from distributed_ignn.errors import UserError
 from distributed_ignn.graph.part_sizes import PartSizes
 from distributed_ignn.runs.memory import machine as memory
-from distributed_ignn.runs.memory.budget import KEPT, budget, kept_bytes
+from distributed_ignn.runs.memory.budget import KEPT, KEPT_SHARE, budget, kept_bytes
 from distributed_ignn.runs.memory.budget_check import check_budget
 from tests.parity.cases import make_data
 from tests.ranks import run_ranks
@@ -490,13 +490,13 @@ def test_freed_memory_is_kept_where_there_is_plenty(
     keeps: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Twice what is needed then: nine tenths of the arrays besides, and none of the process."""
+    """Twice what is needed then: a share of the arrays besides, and none of the process."""
     shard, process = own_shard(Communicator(), make_data("plain")), 1 << 28
     least = check_budget(small_config({"train": {"keep_freed": False}}), shard, Communicator())
     arrays = least.bound - sum(least.items[name] for name in ("process", "shard file"))
     monkeypatch.setattr(memory, "resident", lambda device: process)
     plain = check_budget(small_config({"train": {"keep_freed": False}}), shard, Communicator())
-    needed = plain.bound + int(0.9 * arrays)
+    needed = plain.bound + int(KEPT_SHARE * arrays)
     free = None if times is None else int(times * needed) - process
     monkeypatch.setattr(memory, "available", lambda device: free)
     report = check_budget(small_config({"train": settings}), shard, Communicator())
@@ -504,7 +504,7 @@ def test_freed_memory_is_kept_where_there_is_plenty(
     assert report.as_json()["keeps_freed_memory"] is keeps
     if keeps:
         assert report.bound == report.needed == needed
-        assert report.items == plain.items | {KEPT: int(0.9 * arrays)}
+        assert report.items == plain.items | {KEPT: int(KEPT_SHARE * arrays)}
     else:
         assert (report.bound, report.items) == (plain.bound, plain.items)
 
