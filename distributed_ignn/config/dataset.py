@@ -262,7 +262,8 @@ class DataConfig(Section):
         "undirected",
         description="of the edges of your own graph; undirected: every edge counts both ways; "
         "both: in- and out-neighbours are two channels, each with weights of its own; auto: both "
-        "where more than 5 % of the edges have no way back",
+        "where more than 5 % of the edges have no way back, unless all of them name the smaller id "
+        "first, or all the larger",
     )
     chains: ChainsConfig = ChainsConfig()
     synthetic: SyntheticConfig = SyntheticConfig()
