@@ -146,9 +146,17 @@ def choose_backend(backend: str, gpus: Sequence[Gpu | None]) -> str:
         gpus: of every rank; None for one that computes on a CPU.
 
     Raises:
-        UserError: nccl was asked for and cannot work; the same on every rank.
+        UserError: nccl was asked for and cannot work, or only some ranks have a GPU: they would
+            exchange and reduce other bytes than the rest; the same on every rank.
     """
     problem = _against_nccl(gpus)
+    without = [rank for rank, gpu in enumerate(gpus) if gpu is None]
+    if 0 < len(without) < len(gpus):
+        rank, gpu = next((rank, gpu) for rank, gpu in enumerate(gpus) if gpu is not None)
+        raise UserError(
+            f"rank {without[0]} computes on a CPU and rank {rank} on {gpu.name} of {gpu.host}; "
+            f"repair the driver of the machine of rank {without[0]}, or use --device cpu for all"
+        )
     if backend == "auto":
         return "gloo" if problem else "nccl"
     if backend == "nccl" and problem:

@@ -325,7 +325,9 @@ class HaloLink:
         rows, rider = arrived, None
         if arrived.shape[1] > flight.width:
             rows = arrived[:, : flight.width].contiguous()
-            rider = arrived[:, flight.width :].contiguous().view(flight.dtype)
+            # a slice of one row counts as contiguous where it lies, between bytes of any number
+            copied = arrived[:, flight.width :].clone(memory_format=torch.contiguous_format)
+            rider = copied.view(flight.dtype)
         if flight.coder is None:
             return rows, rider
         if self._held is None or self._held.shape[1] != flight.columns:

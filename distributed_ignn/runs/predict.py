@@ -122,13 +122,14 @@ def load_run(
 
 
 def load_run_config(run: Path) -> RunConfig:
-    """The settings of a run, with the plain engine: nothing will be stepped."""
+    """The settings of a run, with the plain engine on one device: nothing will be stepped."""
     if not (run / SETTINGS).is_file():
         raise UserError(
             f"{run} is not a run folder, it has no {SETTINGS}; name the --output of one"
         )
     config = load_yaml(run / SETTINGS)
-    return config.model_copy(update={"engine": "torch", "deepspeed_config": None})
+    train = config.train.model_copy(update={"offload": False})  # which only a GPU can
+    return config.model_copy(update={"engine": "torch", "deepspeed_config": None, "train": train})
 
 
 def _with_kernel(config: RunConfig, comm: Communicator) -> RunConfig:

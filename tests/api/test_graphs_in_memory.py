@@ -116,6 +116,17 @@ def test_weights_that_the_model_has_not_seen_are_told(
     assert f"was trained with{'' if trained else 'out'} weights of edges" in caplog.text
 
 
+def test_a_run_whose_states_waited_beside_a_gpu_predicts_on_a_cpu() -> None:
+    run = di.fit(DATA, QUICK, epochs=1)
+    expected = run.predict().logits
+    file = run.path / "config.yaml"
+    text = file.read_text().replace("device: cpu", "device: auto")
+    file.write_text(text.replace("offload: false", "offload: true"))
+    again = di.load(run.path)
+    assert again.config.train.offload
+    assert torch.equal(again.predict().logits, expected)
+
+
 def test_weights_count_for_no_kind_that_reads_none(caplog: pytest.LogCaptureFixture) -> None:
     run = di.fit(DATA, epochs=1, kind="graphsage")
     weighted = _with(edge_weight=torch.rand(DATA.edge_index.shape[1]))

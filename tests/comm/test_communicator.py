@@ -74,11 +74,15 @@ def test_backend_follows_the_gpus() -> None:
     one, other = Gpu("GPU 1", "here"), Gpu("GPU 2", "here")
     assert choose_backend("auto", [None, None]) == "gloo"
     assert choose_backend("auto", [one, other, Gpu("GPU 3", "there")]) == "nccl"
-    assert choose_backend("auto", [one, None]) == "gloo"
     assert choose_backend("auto", [one, other, one]) == "gloo"
     assert choose_backend("gloo", [one, other]) == "gloo"
-    with pytest.raises(UserError, match=r"rank 1 computes on a CPU; use --comm.backend gloo"):
-        choose_backend("nccl", [one, None])
+    with pytest.raises(UserError, match=r"rank 0 computes on a CPU; use --comm.backend gloo"):
+        choose_backend("nccl", [None, None])
+    for backend in ("auto", "gloo", "nccl"):
+        with pytest.raises(
+            UserError, match=r"rank 1 computes on a CPU and rank 0 on GPU 1 of here"
+        ):
+            choose_backend(backend, [one, None, other])
     with pytest.raises(UserError, match=r"one GPU per rank, and ranks 1 and 2 share GPU 2 of here"):
         choose_backend("nccl", [one, other, other])
 

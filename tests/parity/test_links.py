@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +11,8 @@ from torch import Tensor
 
 from distributed_ignn.comm.codecs import CODECS
 from distributed_ignn.comm.communicator import Communicator
-from distributed_ignn.config import PartitionConfig, SyntheticConfig
+from distributed_ignn.config import ChainsConfig, DataConfig, PartitionConfig, SyntheticConfig
+from distributed_ignn.graph.datasets import load_dataset
 from distributed_ignn.graph.datasets.synthetic import make_products
 from distributed_ignn.graph.partitioning.partition import assign_parts
 from distributed_ignn.graph.partitioning.sharding import build_shard
@@ -144,6 +146,37 @@ def test_one_process_has_no_halo_to_code(whole: Any) -> None:
     for codec in CODECS:
         case = whole[codec, False, "picard"]["forward"]
         assert torch.equal(case["point"], whole["fp32", False, "picard"]["forward"]["point"])
+
+
+def _columns_of(nodes: Tensor) -> Tensor:
+    """Three columns [nodes, 3] that tell whose they are."""
+    return nodes[:, None] + torch.tensor([0.25, 0.5, 0.75])
+
+
+def _ride(comm: Communicator) -> int:
+    """How many halo rows there are; what travels along has to arrive as it is."""
+    settings = DataConfig(
+        chains=ChainsConfig(length=5, chains_per_class=1, train_fraction=0.2, val_fraction=0.2)
+    )
+    data = load_dataset("chains", Path(), settings)
+    parts = assign_parts(data.graphs, comm.world_size, PartitionConfig(method="contiguous"))
+    shard = build_shard(data, parts.plan, comm.rank)
+    for codec in CODECS:
+        propagation = Propagation(shard, comm, torch.float32, PropagationOptions(codec=codec))
+        for _ in range(3):
+            rows = torch.rand(shard.num_owned, 10)
+            propagation.link.send(rows, _columns_of(shard.owned_nodes))
+            rider = propagation.link.wait()[1]
+            assert rider is not None
+            assert torch.equal(rider, _columns_of(shard.halo_nodes)), codec
+
+    return shard.num_halo
+
+
+def test_what_travels_with_coded_rows_arrives_where_there_is_one_row_or_none() -> None:
+    """A slice of a single row counts as contiguous, wherever it lies."""
+    assert _ride(Communicator()) == 0
+    assert 1 in run_ranks(_ride, 4, timeout=60)
 
 
 def _sent(comm: Communicator) -> dict[str, int]:

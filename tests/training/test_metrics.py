@@ -152,6 +152,13 @@ def test_a_metric_that_does_not_fit_is_refused(
     assert "\n" not in str(caught.value)
 
 
+def test_a_loss_that_does_not_fit_is_refused() -> None:
+    comm = Communicator()
+    shard = own_shard(comm, _data(several=True))
+    with pytest.raises(UserError, match=r"cross_entropy is for one label a node, .* or bce$"):
+        Objective(shard, comm, "cross_entropy")
+
+
 def test_one_class_in_the_validation_split_is_refused_and_elsewhere_told(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

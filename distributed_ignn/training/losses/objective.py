@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config.training import Metric
+from distributed_ignn.errors import UserError
 from distributed_ignn.graph.shard import GraphShard
 from distributed_ignn.training.losses.metrics import (
     LabelledNodes,
@@ -45,7 +46,7 @@ class Objective:
         unusual_metric: the same where it is not what ``auto`` takes, else None.
 
     Raises:
-        UserError: the metric does not fit the labels (on every rank alike).
+        UserError: the loss or the metric does not fit the labels (on every rank alike).
     """
 
     def __init__(
@@ -59,6 +60,11 @@ class Objective:
         device = comm.device
         self._comm = comm
         self.multilabel = shard.task == "multilabel"
+        if loss == "cross_entropy" and self.multilabel:
+            raise UserError(
+                "train.loss = cross_entropy is for one label a node, and "
+                f"{shard.name} has several; choose auto or bce"
+            )
         self._bce = loss == "bce" or self.multilabel
         self._labels = shard.labels.to(device)
         self._classes = shard.num_classes
