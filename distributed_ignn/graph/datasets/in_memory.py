@@ -47,17 +47,21 @@ def fields_in_memory(data: object, settings: DataConfig) -> Fields:
 
 def _attributes(data: object) -> dict[str, Any]:
     """Name and value of every attribute that there is."""
+    found = data if isinstance(data, Mapping) else _of_pyg(data)
+    return {str(key): value for key, value in found.items() if value is not None}
+
+
+def _of_pyg(data: object) -> Mapping[str, Any]:
+    """The attributes of one of PyG's graphs; importing PyG takes as long as importing torch."""
     from torch_geometric.data import Data, HeteroData
 
     if isinstance(data, Data):
         found: Mapping[str, Any] = data.to_dict()
-    elif isinstance(data, Mapping):
-        found = data
     elif isinstance(data, HeteroData) and len(data.node_types) == len(data.edge_types) == 1:
         found = data[data.node_types[0]].to_dict() | data[data.edge_types[0]].to_dict()
     else:
         raise UserError(f"data is a {type(data).__name__}{_way_out(data)}")
-    return {str(key): value for key, value in found.items() if value is not None}
+    return found
 
 
 def _way_out(data: object) -> str:
