@@ -48,8 +48,9 @@ train: $(TRAIN_READY)
 		--dataset chains --device cpu --output runs/quickstart-$$(date +%Y%m%d-%H%M%S)
 
 # Cheapest first, each in any case, two files at a time: the tests of one process, those of a few
-# ranks, then the slow ones, then those on an emulated GPU, which has to be there before torch is
-# imported; last, alone, those that count seconds while ranks are killed or cut off.
+# ranks, then the slow ones in the order that tests/conftest.py has for them, then those on an
+# emulated GPU, which has to be there before torch is imported; last, alone, those that count
+# seconds while ranks are killed or cut off.
 # Idle threads sleep, so that ranks share cores.
 ALONE := tests/faults tests/clusters
 EMULATED := tests/pseudo_gpu
@@ -60,7 +61,7 @@ test: $(DEV_READY)
 	@code=0; pair="-n 2 --dist loadfile $(patsubst %,--ignore=%,$(ALONE) $(EMULATED))"; \
 	$(BIN)/python -m pytest -m cheap $$pair || code=$$?; \
 	$(BIN)/python -m pytest -m "not cheap and not slow" $$pair || code=$$?; \
-	$(BIN)/python -m pytest -m "not cheap and slow" $$pair || code=$$?; \
+	$(BIN)/python -m pytest -m "not cheap and slow" $$pair --no-loadscope-reorder || code=$$?; \
 	$(ON_EMULATED) || code=$$?; \
 	$(BIN)/python -m pytest $(ALONE) || code=$$?; \
 	exit $$code

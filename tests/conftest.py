@@ -47,7 +47,10 @@ def pytest_configure() -> None:
 
 @pytest.hookimpl(tryfirst=True)  # before -m chooses by marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run cheap tests first, so that a mistake shows early; long ones only if asked to."""
+    """Run cheap tests first, so that a mistake shows early; long ones only if asked to.
+
+    Of the slow ones whole programs come first: what several workers share ends with small pieces.
+    """
     items.sort(key=_cost)
     for item in items:
         if _folder(item) in _ONE_PROCESS:
@@ -62,7 +65,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _cost(item: pytest.Item) -> tuple[bool, int]:
     folder = _folder(item)
     tier = _TIERS.index(folder) if folder in _TIERS else -1
-    return item.get_closest_marker("slow") is not None, tier
+    slow = item.get_closest_marker("slow") is not None
+    return slow, -tier if slow else tier
 
 
 def _folder(item: pytest.Item) -> str:
