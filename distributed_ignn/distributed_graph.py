@@ -32,6 +32,7 @@ from distributed_ignn.graph.shard import GraphShard
 from distributed_ignn.graph.storage.shard_store import read_part
 from distributed_ignn.launchers.this_rank import join
 from distributed_ignn.models.explicit.graph_part import GraphPart
+from distributed_ignn.urls.url import refuse_url
 
 
 class DistributedGraph:
@@ -80,8 +81,14 @@ class DistributedGraph:
             dtype: of features and edge weights; torch's default if not given.
 
         Raises:
-            UserError: there are no shards or they are damaged, on every rank alike.
+            UserError: there are no shards, they are damaged, or ``folder`` is a URL, on every rank
+                alike.
         """
+        refuse_url(
+            folder,
+            "open reads shards in a folder",
+            "copy what is there to a folder of every machine and open that",
+        )
 
         def read(comm: Communicator) -> GraphShard:
             return comm.together(lambda: read_part(Path(folder), comm.rank, comm.world_size))

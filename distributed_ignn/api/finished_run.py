@@ -25,6 +25,7 @@ from distributed_ignn.runs.output.progress import summary_rows
 from distributed_ignn.runs.output.records import METRICS, SUMMARY, read_metrics
 from distributed_ignn.runs.predict import load_run, load_run_config, load_run_for
 from distributed_ignn.runs.prediction import Prediction, SolveRequest, solved
+from distributed_ignn.urls.url import refuse_url
 
 
 @told_in_python()
@@ -32,8 +33,14 @@ def load(path: str | Path) -> Run:
     """Open the run in an output folder, whoever trained it: ``fit`` or the training command.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or the path is a URL.
     """
+    refuse_url(
+        path,
+        "load opens a folder",
+        "copy what is there to this machine and load the copy, or use ignn predict URL, which "
+        "reads s3:// and gs://",
+    )
     load_run_config(Path(path))
     return Run(Path(path).absolute())
 
@@ -111,6 +118,12 @@ class Run:
                 it must, or the data do not fit; one line.
         """
         request = SolveRequest(tolerance, steps, require_converged)
+        for path in (data, nodes):
+            refuse_url(
+                path,
+                "predict reads a graph by its path",
+                "copy the file to this machine and give the path of the copy",
+            )
         if nodes is not None and not isinstance(data, str | Path):
             raise UserError(
                 f"nodes = {nodes} has no effect unless data is a file of edges; drop it"

@@ -43,7 +43,7 @@ from distributed_ignn.runs.layout import SETTINGS
 from distributed_ignn.runs.output.folder import is_earlier_attempt, make_output
 from distributed_ignn.runs.run import Conduct, run_training
 from distributed_ignn.runs.shards import store_graph
-from distributed_ignn.urls.url import Url
+from distributed_ignn.urls.url import Url, refuse_url
 
 _Graph = Callable[[], GraphData] | None
 _given: set[Path] = set()  # folders that runs of this process have been given, besides named ones
@@ -111,6 +111,11 @@ def _source(data: Any) -> tuple[str, Callable[[DataConfig], GraphData] | None]:
     """The name of the dataset, and what makes the graph where it is in memory."""
     if is_in_memory(data):
         return IN_MEMORY, partial(graph_in_memory, data)
+    refuse_url(
+        data,
+        "fit reads a graph by its path",
+        "copy the file to this machine and give the path of the copy, or train with ignn train",
+    )
     name = os.fspath(data)
     names = [known for known in dataset_names() if known != "file"]
     if name not in names and not name.endswith(FILE_SUFFIXES):
