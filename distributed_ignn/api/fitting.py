@@ -30,7 +30,7 @@ from distributed_ignn.config import (
     dataset_names,
     run_from_settings,
 )
-from distributed_ignn.config.dataset import FILE_KINDS, FILE_SUFFIXES, IN_MEMORY
+from distributed_ignn.config.dataset import FILE_SUFFIXES, IN_MEMORY
 from distributed_ignn.config.keywords import spelled_out, told_in_python
 from distributed_ignn.config.suggest import suggest
 from distributed_ignn.errors import UserError
@@ -72,7 +72,7 @@ def fit(
             and 1), ``train_mask``, ``val_mask``, ``test_mask`` [n] (or ``train_idx``, ...),
             ``x`` [n, F] (without it, embeddings of nodes are learned) and optionally
             ``edge_weight`` [E]; a dictionary of the same; the name of a dataset; or the path of a
-            file of one's own.
+            file of one's own, whatever its ending, or of a folder of OGB's form.
         settings: those of ``ignn train --help``, as in ``{"model.hidden": 64}`` or
             ``{"model": {"hidden": 64}}``. A named dataset starts from the settings that come with
             it, any other graph from the defaults.
@@ -118,11 +118,11 @@ def _source(data: Any) -> tuple[str, Callable[[DataConfig], GraphData] | None]:
     )
     name = os.fspath(data)
     names = [known for known in dataset_names() if known != "file"]
-    if name not in names and not name.endswith(FILE_SUFFIXES):
+    if name not in names and not name.endswith(FILE_SUFFIXES) and not Path(name).exists():
         raise UserError(
-            f"data = {name!r} is no dataset{suggest(name, names)}; give a "
-            f"torch_geometric.data.Data, the path of a {FILE_KINDS} file, or one "
-            f"of {', '.join(names)}"
+            f"data = {name!r} is no dataset{suggest(name, names)} and no path that exists; give a "
+            "torch_geometric.data.Data, the path of a file or of a folder of OGB's form, or one of "
+            f"{', '.join(names)}"
         )
     return name, None
 
