@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,12 @@ def _on_rank(comm: Communicator, folder: Path) -> dict[str, Any]:
     }.items():
         assert (graph.rank, graph.world_size) == (comm.rank, 2)
         found[name] = _seen(graph)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        di.nn.exact(GATConv(FEATURES, 2, dropout=0.6), graph)
+    lines = [str(each.message).partition(":")[0] for each in told]
+    assert lines == ["GATConv.dropout = 0.6"][comm.rank :]
+    assert all(each.filename == __file__ for each in told)
     return found | {"shares": _shares(DistributedGraph.open(folder))}
 
 
