@@ -160,6 +160,20 @@ def test_what_is_missing_is_said_in_one_line(tmp_path: Path) -> None:
         graph.mean(torch.zeros(0))
 
 
+def test_parts_that_differ_are_told_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    digests: list[str] = []  # of the graph, then of its parts
+
+    def gathered(_: Communicator, value: Any) -> list[Any]:
+        if not isinstance(value, str):
+            return [value]
+        digests.append(value)
+        return [value, value if len(digests) == 1 else "another"]
+
+    monkeypatch.setattr(Communicator, "gather_json", gathered)
+    with pytest.raises(UserError, match="with ignn partition, and open the shards"):
+        DistributedGraph.divide(make_data("plain"))
+
+
 def test_it_is_left_at_the_end_of_a_block(folder: Path) -> None:
     with DistributedGraph.open(folder, device="cpu") as graph:
         assert str(graph) == repr(graph)

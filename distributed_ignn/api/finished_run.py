@@ -103,6 +103,8 @@ class Run:
     ) -> Prediction:
         """Solve for the equilibrium with the weights that validation chose, and read out.
 
+        An explicit kind of model has none to solve for: its layers are applied.
+
         Args:
             data: None for the graph of the run. Another graph with the same feature columns, in any
                 of the forms that ``fit`` takes, is solved anew, in one process; it needs no labels
@@ -149,9 +151,14 @@ class Run:
         steps: int | None = None,
         require_converged: bool = False,
     ) -> Tensor:
-        """The equilibrium Z* [n, D] that predictions are read from, on the CPU.
+        """The states that predictions are read from, one row for each node, on the CPU.
 
-        ``predict(...).embeddings`` is the same beside its residual; for arguments see there.
+        Of the implicit model the equilibrium Z* [n, D]; of an explicit kind the last hidden layer,
+        or the logits [n, C] where there is none, as of ``sgc``. ``predict(...).embeddings`` is the
+        same beside its residual; for arguments see there.
+
+        Raises:
+            UserError: see ``predict``.
         """
         found = self.predict(
             data,

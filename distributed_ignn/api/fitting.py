@@ -75,7 +75,7 @@ def fit(
             file of one's own, whatever its ending, or of a folder of OGB's form.
         settings: those of ``ignn train --help``, as in ``{"model.hidden": 64}`` or
             ``{"model": {"hidden": 64}}``. A named dataset starts from the settings that come with
-            it, any other graph from the defaults.
+            it, any other graph from those of ``configs/own-graph.yaml``.
         ranks: processes on this machine that share the graph; 1 trains in this process.
         output: folder for results; a fresh one under runs/ by default. It must not hold a run,
             unless that is to go on: ``resume="auto"``.
