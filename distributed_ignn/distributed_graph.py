@@ -32,6 +32,7 @@ from distributed_ignn.graph.shard import GraphShard
 from distributed_ignn.graph.storage.shard_store import read_part
 from distributed_ignn.launchers.this_rank import join
 from distributed_ignn.models.explicit.graph_part import GraphPart
+from distributed_ignn.urls.url import refuse_url
 
 
 class DistributedGraph:
@@ -75,13 +76,19 @@ class DistributedGraph:
         which takes the whole graph's memory and sends more rows than a good partition does.
 
         Args:
-            folder: what ``partition --out`` wrote.
+            folder: what ``ignn partition --out`` wrote.
             device: where to compute; "auto" takes a GPU where there is one.
             dtype: of features and edge weights; torch's default if not given.
 
         Raises:
-            UserError: there are no shards or they are damaged, on every rank alike.
+            UserError: there are no shards, they are damaged, or ``folder`` is a URL, on every rank
+                alike.
         """
+        refuse_url(
+            folder,
+            "open reads shards in a folder",
+            "copy what is there to a folder of every machine and open that",
+        )
 
         def read(comm: Communicator) -> GraphShard:
             return comm.together(lambda: read_part(Path(folder), comm.rank, comm.world_size))
@@ -101,7 +108,7 @@ class DistributedGraph:
         """This rank's part of a graph that every rank holds whole, divided by every rank alike.
 
         For graphs that fit into each rank's memory; larger ones are divided once, by the command
-        ``partition``, and opened.
+        ``ignn partition``, and opened.
 
         Args:
             data: a ``torch_geometric.data.Data`` with labels and splits, a dictionary of its
@@ -130,8 +137,8 @@ class DistributedGraph:
             _check_alike(
                 comm,
                 sha256(assigned.part.numpy().tobytes()).hexdigest(),
-                "divide the graph differently; divide it once, with launch/partition.py, and open "
-                "the shards",
+                "divide the graph differently; divide it once, with ignn partition, and open the "
+                "shards",
             )
             return build_shard(whole, assigned.plan, comm.rank)
 
@@ -285,6 +292,9 @@ class DistributedGraph:
 
         A rank without training nodes takes part through its empty ``values``, as long as they come
         out of the model: ``graph.mean(cross_entropy(out[i], y[i], reduction="none"))``.
+
+        Raises:
+            UserError: no rank has a value, on every rank alike.
         """
         count = torch.tensor([values.numel()], dtype=torch.float64, device=self.device)
         total = float(self.comm.sum(count))

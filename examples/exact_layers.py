@@ -36,7 +36,7 @@ torch.manual_seed(0)
 data = load_dataset(
     "synthetic-products", Path("data"), DataConfig(synthetic=SyntheticConfig(scale=0.0005))
 )
-# a large graph is divided once, by launch/partition.py, and opened: DistributedGraph.open("shards")
+# a large graph is divided once, by ignn partition, and opened: DistributedGraph.open("shards")
 with di.DistributedGraph.divide(data) as graph:  # or a Data, the same on every rank
     train(GAT(graph.num_features, 16, 2, graph.num_classes, heads=4), graph)
     train(GraphSAGE(graph.num_features, 32, 3, graph.num_classes), graph)

@@ -3,8 +3,15 @@
     python examples/own_loop.py
     python examples/own_loop.py --dataset citeseer --data-root DATA --seed 1
 
-Arguments are those of ``launch/train.py``, so that both train the same model with the same loss;
-without any, the generated graph ``chains`` is used, which takes a few seconds.
+Arguments are those of ``ignn train``, of which this loop reads: the dataset and ``data``, ``seed``,
+``model``, ``forward.tolerance`` and ``forward.max_steps`` (of both solves), and of ``train`` the
+learning rate, weight decay, epochs, label smoothing, and consistency with its samples and
+temperature, so that it trains the model of a run with the loss of a run. All else is left out
+without a word: ``forward.method`` (it is Anderson), ``forward.beta`` and all of ``adjoint``,
+``schedule`` and ``solver``; ``train.loss`` (cross-entropy), ``train.ema``, ``train.patience``,
+``train.eval_every`` (it is every epoch), ``train.dtype`` and whatever else ``train`` has; the
+device, the number of processes, and ``output``, since nothing is written. Without any argument, the
+generated graph ``chains`` is used, which takes a few seconds.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,12 @@ def _on_rank(comm: Communicator, folder: Path) -> dict[str, Any]:
     }.items():
         assert (graph.rank, graph.world_size) == (comm.rank, 2)
         found[name] = _seen(graph)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        di.nn.exact(GATConv(FEATURES, 2, dropout=0.6), graph)
+    lines = [str(each.message).partition(":")[0] for each in told]
+    assert lines == ["GATConv.dropout = 0.6"][comm.rank :]
+    assert all(each.filename == __file__ for each in told)
     return found | {"shares": _shares(DistributedGraph.open(folder))}
 
 
@@ -151,6 +158,20 @@ def test_what_is_missing_is_said_in_one_line(tmp_path: Path) -> None:
         graph.gather(torch.zeros(59, 2))
     with pytest.raises(UserError, match="a mean of no values on any rank"):
         graph.mean(torch.zeros(0))
+
+
+def test_parts_that_differ_are_told_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    digests: list[str] = []  # of the graph, then of its parts
+
+    def gathered(_: Communicator, value: Any) -> list[Any]:
+        if not isinstance(value, str):
+            return [value]
+        digests.append(value)
+        return [value, value if len(digests) == 1 else "another"]
+
+    monkeypatch.setattr(Communicator, "gather_json", gathered)
+    with pytest.raises(UserError, match="with ignn partition, and open the shards"):
+        DistributedGraph.divide(make_data("plain"))
 
 
 def test_it_is_left_at_the_end_of_a_block(folder: Path) -> None:

@@ -25,6 +25,7 @@ from distributed_ignn.runs.output.progress import summary_rows
 from distributed_ignn.runs.output.records import METRICS, SUMMARY, read_metrics
 from distributed_ignn.runs.predict import load_run, load_run_config, load_run_for
 from distributed_ignn.runs.prediction import Prediction, SolveRequest, solved
+from distributed_ignn.urls.url import refuse_url
 
 
 @told_in_python()
@@ -32,8 +33,14 @@ def load(path: str | Path) -> Run:
     """Open the run in an output folder, whoever trained it: ``fit`` or the training command.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or the path is a URL.
     """
+    refuse_url(
+        path,
+        "load opens a folder",
+        "copy what is there to this machine and load the copy, or use ignn predict URL, which "
+        "reads s3:// and gs://",
+    )
     load_run_config(Path(path))
     return Run(Path(path).absolute())
 
@@ -96,6 +103,8 @@ class Run:
     ) -> Prediction:
         """Solve for the equilibrium with the weights that validation chose, and read out.
 
+        An explicit kind of model has none to solve for: its layers are applied.
+
         Args:
             data: None for the graph of the run. Another graph with the same feature columns, in any
                 of the forms that ``fit`` takes, is solved anew, in one process; it needs no labels
@@ -111,6 +120,12 @@ class Run:
                 it must, or the data do not fit; one line.
         """
         request = SolveRequest(tolerance, steps, require_converged)
+        for path in (data, nodes):
+            refuse_url(
+                path,
+                "predict reads a graph by its path",
+                "copy the file to this machine and give the path of the copy",
+            )
         if nodes is not None and not isinstance(data, str | Path):
             raise UserError(
                 f"nodes = {nodes} has no effect unless data is a file of edges; drop it"
@@ -136,9 +151,14 @@ class Run:
         steps: int | None = None,
         require_converged: bool = False,
     ) -> Tensor:
-        """The equilibrium Z* [n, D] that predictions are read from, on the CPU.
+        """The states that predictions are read from, one row for each node, on the CPU.
 
-        ``predict(...).embeddings`` is the same beside its residual; for arguments see there.
+        Of the implicit model the equilibrium Z* [n, D]; of an explicit kind the last hidden layer,
+        or the logits [n, C] where there is none, as of ``sgc``. ``predict(...).embeddings`` is the
+        same beside its residual; for arguments see there.
+
+        Raises:
+            UserError: see ``predict``.
         """
         found = self.predict(
             data,

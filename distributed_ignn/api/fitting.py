@@ -30,7 +30,7 @@ from distributed_ignn.config import (
     dataset_names,
     run_from_settings,
 )
-from distributed_ignn.config.dataset import FILE_KINDS, FILE_SUFFIXES, IN_MEMORY
+from distributed_ignn.config.dataset import FILE_SUFFIXES, IN_MEMORY
 from distributed_ignn.config.keywords import spelled_out, told_in_python
 from distributed_ignn.config.suggest import suggest
 from distributed_ignn.errors import UserError
@@ -43,7 +43,7 @@ from distributed_ignn.runs.layout import SETTINGS
 from distributed_ignn.runs.output.folder import is_earlier_attempt, make_output
 from distributed_ignn.runs.run import Conduct, run_training
 from distributed_ignn.runs.shards import store_graph
-from distributed_ignn.urls.url import Url
+from distributed_ignn.urls.url import Url, refuse_url
 
 _Graph = Callable[[], GraphData] | None
 _given: set[Path] = set()  # folders that runs of this process have been given, besides named ones
@@ -72,10 +72,10 @@ def fit(
             and 1), ``train_mask``, ``val_mask``, ``test_mask`` [n] (or ``train_idx``, ...),
             ``x`` [n, F] (without it, embeddings of nodes are learned) and optionally
             ``edge_weight`` [E]; a dictionary of the same; the name of a dataset; or the path of a
-            file of one's own.
+            file of one's own, whatever its ending, or of a folder of OGB's form.
         settings: those of ``ignn train --help``, as in ``{"model.hidden": 64}`` or
             ``{"model": {"hidden": 64}}``. A named dataset starts from the settings that come with
-            it, any other graph from the defaults.
+            it, any other graph from those of ``configs/own-graph.yaml``.
         ranks: processes on this machine that share the graph; 1 trains in this process.
         output: folder for results; a fresh one under runs/ by default. It must not hold a run,
             unless that is to go on: ``resume="auto"``.
@@ -111,13 +111,18 @@ def _source(data: Any) -> tuple[str, Callable[[DataConfig], GraphData] | None]:
     """The name of the dataset, and what makes the graph where it is in memory."""
     if is_in_memory(data):
         return IN_MEMORY, partial(graph_in_memory, data)
+    refuse_url(
+        data,
+        "fit reads a graph by its path",
+        "copy the file to this machine and give the path of the copy, or train with ignn train",
+    )
     name = os.fspath(data)
     names = [known for known in dataset_names() if known != "file"]
-    if name not in names and not name.endswith(FILE_SUFFIXES):
+    if name not in names and not name.endswith(FILE_SUFFIXES) and not Path(name).exists():
         raise UserError(
-            f"data = {name!r} is no dataset{suggest(name, names)}; give a "
-            f"torch_geometric.data.Data, the path of a {FILE_KINDS} file, or one "
-            f"of {', '.join(names)}"
+            f"data = {name!r} is no dataset{suggest(name, names)} and no path that exists; give a "
+            "torch_geometric.data.Data, the path of a file or of a folder of OGB's form, or one of "
+            f"{', '.join(names)}"
         )
     return name, None
 

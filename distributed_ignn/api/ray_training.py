@@ -52,7 +52,7 @@ def make_trainer(
     tried again.
 
     Args:
-        config: a YAML file with settings, the name of a dataset, the file of a graph of one's own,
+        config: a YAML file with settings, the name of a dataset, the path of a graph of one's own,
             the settings themselves (``{"dataset": "chains", "model.hidden": 64}``), or a
             ``RunConfig``.
         settings: those of ``ignn train --help``; they win over those of ``config``.

@@ -68,6 +68,7 @@ def _program(name: str) -> tuple[str, ...]:
         return "-m", "distributed_ignn", name
     if not Path(name).is_file():
         raise UserError(
-            f"{name} does not exist; name a command of ignn or a script such as launch/benchmark.py"
+            f"{name} is no command of ignn and no file; name a command, such as benchmark, or the "
+            "path of a script"
         )
     return (name,)

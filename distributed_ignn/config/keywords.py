@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel
 
+from distributed_ignn.config.dataset import FILE_SUFFIXES, IN_MEMORY, OWN_FILE, dataset_names
 from distributed_ignn.config.parse import resolve_read_run, validate_run
 from distributed_ignn.config.sections import RunConfig
 from distributed_ignn.config.suggest import suggest
@@ -36,15 +37,27 @@ def run_from_settings(
     """The run that settings from Python ask for.
 
     Args:
-        dataset: what it trains on.
+        dataset: what it trains on: a name, or the path of a file or folder.
         given: settings, see above; they win over those of ``config``.
         config: YAML file; by default the one that comes with the dataset, if any.
 
     Raises:
         UserError: an unknown or ambiguous name, a wrong value, or see ``parse_args``.
     """
-    values = _put({}, spelled_out(given))
-    return resolve_read_run(values | {"dataset": dataset}, config)
+    values = _put({}, {**spelled_out(given), **_naming(dataset)})
+    return resolve_read_run(values, config)
+
+
+def _naming(dataset: str) -> dict[str, str]:
+    """The settings that name what is trained on.
+
+    Those of a path that has another ending than ``dataset`` takes, or that is a folder of OGB's
+    form, are two, as on the command line.
+    """
+    known = dataset in (*dataset_names(), IN_MEMORY) or dataset.endswith(FILE_SUFFIXES)
+    if known or not Path(dataset).exists():
+        return {"dataset": dataset}
+    return {"dataset": OWN_FILE, "data.path": dataset}
 
 
 def run_from(
@@ -53,7 +66,7 @@ def run_from(
     """The run that settings from Python ask for, whatever they start from.
 
     Args:
-        config: a YAML file, the name of a dataset or file of a graph, settings with ``dataset``
+        config: a YAML file, the name of a dataset, path of a graph, settings with ``dataset``
             among them, or a complete run.
         given: settings, see above; they win over those of ``config``.
 

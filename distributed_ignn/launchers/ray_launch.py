@@ -24,7 +24,7 @@ from distributed_ignn.errors import JobError, Stopped, UserError
 from distributed_ignn.launchers import ray_cluster as cluster
 from distributed_ignn.launchers import ray_messages as messages
 from distributed_ignn.runs.output.folder import check_output, holds_run
-from distributed_ignn.runs.predict import PredictOptions, load_run_config
+from distributed_ignn.runs.predict import PredictOptions, fetched_run_config
 from distributed_ignn.runs.stopping import StopRequest
 from distributed_ignn.urls.url import Url
 
@@ -70,7 +70,7 @@ def predict_on_ray(options: PredictOptions, asked: dict[str, Any]) -> None:
         Stopped: by a signal; nothing is written.
         JobError: see ``train_on_ray``.
     """
-    of_run = load_run_config(options.run)
+    of_run = fetched_run_config(options.run)
     config = of_run.model_copy(update={**asked, "comm": CommConfig()})
     cluster.prepare(config)
     action = partial(_predict, config, options.resolved())

@@ -132,6 +132,20 @@ def load_run_config(run: Path) -> RunConfig:
     return config.model_copy(update={"engine": "torch", "deepspeed_config": None, "train": train})
 
 
+def fetched_run_config(run: Path) -> RunConfig:
+    """As ``load_run_config``, also of a run at a URL, for a process that is no rank of its own.
+
+    Raises:
+        UserError: there is no run.
+        JobError: the place did not answer.
+    """
+    comm = Communicator()
+    with opened(comm, expect(run)) as places:
+        here = places.local(run)
+        places.wait(lambda: places.fetch(here / SETTINGS))
+        return comm.together(lambda: load_run_config(here))
+
+
 def _with_kernel(config: RunConfig, comm: Communicator) -> RunConfig:
     """The settings with a sparse product that this device has: a run may be read on another."""
     kernel = KERNELS.get(config.train.kernel)

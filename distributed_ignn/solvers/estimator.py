@@ -28,6 +28,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from distributed_ignn.errors import UserError
 from distributed_ignn.solvers.anderson import Anderson
 from distributed_ignn.solvers.base import Evaluation
 from distributed_ignn.solvers.blocks import Rows, assemble, project
@@ -66,10 +67,14 @@ def structured(fixed_point_map: object) -> StructuredMap:
     """The map, if it has what an estimate needs.
 
     Raises:
-        TypeError: it has no weights or no graph.
+        UserError: it has no weights or no graph, as the map of a layer of the user's own.
     """
     if not isinstance(fixed_point_map, StructuredMap):
-        raise TypeError("a learned solver needs a map with weights and a graph")
+        raise UserError(
+            "this learned solver estimates errors from the weights and the graph of a run's model, "
+            "and this map shows neither; give a NeuralSolver that was trained with "
+            "solver.estimator none, or anderson"
+        )
     return fixed_point_map
 
 

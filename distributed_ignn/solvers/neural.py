@@ -163,7 +163,7 @@ class NeuralSolver:
         """An empty history.
 
         Raises:
-            TypeError: beta needs a map with weights and a graph, and this one has none.
+            UserError: beta needs a map with weights and a graph, and this one has none.
         """
         state = NeuralState(self.anderson.init(z0, fixed_point_map))
         if self.estimator is not None:

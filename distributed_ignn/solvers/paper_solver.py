@@ -168,7 +168,7 @@ class PaperSolver:
         """An empty history.
 
         Raises:
-            TypeError: the map has no graph.
+            UserError: the map has no graph.
         """
         scale = float(self.network.first_scale)
         return PaperState(self.anderson.init(z0), structured(fixed_point_map), scale)

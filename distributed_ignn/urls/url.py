@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path, PosixPath
 from typing import NoReturn
 
+from distributed_ignn.errors import UserError
+
 _FORM = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
 #: Wildcards, and what would begin a user's name, a query or a fragment.
 _RESERVED = re.compile(r"[*?\[\]#@\\]|[^ -~]")
@@ -75,6 +77,24 @@ def url_scheme(value: object) -> str | None:
         return value.scheme
     found = _FORM.match(str(value)) if isinstance(value, str | Path) else None
     return found[1] if found else None
+
+
+def refuse_url(value: object, reads: str, way_out: str) -> None:
+    """Refuse what looks like a URL where a path is read.
+
+    As a path, it would be a folder called ``s3:`` below the working folder, and the message would
+    be that of a folder that is not there.
+
+    Args:
+        value: anything.
+        reads: what reads a path, and of what.
+        way_out: what to do instead.
+
+    Raises:
+        UserError: it looks like a URL.
+    """
+    if url_scheme(value) is not None:
+        raise UserError(f"{value} is a URL, and {reads}; {way_out}")
 
 
 def as_path(value: str | Path) -> Path:

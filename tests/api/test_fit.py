@@ -21,6 +21,7 @@ import distributed_ignn as di
 from distributed_ignn.commands.predict import main as predict_command
 from distributed_ignn.commands.train import main as train_command
 from tests.api.small_data import QUICK, small_data
+from tests.graph.test_own_formats import write_ogb
 
 DATA = small_data()
 
@@ -266,6 +267,24 @@ def test_a_name_starts_from_its_own_settings_and_a_path_from_the_defaults(elsewh
     path = di.fit(Path("mine.pt"), QUICK)
     assert path.path == elsewhere / "runs" / "mine-seed0"
     assert torch.equal(path.predict().logits, di.fit(DATA, QUICK).predict().logits)
+
+
+def test_a_path_may_have_any_ending_or_be_a_folder(elsewhere: Path) -> None:
+    torch.save(DATA, "mine.pt")
+    torch.save(DATA, "mine.pth")
+    expected = di.fit("mine.pt", QUICK, epochs=1)
+    for ranks in (1, 2):
+        other = di.fit(Path("mine.pth"), QUICK, epochs=1, ranks=ranks)
+        found = (other.config.dataset, other.config.data.path)
+        assert found == ("file", elsewhere / "mine.pth")
+        logits = expected.predict().logits
+        assert torch.allclose(other.predict().logits, logits, rtol=0, atol=1e-7)
+    run = di.fit(write_ogb(elsewhere / "ogb"), QUICK, epochs=1)
+    assert run.config.data.path == elsewhere / "ogb"
+    assert run.predict().labels.shape == (6,)
+    Path("other").mkdir()
+    with pytest.raises(di.UserError, match=r"other is a folder; give the path of a"):
+        di.fit("other", QUICK)
 
 
 def test_another_kind_of_model_trains_resumes_and_predicts(folder: Path) -> None:

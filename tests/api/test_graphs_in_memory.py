@@ -16,7 +16,7 @@ from torch_geometric.data import Data, HeteroData
 
 import distributed_ignn as di
 from distributed_ignn.config import DataConfig, RunConfig, run_from_settings
-from distributed_ignn.config.keywords import spelled_out
+from distributed_ignn.config.keywords import run_from, spelled_out
 from distributed_ignn.graph.datasets import graph_in_memory, load_dataset
 from distributed_ignn.runs.node_rows import NodeRows
 from distributed_ignn.runs.prediction_file import write_predictions
@@ -243,3 +243,14 @@ def test_settings_win_over_the_file_that_is_named() -> None:
     assert (run.dataset, run.model.hidden, run.model.kappa) == ("memory", 8, 0.5)
     shipped, plain = run_from_settings("citeseer", {}), RunConfig(dataset="citeseer")
     assert shipped.train.weight_decay != plain.train.weight_decay
+
+
+def test_a_path_of_another_ending_is_named_as_the_command_names_it() -> None:
+    Path("data.pth").touch()
+    for config in ("data.pth", Path("data.pth"), {"dataset": "data.pth"}):
+        run = run_from(config, {"hidden": 8})  # as make_trainer takes it
+        assert (run.dataset, run.data.path, run.model.hidden) == ("file", Path("data.pth"), 8)
+    plain = run_from_settings("graph.npz", {"hidden": 8})
+    assert plain.train == run.train  # those for any graph of one's own
+    with pytest.raises(di.UserError, match="dataset = absent is not known"):
+        run_from("absent", {})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,25 @@ def test_a_graph_of_ones_own_says_it_so() -> None:
     data.y = None
     with pytest.raises(di.UserError, match=r"say which it is, as in data\.label = NAME"):
         di.DistributedGraph.divide(data, partition=PartitionConfig(method="contiguous"))
+
+
+@pytest.mark.parametrize(
+    ("call", "line"),
+    [
+        (
+            di.load,
+            "load opens a folder; copy what is there .* or use ignn predict URL, which reads s3:",
+        ),
+        (di.DistributedGraph.open, "open reads shards in a folder; copy .* every machine and open"),
+        (di.fit, "fit reads a graph by its path; copy the file .* or train with ignn train$"),
+        (di.Run(Path("absent")).predict, "predict reads a graph by its path; copy the file"),
+        (di.Run(Path("absent")).embeddings, "predict reads a graph by its path; copy the file"),
+    ],
+)
+def test_a_url_is_refused_with_a_way_out(call: Callable[[str], object], line: str) -> None:
+    for url in ("s3://bucket/run", "https://host/graph.npz"):
+        with pytest.raises(di.UserError, match=f"^{url} is a URL, and {line}"):
+            call(url)
 
 
 def test_a_folder_without_a_run_says_it_so(tmp_path: Path) -> None:

@@ -165,7 +165,7 @@ def test_words_and_gaps_in_the_table_of_nodes(
     assert same.fingerprint() == found.fingerprint()
 
 
-def _ogb(folder: Path, **tables: Any) -> Path:
+def write_ogb(folder: Path, **tables: Any) -> Path:
     """A folder as OGB's downloads are, with each number in a cell of its own."""
     plain: dict[str, Any] = {
         "raw/edge": EDGES.T,
@@ -184,13 +184,13 @@ def _ogb(folder: Path, **tables: Any) -> Path:
 
 
 def test_a_folder_of_ogb(tmp_path: Path) -> None:
-    found = _load(_ogb(tmp_path / "ogb"), "", None)
+    found = _load(write_ogb(tmp_path / "ogb"), "", None)
     assert found.fingerprint() == _expected(weighted=False)
     labels = [[0], ["nan"], [2], [0], [1], [2]]
-    found = _load(_ogb(tmp_path / "gap", **{"raw/node-label": labels}), "", None)
+    found = _load(write_ogb(tmp_path / "gap", **{"raw/node-label": labels}), "", None)
     assert found.labels.tolist() == [0, -1, 2, 0, 1, 2]
     several = [[0, 1], ["nan", 1], [1, 0], [0, 0], [1, 1], [0, 1]]
-    found = _load(_ogb(tmp_path / "several", **{"raw/node-label": several}), "", None)
+    found = _load(write_ogb(tmp_path / "several", **{"raw/node-label": several}), "", None)
     assert (found.task, found.labels[1].tolist()) == ("multilabel", [-1, 1])
 
 
@@ -207,7 +207,7 @@ def test_damaged_folders_of_ogb(
     tmp_path: Path, table: str, rows: list[list[Any]], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
-        _load(_ogb(tmp_path / "ogb", **{table: rows}), "", None)
+        _load(write_ogb(tmp_path / "ogb", **{table: rows}), "", None)
 
 
 MISTAKES: dict[str, tuple[str, str | None, str]] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 import re
@@ -18,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from distributed_ignn.commands import partition, predict, train
+from distributed_ignn.config import ModelConfig, RunConfig, dump_yaml
 from distributed_ignn.urls import object_store
 from tests.buckets import BUCKET, Server, served
 from tests.faults.victim import SETTINGS
@@ -133,6 +135,29 @@ def test_a_graph_of_ones_own_is_fetched_and_known_by_its_url(
     assert train.main([*own[:-1], absent, "--output", str(tmp_path / "run")]) == 2
     assert f"{absent} does not exist" in _one_line(capsys)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
+@pytest.mark.filterwarnings("ignore:::ray")  # it warns of its own code
+def test_the_driver_of_workers_reads_the_settings_of_a_run_at_a_url(
+    server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from distributed_ignn.launchers import ray_launch
+
+    started: list[Any] = []
+    monkeypatch.setattr(ray_launch, "_start", lambda config, *_: started.append(config))
+    settings = dump_yaml(RunConfig(dataset="chains", model=ModelConfig(hidden=7)))
+    server.write("driven/config.yaml", settings.encode())
+
+    def code(run: str) -> int:
+        out = f"s3://{BUCKET}/driven.parquet"
+        return predict.main([run, "--device", "cpu", "--workers", "2", "--out", out])
+
+    assert code(f"s3://{BUCKET}/driven") == 0
+    assert [(each.model.hidden, each.workers) for each in started] == [(7, 2)]
+    absent = f"s3://{BUCKET}/absent"
+    assert code(absent) == 2
+    assert f"{absent} is not a run folder, it has no config.yaml" in _one_line(capsys)
 
 
 class _Machines:

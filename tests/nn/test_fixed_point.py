@@ -19,9 +19,11 @@ from distributed_ignn.errors import UserError
 from distributed_ignn.nn import FixedPoint, NotConvergedWarning
 from distributed_ignn.nn.bounding import linear_weights
 from distributed_ignn.solvers.anderson import Anderson
+from distributed_ignn.solvers.estimator import ErrorEstimator
 from distributed_ignn.solvers.methods import METHODS
 from distributed_ignn.solvers.neural import NeuralSolver
 from distributed_ignn.solvers.predictors import NETWORKS, NeuralShape, build_predictor
+from distributed_ignn.solvers.reduced import BasisCache
 from tests.nn.small_maps import NODES, WIDTH, Mixed, edges, unrolled
 
 SOLVERS = tuple(name for name, method in METHODS.items() if not method.learned)
@@ -421,6 +423,13 @@ def test_a_solver_may_be_an_object() -> None:
         assert torch.allclose(z, expected, rtol=0, atol=1e-10)
         z.sum().backward()
         assert layer.info.converged
+
+
+def test_a_solver_with_an_estimator_is_refused() -> None:
+    solver = NeuralSolver(None, NODES, 1e-10, estimator=ErrorEstimator(BasisCache(3), 1, 1, 1))
+    layer = FixedPoint(Mixed(), solver)
+    with pytest.raises(UserError, match=r"trained with solver\.estimator none, or anderson$"):
+        layer(torch.randn(NODES, WIDTH))
 
 
 @pytest.mark.parametrize(

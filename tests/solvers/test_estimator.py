@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from distributed_ignn.errors import UserError
 from distributed_ignn.solvers.anderson import Anderson
 from distributed_ignn.solvers.base import AnySolver, Evaluation, Solution
 from distributed_ignn.solvers.estimator import ErrorEstimator
@@ -116,7 +117,7 @@ def test_steps_past_the_last_use_its_coefficients() -> None:
 def test_it_needs_a_map_with_weights_and_a_graph() -> None:
     solver = NeuralSolver(None, NODES, 1e-10, estimator=_estimator())
     limits: dict[str, Any] = {"tolerance": 1.0, "max_steps": 1}
-    with pytest.raises(TypeError, match="weights and a graph"):
+    with pytest.raises(UserError, match="shows neither; give a NeuralSolver"):
         solve(lambda z, rider: Evaluation(z, z), _residual(), solver, lambda s: s, **limits)
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from distributed_ignn.errors import UserError
 from distributed_ignn.solvers.anderson import Anderson
 from distributed_ignn.solvers.base import AnySolver, FixedPointMap, Iterate, Solution
 from distributed_ignn.solvers.mlp_initialiser import MlpInitialiser
@@ -143,7 +144,7 @@ def test_a_step_that_is_taken_back_leaves_the_history_as_it_was() -> None:
 
 
 def test_a_map_without_a_graph_is_refused() -> None:
-    with pytest.raises(TypeError, match="needs a map with weights and a graph"):
+    with pytest.raises(UserError, match="from the weights and the graph of a run's model"):
         Watched(_network()).init(torch.zeros(NODES, WIDTH))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import warnings
 from collections.abc import Iterator
 from itertools import chain
 from typing import Any, Protocol, TypeVar
@@ -21,8 +21,6 @@ from distributed_ignn.models.explicit.rehearsal import rehearse
 from distributed_ignn.models.explicit.rules import check as check_rules
 from distributed_ignn.models.explicit.rules import dropping, needs_rehearsal
 from distributed_ignn.models.explicit.synchronised import synchronise
-
-logger = logging.getLogger(__name__)
 
 M = TypeVar("M", bound=Module)
 _SEED_STEP = 4099  # keeps the masks of a model's dropouts apart
@@ -55,7 +53,7 @@ def exact(module: M, graph: Divided, *, seed: int = 0, check: bool = True) -> M:
     share of them, until ``graph.sum_gradients(module)`` adds the shares up. Batch normalisations
     take their statistics over all ranks. A ``Dropout`` module draws a mask per node, which does not
     depend on the ranks; dropout that a layer draws inside (``GATConv.dropout``) does, and is the
-    one thing that is not the same as in one process.
+    one thing that is not the same as in one process, of which rank 0 warns (``UserWarning``).
 
     All ranks must call this, and then the module, alike. Parameters and buffers become those of
     rank 0.
@@ -100,13 +98,15 @@ def _agree_on_values(module: Module, comm: Communicator) -> None:
 
 
 def _mention_masks(module: Module, comm: Communicator) -> None:
+    """Warn, on rank 0, of what is not exact: a program need not show the log."""
     names = sorted(set(dropping(module)))
     if names and comm.is_main and comm.world_size > 1:
-        logger.warning(
-            "%s: masks drawn inside a layer are drawn by every rank for itself, so training is not "
-            "the same as in one process; set it to 0 and use torch.nn.Dropout, whose masks belong "
-            "to nodes",
-            ", ".join(names),
+        warnings.warn(
+            f"{', '.join(names)}: masks drawn inside a layer are drawn by every rank for itself, "
+            "so training is not the same as in one process; set it to 0 and use torch.nn.Dropout, "
+            "whose masks belong to nodes",
+            UserWarning,
+            stacklevel=3,
         )
 
 

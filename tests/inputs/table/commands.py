@@ -285,8 +285,8 @@ COMMANDS = [
         "link: no script",
         "link.py --rate 1gbit nowhere.py",
         value="nowhere.py",
-        rule="does not exist",
-        way_out="launch/benchmark.py",
+        rule="no command of ignn and no file",
+        way_out="such as benchmark, or the path of a script",
     ),
     Case(
         "scaling: no ranks",
