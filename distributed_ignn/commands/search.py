@@ -13,7 +13,8 @@ from pydantic import AfterValidator, Field
 from rich.console import Console
 
 from distributed_ignn.cli import run_main
-from distributed_ignn.config import RunConfig, parse_options_and_run
+from distributed_ignn.config import RunConfig, parse_options_and_settings, resolve_run
+from distributed_ignn.config.dotted import dotted
 from distributed_ignn.config.keywords import setting_names
 from distributed_ignn.config.options import (
     Bare,
@@ -137,17 +138,15 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _run(argv: Sequence[str]) -> None:
-    options, config = parse_options_and_run(
-        _Options,
-        argv,
-        name="ignn search",
-        about=__doc__,
-        more=_EXAMPLES + _space(),
-        means=lambda options: {} if options.graph is None else {"dataset": options.graph},
+    options, flags, path = parse_options_and_settings(
+        _Options, argv, name="ignn search", about=__doc__, more=_EXAMPLES + _space()
     )
     check_outputs(options)
-    given = [_dotted(text.partition("=")[0]) for text in argv if text.startswith("--")]
+    given = [name for name, _ in dotted(flags)]  # as they are called here, however they were typed
     _check_own(given, options)
+    if options.graph is not None:
+        flags["dataset"] = options.graph
+    config = resolve_run(flags, path)
     out = options.out or Path("runs") / f"search-{Path(config.dataset).stem}"
     if config.gpus == 1:
         config = config.model_copy(update={"device": "cuda"})
