@@ -344,6 +344,10 @@ def test_what_cannot_be_written_is_one_line(
         (["--grid", "model.hidden=3", "--seeds", "0,0"], "--seeds 0,0 names a number twice"),
         (["--seed", "3"], "it takes --seeds and --out"),
         (["--output-dir", "x"], "--output is set by the search; it takes --seeds and --out"),
+        (["--data.synthetic.scale", "2"], "scale = 2.0 has no effect with dataset = chains; drop"),
+        (["--model.cell", "ignn", "--model.skew", "3"], "skew = 3.0 has no effect with model.cell"),
+        (["--solver.lambda1", "2"], "lambda1 = 2.0 has no effect with forward.method = anderson"),
+        (["--model.skew", "3", "--grid", "model.cell=ignn,eignn"], "skew = 3.0 has no effect with"),
         (["--budget", "10"], "must be a time with its unit, as in 90s, 10min or 2h"),
         (["--budget", "0s"], "must be above 0"),
         (["--trials", "0"], "--trials 0 must be at least 1"),
@@ -378,3 +382,23 @@ def test_a_setting_stays_as_given_whatever_another_tool_calls_it(
     free = {axis.name for axis in restricted(request.grid, request.pinned)}
     assert not free & {*request.pinned}
     assert (request.config.train.lr, request.config.model.hidden) == (0.3, 7)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--model.skew", "3"],  # of mignn, a cell that is tried
+        ["--model.skew", "3", "--grid", "model.cell=ignn,mignn"],
+        ["--train.consistency-samples", "3"],
+        ["--solver.compress", "4", "--grid", "forward.method=neural,picard"],
+    ],
+)
+def test_what_one_trial_reads_is_taken(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Request] = []
+    monkeypatch.setattr(search, "_conduct", lambda request, *_: asked.append(request))
+    assert main([*CHAINS, *arguments]) == 0
+    # all trials but the first learn a solver, and this file has none
+    assert main(["--config", "long-range.yaml", "--solver.compress", "4"]) == 0
+    assert len(asked) == 2
