@@ -15,6 +15,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from distributed_ignn.cli import run_main
 from distributed_ignn.config import (
+    ModelConfig,
     NeuralSolverConfig,
     PartitionConfig,
     RunConfig,
@@ -28,6 +29,7 @@ from distributed_ignn.config import (
 )
 from distributed_ignn.config.choices import choice_at
 from distributed_ignn.config.dotted import dotted
+from distributed_ignn.config.keywords import run_from
 from distributed_ignn.config.options import Options
 from distributed_ignn.errors import NoEffectError, UserError
 from distributed_ignn.models.kinds import KINDS
@@ -639,3 +641,15 @@ def test_run_main_prints_user_errors_only(capsys: pytest.CaptureFixture[str]) ->
     assert run_main(lambda: None) == 0
     with pytest.raises(ZeroDivisionError):
         run_main(lambda: print(1 / 0))
+
+
+def test_a_complete_run_is_held_to_the_same_rule_as_a_mapping() -> None:
+    for given in ({"model": {"skew": 3.0}}, {"solver": {"lambda1": 2.0}}):
+        run = RunConfig.model_validate({"dataset": "chains", **given})
+        with pytest.raises(NoEffectError, match=r" = \d.0 has no effect with .*; drop it"):
+            run_from(run, {})
+    run = RunConfig.model_validate({"dataset": "chains", "model": {"cell": "mignn", "skew": 3.0}})
+    assert run_from(run, {}) == run
+    assert run_from(run, {"model.cell": "ignn"}).model.skew == ModelConfig().skew  # taken away
+    with pytest.raises(NoEffectError, match=r"skew = 2\.0 has no effect with model.cell"):
+        run_from(run, {"model.cell": "ignn", "model.skew": 2.0})
