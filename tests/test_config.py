@@ -483,6 +483,15 @@ def test_settings_of_the_solver_that_are_read_pass(argv: str) -> None:
             "--data.synthetic.scale .01",
             "data.synthetic.scale = 0.01 has no effect with dataset",
         ),
+        (
+            "--train.max-bad-steps 9",
+            "max_bad_steps = 9 has no effect with train.on_bad_numbers = st",
+        ),
+        (
+            "--restarts 3",
+            "restarts = 3 has no effect without Ray, which workers or gpus ask for; d",
+        ),
+        ("--restart-wait-seconds 9", "restart_wait_seconds = 9.0 has no effect without Ray"),
         ("--data.heterophilous.nodes 100", "data.heterophilous.nodes = 100 has no effect with"),
         ("--partition.method random --partition.objective volume", "objective = volume has no eff"),
         ("--model.kind sgc --model.dropout 0.3", "model.dropout = 0.3 has no effect with model.k"),
@@ -653,3 +662,20 @@ def test_a_complete_run_is_held_to_the_same_rule_as_a_mapping() -> None:
     assert run_from(run, {"model.cell": "ignn"}).model.skew == ModelConfig().skew  # taken away
     with pytest.raises(NoEffectError, match=r"skew = 2\.0 has no effect with model.cell"):
         run_from(run, {"model.cell": "ignn", "model.skew": 2.0})
+
+
+def test_what_ray_reads_is_refused_only_where_it_is_given(tmp_path: Path) -> None:
+    """The file of a run that Ray has trained goes on under torchrun, too."""
+    given = ["--dataset", "chains", "--workers", "2", "--restarts", "3"]
+    run = parse_args([*given, "--restart-wait-seconds", "9"])
+    path = tmp_path / "config.yaml"
+    path.write_text(dump_yaml(run))
+    assert parse_args(["--config", str(path), "--workers", "null"]).restarts == 3
+    asked = {"restarts": 3}  # of make_trainer, where a ScalingConfig may say how many workers
+    assert run_from("chains", asked).restarts == 3
+
+
+def test_the_limit_of_bad_steps_may_be_taken_from_a_file() -> None:
+    run = parse_args(["--config", "paper/acm.yaml", "--train.on-bad-numbers", "stop"])
+    assert run.train.max_bad_steps == RunConfig(dataset="acm").train.max_bad_steps
+    assert parse_args(["--config", "paper/acm.yaml"]).train.max_bad_steps == 20

@@ -111,6 +111,29 @@ def refuse_unread(
     )
 
 
+def refuse_without_ray(run: RunConfig, said: Collection[str]) -> None:
+    """Refuse what Ray alone reads, where no Ray is asked for.
+
+    What a file says is left alone, for the ``config.yaml`` of every run says it.
+
+    Args:
+        run, said: see ``refuse_idle``.
+
+    Raises:
+        NoEffectError: naming the first such setting.
+    """
+    if run.workers is not None or run.gpus is not None:
+        return
+    for name in ("restarts", "restart_wait_seconds"):
+        value = _value(run, name)
+        if name in said and value != RunConfig.model_fields[name].default:
+            raise NoEffectError(
+                f"{name} = {value} has no effect without Ray, which workers or gpus ask for; drop "
+                "it (torchrun goes by its own --max-restarts)",
+                name,
+            )
+
+
 def _refuse(idle: Sequence[NoEffect]) -> None:
     if idle:
         more = f" (and {len(idle) - 1} more)" if idle[1:] else ""
@@ -149,6 +172,9 @@ def _idle(run: RunConfig) -> Iterator[_Idle]:
     yield from _of_generators(run)
     yield from _of_partition(run)
     yield from _of_consistency(run)
+    if run.train.on_bad_numbers == "stop":
+        because, by = "train.on_bad_numbers = stop", ("train.on_bad_numbers",)
+        yield from _changed("train", run.train, ("max_bad_steps",), because, by)
     if run.device == "cuda":
         yield from _changed("train", run.train, ("keep_freed",), "device = cuda", ("device",))
     if not is_explicit(run.model.kind):
