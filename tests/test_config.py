@@ -15,6 +15,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from distributed_ignn.cli import run_main
 from distributed_ignn.config import (
+    ModelConfig,
     NeuralSolverConfig,
     PartitionConfig,
     RunConfig,
@@ -28,6 +29,7 @@ from distributed_ignn.config import (
 )
 from distributed_ignn.config.choices import choice_at
 from distributed_ignn.config.dotted import dotted
+from distributed_ignn.config.keywords import run_from
 from distributed_ignn.config.options import Options
 from distributed_ignn.errors import NoEffectError, UserError
 from distributed_ignn.models.kinds import KINDS
@@ -481,6 +483,15 @@ def test_settings_of_the_solver_that_are_read_pass(argv: str) -> None:
             "--data.synthetic.scale .01",
             "data.synthetic.scale = 0.01 has no effect with dataset",
         ),
+        (
+            "--train.max-bad-steps 9",
+            "max_bad_steps = 9 has no effect with train.on_bad_numbers = st",
+        ),
+        (
+            "--restarts 3",
+            "restarts = 3 has no effect without Ray, which workers or gpus ask for; d",
+        ),
+        ("--restart-wait-seconds 9", "restart_wait_seconds = 9.0 has no effect without Ray"),
         ("--data.heterophilous.nodes 100", "data.heterophilous.nodes = 100 has no effect with"),
         ("--partition.method random --partition.objective volume", "objective = volume has no eff"),
         ("--model.kind sgc --model.dropout 0.3", "model.dropout = 0.3 has no effect with model.k"),
@@ -639,3 +650,32 @@ def test_run_main_prints_user_errors_only(capsys: pytest.CaptureFixture[str]) ->
     assert run_main(lambda: None) == 0
     with pytest.raises(ZeroDivisionError):
         run_main(lambda: print(1 / 0))
+
+
+def test_a_complete_run_is_held_to_the_same_rule_as_a_mapping() -> None:
+    for given in ({"model": {"skew": 3.0}}, {"solver": {"lambda1": 2.0}}):
+        run = RunConfig.model_validate({"dataset": "chains", **given})
+        with pytest.raises(NoEffectError, match=r" = \d.0 has no effect with .*; drop it"):
+            run_from(run, {})
+    run = RunConfig.model_validate({"dataset": "chains", "model": {"cell": "mignn", "skew": 3.0}})
+    assert run_from(run, {}) == run
+    assert run_from(run, {"model.cell": "ignn"}).model.skew == ModelConfig().skew  # taken away
+    with pytest.raises(NoEffectError, match=r"skew = 2\.0 has no effect with model.cell"):
+        run_from(run, {"model.cell": "ignn", "model.skew": 2.0})
+
+
+def test_what_ray_reads_is_refused_only_where_it_is_given(tmp_path: Path) -> None:
+    """The file of a run that Ray has trained goes on under torchrun, too."""
+    given = ["--dataset", "chains", "--workers", "2", "--restarts", "3"]
+    run = parse_args([*given, "--restart-wait-seconds", "9"])
+    path = tmp_path / "config.yaml"
+    path.write_text(dump_yaml(run))
+    assert parse_args(["--config", str(path), "--workers", "null"]).restarts == 3
+    asked = {"restarts": 3}  # of make_trainer, where a ScalingConfig may say how many workers
+    assert run_from("chains", asked).restarts == 3
+
+
+def test_the_limit_of_bad_steps_may_be_taken_from_a_file() -> None:
+    run = parse_args(["--config", "paper/acm.yaml", "--train.on-bad-numbers", "stop"])
+    assert run.train.max_bad_steps == RunConfig(dataset="acm").train.max_bad_steps
+    assert parse_args(["--config", "paper/acm.yaml"]).train.max_bad_steps == 20

@@ -31,6 +31,7 @@ from distributed_ignn.config import (
     run_from_settings,
 )
 from distributed_ignn.config.dataset import FILE_SUFFIXES, IN_MEMORY
+from distributed_ignn.config.idle import refuse_without_ray
 from distributed_ignn.config.keywords import spelled_out, told_in_python
 from distributed_ignn.config.suggest import suggest
 from distributed_ignn.errors import UserError
@@ -146,6 +147,7 @@ def _settings(
                 f"{key} = {asked} is for ignn train, where Ray starts processes; give "
                 f"ranks={asked} instead"
             )
+    refuse_without_ray(run, given)
     if isinstance(run.output, Url):
         raise UserError(
             f"output = {run.output} is a URL, and what fit returns reads a folder; give one, or "

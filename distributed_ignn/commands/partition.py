@@ -16,8 +16,17 @@ from rich.table import Table
 
 from distributed_ignn.cli import run_main
 from distributed_ignn.comm.communicator import Communicator
-from distributed_ignn.config import RunConfig, absolute_paths, choices, parse_options_and_run
+from distributed_ignn.config import (
+    PartitionConfig,
+    RunConfig,
+    absolute_paths,
+    choices,
+    parse_options_and_settings,
+    resolve_run,
+)
 from distributed_ignn.config.choices import Choice
+from distributed_ignn.config.dotted import dotted
+from distributed_ignn.config.idle import refuse_unread
 from distributed_ignn.config.options import Options, OutputFolderOrUrl, check_outputs
 from distributed_ignn.graph.datasets import load_dataset
 from distributed_ignn.graph.partitioning.partition import PartitionStats, assign_parts
@@ -34,6 +43,12 @@ from distributed_ignn.runs.spool.attempt import fetched
 from distributed_ignn.runs.spool.places import Places, expect, opened
 
 _MOST_PARTS = 2**16  # each is a file, and a rank of the training
+_READ = (
+    *("dataset", "data_root", "data"),
+    *(f"partition.{key}" for key in PartitionConfig.model_fields if key != "dir"),
+)
+"""Settings that shards depend on; whose seed is ``partition.seed``."""
+
 _EXAMPLES = """\
 examples:
   ignn partition --dataset acm --parts 4 --out shards/acm-4
@@ -83,13 +98,14 @@ def _run(argv: Sequence[str]) -> None:
 
 
 def _parse(argv: Sequence[str]) -> tuple[_Options, RunConfig]:
-    options, run = parse_options_and_run(
+    options, flags, path = parse_options_and_settings(
         _Options, argv, name="ignn partition", about=__doc__, more=_EXAMPLES
     )
     check_outputs(options)
-    if options.method is not None:
-        partition = run.partition.model_copy(update={"method": options.method})
-        run = run.model_copy(update={"partition": partition})
+    if options.method is not None:  # before the rules are asked: others depend on it
+        flags["partition"] = {**flags.get("partition", {}), "method": options.method}
+    run = resolve_run(flags, path)
+    refuse_unread(run, dict(dotted(flags)), _READ, "how a graph is divided")
     return options, absolute_paths(run)
 
 

@@ -12,10 +12,16 @@ from rich.console import Console
 
 from distributed_ignn.cli import run_main
 from distributed_ignn.comm.communicator import Communicator
-from distributed_ignn.config import CONFIG_FOLDER, parse_options_and_settings, resolve_run
+from distributed_ignn.config import (
+    CONFIG_FOLDER,
+    RunConfig,
+    parse_options_and_settings,
+    resolve_run,
+)
 from distributed_ignn.config.choices import Choice
 from distributed_ignn.config.dataset import OWN_FILE, DatasetName
 from distributed_ignn.config.dotted import dotted
+from distributed_ignn.config.idle import refuse_idle
 from distributed_ignn.config.options import (
     Bare,
     Commas,
@@ -31,6 +37,7 @@ from distributed_ignn.config.options import (
 )
 from distributed_ignn.config.suggest import suggest
 from distributed_ignn.errors import UserError
+from distributed_ignn.lab.benchmarks.variants import all_variants
 from distributed_ignn.lab.studies import (
     beyond_k,
     cost,
@@ -40,6 +47,7 @@ from distributed_ignn.lab.studies import (
     solver_variants,
 )
 from distributed_ignn.lab.studies.outcome import Outcome, Request, show_outcome, write_outcome
+from distributed_ignn.lab.studies.study_runs import with_settings
 from distributed_ignn.lab.studies.tables.paper_figures import COLUMNS
 from distributed_ignn.lab.studies.tables.paper_results import RESULTS, reproduce_result
 from distributed_ignn.lab.studies.tables.table_cells import TableRequest
@@ -169,7 +177,11 @@ def _run(argv: Sequence[str]) -> None:
         _reproduce_result(options, flags, path)
         return
     _refuse(options.study, flags, _OWN)
-    config = resolve_run(*_with_defaults(options, flags, path))
+    flags, path = _with_defaults(options, flags, path)
+    config = resolve_run(flags, path)
+    given = [name for name, _ in dotted(flags)]
+    first, *others = _trained_with(options.study, config)
+    refuse_idle(first, (*given, "forward.method"), others)
     out = options.out or Path("runs") / f"{options.study}-{Path(config.dataset).stem}"
     request = Request(config, options.seeds, out.absolute())
     study = STUDIES[options.study]
@@ -218,6 +230,27 @@ def _refuse(study: str, flags: Mapping[str, Any], decided: Sequence[str]) -> Non
         if name in flags:
             way_out = "--models, --seeds and --out" if study in RESULTS else "--seeds and --out"
             raise UserError(f"--{name} is set by the study; it takes {way_out}")
+
+
+def _trained_with(study: str, config: RunConfig) -> list[RunConfig]:
+    """Settings of the runs and solvers of a study, as far as they decide what is read."""
+    if study == LONG_RANGE:
+        return [config]
+    if study == "rivals":
+        return [config, *(rivals.settings_of_rival(name, config) for name in rivals.RIVALS)]
+    if study == "figure8":
+        return [with_settings(config, {"forward.method": each}) for each in dynamics.METHODS]
+    learned = with_settings(config, {"forward.method": "neural"})
+    if study == "figure3":
+        return [learned]
+    kinds = [*solver_variants.loss_variants(), *all_variants()]
+    return [learned, *(_with_solver(learned, kind.changes) for kind in kinds)]
+
+
+def _with_solver(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
+    """Unchecked, as the studies of solvers make them."""
+    solver = config.solver.model_copy(update=dict(changes))
+    return config.model_copy(update={"solver": solver})
 
 
 def _conduct(name: str, study: Study, request: Request, comm: Communicator) -> None:

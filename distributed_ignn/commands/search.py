@@ -13,7 +13,9 @@ from pydantic import AfterValidator, Field
 from rich.console import Console
 
 from distributed_ignn.cli import run_main
-from distributed_ignn.config import RunConfig, parse_options_and_run
+from distributed_ignn.config import RunConfig, parse_options_and_settings, resolve_run
+from distributed_ignn.config.dotted import dotted
+from distributed_ignn.config.idle import refuse_idle
 from distributed_ignn.config.keywords import setting_names
 from distributed_ignn.config.options import (
     Bare,
@@ -44,7 +46,7 @@ from distributed_ignn.lab.studies.search.session import (
     search_here,
     search_locally,
 )
-from distributed_ignn.lab.studies.search.space import SPACE
+from distributed_ignn.lab.studies.search.space import SPACE, variants
 from distributed_ignn.launchers.local_job import killable
 from distributed_ignn.launchers.this_rank import on_this_rank
 
@@ -137,17 +139,15 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _run(argv: Sequence[str]) -> None:
-    options, config = parse_options_and_run(
-        _Options,
-        argv,
-        name="ignn search",
-        about=__doc__,
-        more=_EXAMPLES + _space(),
-        means=lambda options: {} if options.graph is None else {"dataset": options.graph},
+    options, flags, path = parse_options_and_settings(
+        _Options, argv, name="ignn search", about=__doc__, more=_EXAMPLES + _space()
     )
     check_outputs(options)
-    given = [_dotted(text.partition("=")[0]) for text in argv if text.startswith("--")]
+    given = [name for name, _ in dotted(flags)]  # as they are called here, however they were typed
     _check_own(given, options)
+    if options.graph is not None:
+        flags["dataset"] = options.graph
+    config = resolve_run(flags, path)
     out = options.out or Path("runs") / f"search-{Path(config.dataset).stem}"
     if config.gpus == 1:
         config = config.model_copy(update={"device": "cuda"})
@@ -173,6 +173,7 @@ def _request(options: _Options, config: RunConfig, given: Sequence[str], out: Pa
 
     Raises:
         UserError: a name of the grid is no setting, or a combination is not allowed.
+        NoEffectError: no trial reads a setting.
     """
     grid = _split_grid(options.grid)
     _check_names(grid)
@@ -188,6 +189,8 @@ def _request(options: _Options, config: RunConfig, given: Sequence[str], out: Pa
         slots=options.jobs or 1,
     )
     request.combinations()  # refuse what is wrong before any rank joins
+    tried = variants(config, grid, request.pinned, exhaustive=request.is_exhaustive)
+    refuse_idle(config, given, tried)
     return request
 
 

@@ -7,9 +7,10 @@ which it matters who wrote what: a command line may take the effect away from wh
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+import functools
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from distributed_ignn.config import choices
 from distributed_ignn.config.choices import Choice
@@ -47,7 +48,7 @@ class _Idle:
     decided_by: tuple[str, ...]
 
 
-def refuse_idle(run: RunConfig, said: Collection[str]) -> None:
+def refuse_idle(run: RunConfig, said: Collection[str], others: Iterable[RunConfig] = ()) -> None:
     """See to it that every setting which is not the default is read.
 
     What a file says may be without effect where the command line has decided so: that is another
@@ -56,6 +57,8 @@ def refuse_idle(run: RunConfig, said: Collection[str]) -> None:
     Args:
         run: the checked settings.
         said: dotted names of what the command line or a program has set.
+        others: runs with other settings that are trained besides; it is enough if one of them
+            reads what ``run`` does not. They are asked for only where that makes a difference.
 
     Raises:
         NoEffectError: naming the first that is not, and how many more there are.
@@ -67,8 +70,88 @@ def refuse_idle(run: RunConfig, said: Collection[str]) -> None:
         if each.told.setting in known or known.isdisjoint((*each.decided_by, "resume"))
     ]
     if idle:
+        for other in others:
+            passed_over = {each.told.setting for each in _idle(other)}
+            idle = [
+                told
+                for told in idle
+                if told.setting in passed_over
+                or _value(other, told.setting) != _value(run, told.setting)
+            ]
+    _refuse(idle)
+
+
+def refuse_unread(
+    run: RunConfig, given: Mapping[str, Any], read: Collection[str], reader: str
+) -> None:
+    """As ``refuse_idle``, of a command that reads a few settings of a run and trains none.
+
+    Args:
+        run: the checked settings.
+        given: values of what the command line sets, by dotted name.
+        read: names of settings and sections that the command goes by.
+        reader: what it does, for the message.
+
+    Raises:
+        NoEffectError: see ``refuse_idle``; what a file says of other things is passed over.
+    """
+    for name, value in given.items():
+        if not _is_among(name, read):
+            raise NoEffectError(f"{name} = {value} has no effect on {reader}; drop it", name)
+    idle = [each for each in _idle(run) if _is_among(each.told.setting, read)]
+    # nor is it idle here because of what training would do
+    idle = [each for each in idle if all(_is_among(name, read) for name in each.decided_by)]
+    known = {*given}
+    _refuse(
+        [
+            each.told
+            for each in idle
+            if each.told.setting in known or known.isdisjoint(each.decided_by)
+        ]
+    )
+
+
+def refuse_without_ray(run: RunConfig, said: Collection[str]) -> None:
+    """Refuse what Ray alone reads, where no Ray is asked for.
+
+    What a file says is left alone, for the ``config.yaml`` of every run says it.
+
+    Args:
+        run, said: see ``refuse_idle``.
+
+    Raises:
+        NoEffectError: naming the first such setting.
+    """
+    if run.workers is not None or run.gpus is not None:
+        return
+    for name in ("restarts", "restart_wait_seconds"):
+        value = _value(run, name)
+        if name in said and value != RunConfig.model_fields[name].default:
+            raise NoEffectError(
+                f"{name} = {value} has no effect without Ray, which workers or gpus ask for; drop "
+                "it (torchrun goes by its own --max-restarts)",
+                name,
+            )
+
+
+def _refuse(idle: Sequence[NoEffect]) -> None:
+    if idle:
         more = f" (and {len(idle) - 1} more)" if idle[1:] else ""
         raise NoEffectError(f"{idle[0]}; drop it{more}", idle[0].setting)
+
+
+def _is_among(name: str, names: Collection[str]) -> bool:
+    """Whether a setting is one of those, or in a section that is."""
+    return any(name == each or name.startswith(f"{each}.") for each in names)
+
+
+def _value(section: Section, name: str) -> Any:
+    return functools.reduce(getattr, name.split("."), section)
+
+
+def deciders(run: RunConfig) -> frozenset[str]:
+    """The settings that take the effect from others in this run."""
+    return frozenset(name for each in _idle(run) for name in each.decided_by)
 
 
 def without_idle(run: RunConfig) -> RunConfig:
@@ -89,6 +172,9 @@ def _idle(run: RunConfig) -> Iterator[_Idle]:
     yield from _of_generators(run)
     yield from _of_partition(run)
     yield from _of_consistency(run)
+    if run.train.on_bad_numbers == "stop":
+        because, by = "train.on_bad_numbers = stop", ("train.on_bad_numbers",)
+        yield from _changed("train", run.train, ("max_bad_steps",), because, by)
     if run.device == "cuda":
         yield from _changed("train", run.train, ("keep_freed",), "device = cuda", ("device",))
     if not is_explicit(run.model.kind):

@@ -19,6 +19,7 @@ import numpy as np
 from pydantic import BaseModel
 
 from distributed_ignn.config.dataset import FILE_SUFFIXES, IN_MEMORY, OWN_FILE, dataset_names
+from distributed_ignn.config.idle import refuse_idle, without_idle
 from distributed_ignn.config.parse import resolve_read_run, validate_run
 from distributed_ignn.config.sections import RunConfig
 from distributed_ignn.config.suggest import suggest
@@ -72,10 +73,14 @@ def run_from(
 
     Raises:
         UserError: see ``run_from_settings``; or no dataset is named.
+        NoEffectError: see ``refuse_idle``.
     """
     flat = spelled_out(given)
     if isinstance(config, RunConfig):
-        return validate_run(_put(config.model_dump(exclude_unset=True), flat)) if flat else config
+        if flat:
+            config = validate_run(_put(config.model_dump(exclude_unset=True), flat))
+        refuse_idle(config, flat)
+        return without_idle(config)
     if isinstance(config, Mapping):
         if "dataset" not in config:
             raise UserError("config has no dataset; name one, as in {'dataset': 'chains'}")

@@ -21,7 +21,7 @@ from distributed_ignn.config.dataset import FILE_SUFFIXES, IN_MEMORY, OWN_FILE, 
 from distributed_ignn.config.deepspeed_settings import check_device, read_settings, require_package
 from distributed_ignn.config.dotted import dotted
 from distributed_ignn.config.explicit import is_explicit, of_dataset
-from distributed_ignn.config.idle import refuse_idle, without_idle
+from distributed_ignn.config.idle import refuse_idle, refuse_without_ray, without_idle
 from distributed_ignn.config.options import OptionsT, declare, given
 from distributed_ignn.config.sections import RunConfig
 from distributed_ignn.config.shipped import CONFIG_FOLDER, shipped_file
@@ -66,7 +66,7 @@ def parse_args(argv: Sequence[str]) -> RunConfig:
         SystemExit: after ``--help``.
     """
     found, flags = _read(CommandParser(), argv)
-    return resolve_read_run(flags, found.config)
+    return _resolve_started_run(flags, found.config)
 
 
 def parse_run(argv: Sequence[str], *, name: str, about: str, more: str, usage: str) -> RunConfig:
@@ -80,7 +80,7 @@ def parse_run(argv: Sequence[str], *, name: str, about: str, more: str, usage: s
     """
     parser = CommandParser(prog=name, usage=usage, description=about, epilog=more)
     found, flags = _read(parser, argv)
-    return resolve_read_run(flags, found.config)
+    return _resolve_started_run(flags, found.config)
 
 
 def parse_options(
@@ -194,6 +194,13 @@ def load_yaml(path: Path) -> RunConfig:
 def dump_yaml(config: RunConfig) -> str:
     """All settings as YAML, in the order of their sections; ``load_yaml`` reads it back equal."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _resolve_started_run(flags: dict[str, Any], config_file: Path | None) -> RunConfig:
+    """As ``resolve_read_run``, of a run whose settings alone say how its processes start."""
+    run = resolve_read_run(flags, config_file)
+    refuse_without_ray(run, [name for name, _ in dotted(flags)])
+    return run
 
 
 def resolve_read_run(flags: dict[str, Any], config_file: Path | None) -> RunConfig:

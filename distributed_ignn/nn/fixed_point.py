@@ -35,9 +35,11 @@ from distributed_ignn.nn.solving import (
     refuse_float16,
 )
 from distributed_ignn.solvers.base import AnySolver, Evaluation
+from distributed_ignn.solvers.methods import SolverSettings
 
 Inject = Literal["auto", "argument", "add", "pair"]
 
+_USUAL = SolverSettings(regularization=1e-10)  # as the layer's arguments have them
 _ADVICE = (
     "make the map a contraction (smaller weights, or bound=0.9), damp it (beta below 1), or allow "
     "more steps (max_steps) or a larger tolerance"
@@ -80,7 +82,8 @@ class FixedPoint(nn.Module):
             and sums of linear layers, of activations with a slope of at most 1, and of averages
             over neighbours; it does not for attention or for sums over neighbours.
         memory, beta, regularization: of the solver, see ``forward.memory`` and its like in
-            ``--help``; ``beta`` below 1 damps.
+            ``--help``; ``beta`` below 1 damps. One that no method here reads is refused; a solver
+            that is an object has its own.
         adjoint_solver, adjoint_tolerance, adjoint_max_steps: the same for the backward solve; those
             of the forward solve by default.
         warm_start: start from the solution of the last call where that has the same shape.
@@ -133,6 +136,7 @@ class FixedPoint(nn.Module):
             memory=memory,
             beta=beta,
             regularization=regularization,
+            usual=_USUAL,
         )
         self.bound = bound
         self.info = SolveInfo()

@@ -86,7 +86,8 @@ class ImplicitGNN(nn.Module):
         channels: propagation graphs; each has a W of its own.
         tolerance, max_steps: relative residual at which to stop, and most evaluations of a solve.
         memory, beta, regularization: of the solver, see ``forward.memory`` and its like in
-            ``--help``.
+            ``--help``. One that no method here reads is refused; a solver that is an object has its
+            own.
         adjoint_solver, adjoint_tolerance, adjoint_max_steps: the same for the backward solve; those
             of the forward solve by default.
         warm_start: start from the solution of the last call in the same mode where that has the

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -17,6 +17,8 @@ from torch import Tensor
 
 from distributed_ignn.config import SolveConfig
 from distributed_ignn.config.check import validate_run
+from distributed_ignn.config.dotted import dotted
+from distributed_ignn.config.idle import refuse_idle
 from distributed_ignn.config.sections import RunConfig
 from distributed_ignn.errors import UserError
 from distributed_ignn.solvers.base import AnySolver, FixedPointMap, Outcome, Solution
@@ -25,6 +27,8 @@ from distributed_ignn.solvers.solve import solve
 
 Failure = Literal["warn", "raise", "ignore"]
 """What a layer does about a solve that ends above its tolerance."""
+
+_USUAL = SolverSettings()
 
 
 class NotConvergedWarning(UserWarning):
@@ -112,7 +116,9 @@ def checked(values: Mapping[str, Mapping[str, Any]]) -> RunConfig:
         UserError: naming the setting as the layer's argument is named.
     """
     try:
-        return validate_run({"dataset": "chains", **values})
+        run = validate_run({"dataset": "chains", **values})
+        refuse_idle(run, [name for name, _ in dotted(values)])
+        return run
     except UserError as error:
         message = str(error)
         for section in values:
@@ -171,12 +177,19 @@ def both_directions(
     adjoint_solver: str | AnySolver | None,
     adjoint_tolerance: float | None,
     adjoint_max_steps: int | None,
+    usual: SolverSettings = _USUAL,
     **common: Any,
 ) -> tuple[Direction, Direction]:
     """How the forward and the backward solve are done; what the latter leaves out is the former's.
 
+    Args:
+        solver, tolerance, max_steps: of the forward solve, see ``Direction.of``.
+        adjoint_solver, adjoint_tolerance, adjoint_max_steps: the same of the backward solve.
+        usual: what ``common`` is by default.
+        common: settings of the methods, which both have.
+
     Raises:
-        UserError: see ``Direction.of``.
+        UserError: see ``Direction.of``; or neither method reads one of ``common``.
     """
     forward = Direction.of(solver, tolerance=tolerance, max_steps=max_steps, **common)
     adjoint = Direction.of(
@@ -185,7 +198,24 @@ def both_directions(
         max_steps=max_steps if adjoint_max_steps is None else adjoint_max_steps,
         **common,
     )
+    _refuse_unread((solver,) if adjoint_solver is None else (solver, adjoint_solver), common, usual)
     return forward, adjoint
+
+
+def _refuse_unread(
+    solvers: Sequence[str | AnySolver], common: Mapping[str, Any], usual: SolverSettings
+) -> None:
+    """Refuse what no method reads; an object has its settings already."""
+    reads = [METHODS[each].reads if isinstance(each, str) else frozenset() for each in solvers]
+    for name, value in common.items():
+        if value != getattr(usual, name) and not any(name in each for each in reads):
+            called = [each if isinstance(each, str) else type(each).__name__ for each in solvers]
+            made = any(not isinstance(each, str) for each in solvers)
+            way_out = "give it to the object" if made else "choose another solver"
+            raise UserError(
+                f"{name} = {value} makes no difference to {' and '.join(dict.fromkeys(called))}; "
+                f"leave it out or {way_out}"
+            )
 
 
 @dataclass(slots=True)
@@ -228,11 +258,6 @@ def _named(name: str, config: SolveConfig) -> AnySolver:
     if name not in ready:
         raise UserError(
             f"solver = {name!r} must be one of {', '.join(ready)}, or an object with their methods"
-        )
-    if config.beta != 1.0 and "beta" not in METHODS[name].reads:
-        raise UserError(
-            f"beta = {config.beta} makes no difference to {name}; leave it out or choose another "
-            "solver"
         )
     settings = SolverSettings(config.memory, config.beta, config.regularization)
     return build_solver(name, settings)

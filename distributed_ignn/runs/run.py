@@ -187,6 +187,7 @@ def _prepare(
         trainer = Trainer(config, shard, comm, started)
     _log_choices(config, trainer)
     _warn_of_weights(trainer)
+    _warn_of_exchanges(config, comm)
     if budget.keeps_freed:
         memory.keep_freed_memory()
     else:
@@ -219,6 +220,25 @@ def _warn_of_weights(trainer: Trainer) -> None:
             trainer.config.model.kind,
             ", ".join(name for name, kind in KINDS.items() if kind.reads_weights),
             extra=None if trainer.comm.is_main else LOG_ONLY,
+        )
+
+
+def _warn_of_exchanges(config: RunConfig, comm: Communicator) -> None:
+    """Say so where settings are of exchanges and a lone rank has none.
+
+    They are not refused: a file that is meant for several ranks may be tried with one.
+    """
+    asked = config.comm
+    idle = {
+        "comm.halo": asked.halo if asked.halo not in ("auto", "fp32") else None,
+        "comm.stale": "true" if asked.stale else None,
+        "comm.shared_memory": None if asked.shared_memory else "false",
+    }
+    told = [f"{name} = {value}" for name, value in idle.items() if value is not None]
+    if told and comm.world_size == 1:
+        logger.warning(
+            "no effect with one rank, which exchanges no rows: %s; drop this, or train with more",
+            ", ".join(told),
         )
 
 

@@ -141,6 +141,29 @@ def test_weights_that_a_kind_does_not_read_are_said(
         assert "set data.edge_weights = ignore, or take one of gcn, sgc, " in line
 
 
+@pytest.mark.parametrize(
+    ("comm", "told"),
+    [
+        ({"halo": "int4", "stale": True}, "comm.halo = int4, comm.stale = true"),
+        ({"shared_memory": False}, "comm.shared_memory = false"),
+        ({"halo": "fp32"}, None),
+    ],
+)
+def test_settings_of_exchanges_are_said_to_be_idle_on_one_rank(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, comm: dict[str, object], told: str | None
+) -> None:
+    settings = {**QUICK, "epochs": 1, "comm": comm}
+    di.fit(DATA, settings, output=tmp_path / "run")
+    found = [r.getMessage() for r in caplog.records if "exchanges" in r.getMessage()]
+    line = "no effect with one rank, which exchanges no rows: {}; drop this, or train with more"
+    assert found == ([] if told is None else [line.format(told)])
+
+
+def test_settings_of_ray_are_refused() -> None:
+    with pytest.raises(di.UserError, match=r"^restarts = 3 has no effect without Ray, .*; drop it"):
+        di.fit(DATA, restarts=3)
+
+
 def test_the_same_cell_twice(elsewhere: Path, capfd: pytest.CaptureFixture[str]) -> None:
     runs = [di.fit(DATA, QUICK) for _ in range(2)]
     assert [run.path for run in runs] == [

@@ -152,7 +152,7 @@ def _ignn(arguments: Sequence[str]) -> None:
     found = parsed(name, rest)
     if name == "link":
         _program([found.command, *found.arguments])
-    if name == "reproduce":
+    if name in ("reproduce", "partition"):
         _, flags, path = found
         resolve_run({"dataset": "citeseer"} | flags, path)
 

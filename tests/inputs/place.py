@@ -14,10 +14,11 @@ import yaml
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-CHAINS = (
-    "--dataset chains --device cpu --data.chains.length 5 --data.chains.chains-per-class 8 "
+DIVIDED = (
+    "--dataset chains --data.chains.length 5 --data.chains.chains-per-class 8 "
     "--data.chains.train-fraction 0.2 --data.chains.features 4 --partition.method contiguous"
 )
+CHAINS = f"{DIVIDED} --device cpu"
 MODEL = "--model.hidden 8 --forward.method neural --train.threads 1"
 RUN, SHARDS, GRAPH = "run", "shards", "mine.npz"
 NODES = 12

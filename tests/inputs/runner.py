@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Self
 
 from tests.inputs.case import Case, Outcome
-from tests.inputs.place import CHAINS, MODEL, RUN, SHARDS, Place
+from tests.inputs.place import CHAINS, DIVIDED, MODEL, RUN, SHARDS, Place
 
 ROOT = Path(__file__).resolve().parents[2]
 _LAUNCH = ROOT / "launch"
@@ -31,7 +31,7 @@ _TRAIN = (
     f"train.py {CHAINS} {MODEL} --train.epochs 2 --train.checkpoint-every 1 "
     f"--schedule.warmup-epochs 1 --output {RUN}"
 )
-_PARTITION = f"partition.py {CHAINS} --parts 2 --out {SHARDS}"
+_PARTITION = f"partition.py {DIVIDED} --parts 2 --out {SHARDS}"
 
 
 class Runner:

@@ -151,7 +151,7 @@ def test_shards_without_weights_are_not_those_that_must_have_some(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = _graph(folder, "ones", "ones")
-    shards = ["--partition.method", "contiguous", "--device", "cpu"]
+    shards = ["--partition.method", "contiguous"]
     given = ["--dataset", path, "--parts", "1", "--out", str(tmp_path / "s")]
     assert partition([*given, *shards]) == 0
     capsys.readouterr()

@@ -13,6 +13,7 @@ from distributed_ignn.graph.datasets import load_dataset
 from distributed_ignn.graph.storage.shard_store import read_manifest, read_shard
 
 SMALL = ["--dataset", "chains", "--data.chains.chains-per-class", "10"]
+TWO = ("--parts", "2", "--out", "x")
 
 
 def run(*arguments: object) -> int:
@@ -119,9 +120,40 @@ def test_occupied_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixtur
         (("--out", "x"), "--parts"),
         (("--parts", "2"), "--out"),
         (("--parts", "2", "--out", "x", "--metod", "metis"), "did you mean"),
+        ((*TWO, "--model.hidden", "7"), "model.hidden = 7 has no effect on how a graph is divided"),
+        ((*TWO, "--seed", "5"), "seed = 5 has no effect on how a graph is divided; drop it"),
+        ((*TWO, "--output-dir", "o"), "output = o has no effect on how a graph is divided; drop"),
+        ((*TWO, "--partition.dir", "o"), "partition.dir = o has no effect on how"),
+        ((*TWO, "--forward.method", "picard"), "forward.method = picard has no effect on how"),
+        (
+            (*TWO, "--data.synthetic.scale", "2"),
+            "data.synthetic.scale = 2.0 has no effect with dataset = chains; drop it",
+        ),
+        (
+            (*TWO, "--method", "fennel", "--partition.objective", "volume"),
+            "partition.objective = volume has no effect with partition.method = fennel; drop it",
+        ),
+        (
+            (*TWO, "--method", "random", "--partition.edge-weights", "true"),
+            "edge_weights = true has no effect with method = random",
+        ),
     ],
 )
 def test_wrong_arguments_are_one_line(
     capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], expected: str
 ) -> None:
     assert expected in refused(capsys, *arguments)
+
+
+def test_settings_that_training_would_not_read_may_divide(tmp_path: Path) -> None:
+    """The clusters are those of a learned solver, and a file says what is to be trained, too."""
+    pytest.importorskip("pymetis")
+    (tmp_path / "my.yaml").write_text(
+        "dataset: chains\nforward: {method: picard}\nsolver: {steps: 3}\nseed: 4\n"
+        "partition: {objective: volume}\n"
+    )
+    out = tmp_path / "shards"
+    more = ["--partition.clusters", "4", "--method", "fennel"]
+    arguments = ["--config", str(tmp_path / "my.yaml"), "--parts", "2", "--out", str(out), *more]
+    assert main(arguments) == 0
+    assert read_manifest(out).request["clusters"] == 4

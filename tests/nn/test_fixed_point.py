@@ -437,6 +437,19 @@ def test_a_solver_with_an_estimator_is_refused() -> None:
     [
         ({"solver": "neural"}, "solver = 'neural' has to be trained"),
         ({"solver": "broyden", "beta": 0.5}, r"beta = 0\.5 makes no difference to broyden"),
+        ({"solver": "picard", "memory": 9}, r"memory = 9 makes no difference to picard; leave it"),
+        ({"solver": "broyden", "regularization": 1.0}, r"= 1\.0 makes no difference to broyden"),
+        (
+            {"solver": "picard", "adjoint_solver": "broyden", "regularization": 1.0},
+            r"= 1\.0 makes no difference to picard and broyden; leave it out or choose another sol",
+        ),
+        *(
+            (
+                {"solver": Anderson(3), name: value},
+                f"{name} = {value} makes no .* to Anderson; .*obj",
+            )
+            for name, value in (("memory", 9), ("beta", 0.5), ("regularization", 1.0))
+        ),
         ({"solver": "newton"}, "solver = 'newton' must be"),
         ({"tolerance": 0.0}, "tolerance = 0.0 must be above 0"),
         ({"max_steps": 0}, "max_steps = 0 must be at least 1"),
@@ -452,6 +465,15 @@ def test_bad_settings_are_one_line(settings: dict[str, Any], line: str) -> None:
     with pytest.raises(UserError, match=line) as caught:
         FixedPoint(Mixed(), **settings)
     assert "\n" not in str(caught.value)
+
+
+def test_a_setting_that_one_direction_reads_is_taken() -> None:
+    f, x = Mixed(), torch.randn(NODES, WIDTH)
+    expected = _tight(f)(x)
+    for solver, adjoint in (("picard", "anderson"), ("anderson", "picard")):
+        layer = _tight(f, solver, adjoint_solver=adjoint, memory=9, regularization=1e-9)
+        assert torch.allclose(layer(x), expected, rtol=0, atol=1e-9)
+    assert FixedPoint(f, Anderson(3), adjoint_solver="anderson", memory=9, beta=0.5)
 
 
 def test_a_map_that_cannot_be_called_so_is_one_line() -> None:

@@ -378,6 +378,12 @@ def test_compiling_the_whole_model_changes_nothing() -> None:
     [
         ({"kappa": 1.0}, r"^kappa = 1\.0 must be below 1"),
         ({"cell": "gnn"}, r"^cell = 'gnn' must be 'ignn', 'eignn' or 'mignn'"),
+        ({"skew": 5.0}, r"^skew = 5\.0 has no effect with cell = ignn; drop it$"),
+        (
+            {"constraint": "none", "kappa": 0.3},
+            r"^kappa = 0\.3 has no effect with constraint = none; drop it$",
+        ),
+        ({"solver": "picard", "memory": 9}, r"^memory = 9 makes no difference to picard; leave it"),
         ({"kapa": 0.5}, r"^unknown key 'kapa'.*kappa"),
         ({"tolerance": 0.0}, r"^tolerance = 0\.0 must be above 0"),
         ({"channels": 0}, "channels = 0 must be at least 1"),

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from tests.inputs.case import Case
-from tests.inputs.place import CHAINS, SHARDS
+from tests.inputs.place import CHAINS, DIVIDED, SHARDS
 
-_PARTITION = f"partition.py {CHAINS}"
+_PARTITION = f"partition.py {DIVIDED}"
 _PLAN = "plan.py --nodes 1000 --edges 5000 --halo-growth random --ranks 2"
 _SMALL = "--scale 0.0005 --width 8 --rounds 1 --device cpu"
 
@@ -132,6 +132,13 @@ COMMANDS = [
         value="partition.imbalance = '0.5'",
         rule="must be at least 1",
         way_out="the default is 1.05",
+    ),
+    Case(
+        "partition: a setting of training",
+        f"{_PARTITION} --parts 2 --out out --model.hidden 7",
+        value="model.hidden = 7",
+        rule="has no effect on how a graph is divided",
+        way_out="drop it",
     ),
     Case(
         "partition: a folder with other content",

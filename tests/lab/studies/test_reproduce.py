@@ -42,10 +42,10 @@ TINY = shlex.split("""
     --data.chains.length 8 --data.chains.chains-per-class 6 --data.chains.features 4
     --data.chains.train-fraction 0.2 --model.hidden 6 --model.kappa 0.9
     --forward.tolerance 1e-3 --adjoint.tolerance 1e-3
-    --solver.steps 3 --solver.hidden 4 --solver.compress 2
-    --schedule.warmup-epochs 1 --schedule.warmup-solver-steps 2 --schedule.model-steps 2
+    --solver.compress 2 --schedule.warmup-epochs 1 --schedule.model-steps 2
     --train.epochs 4 --train.threads 1
 """)
+NETWORKS = shlex.split("--solver.steps 3 --solver.hidden 4 --schedule.warmup-solver-steps 2")
 LONG_RANGE = shlex.split("""
     --device cpu --data.chains.chains-per-class 4 --data.chains.train-fraction 0.3
     --model.hidden 16 --model.kappa 0.95 --train.epochs 8 --lengths 4,6 --depths 2,8
@@ -170,7 +170,7 @@ def _distances(found: Written) -> dict[str, tuple[float, ...]]:
 def test_figure4_goes_on_past_k_to_a_distance_of_1e_6(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = _reproduce("figure4", tmp_path, capsys, *TINY, "--seeds", "0,1")
+    found = _reproduce("figure4", tmp_path, capsys, *TINY, *NETWORKS, "--seeds", "0,1")
     # the closed form is fitted for one step, the networks for solver.steps = 3
     horizons = {
         "learned, initialiser": 1,
@@ -187,14 +187,14 @@ def test_figure4_goes_on_past_k_to_a_distance_of_1e_6(
         assert shown == {"True", "False"}
     assert "K = 6" in found.statement["paper"]
     # the same call takes the finished runs and finds the same numbers
-    again = _reproduce("figure4", tmp_path, capsys, *TINY, "--seeds", "0,1")
+    again = _reproduce("figure4", tmp_path, capsys, *TINY, *NETWORKS, "--seeds", "0,1")
     assert again.rows == found.rows
     assert "epoch 1/4" in found.printed
     assert "epoch 1/4" not in again.printed
 
 
 def test_figure5_switches_each_term_off(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = _reproduce("figure5", tmp_path, capsys, *TINY)
+    found = _reproduce("figure5", tmp_path, capsys, *TINY, *NETWORKS)
     closed = [
         "closed form, all terms, initialiser",
         "closed form, lambda1 = 0 (no distances), initialiser",
@@ -231,7 +231,7 @@ def test_figure7_compares_every_variant_from_one_start_with_and_without_safeguar
         return phase(self, model, planner, steps, *rest)
 
     monkeypatch.setattr(PaperTrainer, "phase", counted)
-    found = _reproduce("figure7", tmp_path, capsys, *TINY, "--solver-steps", "3")
+    found = _reproduce("figure7", tmp_path, capsys, *TINY, *NETWORKS, "--solver-steps", "3")
     assert taken == [3, 3]  # and not the schedule's: one from the run's start, one from its own
     guarded = [row for row in found.rows if row["safeguard"] != "False"]
     free = [row for row in found.rows if row["safeguard"] != "True"]
@@ -306,7 +306,14 @@ def test_a_schedule_without_network_steps_is_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     line = _refused(
-        capsys, "figure5", *TINY, "--schedule.warmup-epochs", "9", "--out", tmp_path / "late"
+        capsys,
+        "figure5",
+        *TINY,
+        *NETWORKS,
+        "--schedule.warmup-epochs",
+        "9",
+        "--out",
+        tmp_path / "late",
     )
     assert "schedule.warmup_epochs = 9" in line
     assert "train.epochs = 4" in line
@@ -445,6 +452,13 @@ def _refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
         (["figure3", "--solver-steps", "10"], "--solver-steps belongs to figure7, not figure3"),
         (["figure7", "--solver-steps", "0"], "--solver-steps 0"),
         (["figure3", "--train.epochs", "0"], "train.epochs"),
+        (
+            ["figure3", "--dataset", "chains", "--data.synthetic.scale", "2", "--model.skew", "3"],
+            "data.synthetic.scale = 2.0 has no effect with dataset = chains; drop it (and 1 more)",
+        ),
+        (["figure8", "--solver.steps", "3"], "solver.steps = 3 has no effect with solver.kind"),
+        (["long-range", "--solver.lambda1", "2"], "lambda1 = 2.0 has no effect with forward.meth"),
+        (["rivals", "--model.skew", "3"], "model.skew = 3.0 has no effect with model.cell = ignn"),
         (["long-range", "--dataset", "acm"], "long-range needs a dataset whose range can be set"),
         (["long-range", "--lengths", "1"], "must be whole numbers from 2 on"),
         (["long-range", "--depths", "0"], "must be whole numbers from 1 on"),
@@ -472,6 +486,26 @@ def test_wrong_arguments_are_one_line(
     assert not list(tmp_path.rglob("*.csv"))
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["figure4", "--solver.steps", "3", "--solver.lambda3", "1", "--schedule.solver-steps", "9"],
+        ["figure5", "--solver.training", "one_step", "--solver.keep", "0.5"],
+        ["figure8", "--dataset", "chains", "--solver.compress", "4"],
+        ["figure3", "--config", "long-range.yaml", "--solver.compress", "4"],  # of Anderson
+        ["long-range", "--forward.method", "neural", "--solver.compress", "4"],
+        ["rivals", "--model.cell", "mignn", "--model.skew", "3"],
+    ],
+)
+def test_what_one_run_of_a_study_reads_is_taken(
+    monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    begun: list[object] = []
+    monkeypatch.setattr(reproduce, "on_this_rank", lambda *found: begun.append(found))
+    assert main(arguments) == 0
+    assert begun
+
+
 def test_a_folder_that_cannot_be_written_is_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -485,7 +519,7 @@ def test_a_schedule_without_steps_is_refused_before_anything_is_trained(
     study: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     without = ("--schedule.warmup-epochs", "100", "--out", tmp_path)
-    line = _refused(capsys, study, *TINY, *without)
+    line = _refused(capsys, study, *TINY, *NETWORKS, *without)
     assert "the schedule holds no steps to train a network with; raise schedule.warm" in line
     assert not list(tmp_path.rglob("metrics.jsonl"))
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from distributed_ignn.comm.communicator import Communicator
+from distributed_ignn.commands import search
 from distributed_ignn.commands.search import main
 from distributed_ignn.config import parse_args
 from distributed_ignn.errors import Stopped, UserError
@@ -21,7 +22,7 @@ from distributed_ignn.lab.studies.search import session
 from distributed_ignn.lab.studies.search.halving import Budget
 from distributed_ignn.lab.studies.search.rung import Rung, train_rung
 from distributed_ignn.lab.studies.search.session import Request, search_here
-from distributed_ignn.lab.studies.search.space import KNOWN_OWN
+from distributed_ignn.lab.studies.search.space import KNOWN_OWN, restricted
 from distributed_ignn.training.trainer import Trainer
 from tests.api.small_data import small_data
 from tests.ranks import run_ranks
@@ -342,6 +343,11 @@ def test_what_cannot_be_written_is_one_line(
         (["--grid", "seed=1,2"], "it takes --seeds and --out"),
         (["--grid", "model.hidden=3", "--seeds", "0,0"], "--seeds 0,0 names a number twice"),
         (["--seed", "3"], "it takes --seeds and --out"),
+        (["--output-dir", "x"], "--output is set by the search; it takes --seeds and --out"),
+        (["--data.synthetic.scale", "2"], "scale = 2.0 has no effect with dataset = chains; drop"),
+        (["--model.cell", "ignn", "--model.skew", "3"], "skew = 3.0 has no effect with model.cell"),
+        (["--solver.lambda1", "2"], "lambda1 = 2.0 has no effect with forward.method = anderson"),
+        (["--model.skew", "3", "--grid", "model.cell=ignn,eignn"], "skew = 3.0 has no effect with"),
         (["--budget", "10"], "must be a time with its unit, as in 90s, 10min or 2h"),
         (["--budget", "0s"], "must be above 0"),
         (["--trials", "0"], "--trials 0 must be at least 1"),
@@ -362,3 +368,37 @@ def test_mistakes_are_one_line_before_anything_is_trained(
     assert message in printed
     assert printed.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_setting_stays_as_given_whatever_another_tool_calls_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[Request] = []
+    monkeypatch.setattr(search, "_conduct", lambda request, *_: asked.append(request))
+    names = ["--train.learning-rate=0.3", "--model.hidden-dim", "7", "--train.wd", "0"]
+    assert main([*CHAINS, *names, "--out", str(tmp_path / "out")]) == 0
+    (request,) = asked
+    assert {"train.lr", "model.hidden", "train.weight_decay"} <= {*request.pinned}
+    free = {axis.name for axis in restricted(request.grid, request.pinned)}
+    assert not free & {*request.pinned}
+    assert (request.config.train.lr, request.config.model.hidden) == (0.3, 7)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--model.skew", "3"],  # of mignn, a cell that is tried
+        ["--model.skew", "3", "--grid", "model.cell=ignn,mignn"],
+        ["--train.consistency-samples", "3"],
+        ["--solver.compress", "4", "--grid", "forward.method=neural,picard"],
+    ],
+)
+def test_what_one_trial_reads_is_taken(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Request] = []
+    monkeypatch.setattr(search, "_conduct", lambda request, *_: asked.append(request))
+    assert main([*CHAINS, *arguments]) == 0
+    # all trials but the first learn a solver, and this file has none
+    assert main(["--config", "long-range.yaml", "--solver.compress", "4"]) == 0
+    assert len(asked) == 2

@@ -9,8 +9,10 @@ anew.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -22,6 +24,7 @@ from distributed_ignn.config.choices import Choice
 from distributed_ignn.config.dataset import FILE_SUFFIXES, OWN_FILE
 from distributed_ignn.config.dotted import dotted
 from distributed_ignn.config.explicit import IMPLICIT, reads
+from distributed_ignn.config.idle import deciders
 from distributed_ignn.errors import UserError
 from distributed_ignn.graph.storage.manifest import DatasetSize
 from distributed_ignn.lab.studies.study_runs import with_settings
@@ -148,6 +151,34 @@ def _is_in(name: str, section: str) -> bool:
     return name == section or name.startswith(f"{section}.")
 
 
+def variants(
+    base: RunConfig, grid: Mapping[str, tuple[str, ...]], pinned: Sequence[str], *, exhaustive: bool
+) -> Iterator[RunConfig]:
+    """Runs that trials may be, by every setting that decides whether another one is read.
+
+    Args:
+        base: settings as the search was given them.
+        grid, pinned: see ``restricted``.
+        exhaustive: whether the combinations of the grid are all that is tried.
+    """
+    axes = restricted(grid, pinned)[: len(grid) if exhaustive else None]
+    starts: list[Settings] = [{}] if exhaustive else [{}, fast_settings(base, pinned)]
+    for start in starts:
+        with suppress(UserError):  # other settings of the search contradict it
+            decide = deciders(with_settings(base, start))
+            deciding = [axis for axis in axes if axis.name in decide]
+            for values in itertools.product(*(axis.values for axis in deciding)):
+                chosen = zip((axis.name for axis in deciding), values, strict=True)
+                with suppress(UserError):
+                    yield with_settings(base, {**start, **dict(chosen)})
+
+
+def fast_settings(base: RunConfig, pinned: Sequence[str]) -> Settings:
+    """Those of ``FAST`` that trials of a search have; none beside a method other than Anderson."""
+    free = {name: value for name, value in FAST.items() if not _is_any(name, pinned)}
+    return free if base.forward.method == "anderson" and "forward.method" in free else {}
+
+
 def identity(config: RunConfig) -> str:
     """A short name for settings, the same for all ways to write them."""
     text = json.dumps(config.model_dump(mode="json"), sort_keys=True)
@@ -175,9 +206,8 @@ class Space:
     ) -> None:
         self._base, self._axes, self._graph, self._seed = base, axes, graph, seed
         self._given = {name: str(value) for name, value in dotted(base.model_dump(mode="json"))}
-        free = {name: value for name, value in FAST.items() if not _is_any(name, pinned)}
-        faster = base.forward.method == "anderson" and "forward.method" in free
-        self._fast = self._allowed(free) if faster else {}
+        fast = fast_settings(base, pinned)
+        self._fast = self._allowed(fast) if fast else {}
 
     def _allowed(self, settings: Settings) -> Settings:
         try:
