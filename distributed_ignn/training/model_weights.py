@@ -164,7 +164,8 @@ class Candidate:
         epoch: 0 where nothing waits.
         val_metric: as validation found it.
         weights: of that epoch; None where nothing waits.
-        trusted: whether the last confirmation, if any, found the metric that validation had found.
+        trusted: whether the last confirmation, if any, found the metric that validation had found,
+            and that it holds.
     """
 
     def __init__(self, weights: Weights) -> None:
