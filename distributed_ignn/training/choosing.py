@@ -107,6 +107,16 @@ class Chooser:
         candidate.drop()
         return found
 
+    def believe(self) -> None:
+        """Choose the candidate by the metric that validation found, if it would be better.
+
+        For another graph, where there is nothing to confirm it by.
+        """
+        candidate, val = self.candidate, self.candidate.val_metric
+        if candidate.weights is not None and self.best.beaten_by(val, confirmed=True):
+            self.best.take(candidate.epoch, val, candidate.weights, confirmed=False, tolerance=None)
+        candidate.drop()
+
     def _take(self, epoch: int, found: Finding, weights: TensorDict, stale: int = 0) -> None:
         """Choose the epoch with these metrics and weights, if it is better."""
         val = found.metrics["val"]

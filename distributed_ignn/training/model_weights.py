@@ -116,7 +116,7 @@ class Best:
         weights: TensorDict,
         *,
         confirmed: bool,
-        tolerance: float,
+        tolerance: float | None,
         stale: int = 0,
     ) -> None:
         """Choose ``epoch`` and keep its ``weights``, which nobody else may change."""

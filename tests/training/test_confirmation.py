@@ -263,6 +263,22 @@ def test_patience_runs_out_where_nothing_better_can_be_confirmed() -> None:
     assert not course.judge.found
 
 
+def test_what_cannot_be_confirmed_is_believed_if_it_is_better() -> None:
+    course = _Course(0.5)
+    course.chooser.believe()  # nothing waits
+    assert course.best == (0, -1.0, False, 0)
+    course.see(0.5)
+    course.see(0.4)
+    course.see(0.6)
+    course.chooser.believe()
+    assert course.best == (3, 0.6, False, 0)
+    course = _Course()
+    course.see(0.5, converged=False)
+    course.see(0.4)  # would be the best one if it were confirmed
+    course.chooser.believe()
+    assert course.best == (2, 0.4, False, 0)
+
+
 def test_a_validation_out_of_steps_is_not_confirmed() -> None:
     trainer = _trainer(_config(1e-5, forward={"tolerance": 1e-5, "max_steps": 2}))
     record = trainer.train_epoch()
