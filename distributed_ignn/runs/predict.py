@@ -115,10 +115,31 @@ def load_run(
     comm.together(lambda: restore(trainer, snapshot))
     trainer.chooser.settle()  # a run that has not finished may have left a candidate
     trainer.best.use()
+    _choose_any(trainer, run, trainer.epoch)
     if trainer.learned is not None and kept_solver:
         load_solver(run, trainer.learned, trainer.best.epoch, comm)
     trainer.planner.forget()
     return trainer
+
+
+def _choose_any(trainer: Trainer, run: Path, epoch: int) -> None:
+    """Use the newest weights, as validation would, where it has chosen none yet, and say so.
+
+    Args:
+        trainer: holds the chosen weights, or the newest.
+        run: output folder, for the message.
+        epoch: of the newest weights.
+    """
+    best = trainer.best
+    if best.weights is not None:
+        return
+    with trainer.average.in_use():
+        newest = trainer.weights.copy()
+    best.take(epoch, best.val_metric, newest, confirmed=False, tolerance=None)
+    best.use()
+    if trainer.comm.is_main:
+        text = "validation has chosen no epoch of %s yet; these are the weights of epoch %d"
+        logger.warning(text, run, epoch)
 
 
 def load_run_config(run: Path) -> RunConfig:
@@ -209,6 +230,7 @@ def load_run_for(
     if snapshot is None:
         raise _no_checkpoint(run)
     comm.together(lambda: restore_best(trainer, snapshot))
+    _choose_any(trainer, run, snapshot.state["epoch"])
     if trainer.learned is not None:
         load_solver(run, trainer.learned, trainer.best.epoch, comm)
     return trainer, data.node_ids

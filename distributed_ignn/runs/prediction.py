@@ -40,7 +40,7 @@ class Prediction:
         multilabel: whether a node may have several labels.
         embeddings: [n, D], the equilibrium Z* that the logits are read from, or the last hidden
             layer of an explicit model (``NodeModel.embeddings``); None if not asked for.
-        epoch: whose weights these are; validation chose it.
+        epoch: whose weights these are; validation chose it, if it had chosen one.
         evaluations: of the map; 0, as the next two, for an explicit model, which has none.
         residual: ||f(Z) - Z|| / ||f(Z)|| of the last evaluation, over all nodes.
         tolerance: what it was to reach.

@@ -7,7 +7,9 @@ and the candidate's.
 
 A candidate that gives way to a better one is never looked into. That loses nothing while validation
 is right about which of them is better. So once a confirmation finds another metric than validation
-did, by more than ``SLACK``, every candidate is confirmed at once, until one is found to be right.
+did, by more than ``SLACK``, or none that holds, every candidate is confirmed at once, until one is
+found to be right. Then none waits, and so none that is never confirmed keeps patience from running
+out.
 
 Metrics of a model that does not solve need no confirmation: there is no candidate.
 
@@ -44,7 +46,7 @@ class Chooser:
 
     @property
     def stale(self) -> int:
-        """Validations since the best one, confirmed or not."""
+        """Validations since the best one, which may be the candidate."""
         return self.best.stale if self.candidate.weights is None else 0
 
     def consider(
@@ -100,10 +102,20 @@ class Chooser:
         with self._weights.in_use(candidate.weights):
             found = self._confirmation.judge({"val": candidate.val_metric})
         self._take(candidate.epoch, found, candidate.weights, stale)
-        if found.holds:
-            candidate.trusted = abs(found.metrics["val"] - candidate.val_metric) <= SLACK
+        near = abs(found.metrics["val"] - candidate.val_metric) <= SLACK
+        candidate.trusted = found.holds and near
         candidate.drop()
         return found
+
+    def believe(self) -> None:
+        """Choose the candidate by the metric that validation found, if it would be better.
+
+        For another graph, where there is nothing to confirm it by.
+        """
+        candidate, val = self.candidate, self.candidate.val_metric
+        if candidate.weights is not None and self.best.beaten_by(val, confirmed=True):
+            self.best.take(candidate.epoch, val, candidate.weights, confirmed=False, tolerance=None)
+        candidate.drop()
 
     def _take(self, epoch: int, found: Finding, weights: TensorDict, stale: int = 0) -> None:
         """Choose the epoch with these metrics and weights, if it is better."""

@@ -110,7 +110,8 @@ class LocalSteps:
         done = (epoch + 1) / self._config.epochs
         fade = (EXACT_FROM - done) / (EXACT_FROM - FULL_UNTIL)
         if self._config.patience:
-            fade = min(fade, 1.0 - (stale + 1) / self._config.patience)
+            # none before the validation that may end the run, unless every one may
+            fade = min(fade, 1.0 - stale / max(1, self._config.patience - 1))
         return min(1.0, max(0.0, fade))
 
     def exact_lr_scale(self, epoch: int, stale: int) -> float:

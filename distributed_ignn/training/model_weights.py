@@ -116,7 +116,7 @@ class Best:
         weights: TensorDict,
         *,
         confirmed: bool,
-        tolerance: float,
+        tolerance: float | None,
         stale: int = 0,
     ) -> None:
         """Choose ``epoch`` and keep its ``weights``, which nobody else may change."""
@@ -164,7 +164,8 @@ class Candidate:
         epoch: 0 where nothing waits.
         val_metric: as validation found it.
         weights: of that epoch; None where nothing waits.
-        trusted: whether the last confirmation, if any, found the metric that validation had found.
+        trusted: whether the last confirmation, if any, found the metric that validation had found,
+            and that it holds.
     """
 
     def __init__(self, weights: Weights) -> None:

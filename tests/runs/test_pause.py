@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ from distributed_ignn.api.finished_run import load
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import RunConfig
 from distributed_ignn.errors import UserError
+from distributed_ignn.runs.predict import load_run, load_run_for
 from distributed_ignn.runs.run import Conduct, run_training
 from distributed_ignn.training.trainer import Trainer
+from tests.training.small_trainers import assert_equal
 
 pytestmark = pytest.mark.cheap
 
@@ -94,3 +97,21 @@ def test_a_finished_run_that_goes_on_has_no_summary_until_its_new_end(tmp_path: 
         assert load(output).summary
     _train(longer)
     assert load(output).summary["epochs"] == 9
+
+
+@pytest.mark.parametrize(("eval_every", "until"), [(1, 1), (4, 2)])
+def test_a_paused_run_predicts_with_the_same_weights_on_every_graph(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, eval_every: int, until: int
+) -> None:
+    """Those of the candidate, and the newest before the first validation."""
+    caplog.set_level(logging.WARNING, "distributed_ignn")
+    settings = {"epochs": EPOCHS, "threads": 1, "lr": 0.02, "ema": 0.9, "eval_every": eval_every}
+    _train(_run(tmp_path, train=settings), until=until)
+    own = load_run(tmp_path, Communicator())
+    other, _ = load_run_for(tmp_path, "chains", Communicator())
+    assert own.best.epoch == other.best.epoch == until
+    weights = dict(own.model.state_dict())
+    assert_equal(dict(other.model.state_dict()), weights)
+    assert_equal(weights, own.average.mean)
+    said = [m for m in caplog.messages if f"these are the weights of epoch {until}" in m]
+    assert len(said) == (2 if until < eval_every else 0)

@@ -196,6 +196,21 @@ def test_the_best_weights_serve_another_graph() -> None:
         restore(other, take_snapshot(first))
 
 
+def test_a_candidate_that_waits_serves_another_graph() -> None:
+    """As on its own graph, where it is confirmed first."""
+    config = small_config({"train": {"lr": 0.05}})
+    first = small_trainer(Communicator(), config)
+    train(first, 1)
+    assert (first.best.epoch, first.chooser.candidate.epoch) == (0, 1)
+    other = small_trainer(Communicator(), config, "lopsided")
+    restore_best(other, take_snapshot(first))
+    first.chooser.settle()
+    assert first.best.weights is not None
+    assert_equal(dict(other.model.state_dict()), first.best.weights)
+    assert (other.best.epoch, other.best.confirmed) == (first.best.epoch, False) == (1, False)
+    assert other.chooser.candidate.weights is None
+
+
 def test_the_best_weights_survive(tmp_path: Path) -> None:
     config = small_config({"train": {"lr": 0.05}})
     first = small_trainer(Communicator(), config)

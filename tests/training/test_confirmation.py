@@ -225,10 +225,58 @@ def test_what_is_not_confirmed_is_kept_only_until_something_is() -> None:
     course.see(0.2, converged=False)
     assert course.best == (1, 0.3, False, 1)
     course.see(0.4)
-    course.see(0.1)  # labels of the third never settle; this one waits
-    assert course.best == (3, 0.4, False, 0)
+    course.see(0.1)  # labels of the third never settle: this one is confirmed at once
+    assert course.best == (4, 0.0, True, 0)
     course.see(0.9, converged=False)
     assert course.best == (4, 0.0, True, 1)
+
+
+def test_patience_runs_out_where_nothing_can_be_confirmed() -> None:
+    course = _Course(*[None] * 5)
+    course.see(0.4)
+    for stale in (1, 2, 3):
+        course.see(0.1)
+        assert course.best == (1, 0.4, False, stale)
+    resumed = _Course(None)
+    resumed.epoch = course.epoch
+    resumed.chooser.best.load_state(course.chooser.best.state().copy())
+    resumed.chooser.candidate.load_state(course.chooser.candidate.state().copy())
+    resumed.see(0.2)
+    assert resumed.best == (1, 0.4, False, 4)
+    course.see(0.5)  # not confirmed either, but higher
+    assert course.best == (5, 0.5, False, 0)
+    assert not course.judge.found
+
+
+def test_patience_runs_out_where_nothing_better_can_be_confirmed() -> None:
+    course = _Course(0.5, *[None] * 4, 0.7)
+    course.see(0.5)
+    course.see(0.4)
+    assert course.best == (1, 0.5, True, 1)
+    course.see(0.6)
+    assert course.best == (1, 0.5, True, 0)  # for as long as that waits
+    for stale in (3, 4, 5):
+        course.see(0.6)
+        assert course.best == (1, 0.5, True, stale)
+    course.see(0.7)
+    assert course.best == (7, 0.7, True, 0)
+    assert not course.judge.found
+
+
+def test_what_cannot_be_confirmed_is_believed_if_it_is_better() -> None:
+    course = _Course(0.5)
+    course.chooser.believe()  # nothing waits
+    assert course.best == (0, -1.0, False, 0)
+    course.see(0.5)
+    course.see(0.4)
+    course.see(0.6)
+    course.chooser.believe()
+    assert course.best == (3, 0.6, False, 0)
+    course = _Course()
+    course.see(0.5, converged=False)
+    course.see(0.4)  # would be the best one if it were confirmed
+    course.chooser.believe()
+    assert course.best == (2, 0.4, False, 0)
 
 
 def test_a_validation_out_of_steps_is_not_confirmed() -> None:

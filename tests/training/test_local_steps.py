@@ -135,9 +135,20 @@ def test_they_fade_out_and_the_last_epochs_are_exact() -> None:
     assert shares[15:] == [0.0] * 5
     assert all(a > b for a, b in pairwise(shares[9:16]))
     assert [local.exact_lr_scale(epoch, stale=0) for epoch in (9, 15)] == [1.0, LAST_LR]
-    patient = _trainer(Communicator(), "constant terms", patience=4, epochs=20)
-    assert patient.local is not None
-    assert [patient.local.share(0, stale) for stale in range(4)] == [0.75, 0.5, 0.25, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("patience", "expected"),
+    [(1, [1.0]), (2, [1.0, 0.0]), (5, [1.0, 0.75, 0.5, 0.25, 0.0])],
+)
+def test_they_fade_out_as_patience_runs_down(patience: int, expected: list[float]) -> None:
+    """From full length while validation improves, however short patience is."""
+    trainer = _trainer(Communicator(), "constant terms", patience=patience, epochs=20)
+    local = trainer.local
+    assert local is not None
+    assert [local.share(0, stale) for stale in range(patience)] == expected
+    assert local.exact_lr_scale(0, stale=0) == 1.0
+    assert train(trainer, 1)[0].local_steps == LOCAL["local_steps"]
 
 
 def test_a_rise_of_the_exact_loss_is_counted_and_makes_all_steps_shorter() -> None:

@@ -21,8 +21,8 @@ from distributed_ignn.training.state import State, TensorDict
 from distributed_ignn.training.trainer import Trainer
 
 _PARTS = "parts"
-#: What a trained model needs to serve.
-_SERVING = ("model", "best", "solver")
+#: What a trained model needs to serve; the newest weights do where validation chose none yet.
+_SERVING = ("model", "average", "best", "candidate", "solver")
 
 
 def take_snapshot(trainer: Trainer) -> Snapshot:
@@ -82,6 +82,9 @@ def restore(
 def restore_best(trainer: Trainer, snapshot: Snapshot) -> None:
     """Put the weights that validation chose and the learned solver into a trainer of any graph.
 
+    A run that has not finished may have left a candidate. It counts as if it had been confirmed:
+    that takes the graph that it was validated on.
+
     Args:
         trainer: of the same settings, on a graph with as many feature columns and classes.
         snapshot: of a run whose model has no rows of its own, such as embeddings of nodes.
@@ -94,6 +97,7 @@ def restore_best(trainer: Trainer, snapshot: Snapshot) -> None:
         for name in _SERVING:
             if name in parts:
                 parts[name].load_state(_state_of(snapshot, name))
+        trainer.chooser.believe()
         trainer.best.use()
 
 
