@@ -381,7 +381,7 @@ _KNOWN: list[tuple[str, dict[str, Any], dict[str, Any], dict[str, Any], dict[str
     ),
     (
         "embedding",
-        {"model": {"injection": "features", "input_dropout": 0.1}},
+        {"model": {"injection_norm": "layer", "input_dropout": 0.1}},  # nobody reads either
         {"features": 0},
         {},
         {
@@ -391,7 +391,6 @@ _KNOWN: list[tuple[str, dict[str, Any], dict[str, Any], dict[str, Any], dict[str
             "halo buffers": 97_280,
             "equilibrium and products": 1_152_000,
             "gradient": 588_800,
-            "warm starts": 512_000,
             "solve": 3_072_000,
             "history": 5_120_000,
         },

@@ -98,7 +98,7 @@ def budget(
         coded_halo: whether the halo exchange keeps what it sent and received last.
         shares_memory: whether ranks exchange rows through memory that both of them map.
     """
-    config = decided(config, sizes.train_nodes, sizes.classes)
+    config = decided(config, sizes.train_nodes, sizes.classes, sizes.features)
     run = _Run(sizes, config)
     always = run.of_process(process)
     if config.model.kind in KINDS:
