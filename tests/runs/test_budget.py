@@ -432,6 +432,17 @@ def test_budgets_are_these_numbers(
     assert found == expected
 
 
+@pytest.mark.parametrize(("kind", "alone"), [("implicit", 7), ("gcn", 6)])
+def test_the_mean_of_an_embedding_is_counted(kind: str, alone: int) -> None:
+    """And the rows themselves, which are put away while the mean is in use."""
+    state, name = 1000 * 128 * 4, "embedding and its optimiser"
+    run = {"model": {"kind": kind}}
+    for ema, rows in ((0.0, alone), (0.9, alone + 2)):
+        averaged = _run(**run, train={"ema": ema})
+        assert budget(replace(SIZES, features=0), averaged)[name] == rows * state
+        assert name not in budget(SIZES, averaged)
+
+
 def test_recorded_solves_keep_their_arrays() -> None:
     sections = {"forward": {"capture": 4, "method": "anderson"}, "adjoint": {"capture": 2}}
     plain = budget(SIZES, _run(forward={"method": "anderson"}))

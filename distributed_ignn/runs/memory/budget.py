@@ -36,6 +36,7 @@ from distributed_ignn.propagation.propagate import Propagation
 from distributed_ignn.solvers.base import SolveSizes
 from distributed_ignn.solvers.captured import Captures
 from distributed_ignn.solvers.solve import held_bytes as solve_bytes
+from distributed_ignn.training.averaging import WeightAverage
 from distributed_ignn.training.learned.solver_kinds import SOLVER_KINDS
 from distributed_ignn.training.losses.local_loss import LocalLoss
 from distributed_ignn.training.plans import chosen_method
@@ -168,13 +169,20 @@ class _Run:
         if config.engine == "deepspeed":
             waits = offloads(read_settings(config.deepspeed_config))
         away = 2 * self._state if waits else 0
+        held = self._averaged(held)
         return held | {name: max(held[name] - away, 0)}
+
+    def _averaged(self, held: dict[str, int]) -> dict[str, int]:
+        """The items of a model, whose embedding, if it has one, ``train.ema`` averages."""
+        name = "embedding and its optimiser"
+        rows = self._state if held[name] else 0
+        return held | {name: held[name] + WeightAverage.held_bytes(rows, self._config.train.ema)}
 
     def of_explicit(self, shares_memory: bool) -> dict[str, int]:
         """The items of an explicit model, with every dropout mask's states."""
         config, sizes = self._config, self._sizes
         kind, sections = KINDS[config.model.kind], (config.model, config.explicit)
-        held = kind.held_bytes(sizes, *sections, self.dtype, self.device)
+        held = self._averaged(kind.held_bytes(sizes, *sections, self.dtype, self.device))
         train = config.train
         masks = train.consistency_samples if float(train.consistency) > 0.0 else 1
         for name in ("states of layers", "kept of messages"):
