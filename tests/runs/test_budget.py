@@ -432,6 +432,16 @@ def test_budgets_are_these_numbers(
     assert found == expected
 
 
+def test_a_forward_solve_is_counted_with_what_masks_before_it_keep() -> None:
+    """Where the backward solves are the short ones, the last forward solve is the largest."""
+    each, adjoint = 2 * 512_000 + 128_000, {"method": "picard"}
+    for masks in (1, 2, 8):
+        train = {"consistency": 1.0, "consistency_samples": masks}
+        found = budget(SIZES, _run(train=train, adjoint=adjoint))
+        assert found["history"] == 5_120_000  # that of a forward solve
+        assert found.get("equilibrium and products", 0) == (masks - 1) * each
+
+
 @pytest.mark.parametrize(("kind", "alone"), [("implicit", 7), ("gcn", 6)])
 def test_the_mean_of_an_embedding_is_counted(kind: str, alone: int) -> None:
     """And the rows themselves, which are put away while the mean is in use."""
