@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from distributed_ignn.config import decided, parse_args, what_was_decided
+from distributed_ignn.config import decided, parse_args, said_of_features, what_was_decided
 from distributed_ignn.config.keywords import run_from_settings
 from distributed_ignn.errors import UserError
 
@@ -43,6 +43,31 @@ def test_nothing_is_decided_where_nothing_is_open() -> None:
     run = parse_args(["--dataset", "chains"])
     assert decided(run, trained=10, classes=2) is run
     assert what_was_decided(run, trained=10, classes=2) is None
+
+
+def test_without_features_nothing_is_said_of_them(own: Path) -> None:
+    """An embedding is not dropped by the implicit model; explicit kinds map and drop it as X."""
+    counts = {"trained": 140, "classes": 7}
+    run = parse_args(["--dataset", str(own), "--model.dropout", "0.3"])
+    assert run.model.input_dropout == 0.5
+    without, given = (decided(run, **counts, features=columns) for columns in (0, 3))
+    assert given.model == run.model
+    assert without.model == run.model.model_copy(update={"input_dropout": 0.0})
+    assert without.model.fixed_injection
+    assert not given.model.fixed_injection
+    explicit = parse_args(["--dataset", str(own), "--model.kind", "gcn"])
+    assert decided(explicit, **counts, features=0).model == explicit.model
+
+
+def test_what_a_user_says_of_features_is_told_from_the_defaults(own: Path) -> None:
+    start = ["--dataset", str(own)]
+    words = ["--model.node-dropout", "0.2", "--model.bias", "false", "--model.hidden", "8"]
+    assert said_of_features(parse_args(start)) == {}
+    found = said_of_features(parse_args([*start, *words]))
+    assert found == {"model.node_dropout": 0.2, "model.bias": False}
+    assert said_of_features(parse_args([*start, "--model.input-dropout", "0"])) == {}
+    kind = ["--model.kind", "gcn", "--model.input-dropout", "0.1"]
+    assert said_of_features(parse_args([*start, *kind])) == {}
 
 
 def test_the_defaults_of_own_graphs_lie_beneath_a_file_and_the_command_line(

@@ -22,6 +22,7 @@ from distributed_ignn.config.parse import (
     parse_options_and_settings,
     parse_run,
     resolve_run,
+    said_of_features,
 )
 from distributed_ignn.config.paths import absolute_paths
 from distributed_ignn.config.sections import RunConfig
@@ -63,5 +64,6 @@ __all__ = [
     "parse_run",
     "resolve_run",
     "run_from_settings",
+    "said_of_features",
     "what_was_decided",
 ]

@@ -1,4 +1,4 @@
-"""Settings of training that may be left to the graph: what ``auto`` stands for there.
+"""Settings of a run that depend on the graph: what ``auto`` stands for, and what is not read.
 
 The rule reads counts of the whole graph, so every rank, every cut and every resumed run finds the
 same numbers. What it chooses was measured on validation nodes (docs/experiments.md, section
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from distributed_ignn.config.explicit import is_explicit
 from distributed_ignn.config.sections import RunConfig
 
 FEW_LABELS = 100
@@ -27,18 +28,27 @@ _FEW = _Regularisation(weight_decay=5e-3, label_smoothing=0.1, consistency=1.0)
 _MANY = _Regularisation(weight_decay=5e-4, label_smoothing=0.0, consistency=0.0)
 
 
-def decided(config: RunConfig, trained: int, classes: int) -> RunConfig:
-    """The run with numbers in the place of ``auto`` in ``train``.
+def decided(
+    config: RunConfig, trained: int, classes: int, features: int | None = None
+) -> RunConfig:
+    """The run with numbers in the place of ``auto`` in ``train``, and what is not read left out.
+
+    That is what ``model`` says of features where there are none. Whoever asks whether anything in
+    b(X) is dropped, or what its backward pass keeps, then need not know of that.
 
     Args:
-        config: the run; a copy is returned where it leaves anything open.
+        config: the run; a copy is returned where anything changes.
         trained: training nodes of the whole graph.
         classes: of the whole graph; 0 where they are not known, which counts as few classes.
+        features: columns of the whole graph, 0 without any; None where ``model`` is not asked for.
     """
-    found = _found(config, trained, classes)
-    if not found:
+    found, model = _found(config, trained, classes), config.model
+    if features == 0 and not is_explicit(model.kind):
+        model = model.without_features
+    if not found and model == config.model:
         return config
-    return config.model_copy(update={"train": config.train.model_copy(update=found)})
+    train = config.train.model_copy(update=found)
+    return config.model_copy(update={"train": train, "model": model})
 
 
 def what_was_decided(config: RunConfig, trained: int, classes: int) -> str | None:

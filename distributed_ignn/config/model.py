@@ -11,6 +11,13 @@ from distributed_ignn.config.choices import Choice
 from distributed_ignn.config.dataset import digits_to_int
 from distributed_ignn.config.section import NoEffect, Section
 
+OF_FEATURES = (
+    *("input_dropout", "node_dropout"),
+    *("injection", "injection_layers", "injection_norm", "bias"),
+)
+"""Settings that the implicit model reads where nodes have features: without, their embedding is b,
+and nothing is mapped or dropped on the way to it."""
+
 InjectionLayers = Annotated[Literal[1, 2], BeforeValidator(digits_to_int)]
 
 
@@ -94,3 +101,9 @@ class ModelConfig(Section):
         """Whether training and validation solve the same map: nothing in b(X) is dropped."""
         inner = self.dropout if self.injection_layers == 2 else 0.0
         return self.input_dropout == self.node_dropout == inner == 0.0
+
+    @property
+    def without_features(self) -> ModelConfig:
+        """The section as an implicit model reads it on a graph whose nodes have no features."""
+        fields = type(self).model_fields
+        return self.model_copy(update={name: fields[name].default for name in OF_FEATURES})

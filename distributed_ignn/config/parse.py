@@ -22,6 +22,7 @@ from distributed_ignn.config.deepspeed_settings import check_device, read_settin
 from distributed_ignn.config.dotted import dotted
 from distributed_ignn.config.explicit import is_explicit, of_dataset
 from distributed_ignn.config.idle import refuse_idle, refuse_without_ray, without_idle
+from distributed_ignn.config.model import OF_FEATURES
 from distributed_ignn.config.options import OptionsT, declare, given
 from distributed_ignn.config.sections import RunConfig
 from distributed_ignn.config.shipped import CONFIG_FOLDER, shipped_file
@@ -290,6 +291,25 @@ def _over_defaults(file: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[st
         return values
     own = CONFIG_FOLDER / "baselines" / f"{kind}.yaml"  # a kind that is new need not have one
     return _merge(_read_yaml(own), values) if own.is_file() else values
+
+
+def said_of_features(run: RunConfig) -> dict[str, Any]:
+    """What a run says of features to the implicit model, and its defaults do not, by dotted name.
+
+    Args:
+        run: the settings, as they are also found in the folder of a run, where nobody can tell any
+            more who wrote what.
+    """
+    if is_explicit(run.model.kind):
+        return {}
+    beneath = _over_defaults({"dataset": run.dataset}, {}).get("model", {})
+    fields = type(run.model).model_fields
+    said = {name: getattr(run.model, name) for name in OF_FEATURES}
+    return {
+        f"model.{name}": value
+        for name, value in said.items()
+        if value not in (fields[name].default, beneath.get(name))
+    }
 
 
 def _kind(values: Mapping[str, Any]) -> Any:

@@ -315,7 +315,7 @@ class NodeEmbedding(nn.Module):
         self.rows = nn.Parameter(start.to(torch.get_default_dtype()))
 
     def forward(self, step: int | None) -> Tensor:
-        """The embedding [O, D]; there is no input to drop."""
+        """The embedding [O, D]; nothing of it is dropped or mapped, see ``OF_FEATURES``."""
         return self.rows
 
     def constants(self) -> list[tuple[str, Tensor]]:

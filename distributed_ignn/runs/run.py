@@ -19,7 +19,7 @@ import torch
 from distributed_ignn.cli import LOG_ONLY, hushed
 from distributed_ignn.comm.apart import apart
 from distributed_ignn.comm.communicator import Communicator
-from distributed_ignn.config import RunConfig, what_was_decided
+from distributed_ignn.config import RunConfig, said_of_features, what_was_decided
 from distributed_ignn.config.dataset import IN_MEMORY
 from distributed_ignn.errors import Stopped, UserError
 from distributed_ignn.graph.data import GraphData
@@ -188,6 +188,7 @@ def _prepare(
     _log_choices(config, trainer)
     _warn_of_weights(trainer)
     _warn_of_exchanges(config, comm)
+    _warn_of_features(config, trainer)
     if budget.keeps_freed:
         memory.keep_freed_memory()
     else:
@@ -239,6 +240,19 @@ def _warn_of_exchanges(config: RunConfig, comm: Communicator) -> None:
         logger.warning(
             "no effect with one rank, which exchanges no rows: %s; drop this, or train with more",
             ", ".join(told),
+        )
+
+
+def _warn_of_features(config: RunConfig, trainer: Trainer) -> None:
+    """Say so where settings are of features and there are none; the defaults are passed over."""
+    said = {} if trainer.shard.num_features else said_of_features(config)
+    if said:
+        logger.warning(
+            "the graph has no features, and the embedding of its nodes is b itself: no effect of "
+            "%s; drop %s",
+            ", ".join(f"{name} = {value}" for name, value in said.items()),
+            "it" if len(said) == 1 else "them",
+            extra=None if trainer.comm.is_main else LOG_ONLY,
         )
 
 

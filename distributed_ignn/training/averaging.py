@@ -35,6 +35,11 @@ class WeightAverage:
         self.steps = 0
         self.mean: TensorDict = {}
 
+    @staticmethod
+    def held_bytes(weights: int, decay: float) -> int:
+        """Bytes for ``weights`` bytes: of the mean, and of themselves while that is in use."""
+        return 2 * weights if decay > 0.0 else 0
+
     @torch.no_grad()
     def update(self) -> None:
         """Take in the weights after a step."""

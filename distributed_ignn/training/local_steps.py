@@ -124,7 +124,7 @@ class LocalSteps:
     def listen(self, epoch: int, stale: int) -> bool:
         """Begin an epoch; say whether the loss is to freeze what its exact solve finds."""
         self._loss.forget()
-        self.taken, self.last_loss = 0, None
+        self.taken, self.last_loss, self.gradient_norm = 0, None, None
         return self.share(epoch, stale) > 0.0
 
     def freeze(self, products: tuple[Tensor, ...]) -> None:

@@ -205,9 +205,12 @@ class SolvePlanner:
         return State(rows=dict(self.states))
 
     def load_state(self, state: State) -> None:
-        """See ``Stateful``."""
+        """See ``Stateful``; training's own state is left where it shares that of validation."""
         self.states.clear()
-        self.states.update({purpose: rows.to(self._device) for purpose, rows in state.rows.items()})
+        known = {EVALUATE, ADJOINT, self._forward_state}
+        self.states.update(
+            {name: rows.to(self._device) for name, rows in state.rows.items() if name in known}
+        )
 
     def forget(self) -> None:
         """Let the next solves start anew, as those of a model that nobody has solved yet."""

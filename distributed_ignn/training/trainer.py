@@ -85,7 +85,7 @@ class Trainer:
         comm: Communicator,
         started: float | None = None,
     ) -> None:
-        config = decided(config, shard.split_sizes[0], shard.num_classes)
+        config = decided(config, shard.split_sizes[0], shard.num_classes, shard.num_features)
         self.config, self.comm = config, comm
         self.shard = shard.normalised(config.model.normalisation)
         self.epoch = 0

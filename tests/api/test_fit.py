@@ -164,6 +164,29 @@ def test_settings_of_ray_are_refused() -> None:
         di.fit(DATA, restarts=3)
 
 
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({}, []),
+        (
+            {"input_dropout": 0.25, "injection_layers": 2},
+            ["model.input_dropout = 0.25, model.injection_layers = 2; drop them"],
+        ),
+        ({"kind": "gcn", "input_dropout": 0.25}, []),
+    ],
+)
+def test_settings_of_features_that_there_are_none_of_are_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, settings: dict[str, Any], told: list[str]
+) -> None:
+    bare = DATA.clone()
+    del bare.x
+    bare.num_nodes = DATA.num_nodes
+    di.fit(bare, {**settings, "epochs": 1}, output=tmp_path / "run")
+    lines = [r.getMessage() for r in caplog.records if "has no features" in r.getMessage()]
+    start = "the graph has no features, and the embedding of its nodes is b itself: no effect of "
+    assert lines == [start + line for line in told]
+
+
 def test_the_same_cell_twice(elsewhere: Path, capfd: pytest.CaptureFixture[str]) -> None:
     runs = [di.fit(DATA, QUICK) for _ in range(2)]
     assert [run.path for run in runs] == [

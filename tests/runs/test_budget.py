@@ -381,7 +381,7 @@ _KNOWN: list[tuple[str, dict[str, Any], dict[str, Any], dict[str, Any], dict[str
     ),
     (
         "embedding",
-        {"model": {"injection": "features", "input_dropout": 0.1}},
+        {"model": {"injection_norm": "layer", "input_dropout": 0.1}},  # nobody reads either
         {"features": 0},
         {},
         {
@@ -391,7 +391,6 @@ _KNOWN: list[tuple[str, dict[str, Any], dict[str, Any], dict[str, Any], dict[str
             "halo buffers": 97_280,
             "equilibrium and products": 1_152_000,
             "gradient": 588_800,
-            "warm starts": 512_000,
             "solve": 3_072_000,
             "history": 5_120_000,
         },
@@ -431,6 +430,27 @@ def test_budgets_are_these_numbers(
     found = budget(replace(SIZES, **sizes), _run(**settings), process=0, **options)
     found.pop("process")
     assert found == expected
+
+
+def test_a_forward_solve_is_counted_with_what_masks_before_it_keep() -> None:
+    """Where the backward solves are the short ones, the last forward solve is the largest."""
+    each, adjoint = 2 * 512_000 + 128_000, {"method": "picard"}
+    for masks in (1, 2, 8):
+        train = {"consistency": 1.0, "consistency_samples": masks}
+        found = budget(SIZES, _run(train=train, adjoint=adjoint))
+        assert found["history"] == 5_120_000  # that of a forward solve
+        assert found.get("equilibrium and products", 0) == (masks - 1) * each
+
+
+@pytest.mark.parametrize(("kind", "alone"), [("implicit", 7), ("gcn", 6)])
+def test_the_mean_of_an_embedding_is_counted(kind: str, alone: int) -> None:
+    """And the rows themselves, which are put away while the mean is in use."""
+    state, name = 1000 * 128 * 4, "embedding and its optimiser"
+    run = {"model": {"kind": kind}}
+    for ema, rows in ((0.0, alone), (0.9, alone + 2)):
+        averaged = _run(**run, train={"ema": ema})
+        assert budget(replace(SIZES, features=0), averaged)[name] == rows * state
+        assert name not in budget(SIZES, averaged)
 
 
 def test_recorded_solves_keep_their_arrays() -> None:

@@ -174,6 +174,16 @@ def test_the_gradient_norm_is_that_of_the_exact_step() -> None:
     assert record.gradient_norm == pytest.approx(torch.stack(squares).sum().sqrt().item())
 
 
+def test_an_epoch_that_is_skipped_has_no_figures_of_the_one_before() -> None:
+    trainer = _trainer(Communicator(), "sparse", on_bad_numbers="skip")
+    assert trainer.train_epoch().gradient_norm is not None
+    with torch.no_grad():
+        trainer.implicit.head.bias[0] = torch.nan
+    record = trainer.train_epoch()
+    assert record.skipped
+    assert (record.local_steps, record.local_loss, record.gradient_norm) == (0, None, None)
+
+
 def _course(comm: Communicator, case: str) -> dict[str, Any]:
     """Figures of a run, whose last epoch comes out the same where it is resumed."""
     trainer = _trainer(comm, case)

@@ -13,6 +13,7 @@ from distributed_ignn.errors import UserError
 from distributed_ignn.solvers.anderson import Anderson
 from distributed_ignn.solvers.neural import NeuralSolver
 from distributed_ignn.training.plans import ADJOINT, EVALUATE, TRAIN
+from distributed_ignn.training.state import State
 from tests.parity.cases import CLASSES, make_data
 from tests.training.small_trainers import (
     assert_equal,
@@ -146,3 +147,24 @@ def test_a_model_whose_relus_have_died_is_trained_on(method: str) -> None:
     assert record.residual == 0.0
     assert record.loss == pytest.approx(record.loss)
     assert not record.skipped
+
+
+def test_an_embedding_is_not_dropped_and_starts_from_the_validation() -> None:
+    """So dropout of features costs no solve and no state on a graph that has none."""
+    found = []
+    for dropped in ({}, {"input_dropout": 0.5, "node_dropout": 0.5, "injection_layers": 2}):
+        config = small_config({"model": dropped, "forward": {"method": "anderson"}})
+        trainer = small_trainer(Communicator(), config, "embedding")
+        records = [numbers(record) for record in train(trainer, 3)]
+        found.append((records, everything(trainer)))
+        assert sorted(trainer.planner.states) == [ADJOINT, EVALUATE]
+        assert [record["evaluations_forward"] for record in records[1:]] == [1, 1]
+    assert found[0][0] == found[1][0]
+    assert_equal(found[0][1], found[1][1])
+
+
+def test_a_state_that_no_solve_starts_from_is_not_taken_from_a_checkpoint() -> None:
+    planner = small_trainer(Communicator(), small_config(), "embedding").planner
+    rows = torch.ones(2, 3)
+    planner.load_state(State(rows={TRAIN: rows, EVALUATE: rows, ADJOINT: rows}))
+    assert sorted(planner.states) == [ADJOINT, EVALUATE]

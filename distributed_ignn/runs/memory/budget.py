@@ -36,6 +36,7 @@ from distributed_ignn.propagation.propagate import Propagation
 from distributed_ignn.solvers.base import SolveSizes
 from distributed_ignn.solvers.captured import Captures
 from distributed_ignn.solvers.solve import held_bytes as solve_bytes
+from distributed_ignn.training.averaging import WeightAverage
 from distributed_ignn.training.learned.solver_kinds import SOLVER_KINDS
 from distributed_ignn.training.losses.local_loss import LocalLoss
 from distributed_ignn.training.plans import chosen_method
@@ -98,7 +99,7 @@ def budget(
         coded_halo: whether the halo exchange keeps what it sent and received last.
         shares_memory: whether ranks exchange rows through memory that both of them map.
     """
-    config = decided(config, sizes.train_nodes, sizes.classes)
+    config = decided(config, sizes.train_nodes, sizes.classes, sizes.features)
     run = _Run(sizes, config)
     always = run.of_process(process)
     if config.model.kind in KINDS:
@@ -168,17 +169,22 @@ class _Run:
         if config.engine == "deepspeed":
             waits = offloads(read_settings(config.deepspeed_config))
         away = 2 * self._state if waits else 0
+        held = self._averaged(held)
         return held | {name: max(held[name] - away, 0)}
+
+    def _averaged(self, held: dict[str, int]) -> dict[str, int]:
+        """The items of a model, whose embedding, if it has one, ``train.ema`` averages."""
+        name = "embedding and its optimiser"
+        rows = self._state if held[name] else 0
+        return held | {name: held[name] + WeightAverage.held_bytes(rows, self._config.train.ema)}
 
     def of_explicit(self, shares_memory: bool) -> dict[str, int]:
         """The items of an explicit model, with every dropout mask's states."""
         config, sizes = self._config, self._sizes
         kind, sections = KINDS[config.model.kind], (config.model, config.explicit)
-        held = kind.held_bytes(sizes, *sections, self.dtype, self.device)
-        train = config.train
-        masks = train.consistency_samples if float(train.consistency) > 0.0 else 1
+        held = self._averaged(kind.held_bytes(sizes, *sections, self.dtype, self.device))
         for name in ("states of layers", "kept of messages"):
-            held[name] *= masks
+            held[name] *= self._masks
         row = kind.columns(*sections, sizes.classes).sent * self.dtype.itemsize
         halo = HaloExchange.held_bytes(sizes, row, coded=False, shared=shares_memory)
         return held | (halo if kind.reads_edges else {})
@@ -199,11 +205,13 @@ class _Run:
             "forward": {
                 "injection": state * (1 + int(encoder.keeps_rows(config.model))),
                 "warm starts": state * (warm + backward),
+                # the last mask's solve: those before it wait for the backward pass
+                "equilibrium and products": self._saved(self._masks - 1),
                 **self._solve(forward, products, adjoint=False),
                 "estimator": self._estimate if config.learns_forward else 0,
             },
             "backward": {
-                "equilibrium and products": self._saved(),
+                "equilibrium and products": self._saved(self._masks),
                 "gradient": state + self._sizes.train * 3 * self.row,
                 "warm starts": state * warm,
                 **self._solve(adjoint, 0, adjoint=True),
@@ -237,13 +245,18 @@ class _Run:
                 total += sum(Captures.held_bytes(sizes, channels) + history for channels in kept)
         return total
 
-    def _saved(self) -> int:
-        """Kept for the backward pass, of every dropout mask."""
-        model, train = self._config.model, self._config.train
+    @property
+    def _masks(self) -> int:
+        """Dropout masks of a step, each with a forward solve of its own."""
+        train = self._config.train
+        return train.consistency_samples if float(train.consistency) > 0.0 else 1
+
+    def _saved(self, masks: int) -> int:
+        """Kept of so many dropout masks for the backward pass."""
+        model = self._config.model
         item, channels = self.dtype.itemsize, self._sizes.channels
         each = ImplicitLayer.saved_bytes(self._state, item, channels, CELLS[model.cell].activation)
-        each += self._state * int(encoder.keeps_rows(model))
-        return each * (train.consistency_samples if float(train.consistency) > 0.0 else 1)
+        return masks * (each + self._state * int(encoder.keeps_rows(model)))
 
     def _solve(self, known: int | None, products: int, *, adjoint: bool) -> dict[str, int]:
         """A solve after its last evaluation; ``products`` are what the map keeps."""
