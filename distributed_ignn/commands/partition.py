@@ -105,7 +105,8 @@ def _parse(argv: Sequence[str]) -> tuple[_Options, RunConfig]:
     if options.method is not None:  # before the rules are asked: others depend on it
         flags["partition"] = {**flags.get("partition", {}), "method": options.method}
     run = resolve_run(flags, path)
-    refuse_unread(run, dict(dotted(flags)), _READ, "how a graph is divided")
+    read = _READ if run.device == "cuda" else (*_READ, "device")  # it is done on the CPU anyway
+    refuse_unread(run, dict(dotted(flags)), read, "how a graph is divided")
     return options, absolute_paths(run)
 
 

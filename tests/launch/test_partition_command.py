@@ -121,6 +121,7 @@ def test_occupied_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixtur
         (("--parts", "2"), "--out"),
         (("--parts", "2", "--out", "x", "--metod", "metis"), "did you mean"),
         ((*TWO, "--model.hidden", "7"), "model.hidden = 7 has no effect on how a graph is divided"),
+        ((*TWO, "--device", "cuda"), "device = cuda has no effect on how a graph is divided; drop"),
         ((*TWO, "--seed", "5"), "seed = 5 has no effect on how a graph is divided; drop it"),
         ((*TWO, "--output-dir", "o"), "output = o has no effect on how a graph is divided; drop"),
         ((*TWO, "--partition.dir", "o"), "partition.dir = o has no effect on how"),
@@ -153,7 +154,7 @@ def test_settings_that_training_would_not_read_may_divide(tmp_path: Path) -> Non
         "partition: {objective: volume}\n"
     )
     out = tmp_path / "shards"
-    more = ["--partition.clusters", "4", "--method", "fennel"]
+    more = ["--partition.clusters", "4", "--method", "fennel", "--device", "cpu"]
     arguments = ["--config", str(tmp_path / "my.yaml"), "--parts", "2", "--out", str(out), *more]
     assert main(arguments) == 0
     assert read_manifest(out).request["clusters"] == 4

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import get_args
 
 import pytest
 import torch
@@ -59,7 +58,7 @@ def test_bce_takes_one_hot_labels_or_the_labels_themselves() -> None:
     assert found == pytest.approx(float(_log_sigmoid_loss(logits[nodes], one_hot)), rel=1e-12)
     assert found != pytest.approx(float(_objective(single).loss(logits)), rel=1e-2)
     labels = several.labels[nodes].double()
-    for loss in get_args(Loss):
+    for loss in ("auto", "bce"):
         value = float(_objective(several, loss).loss(logits))
         expected = float(_log_sigmoid_loss(logits[nodes], labels))
         assert value == pytest.approx(expected, rel=1e-6), loss
