@@ -98,6 +98,7 @@ def _exit_code(comm: Communicator, arguments: list[str]) -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_two_ranks_have_the_figures_of_one(
     published: Path, alone: tuple[int, Path], tmp_path: Path
 ) -> None:
