@@ -63,12 +63,7 @@ def refuse_idle(run: RunConfig, said: Collection[str], others: Iterable[RunConfi
     Raises:
         NoEffectError: naming the first that is not, and how many more there are.
     """
-    known = {*said}
-    idle = [
-        each.told
-        for each in _idle(run)
-        if each.told.setting in known or known.isdisjoint((*each.decided_by, "resume"))
-    ]
+    idle = _blamed(_idle(run), said)
     if idle:
         for other in others:
             passed_over = {each.told.setting for each in _idle(other)}
@@ -98,17 +93,13 @@ def refuse_unread(
     for name, value in given.items():
         if not _is_among(name, read):
             raise NoEffectError(f"{name} = {value} has no effect on {reader}; drop it", name)
-    idle = [each for each in _idle(run) if _is_among(each.told.setting, read)]
-    # nor is it idle here because of what training would do
-    idle = [each for each in idle if all(_is_among(name, read) for name in each.decided_by)]
-    known = {*given}
-    _refuse(
-        [
-            each.told
-            for each in idle
-            if each.told.setting in known or known.isdisjoint(each.decided_by)
-        ]
+    # nor is anything idle here because of what training would do
+    idle = (
+        each
+        for each in _idle(run)
+        if all(_is_among(name, read) for name in (each.told.setting, *each.decided_by))
     )
+    _refuse(_blamed(idle, given))
 
 
 def refuse_without_ray(run: RunConfig, said: Collection[str]) -> None:
@@ -132,6 +123,16 @@ def refuse_without_ray(run: RunConfig, said: Collection[str]) -> None:
                 "it (torchrun goes by its own --max-restarts)",
                 name,
             )
+
+
+def _blamed(idle: Iterable[_Idle], said: Collection[str]) -> list[NoEffect]:
+    """Those of them that the file has not lost to the command line, see ``refuse_idle``."""
+    known = {*said}
+    return [
+        each.told
+        for each in idle
+        if each.told.setting in known or known.isdisjoint((*each.decided_by, "resume"))
+    ]
 
 
 def _refuse(idle: Sequence[NoEffect]) -> None:
