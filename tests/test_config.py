@@ -25,7 +25,8 @@ from distributed_ignn.config import (
     load_yaml,
     parse,
     parse_args,
-    parse_options_and_run,
+    parse_options_and_settings,
+    resolve_run,
 )
 from distributed_ignn.config.choices import choice_at
 from distributed_ignn.config.dotted import dotted
@@ -385,7 +386,8 @@ def test_command_with_flags_of_its_own(
             "about": "Divides.",
             "more": "examples: none",
         }
-        return parse_options_and_run(_Own, line.split(), **words)
+        values, flags, path = parse_options_and_settings(_Own, line.split(), **words)
+        return values, resolve_run(flags, path)
 
     values, run = parsed("--dataset chains --parts 4 --list_rows --partition.seed 5")
     assert (values.parts, values.list_rows, run.partition.seed) == (4, True, 5)

@@ -13,30 +13,54 @@ from rich.console import Console
 from distributed_ignn.cli import run_main
 from distributed_ignn.comm.codecs import CODECS
 from distributed_ignn.comm.communicator import Communicator
-from distributed_ignn.config import RunConfig, choices, parse_options_and_run
+from distributed_ignn.config import (
+    RunConfig,
+    choices,
+    parse_options_and_settings,
+    resolve_run,
+)
 from distributed_ignn.config.choices import Choice
+from distributed_ignn.config.dotted import dotted
+from distributed_ignn.config.idle import refuse_idle, refuse_unread
 from distributed_ignn.config.options import (
     Bare,
     Count,
     Options,
     OutputFile,
     PictureFile,
+    ReadBy,
     Share,
     Shares,
     Shown,
     check_outputs,
 )
-from distributed_ignn.lab.benchmarks import accuracy, codec_study, solver, sparsifier
+from distributed_ignn.errors import UserError
+from distributed_ignn.lab.benchmarks import (
+    accuracy,
+    codec_study,
+    epoch_stages,
+    solver,
+    sparsifier,
+)
 from distributed_ignn.lab.benchmarks.benchmark_graph import open_workload
 from distributed_ignn.lab.benchmarks.courses import Limits
 from distributed_ignn.lab.benchmarks.interleaving import Report
-from distributed_ignn.lab.benchmarks.short_flags import SHORT_FLAGS, spelled_out
+from distributed_ignn.lab.benchmarks.short_flags import SHORT_FLAGS, spelled_out, with_graph
 from distributed_ignn.lab.benchmarks.study import Study, tell_nobody
 from distributed_ignn.lab.benchmarks.suite import SUITE, WITH_SINGLE
 from distributed_ignn.launchers.this_rank import on_this_rank
 
 _STUDIES = ("solver", "sparsifier", "codecs")
-_COURSE = "accuracy"
+_COURSE, _EPOCHS = "accuracy", "epoch"
+_OF_ANY_RUN = (
+    *("device", "comm.backend", "comm.timeout_seconds", "comm.hang_seconds", "comm.shared_memory"),
+)
+"""Settings by which the ranks of a study find each other; it has all others from the run."""
+
+_OF_GRAPH = (*SUITE, _COURSE)
+_OF_COURSE, _OF_STUDY = ReadBy((_COURSE,)), ReadBy(_STUDIES)
+_OF_ROWS = ReadBy((*_STUDIES, _COURSE))
+_OF_SOLVER, _OF_SPARSIFIER, _OF_CODECS = (ReadBy((name,)) for name in _STUDIES)
 _EXAMPLE = "ignn benchmark propagate --json propagate.json"
 _STUDY = "ignn benchmark solver runs/acm --csv acm.csv --plot acm.png"
 _EXAMPLES = f"""\
@@ -80,49 +104,68 @@ launch/benchmark.py is the same command.
 class _GraphOptions(Options):
     title: ClassVar[str] = "benchmarks of a graph"
 
-    shards: Annotated[Path, Shown("DIR")] | None = Field(
+    shards: Annotated[Path | None, Shown("DIR"), ReadBy(_OF_GRAPH)] = Field(
         None, description="folder of shards, see below"
     )
-    methods: tuple[Annotated[str, Choice(choices.METHODS)], ...] = Field(
-        (), description="solvers to train with (epoch); all by default"
+    methods: Annotated[tuple[Annotated[str, Choice(choices.METHODS)], ...], ReadBy((_EPOCHS,))] = (
+        Field((), description="solvers to train with (epoch); all by default")
     )
-    without_single: bool = Field(False, description="leave the baseline of one process out")
+    without_single: Annotated[bool, ReadBy(tuple(WITH_SINGLE))] = Field(
+        False, description="leave the baseline of one process out"
+    )
 
 
 class _CourseOptions(Options):
     title: ClassVar[str] = "time to accuracy"
 
-    target: Share = Field(0.96, description="metric on the validation nodes (accuracy)")
-    minutes: float = Field(10.0, gt=0, description="of each training at most (accuracy)")
-    most_epochs: Count = Field(
+    target: Annotated[Share, _OF_COURSE] = Field(
+        0.96, description="metric on the validation nodes (accuracy)"
+    )
+    minutes: Annotated[float, Field(gt=0), _OF_COURSE] = Field(
+        10.0, description="of each training at most (accuracy)"
+    )
+    most_epochs: Annotated[Count, _OF_COURSE] = Field(
         200, description="of each training but that with local steps, which has train.epochs"
     )
-    give_up: Count = Field(20, description="epochs without a better validation that end a training")
-    only: tuple[
-        Annotated[str, Choice("distributed_ignn.lab.benchmarks.accuracy:CONTENDERS")], ...
+    give_up: Annotated[Count, _OF_COURSE] = Field(
+        20, description="epochs without a better validation that end a training"
+    )
+    only: Annotated[
+        tuple[Annotated[str, Choice("distributed_ignn.lab.benchmarks.accuracy:CONTENDERS")], ...],
+        _OF_COURSE,
     ] = Field((), description="what to train (accuracy); all by default")
 
 
 class _StudyOptions(Options):
     title: ClassVar[str] = "studies of a trained run"
 
-    run: Annotated[Path, Bare("RUN", _STUDY, flag=True)] | None = Field(
+    run: Annotated[Path | None, Bare("RUN", _STUDY, flag=True), _OF_STUDY] = Field(
         None, description="output folder of a training run"
     )
-    csv: OutputFile | None = Field(None, description="every measured row")
-    plot: PictureFile | None = Field(None, description="a .png, .svg or .pdf")
-    variants: bool = Field(False, description="train variants of the learned solver (solver)")
-    solver_steps: Count = Field(100, description="gradient steps of each network (solver)")
-    cpu_time: bool = Field(
+    csv: Annotated[OutputFile | None, _OF_ROWS] = Field(None, description="every measured row")
+    plot: Annotated[PictureFile | None, _OF_ROWS] = Field(None, description="a .png, .svg or .pdf")
+    variants: Annotated[bool, _OF_SOLVER] = Field(
+        False, description="train variants of the learned solver (solver)"
+    )
+    solver_steps: Annotated[Count, _OF_SOLVER] = Field(
+        100, description="gradient steps of each network (solver)"
+    )
+    cpu_time: Annotated[bool, _OF_SOLVER] = Field(
         False,
         description="seconds of the processor, which others on the machine do not lengthen; one "
         "process (solver)",
     )
-    seeds: Count = Field(3, description="draws of the edges per choice (sparsifier)")
-    keep: Shares = Field((0.1, 0.2, 0.3, 0.5, 0.7), description="shares of edges kept (sparsifier)")
-    max_steps: Count = Field(100, description="most evaluations of a solve")
-    tolerance: float = Field(1e-6, gt=0, description="relative residual to solve to (codecs)")
-    codecs: tuple[Annotated[str, Choice(choices.CODECS)], ...] = Field(
+    seeds: Annotated[Count, _OF_SPARSIFIER] = Field(
+        3, description="draws of the edges per choice (sparsifier)"
+    )
+    keep: Annotated[Shares, _OF_SPARSIFIER] = Field(
+        (0.1, 0.2, 0.3, 0.5, 0.7), description="shares of edges kept (sparsifier)"
+    )
+    max_steps: Annotated[Count, _OF_STUDY] = Field(100, description="most evaluations of a solve")
+    tolerance: Annotated[float, Field(gt=0), _OF_CODECS] = Field(
+        1e-6, description="relative residual to solve to (codecs)"
+    )
+    codecs: Annotated[tuple[Annotated[str, Choice(choices.CODECS)], ...], _OF_CODECS] = Field(
         tuple(CODECS), description="ways of writing halo rows, beside fp32 (codecs)"
     )
 
@@ -137,20 +180,16 @@ class _Options(_CourseOptions, _StudyOptions, _GraphOptions):
         None, alias="json", description="also write the figures here"
     )
     threads: Count = Field(1, description="CPU threads of each rank")
-    rounds: Count = Field(15, description="interleaved rounds")
+    rounds: Annotated[Count, ReadBy((*SUITE, *_STUDIES))] = Field(
+        15, description="interleaved rounds"
+    )
 
     @model_validator(mode="after")
-    def _check_kind(self) -> Self:
-        """Flags of one kind of benchmark mean nothing to the other."""
-        if self.name in _STUDIES:
-            if self.run is None:
-                raise ValueError(
-                    f"benchmark {self.name} needs a trained run; name its folder, as in {_STUDY}"
-                )
-            return self
-        for flag in ("run",) if self.name == _COURSE else ("csv", "plot", "run"):
-            if getattr(self, flag) is not None:
-                raise ValueError(f"--{flag} is for studies of a trained run, not for {self.name}")
+    def _check_run(self) -> Self:
+        if self.name in _STUDIES and self.run is None:
+            raise ValueError(
+                f"benchmark {self.name} needs a trained run; name its folder, as in {_STUDY}"
+            )
         return self
 
     @property
@@ -180,12 +219,34 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _run(argv: Sequence[str]) -> None:
-    options, config = parse_options_and_run(
+    options, config = _parse(argv)
+    torch.set_num_threads(options.threads)
+    on_this_rank(lambda comm: _measure(options, config, comm), config.device, config.comm)
+
+
+def _parse(argv: Sequence[str]) -> tuple[_Options, RunConfig]:
+    options, flags, path = parse_options_and_settings(
         _Options, spelled_out(argv), name="ignn benchmark", about=__doc__, more=_EXAMPLES
     )
     check_outputs(options)
-    torch.set_num_threads(options.threads)
-    on_this_rank(lambda comm: _measure(options, config, comm), config.device, config.comm)
+    if options.name in _STUDIES:
+        if path is not None:
+            raise UserError(f"--config {path} has no effect on a trained run; drop it")
+        config = resolve_run(with_graph(flags, None), None)
+        refuse_unread(config, dict(dotted(flags)), _OF_ANY_RUN, "a study of a trained run")
+        return options, config
+    config = resolve_run(with_graph(flags, path), path)
+    given = [name for name, _ in dotted(flags)]
+    first, *others = _trained_with(options, config)
+    refuse_idle(first, (*given, "forward.method"), others)
+    return options, config
+
+
+def _trained_with(options: _Options, config: RunConfig) -> list[RunConfig]:
+    """The run with every solver that the benchmark trains it with."""
+    if options.name != _EPOCHS:
+        return [config]
+    return [*epoch_stages.methods_of(config, options.methods).values()]
 
 
 def _measure(options: _Options, config: RunConfig, comm: Communicator) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field
 from rich.console import Console
 
 from distributed_ignn.cli import run_main
@@ -29,6 +29,7 @@ from distributed_ignn.config.options import (
     NumberList,
     Options,
     OutputFolder,
+    ReadBy,
     Seeds,
     Shown,
     check_outputs,
@@ -119,6 +120,7 @@ _Datasets = Annotated[tuple[DatasetName, ...], *_NAME_LIST]
 _Models = Annotated[tuple[Annotated[str, AfterValidator(_known_model)], ...], *_NAME_LIST]
 _Depths = Annotated[NumberList, BeforeValidator(whole_numbers(1))]
 _Lengths = Annotated[NumberList, BeforeValidator(whole_numbers(2))]
+_OF_TABLE, _OF_CHAINS = ReadBy(tuple(RESULTS)), ReadBy((LONG_RANGE,))
 
 
 class _Options(Options):
@@ -131,32 +133,29 @@ class _Options(Options):
     out: OutputFolder | None = Field(
         None, description="runs/STUDY-DATASET if not given; of tables and their figures runs/TABLE"
     )
-    solver_steps: Count | None = Field(
+    solver_steps: Annotated[Count | None, ReadBy((NETWORKS,))] = Field(
         None,
         description="figure7: gradient steps of every network; the paper's for the dataset, else "
         "its 100 for citeseer, if not given",
     )
-    datasets: _Datasets = Field((), description="tables: the columns; those of the paper's table")
-    models: _Models = Field((), description="tables: the rows, all if not given")
-    finished: bool = Field(False, description="tables: train nothing, show what is finished")
-    hard: bool = Field(False, description="long-range: several classes and feature noise")
-    lengths: _Lengths | None = Field(None, description="long-range: of the chains")
-    depths: _Depths | None = Field(None, description="long-range: of the deep models")
-
-    @model_validator(mode="after")
-    def _check_kind(self) -> Self:
-        if self.study != LONG_RANGE and (self.hard or self.lengths or self.depths):
-            raise ValueError(
-                f"--hard, --lengths and --depths belong to long-range, not {self.study}"
-            )
-        if self.study != NETWORKS and self.solver_steps is not None:
-            raise ValueError(f"--solver-steps belongs to {NETWORKS}, not {self.study}")
-        if self.study not in RESULTS and (self.datasets or self.models or self.finished):
-            raise ValueError(
-                f"--datasets, --models and --finished belong to {', '.join(RESULTS)}, not "
-                f"{self.study}; it takes --dataset"
-            )
-        return self
+    datasets: Annotated[_Datasets, ReadBy(tuple(RESULTS), else_take="--dataset")] = Field(
+        (), description="tables: the columns; those of the paper's table"
+    )
+    models: Annotated[_Models, _OF_TABLE] = Field(
+        (), description="tables: the rows, all if not given"
+    )
+    finished: Annotated[bool, _OF_TABLE] = Field(
+        False, description="tables: train nothing, show what is finished"
+    )
+    hard: Annotated[bool, _OF_CHAINS] = Field(
+        False, description="long-range: several classes and feature noise"
+    )
+    lengths: Annotated[_Lengths | None, _OF_CHAINS] = Field(
+        None, description="long-range: of the chains"
+    )
+    depths: Annotated[_Depths | None, _OF_CHAINS] = Field(
+        None, description="long-range: of the deep models"
+    )
 
 
 def main(argv: Sequence[str]) -> int:

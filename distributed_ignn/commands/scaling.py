@@ -7,10 +7,10 @@ import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from rich.console import Console
 
 from distributed_ignn.cli import run_main
@@ -19,9 +19,12 @@ from distributed_ignn.config import (
     absolute_paths,
     choices,
     dump_yaml,
-    parse_options_and_run,
+    parse_options_and_settings,
+    resolve_run,
 )
 from distributed_ignn.config.choices import Choice
+from distributed_ignn.config.dotted import dotted
+from distributed_ignn.config.idle import refuse_idle
 from distributed_ignn.config.options import (
     Bare,
     Count,
@@ -33,6 +36,7 @@ from distributed_ignn.config.options import (
 )
 from distributed_ignn.errors import UserError
 from distributed_ignn.files import atomic_write_text
+from distributed_ignn.lab.benchmarks.epoch_stages import methods_of
 from distributed_ignn.lab.benchmarks.link import Link, LinkSettings, check_privileges
 from distributed_ignn.lab.benchmarks.scaling import (
     Point,
@@ -45,7 +49,7 @@ from distributed_ignn.lab.benchmarks.scaling import (
     with_efficiency,
 )
 from distributed_ignn.lab.benchmarks.scaling_plot import draw
-from distributed_ignn.lab.benchmarks.short_flags import SHORT_FLAGS, spelled_out
+from distributed_ignn.lab.benchmarks.short_flags import SHORT_FLAGS, spelled_out, with_graph
 from distributed_ignn.launchers.local_job import Job, killable, run_job
 from distributed_ignn.plots import ENDINGS, save_all_kinds
 
@@ -103,6 +107,12 @@ class _Options(Options):
     rounds: Count = Field(5, description="epochs measured; medians count")
     threads: Count = Field(1, description="CPU threads of each rank")
     timeout: Annotated[float, Shown("S")] = Field(3600.0, gt=0, description="of one point")
+
+    @model_validator(mode="after")
+    def _check_delay(self) -> Self:
+        if self.link is None and "delay" in self.model_fields_set:
+            raise ValueError("--delay has no effect without --link; add a rate, as --link 200mbit")
+        return self
 
 
 def main(argv: Sequence[str]) -> int:
@@ -186,12 +196,17 @@ def _show(rows: Sequence[Row], out: Path, most: int) -> None:
 
 
 def _parse(argv: Sequence[str]) -> tuple[_Options, RunConfig]:
-    options, config = parse_options_and_run(
+    options, flags, path = parse_options_and_settings(
         _Options, spelled_out(argv), name="ignn scaling", about=__doc__, more=_EXAMPLES
     )
-    if any(argument.partition("=")[0] == "--comm.halo" for argument in argv):
+    given = [name for name, _ in dotted(flags)]
+    if "comm.halo" in given:
         raise UserError("--comm.halo is set by the study; it takes --halo")
     check_outputs(options)
+    config = resolve_run(with_graph(flags, path), path)
+    method = options.method or config.forward.method
+    measured = methods_of(config, [method])[method]
+    refuse_idle(measured, (*given, "forward.method"))
     return options, absolute_paths(config)
 
 

@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import get_annotations
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict
 
@@ -33,6 +33,23 @@ class Options(Section):
     """Flags of one command; ``title`` is the heading of a group of them."""
 
     title: ClassVar[str] = ""
+
+    @model_validator(mode="after")
+    def _check_read(self) -> Self:
+        """Refuse a flag that has no effect, see ``ReadBy``."""
+        known = type(self).model_fields
+        subject = next((getattr(self, name) for name in known if _is_first(known[name])), None)
+        for name, field in known.items():
+            mark = _mark(field, ReadBy)
+            if name in self.model_fields_set and mark and subject not in mark.names:
+                *others, last = mark.names
+                readers = (
+                    f"{', '.join(others)} and {last} read it" if others else f"{last} reads it"
+                )
+                flag = name.replace("_", "-")
+                way_out = f"use {mark.else_take}" if mark.else_take else "drop it"
+                raise ValueError(f"--{flag} has no effect on {subject}; {way_out} ({readers})")
+        return self
 
 
 OptionsT = TypeVar("OptionsT", bound=Options)
@@ -81,6 +98,19 @@ class Output:
     """
 
     folder: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ReadBy:
+    """Marks a flag that has an effect for some values of a command's first argument alone.
+
+    Args:
+        names: those values.
+        else_take: the flag that the command takes in its place for other values.
+    """
+
+    names: tuple[str, ...]
+    else_take: str = ""
 
 
 class Commas:
@@ -209,9 +239,7 @@ def declare(options: type[Options], parser: CommandParser, placeholders: Mapping
             _add(groups.get(titles[name], group), name, flags, known[name], placeholders)
 
     # arguments without a flag are taken in the order in which they are declared
-    first = [
-        name for name, field in known.items() if (mark := _mark(field, Bare)) and not mark.flag
-    ]
+    first = [name for name, field in known.items() if _is_first(field)]
     for name in first:
         _add(parser, name, (), known[name], placeholders)
     line = type("_Line", (options, BaseSettings), {"model_config": _CONFIG, "__module__": __name__})
@@ -336,6 +364,12 @@ def _titles(options: type[Options]) -> dict[str, str]:
         )
         for name, field in options.model_fields.items()
     }
+
+
+def _is_first(field: FieldInfo) -> bool:
+    """Whether a field is always written without a flag, before all that has one."""
+    bare = _mark(field, Bare)
+    return bare is not None and not bare.flag
 
 
 def _mark(field: FieldInfo, kind: type[Any]) -> Any:

@@ -7,7 +7,7 @@ UserError of one line, raised before any process starts.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,35 +103,14 @@ def parse_options(
     return validate_options(options, given(options, parser.parse_args(argv)))
 
 
-def parse_options_and_run(
-    options: type[OptionsT],
-    argv: Sequence[str],
-    *,
-    name: str,
-    about: str,
-    more: str,
-    means: Callable[[OptionsT], Mapping[str, Any]] = lambda options: {},
-) -> tuple[OptionsT, RunConfig]:
-    """The flags of a command that takes the settings of a run besides, and the run.
+def parse_options_and_settings(
+    options: type[OptionsT], argv: Sequence[str], *, name: str, about: str, more: str
+) -> tuple[OptionsT, dict[str, Any], Path | None]:
+    """The flags of a command that takes the settings of a run besides; ``resolve_run`` makes it.
 
     Args:
         options: its own flags; none of them may be named like a setting.
         argv, name, about, more: as for ``parse_options``.
-        means: settings of the run that the command's own flags stand for.
-
-    Raises:
-        UserError, SystemExit: as ``parse_args``.
-    """
-    values, flags, path = parse_options_and_settings(
-        options, argv, name=name, about=about, more=more
-    )
-    return values, resolve_run(_merge(flags, means(values)), path)
-
-
-def parse_options_and_settings(
-    options: type[OptionsT], argv: Sequence[str], *, name: str, about: str, more: str
-) -> tuple[OptionsT, dict[str, Any], Path | None]:
-    """As ``parse_options_and_run``, for a command that makes its runs itself.
 
     Returns:
         Its own flags, the sections and keys that the command line sets, unchecked, and the file

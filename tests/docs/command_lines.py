@@ -28,7 +28,7 @@ _SHELLS = ("bash", "sh", "console")
 _SETTERS = ("export", "source", "unset", "cd")
 _OTHERS = ("jq", "tensorboard", ".ci/run")
 """Programs whose arguments are not ours to check."""
-_PARSERS = ("parse_run", "parse_options", "parse_options_and_run", "parse_options_and_settings")
+_PARSERS = ("parse_run", "parse_options", "parse_options_and_settings")
 _LAUNCHED = {f"launch/{module}.py": name for name, (module, _) in COMMANDS.items()}
 
 

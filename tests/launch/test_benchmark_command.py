@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from distributed_ignn.commands.benchmark import main
-from distributed_ignn.lab.benchmarks.short_flags import spelled_out
+from distributed_ignn.lab.benchmarks.short_flags import spelled_out, with_graph
 
 _SMALL = ("--scale", "0.0005", "--width=8", "--rounds", "1", "--device", "cpu")
 
@@ -20,8 +20,13 @@ def test_short_flags_are_settings_and_a_graph_is_there_unless_one_is_named() -> 
         "2",
         "--model.hidden=3",
     ]
-    assert spelled_out(["x"])[:2] == ["--dataset", "synthetic-products"]
-    assert spelled_out(["x", "--dataset=acm"]) == ["x", "--dataset=acm"]
+    generated = {"dataset": "synthetic-products", "data": {"synthetic": {"scale": 0.01}}}
+    assert with_graph({}, None) == generated
+    assert with_graph({"data": {"synthetic": {"scale": 2.0}}}, None)["data"] == {
+        "synthetic": {"scale": 2.0}
+    }
+    assert with_graph({"dataset": "acm"}, None) == {"dataset": "acm"}
+    assert with_graph({"seed": 1}, Path("run.yaml")) == {"seed": 1}
 
 
 def test_figures_are_printed_and_written(
@@ -39,7 +44,19 @@ def test_figures_are_printed_and_written(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("iteration", "--run", "runs/x"), "--run is for studies of a trained run"),
+        (("iteration", "--run", "runs/x"), "--run has no effect on iteration; drop it (solver, "),
+        (("solver", "--run", "runs/x", "--codecs", "int4"), "drop it (codecs reads it)"),
+        (("solver", "runs/x", "--train.lr", "1"), "train.lr = 1 has no effect on a study of a tra"),
+        (("solver", "runs/x", "--width", "8"), "model.hidden = 8 has no effect on a study"),
+        (("codecs", "runs/x", "--config", "a.yaml"), "--config a.yaml has no effect on a trained"),
+        (
+            ("epoch", "--methods", "anderson", "--solver.lambda1", "9"),
+            "solver.lambda1 = 9.0 has no effect with forward.method = anderson",
+        ),
+        (
+            ("epoch", "--forward.method", "picard", "--methods", "neural"),
+            "--methods neural is neither forward.method = picard nor anderson nor picard",
+        ),
         (("sparsifier", "--run", "runs/x", "--keep", "2"), "--keep 2 must be at most 1"),
         (("epoch", "--method", "picard"), "did you mean '--methods'"),
         (("iteration", "--scale", "0"), "data.synthetic.scale"),

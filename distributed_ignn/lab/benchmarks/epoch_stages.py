@@ -17,6 +17,7 @@ import torch
 
 from distributed_ignn.comm.communicator import Communicator
 from distributed_ignn.config import RunConfig
+from distributed_ignn.errors import UserError
 from distributed_ignn.lab.benchmarks.benchmark_graph import Workload
 from distributed_ignn.lab.benchmarks.interleaving import Figure, Report, compare, interleave
 from distributed_ignn.lab.benchmarks.stage_clock import STAGES, StageClock, watch
@@ -86,7 +87,8 @@ class _Course:
 
 def run(workload: Workload) -> Report:
     """Measure on all ranks of the job; every rank calls it."""
-    courses = {name: _start(workload, config) for name, config in methods_of(workload).items()}
+    chosen = methods_of(workload.config, workload.methods)
+    courses = {name: _start(workload, config) for name, config in chosen.items()}
     _train(workload, courses)
     baseline = next(name for name in (*CLASSICAL, *courses) if name in courses)
     figures = _totals(courses, baseline) + _solves(workload, courses, baseline)
@@ -106,9 +108,16 @@ def run(workload: Workload) -> Report:
     return Report("epoch", settings, figures)
 
 
-def methods_of(workload: Workload) -> dict[str, RunConfig]:
-    """The settings' own method, and Anderson and Picard in both directions."""
-    config = workload.config
+def methods_of(config: RunConfig, wanted: Sequence[str] = ()) -> dict[str, RunConfig]:
+    """The settings' own method, and Anderson and Picard in both directions.
+
+    Args:
+        config: the settings.
+        wanted: names of methods; of all if there are none.
+
+    Raises:
+        UserError: one is neither the settings' own nor one of those two.
+    """
     own: str = config.forward.method
     found = {own: config}
     for name in CLASSICAL:
@@ -116,8 +125,13 @@ def methods_of(workload: Workload) -> dict[str, RunConfig]:
             forward = config.forward.model_copy(update={"method": name})
             adjoint = config.adjoint.model_copy(update={"method": name})
             found[name] = config.model_copy(update={"forward": forward, "adjoint": adjoint})
-    wanted = workload.methods or tuple(found)
-    return {name: found[name] for name in found if name in wanted}
+    for name in wanted:
+        if name not in found:
+            raise UserError(
+                f"--methods {name} is neither forward.method = {own} nor anderson nor picard; "
+                f"choose one of these, or add --forward.method {name}"
+            )
+    return {name: found[name] for name in found if not wanted or name in wanted}
 
 
 def warm_up_epochs(config: RunConfig) -> int:

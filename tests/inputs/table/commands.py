@@ -255,8 +255,8 @@ COMMANDS = [
         "benchmark: a flag of another kind",
         f"benchmark.py exchange {_SMALL} --csv rows.csv",
         value="--csv",
-        rule="is for studies of a trained run",
-        way_out="not for exchange",
+        rule="has no effect on exchange",
+        way_out="drop it (solver, sparsifier, codecs and accuracy read it)",
     ),
     Case(
         "benchmark: an output below a file",
@@ -398,8 +398,8 @@ COMMANDS = [
         "reproduce: a flag of another study",
         "reproduce.py figure3 --dataset chains --hard",
         value="--hard",
-        rule="belong to long-range",
-        way_out="not figure3",
+        rule="has no effect on figure3",
+        way_out="drop it (long-range reads it)",
     ),
     Case(
         "reproduce: an output below a file",

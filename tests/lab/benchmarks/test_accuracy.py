@@ -186,6 +186,6 @@ def test_sampled_batches_are_trained_on(shards: Path) -> None:
 
 def test_flags_of_other_benchmarks_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["accuracy", "--run", "runs/x"]) == 2
-    assert "--run is for studies of a trained run, not for accuracy" in capsys.readouterr().err
+    assert "--run has no effect on accuracy" in capsys.readouterr().err
     assert main(["accuracy", "--only", "gnc"]) == 2
     assert "--only gnc must be 'local'" in capsys.readouterr().err

@@ -132,6 +132,11 @@ def test_a_point_that_takes_too_long_is_named(
         (("strong", "--link", "fast", "--device", "cpu"), "200mbit"),
         (("strong", "--link", "1mbit", "--ranks", "1", "--device", "cpu"), "at least 2 ranks"),
         (("strong", "--comm.halo", "int4"), "--halo"),
+        (("strong", "--delay", "3"), "--delay has no effect without --link"),
+        (
+            ("strong", "--method", "anderson", "--solver.lambda1", "9"),
+            "solver.lambda1 = 9.0 has no effect with forward.method = anderson",
+        ),
         (("weak", "--dataset", "acm", "--ranks", "1"), "acm cannot"),
         (("strong", "--rank", "2"), "did you mean '--ranks'"),
     ],

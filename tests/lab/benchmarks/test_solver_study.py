@@ -380,7 +380,7 @@ def test_a_bad_path_or_flag_is_one_line(capsys: pytest.CaptureFixture[str], tmp_
     cases: list[tuple[list[str], str]] = [
         (["solver"], "needs a trained run"),
         (["solver", "--run", str(tmp_path / "none")], "is not a run folder"),
-        (["iteration", "--csv", "x.csv"], "--csv is for studies"),
+        (["iteration", "--csv", "x.csv"], "--csv has no effect on iteration"),
         (["solver", "--run", str(tmp_path), "--solver-steps", "0"], "must be at least 1"),
     ]
     for argv, message in cases:

@@ -447,9 +447,12 @@ def _refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
         (["figure3", "--seed", "1"], "it takes --seeds and --out"),
         (["figure3", "--output", "o"], "--output is set by the study"),
         (["figure3", "--workers", "2"], "--workers is set by the study"),
-        (["figure3", "--hard"], "belong to long-range, not figure3"),
-        (["figure3", "--lengths", "10"], "belong to long-range, not figure3"),
-        (["figure3", "--solver-steps", "10"], "--solver-steps belongs to figure7, not figure3"),
+        (["figure3", "--hard"], "has no effect on figure3; drop it (long-range reads it)"),
+        (["figure3", "--lengths", "10"], "has no effect on figure3; drop it (long-range reads it)"),
+        (
+            ["figure3", "--solver-steps", "10"],
+            "--solver-steps has no effect on figure3; drop it (fig",
+        ),
         (["figure7", "--solver-steps", "0"], "--solver-steps 0"),
         (["figure3", "--train.epochs", "0"], "train.epochs"),
         (
@@ -470,8 +473,12 @@ def _refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
         (["table3", "--model.kind", "gcn"], "--model.kind is set by the study; it takes --models"),
         (["table3", "--seed", "1"], "--seed is set by the study; it takes --models, --seeds"),
         (["table3", "--train.lr", "x"], "train.lr = 'x' must be a number"),
-        (["figure3", "--models", "gcn"], "belong to table1, table3, figure2, figure6, not figure3"),
-        (["table3", "--hard"], "belong to long-range, not table3"),
+        (
+            ["figure3", "--models", "gcn"],
+            "--models has no effect on figure3; drop it (table1, table3",
+        ),
+        (["table3", "--hard"], "--hard has no effect on table3"),
+        (["figure3", "--datasets", "acm"], "--datasets has no effect on figure3; use --dataset"),
     ],
 )
 def test_wrong_arguments_are_one_line(
