@@ -37,12 +37,13 @@ _TIERS = (
 
 
 def pytest_configure() -> None:
-    """Choose the folder of multiprocessing's sockets before a test moves the temporary folder.
-
-    Ranks are forked from a server that is started once, maybe in such a test, whose folder has too
-    long a name for a socket and is gone after it.
-    """
+    """What has to be so before the first test."""
+    # The folder of multiprocessing's sockets. Ranks are forked from a server that is started once,
+    # maybe in a test that moves the temporary folder: its name may be too long for a socket, and
+    # it is gone after the test.
     multiprocessing.util.get_temp_dir()
+    # Ray's 15 gives its workers what time is left over by the tests beside them.
+    os.environ.setdefault("RAY_worker_niceness", "0")
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m chooses by marks

@@ -37,7 +37,6 @@ def environment() -> dict[str, str]:
         "OMP_NUM_THREADS": "1",
         "RAY_ADDRESS": "local",  # never join a cluster that happens to run here
         "RAY_AUTH_MODE": "disabled",  # and leave no token in the home folder
-        "RAY_worker_niceness": "0",  # Ray's 15 leaves the time to whatever else runs
     }
 
 

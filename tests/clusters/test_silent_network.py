@@ -30,6 +30,7 @@ def _rank(machines: TwoMachines, rank: int, log: Path, *arguments: str) -> Job:
 
 
 @pytest.mark.slow
+@pytest.mark.long  # a rank that stops answers as little: tests/faults has one with every change
 @pytest.mark.timeout(240)
 def test_a_pulled_cable_is_noticed_on_both_sides(
     machines: TwoMachines, undisturbed: Path, tmp_path: Path

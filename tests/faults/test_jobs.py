@@ -35,19 +35,29 @@ def quiet(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return result(folder / "run")
 
 
-@pytest.mark.parametrize("in_background", ["false", pytest.param("true", marks=pytest.mark.long)])
+#: Where a rank is killed, in the order in which a run gets there.
+_KILLED: dict[str, dict[str, Any]] = {
+    "partitioning": {"rank": 0, "at": "file", "phase": "finding shards", "count": 4},
+    "exchange": {"rank": 1, "at": "exchange", "phase": "backward solve and step", "count": 60},
+    "solver": {"rank": 1, "at": "exchange", "phase": "training the solver", "count": 5},
+    "checkpoint": {"rank": 0, "at": "file", "phase": "writing a checkpoint", "count": 7},
+    "its own part": {"rank": 1, "at": "file", "phase": "writing a checkpoint", "count": 1},
+}
+
+
+@pytest.mark.parametrize(
+    ("steps", "in_background"),
+    [
+        (("partitioning", "exchange", "its own part"), "false"),
+        pytest.param(tuple(_KILLED), "false", marks=pytest.mark.long),
+        pytest.param(tuple(_KILLED), "true", marks=pytest.mark.long),
+    ],
+)
 def test_killed_at_chosen_steps_it_ends_as_if_nothing_had_happened(
-    tmp_path: Path, quiet: dict[str, Any], in_background: str
+    tmp_path: Path, quiet: dict[str, Any], steps: tuple[str, ...], in_background: str
 ) -> None:
-    """In partitioning, in an exchange, in solver training, in a checkpoint; torchrun restarts."""
-    kill = {"signal": "SIGKILL"}
-    faults = [
-        kill | {"rank": 0, "at": "file", "phase": "finding shards", "count": 4},
-        kill | {"rank": 1, "at": "exchange", "phase": "backward solve and step", "count": 60},
-        kill | {"rank": 1, "at": "exchange", "phase": "training the solver", "count": 5},
-        kill | {"rank": 0, "at": "file", "phase": "writing a checkpoint", "count": 7},
-        kill | {"rank": 1, "at": "file", "phase": "writing a checkpoint", "count": 1},
-    ]
+    """torchrun starts it again after each."""
+    faults = [{"signal": "SIGKILL"} | _KILLED[step] for step in steps]
     output = tmp_path / "run"
     arguments = [*EPOCHS, "--output", str(output), "--train.async-checkpoints", in_background]
     command = torchrun(2, *arguments, restarts=len(faults), program=INJECTED)

@@ -50,18 +50,25 @@ def _torchrun(output: Path, *arguments: str) -> tuple[int, list[str]]:
     return found.returncode, found.stderr.splitlines()
 
 
+CAUSE = "epoch 2: the training loss is "
+
+
 @pytest.mark.slow
-@pytest.mark.timeout(240)
-def test_two_ranks_follow_each_policy(tmp_path: Path) -> None:
-    cause = "epoch 2: the training loss is "
+@pytest.mark.timeout(120)
+def test_two_ranks_stop(tmp_path: Path) -> None:
     code, lines = _torchrun(tmp_path / "stop")
     assert code != 0
-    assert next(line for line in lines if line.startswith("error:")).startswith(f"error: {cause}")
+    assert next(line for line in lines if line.startswith("error:")).startswith(f"error: {CAUSE}")
     assert any("exitcode  : 2" in line for line in lines)
     # torchrun's own
     assert sum("Traceback" in line for line in lines) == 1
     assert [record["epoch"] for record in _records(tmp_path / "stop")] == [1]
 
+
+@pytest.mark.long  # tests/training/test_numbers.py has two ranks that skip
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_two_ranks_skip(tmp_path: Path) -> None:
     skip = "--train.on-bad-numbers", "skip", "--train.max-bad-steps", "2"
     code, lines = _torchrun(tmp_path / "skip", *skip)
     assert code != 0
@@ -76,11 +83,15 @@ def test_two_ranks_follow_each_policy(tmp_path: Path) -> None:
         (3, True, True),
     ]
 
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_two_ranks_go_back(tmp_path: Path) -> None:
     code, lines = _torchrun(tmp_path / "rollback", *ROLLBACK)
     assert code == 0
     warnings = [line for line in lines if line.startswith("warning:")]
     assert len(warnings) == 1
-    assert warnings[0].startswith(f"warning: {cause}")
+    assert warnings[0].startswith(f"warning: {CAUSE}")
     assert warnings[0].endswith("(back to epoch 0, with train.lr = 0.1)")
     _check_rolled_back(tmp_path / "rollback")
 

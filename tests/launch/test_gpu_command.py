@@ -165,9 +165,9 @@ def _emulated(report: Path, *arguments: str, seconds: float) -> None:
 def test_sections_run_on_emulated_gpus(tmp_path: Path) -> None:
     """Those that take longest, hurt ranks or count what is left run with the long tests.
 
-    What "agreement" looks at, tests/pseudo_gpu looks at too.
+    What "agreement" and "host" look at, tests/pseudo_gpu looks at too.
     """
-    longer = ("agreement", "determinism", "lost ranks", "leaks", "epochs", "profile")
+    longer = ("agreement", "determinism", "host", "lost ranks", "leaks", "epochs", "profile")
     chosen = [name for name in SECTIONS if name not in longer]
     _emulated(tmp_path / "report.json", "--sections", *chosen, seconds=380)
 

@@ -41,7 +41,7 @@ def quiet_kinds(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("kind", list(KILLED))
+@pytest.mark.parametrize("kind", ["gat", pytest.param("gcnii", marks=pytest.mark.long)])
 def test_an_explicit_kind_that_is_killed_ends_as_if_nothing_had_happened(
     tmp_path: Path, quiet_kinds: Path, kind: str
 ) -> None:

@@ -21,6 +21,7 @@ from distributed_ignn.errors import JobError, UserError
 from distributed_ignn.launchers import ray_cluster, ray_launch
 from distributed_ignn.launchers import ray_messages as messages
 from distributed_ignn.launchers.ray_messages import Course
+from tests.jobs import environment
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN = str(ROOT / "launch" / "train.py")
@@ -46,18 +47,10 @@ class Program:
     """
 
     def __init__(self, arguments: list[str], folder: Path) -> None:
-        own = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-        environment = {k: v for k, v in os.environ.items() if k not in own}
-        environment |= {
-            "PYTHONPATH": str(ROOT),
-            "OMP_NUM_THREADS": "1",
-            "RAY_ADDRESS": "local",  # never join a cluster that happens to run here
-            "RAY_AUTH_MODE": "disabled",  # and leave no token in the home folder
-        }
         self._process = subprocess.Popen(
             [sys.executable, *arguments],
             cwd=folder,
-            env=environment,
+            env=environment(),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

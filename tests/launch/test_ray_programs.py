@@ -56,7 +56,6 @@ def cluster() -> Iterator[Any]:
         for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "RAY_ADDRESS"):
             patch.delenv(name, raising=False)
         patch.setenv("RAY_AUTH_MODE", "disabled")
-        patch.setenv("RAY_worker_niceness", "0")
         patch.setenv("OMP_NUM_THREADS", "1")
         patch.setenv("PYTHONPATH", f"{ROOT}:{ROOT / 'examples'}")
         patch.syspath_prepend(str(ROOT / "examples"))

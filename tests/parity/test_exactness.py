@@ -27,12 +27,6 @@ def whole() -> Reports:
 
 
 @pytest.fixture(scope="module")
-def whole_float32() -> Reports:
-    """One process, float32."""
-    return report_all(Communicator(), "float32")
-
-
-@pytest.fixture(scope="module")
 def two_ranks() -> list[Reports]:
     """Two ranks' own reports, float64."""
     return run_ranks(report_all, 2, "float64", timeout=200)
@@ -87,10 +81,19 @@ _FIRST_WEIGHTS = (
 )
 
 
-@pytest.mark.parametrize("world_size", [2, pytest.param(4, marks=pytest.mark.long)])
-def test_ranks_agree_with_one_process_in_float32(whole_float32: Reports, world_size: int) -> None:
-    cut = sum_reports(run_ranks(report_all, world_size, "float32", timeout=200))
-    for case, values in whole_float32.items():
+@pytest.mark.parametrize(
+    ("world_size", "cases"),
+    [
+        pytest.param(2, _FOUR_WAYS, id="two ranks"),
+        pytest.param(2, _THE_REST, id="two ranks, the rest", marks=pytest.mark.long),
+        pytest.param(4, tuple(CASES), id="four ranks", marks=pytest.mark.long),
+    ],
+)
+def test_ranks_agree_with_one_process_in_float32(world_size: int, cases: tuple[str, ...]) -> None:
+    whole = report_all(Communicator(), "float32", cases)
+    cut = sum_reports(run_ranks(report_all, world_size, "float32", cases, timeout=200))
+    assert set(cut) == set(whole) == set(cases)
+    for case, values in whole.items():
         assert set(_FIRST_WEIGHTS) <= set(values)
         for name, value in values.items():
             if name in _FIRST_WEIGHTS or name.startswith(_SINGLE_PASS):

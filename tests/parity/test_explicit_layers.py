@@ -104,6 +104,7 @@ def test_dropout_does_not_depend_on_the_ranks(reports: Any) -> None:
         assert found["Sequential dropout"][:4] != found["Sequential"][:4]
 
 
+@pytest.mark.long
 def test_the_example_loses_the_same_on_two_ranks(tmp_path: Path) -> None:
     """GAT of two layers and GraphSAGE of three, as a user starts them."""
     script = str(ROOT / "examples" / "exact_layers.py")

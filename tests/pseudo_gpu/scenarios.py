@@ -22,7 +22,7 @@ from tests.parity.cases import spread
 from tests.parity.kind_cases import kind_trainer
 from tests.training.small_trainers import small_config, small_trainer
 
-EPOCHS = 20
+EPOCHS = 10
 KINDS = ("awkward/gcn", "weights/gat")
 TIGHT = {"tolerance": 1e-12, "max_steps": 300}
 SHORT = {"kappa": 0.5}  # solves that are tight in a few evaluations
@@ -49,7 +49,7 @@ def course(trainer: Trainer, epochs: int) -> Numbers:
 
 
 def anderson_course(comm: Communicator) -> Numbers:
-    """Twenty epochs, forward and backward by Anderson's method, of tight solves."""
+    """Ten epochs, forward and backward by Anderson's method, of tight solves."""
     sections: Sections = {
         "forward": {"method": "anderson", **TIGHT},
         "adjoint": {"method": "anderson", **TIGHT},

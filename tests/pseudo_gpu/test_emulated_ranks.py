@@ -48,7 +48,7 @@ def ranks(folder: Path) -> list[dict[str, Any]]:
     return run_emulated(_everything, 2, folder)
 
 
-def test_twenty_epochs_local_steps_and_explicit_kinds_agree_with_one_cpu_process(
+def test_epochs_local_steps_and_explicit_kinds_agree_with_one_cpu_process(
     ranks: list[dict[str, Any]],
 ) -> None:
     whole = of_any_cut(Communicator())

@@ -76,8 +76,8 @@ def _run(**settings: Any) -> RunConfig:
     ("method", "settings"),
     [
         ("neural", {"history_dtype": "float32"}),
-        ("neural", {"history_dtype": "bfloat16"}),
-        ("broyden", {"memory": 12}),
+        pytest.param("neural", {"history_dtype": "bfloat16"}, marks=pytest.mark.long),
+        pytest.param("broyden", {"memory": 12}, marks=pytest.mark.long),
     ],
 )
 def test_the_budget_is_near_the_measured_peak(method: str, settings: dict[str, Any]) -> None:
@@ -98,7 +98,7 @@ def test_the_budget_is_near_the_measured_peak(method: str, settings: dict[str, A
 
 @pytest.mark.slow
 @pytest.mark.timeout(200)
-@pytest.mark.parametrize("history", ["float32", "bfloat16"])
+@pytest.mark.parametrize("history", [pytest.param("float32", marks=pytest.mark.long), "bfloat16"])
 def test_kept_memory_stays_within_what_is_counted_for_it(history: str) -> None:
     """Freed arrays that are kept take room, more where arrays have two sizes."""
     solve = {"history_dtype": history}

@@ -203,15 +203,21 @@ def _courses(comm: Communicator, cases: tuple[str, ...]) -> dict[str, dict[str, 
     return {case: _course(comm, case) for case in cases}
 
 
+# of the others each option is tested by the loss, on one process
+_ON_TWO = ("channels, two layers", "several labels", "weights", "batches of an embedding")
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     ("ranks", "cases"),
     [
-        (2, tuple(case for case in CASES if not case.startswith("cell "))),
+        (2, _ON_TWO),
         # that cells are the same on every cut is tested without local steps, too
         pytest.param(
-            2, tuple(case for case in CASES if case.startswith("cell ")), marks=pytest.mark.long
+            2,
+            tuple(case for case in CASES if case not in _ON_TWO),
+            marks=pytest.mark.long,
         ),
         # one of the four has no nodes at all in it
         (4, ("isolated and empty",)),
