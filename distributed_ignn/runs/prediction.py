@@ -226,13 +226,13 @@ def _solve_figures(request: SolveRequest, trainer: Trainer, solution: Solution) 
 def _solve(trainer: Trainer, request: SolveRequest) -> Solution:
     """Go as far as asked; by default as far as validation needed for the figures it chose by."""
     if request.tolerance is None and request.steps is None:
-        return trainer.confirmation.solve(*trainer.best_limits)
+        return trainer.confirmation.solve(*trainer.evaluation.best_limits)
     tolerance = 0.0 if request.steps is not None else request.tolerance
     return trainer.model.solve(trainer.planner.evaluate(tolerance, request.steps))
 
 
 def _tolerance(request: SolveRequest, trainer: Trainer) -> float:
-    return trainer.best_limits[0] if request.tolerance is None else request.tolerance
+    return trainer.evaluation.best_limits[0] if request.tolerance is None else request.tolerance
 
 
 def _check(run: Path, request: SolveRequest, trainer: Trainer, solution: Solution) -> None:

@@ -27,9 +27,9 @@ def summarise(trainer: Trainer) -> dict[str, Any]:
     config, comm, shard = trainer.config, trainer.comm, trainer.shard
     seconds = trainer.stopwatch.total
     with trainer.average.in_use():
-        last = trainer.evaluate(("test",))
+        last = trainer.evaluation.at_equilibrium(("test",))
     seconds += _keep_best(trainer)
-    found, solution = trainer.evaluate_best(("val", "test"))
+    found, solution = trainer.evaluation.at_best(("val", "test"))
     best = found.metrics
     records = read_metrics(config.output / METRICS) if comm.is_main else []
     solves = _solve_figures(trainer, found, solution, records) if trainer.model.solves else {}
@@ -74,15 +74,15 @@ def _solve_figures(
         records: of metrics.jsonl, on rank 0.
     """
     comm, config = trainer.comm, trainer.config
-    at_zero = trainer.evaluate_at_zero(("val", "test"))
-    at_start = trainer.evaluate_at_initialiser(("val", "test")) or {}
+    at_zero = trainer.evaluation.at_zero(("val", "test")) or {}
+    at_start = trainer.evaluation.at_initialiser(("val", "test")) or {}
     row = config.model.hidden * trainer.model.dtype.itemsize
     exchange = comm.sum(torch.tensor([trainer.shard.send_index.numel()]) * row)
     means = ("forward", "adjoint", "validation", "confirmation")
     return {
         "confirmed": found.holds,
         **_certified(trainer, solution.image),
-        "val_at_f0": at_zero["val"],
+        "val_at_f0": at_zero.get("val"),
         "test_at_f0": at_zero.get("test"),
         "val_at_initialiser": at_start.get("val"),
         "test_at_initialiser": at_start.get("test"),

@@ -23,12 +23,12 @@ from distributed_ignn.config.training import Metric
 from distributed_ignn.errors import UserError
 from distributed_ignn.graph.shard import GraphShard
 from distributed_ignn.models.shard_model import ShardModel
-from distributed_ignn.solvers.base import Solution
 from distributed_ignn.training.averaging import WeightAverage
 from distributed_ignn.training.choosing import Chooser
-from distributed_ignn.training.confirmation import SLACK, Confirmation, Finding
+from distributed_ignn.training.confirmation import Confirmation, Finding
 from distributed_ignn.training.engines import start_engine
 from distributed_ignn.training.epoch_record import EpochRecord
+from distributed_ignn.training.evaluation import Evaluation
 from distributed_ignn.training.learned.guard import guarded_phase
 from distributed_ignn.training.local_plan import LocalPlan, local_plan
 from distributed_ignn.training.local_steps import LocalSteps
@@ -119,6 +119,9 @@ class Trainer:
             config, self.model, shard, comm, self.objective, self.planner
         )
         self.chooser = Chooser(self.weights, self.confirmation)
+        self.evaluation = Evaluation(
+            self.model, self.learned, self.planner, self.confirmation, self.chooser, config.forward
+        )
         self.guard = NumberGuard(config, comm)
 
     @property
@@ -355,11 +358,11 @@ class Trainer:
         Returns:
             The metrics, and the relative residual of the state.
         """
-        solution = self._equilibrium()
+        solution = self.evaluation.equilibrium()
         state, residual = solution.image, solution.residual
         del solution
         checks.solve(EVALUATE)
-        return self._metrics(state, ("train", "val")), residual
+        return self.confirmation.measure(state, ("train", "val")), residual
 
     def _record(
         self,
@@ -394,64 +397,6 @@ class Trainer:
             **self.planner.log.figures(found.holds if found is not None else None),
             **(self.local.figures() if self.local is not None else {}),
         )
-
-    @torch.no_grad()
-    def evaluate(self, splits: tuple[str, ...]) -> dict[str, float]:
-        """Measure the metric per split at the equilibrium of the current weights."""
-        return self._metrics(self._equilibrium().image, splits)
-
-    @torch.no_grad()
-    def evaluate_best(self, splits: tuple[str, ...]) -> tuple[Finding, Solution]:
-        """Measure the metric per split, ``val`` among them, as that of ``best`` was confirmed.
-
-        The model holds the best weights. Every rank calls it.
-
-        Returns:
-            The metrics, whether they are those of the equilibrium, and the solve.
-        """
-        self.model.eval()
-        tolerance, _ = limits = self.best_limits
-        solution = self.confirmation.solve(*limits)
-        metrics = self._metrics(solution.image, splits)
-        same = abs(metrics["val"] - self.best.val_metric) <= SLACK
-        known = self.best.confirmed and self.best.tolerance is not None
-        holds = known and same and solution.residual <= tolerance
-        return Finding(metrics, holds, tolerance), solution
-
-    @property
-    def best_limits(self) -> tuple[float, int]:
-        """Tolerance and evaluations of a solve that finds what the best epoch was chosen for."""
-        limits = self.config.forward
-        if self.best.tolerance is None:
-            return limits.tolerance, limits.max_steps
-        return self.best.tolerance, self.confirmation.max_steps
-
-    def _equilibrium(self) -> Solution:
-        """Solve without dropout for the current weights, from what is kept."""
-        self.model.eval()
-        return self.model.solve(self.planner.evaluate())
-
-    def _metrics(self, state: Tensor, splits: tuple[str, ...]) -> dict[str, float]:
-        """Measure the metric per split at a state [O, D]; no other nodes are read out."""
-        return self.confirmation.measure(state, splits)
-
-    @torch.no_grad()
-    def evaluate_at_zero(self, splits: tuple[str, ...]) -> dict[str, float]:
-        """Measure at f(0) = phi(b): what the model knows without an equilibrium."""
-        self.model.eval()
-        return self._metrics(self.implicit.at_zero(), splits)
-
-    @torch.no_grad()
-    def evaluate_at_initialiser(self, splits: tuple[str, ...]) -> dict[str, float] | None:
-        """Measure at h(b), where solves start; None without a trained initialiser."""
-        learned = self.learned
-        if learned is None or learned.guess is None or not learned.ready:
-            return None
-        self.model.eval()
-        injection = self.implicit.injection()
-        cell = self.implicit.layer.cell(injection, self.implicit.channel_weights())
-        start = self.planner.first_guess(cell, injection)
-        return self._metrics(start, splits)
 
     def tighten(self, factor: float) -> None:
         """Multiply the bound on the map's weights by ``factor``, and bring them inside it."""

@@ -74,7 +74,7 @@ def test_a_run_keeps_the_solver_of_its_best_weights(run: Path) -> None:
         "adjoint",
         "predictor",
     }
-    assert trainer.evaluate_at_initialiser(("val", "test")) == {
+    assert trainer.evaluation.at_initialiser(("val", "test")) == {
         "val": summary["val_at_initialiser"],
         "test": summary["test_at_initialiser"],
     }

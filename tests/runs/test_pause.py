@@ -15,7 +15,7 @@ from distributed_ignn.config import RunConfig
 from distributed_ignn.errors import UserError
 from distributed_ignn.runs.predict import load_run, load_run_for
 from distributed_ignn.runs.run import Conduct, run_training
-from distributed_ignn.training.trainer import Trainer
+from distributed_ignn.training.confirmation import Confirmation
 from tests.training.small_trainers import assert_equal
 
 pytestmark = pytest.mark.cheap
@@ -51,14 +51,14 @@ def _records(output: Path) -> list[dict[str, Any]]:
 def test_a_run_may_pause_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     summary = _train(_run(whole))
-    measure = Trainer._metrics
+    measure = Confirmation.measure
     read: list[str] = []
 
-    def noted(self: Trainer, state: Any, splits: tuple[str, ...]) -> dict[str, float]:
+    def noted(self: Confirmation, state: Any, splits: tuple[str, ...]) -> dict[str, float]:
         read.extend(splits)
         return measure(self, state, splits)
 
-    monkeypatch.setattr(Trainer, "_metrics", noted)
+    monkeypatch.setattr(Confirmation, "measure", noted)
     first = _train(_run(parts), until=1)
     assert first == {
         "metric": "accuracy",

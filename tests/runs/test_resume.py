@@ -222,5 +222,5 @@ def test_the_best_weights_survive(tmp_path: Path) -> None:
         trainer.planner.forget()
     assert_equal(dict(resumed.model.state_dict()), dict(first.model.state_dict()))
     splits = ("train", "val", "test")
-    assert resumed.evaluate(splits) == first.evaluate(splits)
-    assert resumed.evaluate(("val",))["val"] == first.best.val_metric
+    assert resumed.evaluation.at_equilibrium(splits) == first.evaluation.at_equilibrium(splits)
+    assert resumed.evaluation.at_equilibrium(("val",))["val"] == first.best.val_metric

@@ -83,7 +83,7 @@ def test_what_chooses_an_epoch_is_the_metric_of_its_equilibrium() -> None:
     trainer.best.use()
     assert abs(trainer.best.val_metric - _truth(trainer)) <= SLACK
     trainer.planner.forget()
-    found, solution = trainer.evaluate_best(("val",))
+    found, solution = trainer.evaluation.at_best(("val",))
     assert found.holds
     assert abs(found.metrics["val"] - _truth(trainer)) <= SLACK
     assert solution.residual < LOOSE / 5
@@ -285,7 +285,7 @@ def test_a_validation_out_of_steps_is_not_confirmed() -> None:
     assert (record.converged, record.confirmed, record.best_epoch) == (False, False, 1)
     assert record.evaluations_confirmation == 0
     assert (trainer.best.epoch, trainer.best.confirmed) == (1, False)
-    assert trainer.evaluate_best(("val",))[0].holds is False
+    assert trainer.evaluation.at_best(("val",))[0].holds is False
 
 
 def test_the_tolerances_get_tighter_as_far_as_rounding_allows() -> None:
@@ -320,4 +320,4 @@ def test_a_resumed_run_judges_alike_and_older_checkpoints_serve(cut: int) -> Non
     assert (second.best.epoch, second.best.tolerance) == (first.best.epoch, None)
     assert not second.best.beaten_by(first.best.val_metric, confirmed=True)
     second.best.use()
-    assert second.evaluate_best(("val",))[0].holds is False  # nobody has confirmed it
+    assert second.evaluation.at_best(("val",))[0].holds is False  # nobody has confirmed it

@@ -90,7 +90,7 @@ def test_training_takes_fewer_evaluations_and_chooses_by_tight_ones() -> None:
     assert loose.best.tolerance is not None
     assert loose.best.tolerance <= 1e-6
     # what is asked for between epochs is tight, too
-    loose.evaluate(("val",))
+    loose.evaluation.at_equilibrium(("val",))
     assert loose.planner.log.residual("evaluate") <= 1e-6
 
 

@@ -100,7 +100,7 @@ class _Run:
         trainer = self._trainer
         trainer.best.use()
         trainer.planner.forget()
-        return trainer.evaluate(("test",))["test"]
+        return trainer.evaluation.at_equilibrium(("test",))["test"]
 
 
 def run(workload: Workload, options: AccuracyOptions) -> Study:

@@ -23,6 +23,7 @@ from distributed_ignn.lab.studies.search.halving import Budget
 from distributed_ignn.lab.studies.search.rung import Rung, train_rung
 from distributed_ignn.lab.studies.search.session import Request, search_here
 from distributed_ignn.lab.studies.search.space import KNOWN_OWN, restricted
+from distributed_ignn.training.confirmation import Confirmation
 from distributed_ignn.training.trainer import Trainer
 from tests.api.small_data import small_data
 from tests.ranks import run_ranks
@@ -56,13 +57,13 @@ def graph(tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def _no_test_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever evaluates test nodes in this process fails."""
-    measure = Trainer._metrics
+    measure = Confirmation.measure
 
-    def without_test(self: Trainer, state: Any, splits: tuple[str, ...]) -> dict[str, float]:
+    def without_test(self: Confirmation, state: Any, splits: tuple[str, ...]) -> dict[str, float]:
         assert "test" not in splits
         return measure(self, state, splits)
 
-    monkeypatch.setattr(Trainer, "_metrics", without_test)
+    monkeypatch.setattr(Confirmation, "measure", without_test)
 
 
 def _record(out: Path) -> dict[str, Any]:
