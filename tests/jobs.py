@@ -88,15 +88,15 @@ class Job:
 
     def ranks(self) -> list[int]:
         """Process ids of the ranks, under torchrun or Ray, as far as they have started."""
-        return ranks(_descendants(self.process.pid))
+        return ranks(descendants(self.process.pid))
 
     def descendants(self) -> list[int]:
         """Process ids of all that it has started."""
-        return list(_descendants(self.process.pid))
+        return [*descendants(self.process.pid)]
 
     def kill_all(self) -> None:
         """End the whole job at once."""
-        for pid in [*_descendants(self.process.pid), self.process.pid]:
+        for pid in [*descendants(self.process.pid), self.process.pid]:
             send(pid, signal.SIGKILL)
         self.process.wait()
 
@@ -144,7 +144,7 @@ def ranks(pids: Iterable[int]) -> list[int]:
     return [pid for pid in pids if _RANK.search(_command(pid))]
 
 
-def _descendants(pid: int) -> Iterator[int]:
+def descendants(pid: int) -> Iterator[int]:
     """All processes below one; also those of a session of their own."""
     try:
         children = [
@@ -156,7 +156,7 @@ def _descendants(pid: int) -> Iterator[int]:
         return
     for child in children:
         yield child
-        yield from _descendants(child)
+        yield from descendants(child)
 
 
 def _command(pid: int) -> str:

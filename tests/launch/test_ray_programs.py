@@ -22,7 +22,7 @@ from distributed_ignn.cli import LOST_OUTPUT
 from distributed_ignn.commands import predict as predict_command
 from distributed_ignn.commands import train as train_command
 from distributed_ignn.errors import UserError
-from tests.jobs import ROOT, ranks, records
+from tests.jobs import ROOT, descendants, ranks, records
 from tests.launch.test_ray import TINY
 
 pytestmark = [
@@ -79,8 +79,8 @@ def make_killer(folder: Path) -> Any:
                 file.write(f"{metrics[0]['epoch']} {checkpoint.path if checkpoint else ''}\n")
             if checkpoint is not None and not (folder / "killed").exists():
                 (folder / "killed").touch()
-                pids = [int(path.name) for path in Path("/proc").glob("[0-9]*")]
-                os.kill(ranks(pids)[0], signal.SIGKILL)
+                # of this cluster: all its processes come from the one that started this one
+                os.kill(ranks(descendants(os.getppid()))[0], signal.SIGKILL)
 
     return Killer()
 
