@@ -75,6 +75,7 @@ pseudo-gpu: $(DEV_READY)
 long: $(DEV_READY)
 	IGNN_LONG_TESTS=1 $(BIN)/python -m pytest -m long
 
+lint: export MYPY_NUM_WORKERS = 2
 lint: $(DEV_READY)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
