@@ -13,7 +13,7 @@ import pyarrow as pa
 import scipy.sparse as sp
 
 from distributed_ignn.reading.arrays import npz_names, read_npz
-from distributed_ignn.reading.plain_files import in_one_line
+from distributed_ignn.reading.plain_files import in_one_line, lines_of
 from distributed_ignn.reading.tables import head_of, read_rows
 
 MATRIX_MARKET = b"%%MatrixMarket"
@@ -35,7 +35,7 @@ def read_matrix_market(path: Path, most_rows: int) -> sp.coo_array:
         OSError: it cannot be read.
         ValueError: it is no such matrix, is damaged, or has an index outside.
     """
-    lines = head_of(path).decode("latin1").splitlines()
+    lines = lines_of(head_of(path).decode("latin1"))
     words = lines[0].lower().split() if lines else []
     if words[1:3] != ["matrix", "coordinate"] or words[3:4] not in _FIELDS:
         raise ValueError("a matrix of another kind than coordinate real, integer or pattern")

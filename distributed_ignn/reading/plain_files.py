@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 from pathlib import Path
 from typing import BinaryIO
 
 _LONGEST_WORDS = 200
+_LINE_END = re.compile(r"\r\n|\n|\r")
 
 
 def open_plain(path: Path, *, follow_links: bool = True) -> BinaryIO:
@@ -46,6 +48,12 @@ def read_plain(path: Path, limit: int, *, follow_links: bool = True) -> bytes:
     if len(content) > limit:
         raise OSError(errno.EFBIG, f"larger than the {limit:,} bytes allowed", str(path))
     return content
+
+
+def lines_of(text: str) -> list[str]:
+    """Lines of a file, which end in LF, CR or both; other programs know no further line ends."""
+    lines = _LINE_END.split(text)
+    return lines if lines[-1] else lines[:-1]
 
 
 def in_one_line(words: object, longest: int = _LONGEST_WORDS) -> str:

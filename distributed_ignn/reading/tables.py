@@ -21,7 +21,7 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from distributed_ignn.reading.archives import Limits, open_gzip
-from distributed_ignn.reading.plain_files import in_one_line, open_plain
+from distributed_ignn.reading.plain_files import in_one_line, lines_of, open_plain
 
 GZIP, PARQUET = b"\x1f\x8b", b"PAR1"
 _HEAD_BYTES = 2**16
@@ -186,7 +186,7 @@ def _read_text(path: Path, head: bytes, ids: Choice) -> tuple[pa.Table, bool]:
         raise ValueError(f"it is packed by {packing}; unpack it, or pack it by gzip")
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise ValueError("it is written in UTF-16; save it as UTF-8")
-    lines = head.decode("utf-8-sig", "replace").splitlines()
+    lines = lines_of(head.decode("utf-8-sig", "replace"))
     remarks = 0
     while remarks < len(lines) and (not lines[remarks] or lines[remarks].startswith(_REMARKS)):
         remarks += 1

@@ -249,7 +249,10 @@ def _graph_for(
         )
     # whatever auto has made of the other graph
     directions = "both" if shape.graph_channels > 1 else "undirected"
-    settings = config.data.model_copy(update={"directions": directions, "nodes": nodes})
+    changes = {"directions": directions, "nodes": nodes}
+    if config.data.edge_weights == "use":
+        changes["edge_weights"] = "auto"  # this graph may have none, which is told
+    settings = config.data.model_copy(update=changes)
     of_model = shape.num_classes, shape.task, config.data_root, _scaling(config, folder, places)
     data = graph_to_predict(source, settings, *of_model)
     if data.num_features != shape.num_features:

@@ -98,7 +98,9 @@ def test_words_in_the_forms_that_tables_give() -> None:
     several = gaps.clone()
     several.y = np.array([None, float("nan"), *words[2:]], dtype=object)
     assert _print(several) == _print(gaps)
-    with pytest.raises(di.UserError, match=r"tensor is needed of numbers, or words as y\.astype"):
+    with pytest.raises(
+        di.UserError, match=r"tensor is needed of numbers, or words alone, with None"
+    ):
         _print(_with(y=np.array([1, "no", *words[2:]], dtype=object)))
 
 

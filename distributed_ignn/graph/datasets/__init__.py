@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from distributed_ignn.config import DataConfig
@@ -168,7 +169,8 @@ def graph_to_predict(
         return dataclasses.replace(found, **no_labels(found.num_nodes, num_classes, task))
     path = ORIGIN if is_in_memory(source) else Path(str(source))
     in_memory = is_in_memory(source)
-    fields = fields_in_memory(source, data) if in_memory else read_fields(path, data)
+    read = partial(fields_in_memory, source) if in_memory else partial(read_fields, path)
+    fields = read(data, labelled=False)
     loaded = unlabelled_graph(fields, data, num_classes, task)
     return _prepared(validate_graph(loaded, str(path)), data, scaling)
 

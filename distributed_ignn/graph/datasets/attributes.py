@@ -17,7 +17,7 @@ from distributed_ignn.config.dataset import DataConfig
 from distributed_ignn.errors import UserError
 from distributed_ignn.graph.building import check_id_space
 from distributed_ignn.graph.data import UNKNOWN, CSRMatrix, GraphData, Task
-from distributed_ignn.graph.datasets.fields import SPLITS, Fields, missing_name
+from distributed_ignn.graph.datasets.fields import Fields, missing_name
 from distributed_ignn.graph.datasets.known_labels import targets_of, tell_unlearned
 from distributed_ignn.graph.datasets.links import graph_channels
 from distributed_ignn.graph.datasets.splits import splits_of
@@ -77,9 +77,6 @@ def unlabelled_graph(fields: Fields, data: DataConfig, num_classes: int, task: T
         UserError: something is missing or breaks a rule.
     """
     n = _feature_rows(fields)
-    ignored = [name for name in fields.arrays if name == "y" or name.startswith(SPLITS)]
-    if ignored:
-        logger.info("%s: not read to predict: %s", fields.origin, ", ".join(sorted(ignored)))
     graphs = graph_channels(fields, n, data.edge_weights, data.directions)
     return GraphData(
         name=fields.origin.stem,
@@ -106,7 +103,11 @@ def no_labels(n: int, num_classes: int, task: Task) -> dict[str, Any]:
 def _feature_rows(fields: Fields) -> int:
     if "x" not in fields and "x_indptr" not in fields:
         raise UserError(f"{fields.origin}: features are missing; give x [nodes, features]")
-    return fields["x"].shape[0] if "x" in fields else fields["x_indptr"].numel() - 1
+    if "x" not in fields:
+        return fields["x_indptr"].numel() - 1
+    if fields["x"].dim() == 0:
+        raise UserError(f"{fields.origin}: x is one number; give x [nodes, features]")
+    return fields["x"].shape[0]
 
 
 def _features(fields: Fields, n: int) -> CSRMatrix | Tensor | None:

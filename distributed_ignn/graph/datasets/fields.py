@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,6 +145,8 @@ def chosen_fields(
     read: Callable[[str], Any],
     origin: Path,
     data: DataConfig,
+    *,
+    labelled: bool = True,
 ) -> Fields:
     """Read what has a meaning, and one for weights; the other names are told in one line.
 
@@ -152,12 +155,18 @@ def chosen_fields(
         read: the value of one: a tensor, an array of numpy's, a whole number, or a list of words.
         origin: as in ``Fields``.
         data: ``edge_weights`` and the settings that name what is what are read.
+        labelled: False of a graph to predict on. Its labels and splits are not read, and what
+            settings of another file name may have its usual name here.
 
     Raises:
         UserError: a value is nothing of that, or breaks a rule.
     """
+    if not labelled:
+        data = with_names_of(present, data)
     places = _places(present, origin, data)
     wanted, weights = _wanted(places)
+    if not labelled:
+        wanted = [name for name in wanted if not says_labels(name)]
     read_or_told = {places[name] for name in (*wanted, *weights)}
     unread = sorted(str(name) for name in present if name not in read_or_told)
     if weights and data.edge_weights == "ignore":
@@ -169,16 +178,45 @@ def chosen_fields(
     names: tuple[str, ...] = ()
     for name in (*wanted, *weights):
         value = read(places[name])
-        if name == "y" and _are_words(value):
-            value, names = _numbered(value)
+        if name == "y":
+            value, names = _numbered(value, origin) if _are_words(value) else _without_gaps(value)
         arrays[name] = plain_tensor(value, places[name], origin)
     if places.get("edge_index") == "edges" and arrays["edge_index"].shape[1:] == (2,):
         arrays["edge_index"] = arrays["edge_index"].T
     if data.adjacency is not None and "edge_index" in arrays:
         name, matrix = as_edges(arrays.pop("edge_index"), places["edge_index"], origin)
         arrays[name] = matrix
+        if name == "adj_t":
+            _leave_out_weights(arrays, data, origin)
     _check_forms(arrays, origin)
     return Fields(arrays, origin, names, tuple(map(str, present)))
+
+
+def with_names_of(present: Collection[str], data: DataConfig) -> DataConfig:
+    """Settings without the names of parts that are not there."""
+    absent = [key for key, name in data.names.items() if name not in present]
+    return data.model_copy(update=dict.fromkeys(absent)) if absent else data
+
+
+def says_labels(name: str) -> bool:
+    """Whether a name of ``Fields`` is that of labels or of a split, which predicting needs not."""
+    return name in ("y", "num_classes") or name.startswith(SPLITS)
+
+
+def _leave_out_weights(arrays: dict[str, Tensor], data: DataConfig, origin: Path) -> None:
+    """Beside a matrix, which has values of its own, there are no weights of edges.
+
+    Raises:
+        UserError: they are asked for, and nothing says which.
+    """
+    for name in [name for name in WEIGHTS if name in arrays]:
+        if data.edge_weights == "use":
+            raise UserError(
+                f"{origin}: data.adjacency = {data.adjacency} is a matrix, whose values are the "
+                f"weights of its edges, and {name} says others; leave one of them out"
+            )
+        logger.info("%s: not read: %s, since the matrix has values of its own", origin, name)
+        del arrays[name]
 
 
 def _places(present: Collection[str], origin: Path, data: DataConfig) -> dict[str, str]:
@@ -254,19 +292,44 @@ def _are_words(value: Any) -> bool:
 
 
 def _is_gap(value: Any) -> bool:
-    return value is None or (isinstance(value, float) and math.isnan(value))
+    """Whether it stands for a label that is not known; pandas has two more such things."""
+    if isinstance(value, float):
+        return math.isnan(value)
+    return value is None or type(value).__name__ in ("NAType", "NaTType")
 
 
-def _numbered(value: Any) -> tuple[np.ndarray, tuple[str, ...]]:
+def _without_gaps(value: Any) -> tuple[Any, tuple[str, ...]]:
+    """Numbers among objects, as pandas has them where some are missing, with NaN in the gaps.
+
+    Returns:
+        Them, or the value as it is where it is something else; and no names.
+    """
+    if not isinstance(value, np.ndarray) or value.dtype != object:
+        return value, ()
+    gaps = np.array([_is_gap(each) for each in value.flat], dtype=bool).reshape(value.shape)
+    if not all(isinstance(each, int | float | np.number) for each in value[~gaps]):
+        return value, ()
+    return np.where(gaps, np.nan, value).astype(np.float64), ()
+
+
+def _numbered(value: Any, origin: Path) -> tuple[np.ndarray, tuple[str, ...]]:
     """Words [n] or [n, 1] as numbers of the different ones, in the order of the alphabet.
 
     An empty word, None and NaN are no label.
+
+    Raises:
+        UserError: there are several a node.
     """
     words = np.asarray(value)
     if words.dtype == object:
         filled = ["" if _is_gap(word) else str(word) for word in words.flat]
         words = np.array(filled).reshape(words.shape)
     shown = words.reshape(-1) if words.shape[1:] == (1,) else words
+    if shown.ndim != 1:
+        raise UserError(
+            f"{origin}: y holds words and has shape {shown.shape}; give one word a node, or for "
+            "several labels a column of 0 and 1 for each"
+        )
     names, numbers = np.unique(shown, return_inverse=True)
     numbers = numbers.reshape(shown.shape).astype(np.int64)
     if names.size and names[0] == "":
@@ -294,11 +357,13 @@ def plain_tensor(value: Any, name: str, origin: Path) -> Tensor:
     if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
         return _from_numpy(value)
     if not isinstance(value, Tensor):
-        kind = f"array of {value.dtype}" if isinstance(value, np.ndarray) else type(value).__name__
+        kind = f"a {type(value).__name__}"
+        if isinstance(value, np.ndarray):
+            kind = f"an array of {value.dtype}"
         needed = "a tensor is needed"
         if name == "y":
-            needed += " of numbers, or words as y.astype(str)"
-        raise UserError(f"{origin}: {name} is a {in_one_line(kind)}, {needed}")
+            needed += " of numbers, or words alone, with None where a label is not known"
+        raise UserError(f"{origin}: {name} is {in_one_line(kind)}, {needed}")
     try:
         check_tensor(value)
     except ValueError as error:
@@ -314,7 +379,10 @@ def _from_numpy(array: np.ndarray) -> Tensor:
     if array.dtype.kind == "f" and array.dtype.itemsize > 8:
         array = array.astype(np.float64)
     array = array.astype(array.dtype.newbyteorder("="), copy=False)
-    return torch.from_numpy(np.ascontiguousarray(array) if _turned(array) else array)
+    with warnings.catch_warnings():
+        # of arrays that may not be written to, and nobody does
+        warnings.filterwarnings("ignore", "The given NumPy array is not writ", UserWarning)
+        return torch.from_numpy(np.ascontiguousarray(array) if _turned(array) else array)
 
 
 def _turned(array: np.ndarray) -> bool:

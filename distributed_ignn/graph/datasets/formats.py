@@ -34,7 +34,7 @@ from distributed_ignn.reading.tables import PARQUET, head_of
 from distributed_ignn.reading.torch_files import open_torch
 
 _ZIP = b"PK\x03\x04"
-Reader = Callable[[Path, DataConfig, NodeTable | None], Fields]
+Reader = Callable[[Path, DataConfig, NodeTable | None, bool], Fields]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class Format:
     Args:
         begins: the first bytes of such a file, unpacked; None where they may be anything.
         endings: of the names of files that are taken to be of it if no beginning tells otherwise.
-        read: the arrays.
+        read: the arrays of a file, by the settings, a table of nodes and ``labelled``.
         names_nodes: whether its edges name nodes by ids that a table of nodes may have.
     """
 
@@ -71,8 +71,11 @@ def format_of(path: Path) -> Format:
     return begun[0] if begun else named
 
 
-def read_any(path: Path, data: DataConfig) -> Fields:
+def read_any(path: Path, data: DataConfig, *, labelled: bool = True) -> Fields:
     """The arrays of a file of any form, with those of the table of nodes ``data.nodes``.
+
+    Args:
+        path, data, labelled: see ``chosen_fields``.
 
     Raises:
         UserError: one of the files cannot be read, or they do not belong together.
@@ -80,17 +83,17 @@ def read_any(path: Path, data: DataConfig) -> Fields:
     form = format_of(path)
     if data.nodes is not None and not data.nodes.is_file():
         raise UserError(f"data.nodes = {data.nodes} is no file; name a table of nodes")
-    nodes = None if data.nodes is None else NodeTable(data.nodes, data.label)
+    nodes = None if data.nodes is None else NodeTable(data.nodes, data.label, labelled=labelled)
     if nodes is not None and nodes.ids is not None and not form.names_nodes:
         raise UserError(
             f"{path} counts nodes from 0 and {nodes.path} has ids of its own; sort its rows and "
             "leave the ids out"
         )
-    found = form.read(path, data, nodes)
+    found = form.read(path, data, nodes, labelled)
     if nodes is None:
         edges = {"edge_index", "adj_t", "indptr"} & set(found.arrays)
         if edges and not {"x", "x_indptr", "y"} & set(found.arrays):
-            if data.label is not None:
+            if data.label is not None and labelled:
                 raise missing_name("label", data.label, found.present, path)
             raise UserError(
                 f"{path} holds edges alone; a table of nodes is needed beside it, as in "
@@ -110,17 +113,18 @@ def read_any(path: Path, data: DataConfig) -> Fields:
     )
 
 
-def _read_npz(path: Path, data: DataConfig, _: NodeTable | None) -> Fields:
+def _read_npz(path: Path, data: DataConfig, _: NodeTable | None, labelled: bool) -> Fields:
     try:
         names = npz_names(path)
         if is_scipy_npz(names):
-            return _of_matrix(read_scipy_npz(path, LARGEST_GRAPH), path, data)
+            return _of_matrix(read_scipy_npz(path, LARGEST_GRAPH), path, data, labelled)
         labels = (*LABELS, data.label)
         return chosen_fields(
             names,
             lambda name: read_npz(path, [name], kinds="biufU" if name in labels else "biuf")[name],
             path,
             data,
+            labelled=labelled,
         )
     except (OSError, ValueError, TypeError, MemoryError) as error:
         raise UserError(
@@ -130,7 +134,7 @@ def _read_npz(path: Path, data: DataConfig, _: NodeTable | None) -> Fields:
         ) from error
 
 
-def _read_pt(path: Path, data: DataConfig, _: NodeTable | None) -> Fields:
+def _read_pt(path: Path, data: DataConfig, _: NodeTable | None, labelled: bool) -> Fields:
     try:
         with open_torch(path) as file:
             values = named_values(file, path)
@@ -144,16 +148,18 @@ def _read_pt(path: Path, data: DataConfig, _: NodeTable | None) -> Fields:
                         "its place"
                     ) from error
 
-            return chosen_fields(values, read, path, data)
+            return chosen_fields(values, read, path, data, labelled=labelled)
     except (OSError, ValueError) as error:
         raise UserError(
             f"{path} holds something other than a PyG Data object ({brief(error)}); {ADVICE}"
         ) from error
 
 
-def _read_matrix_market(path: Path, data: DataConfig, _: NodeTable | None) -> Fields:
+def _read_matrix_market(
+    path: Path, data: DataConfig, _: NodeTable | None, labelled: bool
+) -> Fields:
     try:
-        return _of_matrix(read_matrix_market(path, LARGEST_GRAPH), path, data)
+        return _of_matrix(read_matrix_market(path, LARGEST_GRAPH), path, data, labelled)
     except (OSError, ValueError) as error:
         raise UserError(
             f"{path} is not a sparse matrix in MatrixMarket form ({brief(error)}); write it with "
@@ -161,13 +167,13 @@ def _read_matrix_market(path: Path, data: DataConfig, _: NodeTable | None) -> Fi
         ) from error
 
 
-def _of_matrix(matrix: sp.coo_array, path: Path, data: DataConfig) -> Fields:
-    return _of_arrays(matrix_arrays(matrix), path, data)
+def _of_matrix(matrix: sp.coo_array, path: Path, data: DataConfig, labelled: bool) -> Fields:
+    return _of_arrays(matrix_arrays(matrix), path, data, labelled)
 
 
-def _read_mat(path: Path, data: DataConfig, _: NodeTable | None) -> Fields:
+def _read_mat(path: Path, data: DataConfig, _: NodeTable | None, labelled: bool) -> Fields:
     try:
-        return mat_fields(path, data)
+        return mat_fields(path, data, labelled=labelled)
     except (OSError, ValueError, MemoryError) as error:
         new = str(error).startswith("version 7.3")
         way_out = (
@@ -180,18 +186,20 @@ def _read_mat(path: Path, data: DataConfig, _: NodeTable | None) -> Fields:
         ) from error
 
 
-def _read_table(path: Path, data: DataConfig, nodes: NodeTable | None) -> Fields:
-    return _of_arrays(edge_table(path, nodes), path, data)
+def _read_table(path: Path, data: DataConfig, nodes: NodeTable | None, labelled: bool) -> Fields:
+    return _of_arrays(edge_table(path, nodes), path, data, labelled)
 
 
-def _of_arrays(arrays: Mapping[str, Tensor], path: Path, data: DataConfig) -> Fields:
+def _of_arrays(
+    arrays: Mapping[str, Tensor], path: Path, data: DataConfig, labelled: bool
+) -> Fields:
     for key in ("features", "adjacency"):
-        if key in data.names:
+        if key in data.names and labelled:
             raise UserError(
                 f"data.{key} = {data.names[key]} has no effect on {path}, which holds edges alone; "
                 "drop it"
             )
-    return chosen_fields(arrays, arrays.__getitem__, path, data)
+    return chosen_fields(arrays, arrays.__getitem__, path, data, labelled=labelled)
 
 
 _TABLE = Format(PARQUET, (".csv", ".tsv", ".txt", ".parquet", ".gz"), _read_table, names_nodes=True)

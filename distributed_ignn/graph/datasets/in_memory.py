@@ -17,7 +17,8 @@ from torch import Tensor
 
 from distributed_ignn.config.dataset import DataConfig
 from distributed_ignn.errors import UserError
-from distributed_ignn.graph.datasets.fields import Fields, chosen_fields
+from distributed_ignn.graph.datasets.checks import brief
+from distributed_ignn.graph.datasets.fields import Fields, chosen_fields, plain_tensor
 from distributed_ignn.graph.datasets.torch_content import from_rows, with_split_ids
 from distributed_ignn.reading.torch_files import sparse_tensor
 
@@ -30,19 +31,31 @@ def is_in_memory(data: object) -> bool:
     return not isinstance(data, str | Path)
 
 
-def fields_in_memory(data: object, settings: DataConfig) -> Fields:
+def fields_in_memory(data: object, settings: DataConfig, *, labelled: bool = True) -> Fields:
     """The arrays of a graph in memory by name; only weights of edges that are to be used.
 
     Args:
         data: a PyG ``Data``, or a mapping from its attributes' names to tensors or numpy arrays, on
             any device.
-        settings: see ``chosen_fields``.
+        settings, labelled: see ``chosen_fields``.
 
     Raises:
         UserError: it is something else, or an attribute is no plain tensor.
     """
-    content = with_split_ids(_attributes(data))
-    return chosen_fields(content, lambda name: _on_cpu(content[name]), ORIGIN, settings)
+    content = _attributes(data)
+    if labelled:
+        content = with_split_ids(content)
+
+    def read(name: str) -> Any:
+        try:
+            return _on_cpu(content[name])
+        except (ValueError, TypeError) as error:
+            raise UserError(
+                f"{ORIGIN}: {name} is {brief(error)}; give a plain tensor, or a scipy matrix of "
+                "two dimensions"
+            ) from error
+
+    return chosen_fields(content, read, ORIGIN, settings, labelled=labelled)
 
 
 def _attributes(data: object) -> dict[str, Any]:
@@ -86,7 +99,7 @@ def _on_cpu(value: Any) -> Any:
     if sp.issparse(value):
         matrix = sp.coo_array(value)
         ends = torch.from_numpy(np.stack([matrix.row, matrix.col]).astype(np.int64))
-        entries = torch.from_numpy(np.ascontiguousarray(matrix.data))
+        entries = plain_tensor(np.ascontiguousarray(matrix.data), "its values", ORIGIN)
         return sparse_tensor("torch.sparse_coo", [ends, entries], matrix.shape)
     if not isinstance(value, Tensor):
         return value

@@ -59,16 +59,7 @@ def targets_of(fields: Fields) -> Targets:
         y = y.to(torch.float64)  # the shorter formats cannot be rounded
         y = torch.where(y.isnan(), UNKNOWN, y)
     if y.dim() == 2:
-        known = y[(y != UNKNOWN).all(dim=1)]
-        if y.shape[1] > 1 and known.numel() and bool(((known == 1).sum(dim=1) == 1).all()):
-            logger.warning(
-                "%s: every node has one of the %d labels of y [n, %d], each of which is learned by "
-                "itself; if they exclude each other, give their numbers, y.argmax(1)",
-                fields.origin,
-                y.shape[1],
-                y.shape[1],
-            )
-        return Targets(y.to(torch.float32), y.shape[1], "multilabel")
+        return _several(y, fields)
     if y.dim() != 1 or y.numel() == 0:
         raise UserError(
             f"{fields.origin}: y has shape {tuple(y.shape)}; [nodes] or [nodes, classes] is needed"
@@ -88,12 +79,35 @@ def targets_of(fields: Fields) -> Targets:
             f"{fields.origin}: num_classes is {num_classes} and y has {len(fields.class_names)} "
             "different words; leave num_classes out"
         )
+    if "num_classes" in fields and num_classes < 1:
+        raise UserError(
+            f"{fields.origin}: num_classes is {num_classes}; leave it out, or give at least 1"
+        )
     if num_classes > y.numel():
         raise UserError(
             f"{fields.origin}: {num_classes} classes (largest label + 1) for {y.numel()} nodes; "
             "number the classes from 0 without gaps"
         )
     return Targets(labels, num_classes, "multiclass")
+
+
+def _several(y: Tensor, fields: Fields) -> Targets:
+    """Several labels a node, [n, C]."""
+    known = y[(y != UNKNOWN).all(dim=1)]
+    if y.shape[1] > 1 and known.numel() and bool(((known == 1).sum(dim=1) == 1).all()):
+        logger.warning(
+            "%s: every node has one of the %d labels of y [n, %d], each of which is learned by "
+            "itself; if they exclude each other, give their numbers, y.argmax(1)",
+            fields.origin,
+            y.shape[1],
+            y.shape[1],
+        )
+    if "num_classes" in fields and int(fields["num_classes"]) != y.shape[1]:
+        raise UserError(
+            f"{fields.origin}: num_classes is {int(fields['num_classes'])} and y has "
+            f"{y.shape[1]} columns, one for each label; leave num_classes out"
+        )
+    return Targets(y.to(torch.float32), y.shape[1], "multilabel")
 
 
 def tell_unlearned(targets: Targets, train: Tensor, fields: Fields) -> None:

@@ -120,8 +120,9 @@ def _matrix_entries(fields: Fields, n: int) -> tuple[Tensor, Tensor, Tensor | No
         row, col, value = _spread(matrix.crow_indices()), matrix.col_indices(), matrix.values()
     else:
         row, col, value = matrix.row_indices(), _spread(matrix.ccol_indices()), matrix.values()
-    plain = value.dtype == torch.bool or bool((value == 1).all())
-    return row.long(), col.long(), None if plain else value
+    if value.dtype == torch.bool:  # False is no edge, as 0 is none
+        row, col, value = row[value], col[value], value[value]
+    return row.long(), col.long(), None if bool((value == 1).all()) else value
 
 
 def _spread(pointer: Tensor) -> Tensor:

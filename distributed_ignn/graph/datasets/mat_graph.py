@@ -19,7 +19,14 @@ from torch import Tensor
 from distributed_ignn.config.dataset import LARGEST_GRAPH, DataConfig
 from distributed_ignn.config.suggest import suggest
 from distributed_ignn.errors import UserError
-from distributed_ignn.graph.datasets.fields import SPLITS, Fields, chosen_fields, some
+from distributed_ignn.graph.datasets.fields import (
+    SPLITS,
+    Fields,
+    chosen_fields,
+    says_labels,
+    some,
+    with_names_of,
+)
 from distributed_ignn.reading.archives import Limits
 from distributed_ignn.reading.mat_files import MatVariable, mat_variables
 from distributed_ignn.reading.plain_files import in_one_line
@@ -40,12 +47,13 @@ _NUMBERED = ("edge_index", "num_classes", *(f"{split}_idx" for split in SPLITS))
 _OTHERS = ("num_classes", "edge_weight", *(f"{s}_{k}" for s in SPLITS for k in ("mask", "idx")))
 
 
-def mat_fields(path: Path, data: DataConfig) -> Fields:
+def mat_fields(path: Path, data: DataConfig, *, labelled: bool = True) -> Fields:
     """The arrays of a file by PyG's names.
 
     Args:
         path: of the file.
         data: the settings that name what is what, and weights of edges, are read.
+        labelled: see ``chosen_fields``.
 
     Raises:
         OSError, ValueError: it cannot be read, or is damaged.
@@ -54,10 +62,14 @@ def mat_fields(path: Path, data: DataConfig) -> Fields:
     variables = mat_variables(path)
     if {"A", "local_info"} <= variables.keys() and data.adjacency in (None, "A"):
         return _facebook(variables, path, data)
-    return _by_names(variables, path, data)
+    if labelled:
+        return _by_names(variables, path, data, labelled)
+    return _by_names(variables, path, with_names_of(variables, data), labelled)
 
 
-def _by_names(variables: Mapping[str, MatVariable], path: Path, data: DataConfig) -> Fields:
+def _by_names(
+    variables: Mapping[str, MatVariable], path: Path, data: DataConfig, labelled: bool
+) -> Fields:
     """Each thing by the settings, else by the first of its usual names, whatever their case."""
     lower = {name.lower(): name for name in reversed(list(variables))}
     places = {name: lower[name] for name in _OTHERS if name in lower}
@@ -70,6 +82,8 @@ def _by_names(variables: Mapping[str, MatVariable], path: Path, data: DataConfig
         raise _no_such(variables, path, data, absent)
     if absent == "label":
         del places["y"]
+    if not labelled:
+        places = {name: place for name, place in places.items() if not says_labels(name)}
     arrays: dict[str, Any] = {}
     for name, place in places.items():
         if variables[place].kind not in ("numbers", *(("words",) if name == "y" else ())):
@@ -151,8 +165,10 @@ def _edges(value: np.ndarray | sp.coo_array, path: Path) -> dict[str, Any]:
 def matrix_arrays(matrix: sp.coo_array) -> dict[str, Tensor]:
     """Entry (i, j) says that node i reads node j; values that are all 1 are no weights."""
     ends = torch.stack([torch.from_numpy(part).long() for part in (matrix.col, matrix.row)])
+    if matrix.data.dtype.kind == "b":  # False is no edge, as 0 is none
+        return {"edge_index": ends[:, torch.from_numpy(matrix.data)]}
     arrays = {"edge_index": ends}
-    if matrix.data.dtype.kind != "b" and not (matrix.data == 1).all():
+    if not (matrix.data == 1).all():
         arrays["edge_weight"] = torch.from_numpy(matrix.data.astype(float))
     return arrays
 

@@ -24,6 +24,7 @@ from distributed_ignn.graph.datasets.table_columns import (
     ids_of,
     is_list,
     is_numeric,
+    label_lists,
     mostly_numbers,
     numbers,
     row_numbers,
@@ -49,6 +50,7 @@ class NodeTable:
     Args:
         path: of the file.
         label: the column of labels, if it is not called as they usually are.
+        labelled: whether labels and splits are read; else their columns are left alone.
 
     Attributes:
         fields: what it says.
@@ -58,10 +60,12 @@ class NodeTable:
         UserError: it cannot be read, or breaks a rule.
     """
 
-    def __init__(self, path: Path, label: str | None = None) -> None:
+    def __init__(self, path: Path, label: str | None = None, *, labelled: bool = True) -> None:
         columns, named = table_columns(path, lambda names: [n for n in _ID if n in names][:1])
         present = tuple(columns)
         words = _LABEL if label is None else (label.lower(),)
+        if not labelled and label is not None and label.lower() not in columns:
+            words = _LABEL
         taken = {kind: take(columns, kind) for kind in (words, _ID, _SPLIT)}
         unnamed = any(name.replace(".", "").isdecimal() for name in present)
         if not named or (unnamed and all(column is None for column in taken.values())):
@@ -72,15 +76,17 @@ class NodeTable:
         self.ids = None if taken[_ID] is None else _ids(taken[_ID], path)
         arrays: dict[str, Tensor] = {}
         names: tuple[str, ...] = ()
-        if taken[words] is not None:
-            arrays["y"], names = _labels(taken[words], path)
-        if taken[_SPLIT] is not None:
-            arrays |= _split(taken[_SPLIT], path)
-        for split in SPLITS:
-            mask = take(columns, (f"{split}_mask",))
-            if mask is not None:
-                arrays[f"{split}_mask"] = numbers(mask, f"{split}_mask", path)
+        masks = {f"{split}_mask": take(columns, (f"{split}_mask",)) for split in SPLITS}
+        if labelled:
+            if taken[words] is not None:
+                arrays["y"], names = _labels(taken[words], path)
+            if taken[_SPLIT] is not None:
+                arrays |= _split(taken[_SPLIT], path)
+            for name, mask in masks.items():
+                if mask is not None:
+                    arrays[name] = numbers(mask, name, path)
         features = _features(columns, path)
+        _tell_odd_features(features, path)
         if features:
             arrays["x"] = feature_columns(features, path)
         ids = None if self.ids is None else NodeIds.of(self.ids.to_pylist())
@@ -125,6 +131,18 @@ def _features(columns: Mapping[str, Column], path: Path) -> dict[str, Column]:
     return found
 
 
+def _tell_odd_features(features: Mapping[str, Column], path: Path) -> None:
+    """Say so where a feature is called as labels or ids usually are; it may be the same again."""
+    odd = [name for name in features if name.lower() in (*_LABEL, *_ID)]
+    if odd:
+        logger.warning(
+            "%s: read as a feature, beside the column of labels and that of ids: %s; leave it out "
+            "if it tells the label",
+            path,
+            in_one_line(some(odd)),
+        )
+
+
 def _is_index(name: str, column: Column) -> bool:
     """Whether it is nameless 0, 1, 2 and so on, as the index that pandas writes first."""
     if not _UNNAMED.fullmatch(name) or not pa.types.is_integer(column.type) or column.null_count:
@@ -149,7 +167,7 @@ def _ids(column: Column, path: Path) -> Column | None:
 def _labels(column: Column, path: Path) -> tuple[Tensor, tuple[str, ...]]:
     """Labels [n], -1 where a cell is empty; and what they are called, if they are words."""
     if is_list(column):
-        return feature_columns({"label": column}, path), ()
+        return label_lists(column, path), ()
     if is_numeric(column):
         return numbers(column, "label", path), ()
     coded = column.combine_chunks().dictionary_encode()

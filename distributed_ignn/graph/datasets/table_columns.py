@@ -185,6 +185,22 @@ def feature_columns(columns: dict[str, Column], path: Path) -> Tensor:
     return found
 
 
+def label_lists(column: Column, path: Path) -> Tensor:
+    """Lists of as many labels each: float64 [n, C], NaN where a list or a label is missing.
+
+    Raises:
+        UserError: the lists have different lengths, or hold words.
+    """
+    there = column.drop_null()
+    if len(there) == 0:
+        raise UserError(f"{path}: no row of column label has a list; fill some, or leave it out")
+    width = _width(there, "label", path)
+    found = torch.full((len(column), width), torch.nan, dtype=torch.float64)
+    flat = numbers(pc.list_flatten(there), "label", path)
+    found[torch.from_numpy(column.is_valid().to_numpy())] = flat.double().reshape(-1, width)
+    return found
+
+
 def _width(column: Column, name: str, path: Path) -> int:
     """Numbers in each cell of a column."""
     if not is_list(column):

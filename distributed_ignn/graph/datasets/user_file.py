@@ -45,20 +45,21 @@ def load_user_file(path: Path, data: DataConfig) -> GraphData:
     return labelled_graph(read_fields(path, data), data)
 
 
-def read_fields(path: Path, data: DataConfig) -> Fields:
+def read_fields(path: Path, data: DataConfig, *, labelled: bool = True) -> Fields:
     """The arrays of a file by name; only weights of edges that are to be used.
 
     Args:
         path: the file, or a folder of OGB's form.
         data: edge weights and the table of nodes are read.
+        labelled: see ``chosen_fields``.
 
     Raises:
         UserError: the file is missing, or not of the kind that its name says.
     """
     if is_ogb_folder(path):
         arrays = ogb_folder(path)
-        return chosen_fields(arrays, arrays.__getitem__, path, data)
+        return chosen_fields(arrays, arrays.__getitem__, path, data, labelled=labelled)
     if not path.is_file():
         problem = "is a folder" if path.is_dir() else "does not exist"
         raise UserError(f"{path} {problem}; give the path of a {FILE_KINDS} file")
-    return read_any(path, data)
+    return read_any(path, data, labelled=labelled)
