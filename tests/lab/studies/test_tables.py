@@ -452,12 +452,19 @@ def test_files_of_one_name_are_refused() -> None:
 
 @pytest.mark.cheap
 def test_notes_name_what_the_command_line_set() -> None:
-    request = TableRequest(
-        "table1", "large", ("reddit",), ("gcn",), (0,), {"train.epochs": 2}, Path("out")
-    )
-    told = differences(request)
-    assert "Set for all runs on which it has an effect: train.epochs = 2." in told
-    assert any(note.startswith("Reddit is the whole graph") for note in told)
+    def told(**flags: Any) -> str:
+        dotted = {name.replace("__", "."): value for name, value in flags.items()}
+        request = TableRequest("table1", "large", ("reddit",), ("gcn",), (0,), dotted, Path("out"))
+        return "\n".join(differences(request))
+
+    plain = told(train__epochs=2)
+    assert "Set for all runs on which it has an effect: train.epochs = 2.\n" in plain
+    assert "\nReddit is the whole graph" in plain
+    assert "binary cross-entropy" in plain
+    assert "log-odds" in plain
+    other = told(train__loss="cross_entropy", train__prior_bias=False)
+    assert "binary cross-entropy" not in other
+    assert "log-odds" not in other
 
 
 def test_memory_that_runs_out_in_one_cell_ends_no_table(

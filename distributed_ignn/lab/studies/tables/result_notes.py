@@ -27,11 +27,17 @@ _PROTOCOL = (
     "Validation nodes choose the epoch; test nodes are read once, at the end. The paper's authors "
     "choose on the test nodes in their released code, which favours theirs."
 )
-_LOSS = (
-    "The paper's implicit rows are trained by its binary cross-entropy, and start their readout at "
-    "the log-odds of the labels where there are nine classes or more; explicit ones and ours by "
-    "cross-entropy, unless nodes have several labels."
-)
+#: Each as long as the command line does not say otherwise.
+_UNLESS_SET = {
+    "train.loss": (
+        "The paper's implicit rows are trained by its binary cross-entropy, explicit ones and ours "
+        "by cross-entropy, unless nodes have several labels."
+    ),
+    "train.prior_bias": (
+        "The paper's implicit rows start their readout at the log-odds of the labels where there "
+        "are nine classes or more."
+    ),
+}
 _NN = "IGNN w. NN is the paper's solver without its graph layer."
 _OTHERWISE = {
     "reddit": "Reddit is the whole graph; the paper's counts are those of reddit2.",
@@ -56,7 +62,8 @@ def differences(request: TableRequest) -> list[str]:
     own = [text for name, text in _OTHERWISE.items() if name in request.datasets]
     told = ", ".join(f"{name} = {value}" for name, value in request.flags.items())
     given = [f"Set for all runs on which it has an effect: {told}."] if told else []
-    return [_PROTOCOL, _TUNED, *given, _ALIKE, _NN, _LOSS, *own]
+    losses = [text for name, text in _UNLESS_SET.items() if name not in request.flags]
+    return [_PROTOCOL, _TUNED, *given, _ALIKE, _NN, *losses, *own]
 
 
 def gaps(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
