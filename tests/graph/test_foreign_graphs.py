@@ -164,7 +164,7 @@ def test_lists_of_numbers(tmp_path: Path) -> None:
     _same(_saved(tmp_path, content))
     with pytest.raises(UserError, match="y is a list, a tensor is needed"):
         _saved(tmp_path, _tensors(y=[0, 1, 2, None, 1, 2]))
-    with pytest.raises(UserError, match="y is a array of object"):
+    with pytest.raises(UserError, match="y is an array of object"):
         _saved(tmp_path, _tensors(y=[0, 1, 2, 2**70, 1, 2]))
 
 
