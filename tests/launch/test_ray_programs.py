@@ -138,22 +138,22 @@ def test_predictions_of_two_workers_are_those_of_one_process(
     """As a command in a process that is in a cluster already, which it uses and does not leave."""
     folder, result = trained
     tables = []
-    workers = ("--workers", "2")
     by_url = f"file://{result.path}"
     for name, run, more in (
         ("one", result.path, ()),
-        ("two", result.path, workers),
-        ("url", by_url, workers),
+        ("two", result.path, ("--workers", "2")),
+        ("url", by_url, ("--workers", "1")),
     ):
         out = folder / f"{name}.parquet"
         arguments = (run, "--device", "cpu", "--tolerance", "1e-12", *more)
         assert predict_command.main([*arguments, "--out", str(out)]) == 0
         tables.append(pq.read_table(out))
-    one, two = (np.stack(table["probabilities"].to_numpy()) for table in tables[:2])
-    np.testing.assert_allclose(one, two, rtol=0, atol=1e-12)
-    assert tables[0]["prediction"].equals(tables[1]["prediction"])
-    assert tables[0]["node"].equals(tables[1]["node"])
-    assert tables[1].equals(tables[2])
+    one, two, url = (np.stack(table["probabilities"].to_numpy()) for table in tables)
+    for other in (two, url):
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-12)
+    for table in tables[1:]:
+        assert tables[0]["prediction"].equals(table["prediction"])
+        assert tables[0]["node"].equals(table["node"])
     shown = capsys.readouterr().out
     assert "starting 2 workers on Ray ..." in shown
     # the title is folded at the width of the terminal

@@ -38,7 +38,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 _TOLERANCE = 1e-12
 
 
-@pytest.fixture(scope="module", params=[1, 2, 4])
+# on four ranks kinds are compared with every change (test_explicit_kinds.py)
+@pytest.fixture(scope="module", params=[1, 2, pytest.param(4, marks=pytest.mark.long)])
 def reports(request: pytest.FixtureRequest) -> list[dict[str, dict[str, Any]]]:
     if request.param == 1:
         return [on_parts(Communicator(), GRAPHS)]

@@ -56,11 +56,20 @@ def _assert_same(found: Reports, whole: Reports) -> None:
         assert worst <= _LOOSE_EXACT, (case, name, worst)
 
 
-def test_one_emulated_gpu_agrees_with_the_cpu(whole: Reports) -> None:
+@pytest.mark.parametrize(
+    ("cases", "cells"),
+    [
+        pytest.param(ON_ONE[::2], True, id="every other"),
+        pytest.param(ON_ONE[1::2], False, id="the rest", marks=pytest.mark.long),
+    ],
+)
+def test_one_emulated_gpu_agrees_with_the_cpu(
+    whole: Reports, cases: tuple[str, ...], cells: bool
+) -> None:
     with EmulatedGPU(1) as gpu:
-        found = everything(Communicator(device=torch.device("cuda", 0)), ON_ONE, cells=True)
+        found = everything(Communicator(device=torch.device("cuda", 0)), cases, cells)
         assert gpu.counts.total(kinds.LAUNCH) > 1000, "nothing ran on it"
-    assert len(found) == len(ON_ONE) + len(CELLS)
+    assert len(found) == len(cases) + (len(CELLS) if cells else 0)
     _assert_same(found, whole)
 
 

@@ -561,6 +561,7 @@ def _curves_on_a_rank(comm: Communicator, out: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
+@pytest.mark.long  # tables and a search have two ranks with every change
 @pytest.mark.timeout(240)
 def test_two_ranks_find_the_same_curves_and_no_long_range(tmp_path: Path) -> None:
     first, second = run_ranks(_curves_on_a_rank, 2, tmp_path / "two", timeout=200)
