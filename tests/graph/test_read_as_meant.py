@@ -160,9 +160,9 @@ def test_names_of_the_trained_file_are_not_asked_of_another(tmp_path: Path) -> N
     scipy.io.savemat(tmp_path / "other.mat", {"network": np.eye(N)[RING[1]], "attrb": X})
     assert _predicted(tmp_path / "other.mat", **named).num_features == 2
     np.savetxt(tmp_path / "edges.csv", RING.T, fmt="%d", delimiter=",", header="a,b", comments="")
-    (tmp_path / "nodes.csv").write_text("\n".join(["label,x0", *(f"{i},{i}" for i in range(N))]))
+    (tmp_path / "nodes.csv").write_text("\n".join(["x,y", *(f"{i},{i}" for i in range(N))]))
     found = _predicted(tmp_path / "edges.csv", nodes=tmp_path / "nodes.csv", **named)
-    assert found.num_features == 1
+    assert found.num_features == 2  # as in training, where y is not the label
 
 
 def test_lists_of_labels_may_have_gaps(tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def test_figures_are_printed_and_written(
         ),
         (
             ("epoch", "--forward.method", "picard", "--methods", "neural"),
-            "--methods neural is neither forward.method = picard nor anderson nor picard",
+            "method neural is not measured, but picard, anderson; choose one of these, or add --f",
         ),
         (("sparsifier", "--run", "runs/x", "--keep", "2"), "--keep 2 must be at most 1"),
         (("epoch", "--method", "picard"), "did you mean '--methods'"),

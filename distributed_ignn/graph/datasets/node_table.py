@@ -64,8 +64,6 @@ class NodeTable:
         columns, named = table_columns(path, lambda names: [n for n in _ID if n in names][:1])
         present = tuple(columns)
         words = _LABEL if label is None else (label.lower(),)
-        if not labelled and label is not None and label.lower() not in columns:
-            words = _LABEL
         taken = {kind: take(columns, kind) for kind in (words, _ID, _SPLIT)}
         unnamed = any(name.replace(".", "").isdecimal() for name in present)
         if not named or (unnamed and all(column is None for column in taken.values())):

@@ -116,7 +116,7 @@ def methods_of(config: RunConfig, wanted: Sequence[str] = ()) -> dict[str, RunCo
         wanted: names of methods; of all if there are none.
 
     Raises:
-        UserError: one is neither the settings' own nor one of those two.
+        UserError: one is none of these.
     """
     own: str = config.forward.method
     found = {own: config}
@@ -128,8 +128,8 @@ def methods_of(config: RunConfig, wanted: Sequence[str] = ()) -> dict[str, RunCo
     for name in wanted:
         if name not in found:
             raise UserError(
-                f"--methods {name} is neither forward.method = {own} nor anderson nor picard; "
-                f"choose one of these, or add --forward.method {name}"
+                f"method {name} is not measured, but {', '.join(found)}; choose one of these, or "
+                f"add --forward.method {name}"
             )
     return {name: found[name] for name in found if not wanted or name in wanted}
 
