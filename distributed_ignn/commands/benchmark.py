@@ -20,7 +20,7 @@ from distributed_ignn.config import (
     resolve_run,
 )
 from distributed_ignn.config.choices import Choice
-from distributed_ignn.config.dotted import dotted
+from distributed_ignn.config.dotted import dotted, names_of
 from distributed_ignn.config.idle import refuse_idle, refuse_unread
 from distributed_ignn.config.options import (
     Bare,
@@ -52,9 +52,8 @@ from distributed_ignn.launchers.this_rank import on_this_rank
 
 _STUDIES = ("solver", "sparsifier", "codecs")
 _COURSE, _EPOCHS = "accuracy", "epoch"
-_OF_ANY_RUN = (
-    *("device", "comm.backend", "comm.timeout_seconds", "comm.hang_seconds", "comm.shared_memory"),
-)
+_MEETING = ("backend", "timeout_seconds", "hang_seconds", "shared_memory")
+_OF_ANY_RUN = ("device", *(f"comm.{key}" for key in _MEETING))
 """Settings by which the ranks of a study find each other; it has all others from the run."""
 
 _OF_GRAPH = (*SUITE, _COURSE)
@@ -236,7 +235,7 @@ def _parse(argv: Sequence[str]) -> tuple[_Options, RunConfig]:
         refuse_unread(config, dict(dotted(flags)), _OF_ANY_RUN, "a study of a trained run")
         return options, config
     config = resolve_run(with_graph(flags, path), path)
-    given = [name for name, _ in dotted(flags)]
+    given = names_of(flags)
     first, *others = _trained_with(options, config)
     refuse_idle(first, (*given, "forward.method"), others)
     return options, config

@@ -20,7 +20,7 @@ from distributed_ignn.config import (
 )
 from distributed_ignn.config.choices import Choice
 from distributed_ignn.config.dataset import OWN_FILE, DatasetName
-from distributed_ignn.config.dotted import dotted
+from distributed_ignn.config.dotted import dotted, names_of
 from distributed_ignn.config.idle import refuse_idle
 from distributed_ignn.config.options import (
     Bare,
@@ -178,7 +178,7 @@ def _run(argv: Sequence[str]) -> None:
     _refuse(options.study, flags, _OWN)
     flags, path = _with_defaults(options, flags, path)
     config = resolve_run(flags, path)
-    given = [name for name, _ in dotted(flags)]
+    given = names_of(flags)
     first, *others = _trained_with(options.study, config)
     refuse_idle(first, (*given, "forward.method"), others)
     out = options.out or Path("runs") / f"{options.study}-{Path(config.dataset).stem}"

@@ -23,7 +23,7 @@ from distributed_ignn.config import (
     resolve_run,
 )
 from distributed_ignn.config.choices import Choice
-from distributed_ignn.config.dotted import dotted
+from distributed_ignn.config.dotted import names_of
 from distributed_ignn.config.idle import refuse_idle
 from distributed_ignn.config.options import (
     Bare,
@@ -199,7 +199,7 @@ def _parse(argv: Sequence[str]) -> tuple[_Options, RunConfig]:
     options, flags, path = parse_options_and_settings(
         _Options, spelled_out(argv), name="ignn scaling", about=__doc__, more=_EXAMPLES
     )
-    given = [name for name, _ in dotted(flags)]
+    given = names_of(flags)
     if "comm.halo" in given:
         raise UserError("--comm.halo is set by the study; it takes --halo")
     check_outputs(options)

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from distributed_ignn.cli import run_main
 from distributed_ignn.config import RunConfig, parse_options_and_settings, resolve_run
-from distributed_ignn.config.dotted import dotted
+from distributed_ignn.config.dotted import names_of
 from distributed_ignn.config.idle import refuse_idle
 from distributed_ignn.config.keywords import setting_names
 from distributed_ignn.config.options import (
@@ -143,7 +143,7 @@ def _run(argv: Sequence[str]) -> None:
         _Options, argv, name="ignn search", about=__doc__, more=_EXAMPLES + _space()
     )
     check_outputs(options)
-    given = [name for name, _ in dotted(flags)]  # as they are called here, however they were typed
+    given = names_of(flags)  # as they are called here, however they were typed
     _check_own(given, options)
     if options.graph is not None:
         flags["dataset"] = options.graph

@@ -19,6 +19,11 @@ def dotted(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
             yield prefix + key, value
 
 
+def names_of(settings: Mapping[str, Any]) -> list[str]:
+    """The dotted names of all settings."""
+    return [name for name, _ in dotted(settings)]
+
+
 def differences(run: Section, before: Section) -> list[str]:
     """``name = value (was value)`` of settings that differ, but for those of one start alone."""
     found = unlike(run, before, _OF_A_START)

@@ -19,7 +19,7 @@ from distributed_ignn.config.choices import choice_at
 from distributed_ignn.config.command import CommandParser
 from distributed_ignn.config.dataset import FILE_SUFFIXES, IN_MEMORY, OWN_FILE, dataset_names
 from distributed_ignn.config.deepspeed_settings import check_device, read_settings, require_package
-from distributed_ignn.config.dotted import dotted
+from distributed_ignn.config.dotted import names_of
 from distributed_ignn.config.explicit import is_explicit, of_dataset
 from distributed_ignn.config.idle import refuse_idle, refuse_without_ray, without_idle
 from distributed_ignn.config.model import OF_FEATURES
@@ -179,7 +179,7 @@ def dump_yaml(config: RunConfig) -> str:
 def _resolve_started_run(flags: dict[str, Any], config_file: Path | None) -> RunConfig:
     """As ``resolve_read_run``, of a run whose settings alone say how its processes start."""
     run = resolve_read_run(flags, config_file)
-    refuse_without_ray(run, [name for name, _ in dotted(flags)])
+    refuse_without_ray(run, names_of(flags))
     return run
 
 
@@ -190,7 +190,7 @@ def resolve_read_run(flags: dict[str, Any], config_file: Path | None) -> RunConf
         NoEffectError: see ``refuse_idle``.
     """
     run = resolve_run(flags, config_file)
-    refuse_idle(run, [name for name, _ in dotted(flags)])
+    refuse_idle(run, names_of(flags))
     return without_idle(run)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from distributed_ignn.config import SolveConfig
 from distributed_ignn.config.check import validate_run
-from distributed_ignn.config.dotted import dotted
+from distributed_ignn.config.dotted import names_of
 from distributed_ignn.config.idle import refuse_idle
 from distributed_ignn.config.sections import RunConfig
 from distributed_ignn.errors import UserError
@@ -117,7 +117,7 @@ def checked(values: Mapping[str, Mapping[str, Any]]) -> RunConfig:
     """
     try:
         run = validate_run({"dataset": "chains", **values})
-        refuse_idle(run, [name for name, _ in dotted(values)])
+        refuse_idle(run, names_of(values))
         return run
     except UserError as error:
         message = str(error)

@@ -62,8 +62,8 @@ class Evaluation:
             The metrics, whether they are those of the equilibrium, and the solve.
         """
         self._model.eval()
-        best, (tolerance, _) = self._chooser.best, self.best_limits
-        solution = self._confirmation.solve(*self.best_limits)
+        best, (tolerance, most_steps) = self._chooser.best, self.best_limits
+        solution = self._confirmation.solve(tolerance, most_steps)
         metrics = self._confirmation.measure(solution.image, splits)
         same = abs(metrics["val"] - best.val_metric) <= SLACK
         known = best.confirmed and best.tolerance is not None
@@ -90,9 +90,8 @@ class Evaluation:
     def at_initialiser(self, splits: tuple[str, ...]) -> dict[str, float] | None:
         """Measure at h(b), where solves start; None without a trained initialiser."""
         model, learned = self._model, self._learned
-        if learned is None or learned.guess is None or not learned.ready:
-            return None
-        if not isinstance(model, ShardModel):
+        trained = learned is not None and learned.guess is not None and learned.ready
+        if not trained or not isinstance(model, ShardModel):
             return None
         model.eval()
         injection = model.injection()

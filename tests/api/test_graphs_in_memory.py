@@ -104,13 +104,15 @@ def test_words_in_the_forms_that_tables_give() -> None:
         _print(_with(y=np.array([1, "no", *words[2:]], dtype=object)))
 
 
-@pytest.mark.parametrize("trained", [True, False])
+@pytest.mark.parametrize(
+    ("trained", "settings"), [(True, {}), (True, {"data.edge_weights": "use"}), (False, {})]
+)
 def test_weights_that_the_model_has_not_seen_are_told(
-    trained: bool, caplog: pytest.LogCaptureFixture
+    trained: bool, settings: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     weighted = _with(edge_weight=torch.rand(DATA.edge_index.shape[1]))
     first, other = (weighted, DATA) if trained else (DATA, weighted)
-    run = di.fit(first, QUICK, epochs=1)
+    run = di.fit(first, QUICK | settings, epochs=1)
     with caplog.at_level("WARNING"):
         run.predict(first)
         assert "weights" not in caplog.text

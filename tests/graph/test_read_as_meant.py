@@ -68,7 +68,7 @@ def test_a_feature_that_is_called_as_a_label_is_told(
     with caplog.at_level(logging.WARNING):
         found = load_user_file(tmp_path / "edges.csv", data)
     assert found.num_features == 2
-    assert "read as a feature, beside the column of labels and that of ids: class;" in caplog.text
+    assert "called as labels or ids are, and read as a feature: class; leave it out" in caplog.text
 
 
 def _objects(*values: Any) -> np.ndarray:
@@ -150,6 +150,11 @@ def test_predicting_reads_no_labels_and_no_split(tmp_path: Path) -> None:
     pq.write_table(table, tmp_path / "nodes.parquet")
     found = _predicted(tmp_path / "edges.csv", nodes=tmp_path / "nodes.parquet")
     assert (found.num_features, found.labels.unique().tolist()) == (2, [-1])
+
+
+def test_features_of_a_graph_to_predict_have_rows() -> None:
+    with pytest.raises(UserError, match=r"^data: x is one number; give x \[nodes"):
+        _predicted({"edge_index": RING, "x": torch.tensor(1.0)})
 
 
 def test_names_of_the_trained_file_are_not_asked_of_another(tmp_path: Path) -> None:

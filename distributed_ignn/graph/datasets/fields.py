@@ -7,7 +7,6 @@ so that all share every check. Letters: n nodes, E edges, F features, C classes,
 from __future__ import annotations
 
 import logging
-import math
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from torch import Tensor
 from distributed_ignn.config.dataset import DataConfig
 from distributed_ignn.errors import UserError
 from distributed_ignn.graph.datasets.checks import brief
+from distributed_ignn.graph.datasets.label_words import numbered
 from distributed_ignn.graph.node_ids import NodeIds
 from distributed_ignn.reading.plain_files import in_one_line
 from distributed_ignn.reading.torch_files import check_tensor
@@ -179,7 +179,7 @@ def chosen_fields(
     for name in (*wanted, *weights):
         value = read(places[name])
         if name == "y":
-            value, names = _numbered(value, origin) if _are_words(value) else _without_gaps(value)
+            value, names = numbered(value, origin)
         arrays[name] = plain_tensor(value, places[name], origin)
     if places.get("edge_index") == "edges" and arrays["edge_index"].shape[1:] == (2,):
         arrays["edge_index"] = arrays["edge_index"].T
@@ -276,65 +276,6 @@ def some(names: Sequence[str]) -> str:
     """Names with commas between them, and how many more there are."""
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + more
-
-
-def _are_words(value: Any) -> bool:
-    """Whether these are strings; in an array of objects, as pandas has them, with gaps between."""
-    if isinstance(value, np.ndarray):
-        if value.dtype != object:
-            return value.dtype.kind == "U"
-        words = [word for word in value.flat if not _is_gap(word)]
-    elif type(value) is list:
-        words = value
-    else:
-        return False
-    return bool(words) and all(isinstance(word, str) for word in words)
-
-
-def _is_gap(value: Any) -> bool:
-    """Whether it stands for a label that is not known; pandas has two more such things."""
-    if isinstance(value, float):
-        return math.isnan(value)
-    return value is None or type(value).__name__ in ("NAType", "NaTType")
-
-
-def _without_gaps(value: Any) -> tuple[Any, tuple[str, ...]]:
-    """Numbers among objects, as pandas has them where some are missing, with NaN in the gaps.
-
-    Returns:
-        Them, or the value as it is where it is something else; and no names.
-    """
-    if not isinstance(value, np.ndarray) or value.dtype != object:
-        return value, ()
-    gaps = np.array([_is_gap(each) for each in value.flat], dtype=bool).reshape(value.shape)
-    if not all(isinstance(each, int | float | np.number) for each in value[~gaps]):
-        return value, ()
-    return np.where(gaps, np.nan, value).astype(np.float64), ()
-
-
-def _numbered(value: Any, origin: Path) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Words [n] or [n, 1] as numbers of the different ones, in the order of the alphabet.
-
-    An empty word, None and NaN are no label.
-
-    Raises:
-        UserError: there are several a node.
-    """
-    words = np.asarray(value)
-    if words.dtype == object:
-        filled = ["" if _is_gap(word) else str(word) for word in words.flat]
-        words = np.array(filled).reshape(words.shape)
-    shown = words.reshape(-1) if words.shape[1:] == (1,) else words
-    if shown.ndim != 1:
-        raise UserError(
-            f"{origin}: y holds words and has shape {shown.shape}; give one word a node, or for "
-            "several labels a column of 0 and 1 for each"
-        )
-    names, numbers = np.unique(shown, return_inverse=True)
-    numbers = numbers.reshape(shown.shape).astype(np.int64)
-    if names.size and names[0] == "":
-        names, numbers = names[1:], numbers - 1
-    return numbers, tuple(str(name) for name in names)
 
 
 def plain_tensor(value: Any, name: str, origin: Path) -> Tensor:

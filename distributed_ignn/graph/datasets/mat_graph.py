@@ -62,9 +62,8 @@ def mat_fields(path: Path, data: DataConfig, *, labelled: bool = True) -> Fields
     variables = mat_variables(path)
     if {"A", "local_info"} <= variables.keys() and data.adjacency in (None, "A"):
         return _facebook(variables, path, data)
-    if labelled:
-        return _by_names(variables, path, data, labelled)
-    return _by_names(variables, path, with_names_of(variables, data), labelled)
+    asked = data if labelled else with_names_of(variables, data)
+    return _by_names(variables, path, asked, labelled)
 
 
 def _by_names(

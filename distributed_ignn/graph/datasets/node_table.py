@@ -134,8 +134,8 @@ def _tell_odd_features(features: Mapping[str, Column], path: Path) -> None:
     odd = [name for name in features if name.lower() in (*_LABEL, *_ID)]
     if odd:
         logger.warning(
-            "%s: read as a feature, beside the column of labels and that of ids: %s; leave it out "
-            "if it tells the label",
+            "%s: called as labels or ids are, and read as a feature: %s; leave it out if it tells "
+            "the label",
             path,
             in_one_line(some(odd)),
         )
